@@ -1,0 +1,37 @@
+"""Model definitions in training form, to try the compiler on."""
+
+from reparam_compiler.zoo.random_weights import randomise_batch_norm
+from reparam_compiler.zoo.repvgg import (
+    REPVGG,
+    Architecture,
+    RepVGG,
+    repvgg_a0,
+    repvgg_a1,
+    repvgg_a2,
+    repvgg_b0,
+    repvgg_b1,
+    repvgg_b1g2,
+    repvgg_b1g4,
+    repvgg_b2,
+    repvgg_b2g4,
+    repvgg_b3,
+    repvgg_b3g4,
+)
+
+__all__ = [
+    "REPVGG",
+    "Architecture",
+    "RepVGG",
+    "randomise_batch_norm",
+    "repvgg_a0",
+    "repvgg_a1",
+    "repvgg_a2",
+    "repvgg_b0",
+    "repvgg_b1",
+    "repvgg_b1g2",
+    "repvgg_b1g4",
+    "repvgg_b2",
+    "repvgg_b2g4",
+    "repvgg_b3",
+    "repvgg_b3g4",
+]
