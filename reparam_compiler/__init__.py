@@ -1,0 +1,1 @@
+"""Fuse, prune, lower: see README.md."""

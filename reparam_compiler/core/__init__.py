@@ -1,0 +1,1 @@
+"""Pure arithmetic on convolution operators: arrays in, arrays out; no graph, no I/O, no logging."""

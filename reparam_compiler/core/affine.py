@@ -1,0 +1,44 @@
+"""Ops that are convolutions in disguise, each as a `ConvKernel`.
+
+batch norm (Eq. 2)   y = (x - mu) gamma / sigma + beta,  sigma = sqrt(var + eps)       diagonal, 1 tap
+identity             y = x                                                             diagonal, 1 tap
+average pool         y[p] = 1/|K| sum_t x[s p + t - l]                                 depthwise, k taps of 1/|K|
+"""
+
+import numpy as np
+
+from reparam_compiler.core.kernel import Bias, ConvKernel, Ints, NotFusable, Pairs, diagonal
+
+
+def identity(channels: int, rank: int) -> ConvKernel:
+    """The operator x -> x: in the paper, a 1x1 conv whose kernel is the identity matrix."""
+    return diagonal(np.ones(channels), np.zeros(channels), rank)
+
+
+def batch_norm(gamma: Bias | None, beta: Bias | None, mean: Bias, var: Bias, *, eps: float, rank: int) -> ConvKernel:
+    """Batch norm with the statistics that it was trained to (Eq. 2); without gamma and beta where it is not affine."""
+    factor = (1.0 if gamma is None else gamma) / np.sqrt(var + eps)
+    return diagonal(factor, (0.0 if beta is None else beta) - mean * factor, rank)
+
+
+def average_pool(
+    channels: int,
+    size: Ints,
+    stride: Ints,
+    padding: Pairs,
+    *,
+    count_include_pad: bool = True,
+    ceil_mode: bool = False,
+    divisor: int | None = None,
+) -> ConvKernel:
+    """Average pooling as a depthwise conv.
+
+    Raises NotFusable where an output divides by the number of pixels it really saw (`count_include_pad=False` with padding),
+    and for `ceil_mode`, whose last output may reach beyond the padding.
+    """
+    if any(low or high for low, high in padding) and not count_include_pad and divisor is None:
+        raise NotFusable("average pool with count_include_pad=False divides by less at the border")
+    if ceil_mode and any(s > 1 for s in stride):
+        raise NotFusable("average pool with ceil_mode reads beyond its padding")
+    taps = np.full((channels, 1, *size), 1.0 / (divisor or np.prod(size)))
+    return ConvKernel(taps, np.zeros(channels), stride, (1,) * len(size), padding, groups=channels)

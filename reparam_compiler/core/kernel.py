@@ -1,0 +1,297 @@
+"""Convolution operators and their algebra: what lets parallel branches become one conv.
+
+A kernel with stride s, dilation d and padding (l, h) sends a source x, extended beyond its border, to
+
+    y[o, p] = b[o] + sum_{i, t} W[o, i, t] x[i, s p + d t - l],     0 <= p <= (size + l + h - d (k - 1) - 1) // s
+
+Such operators are closed under
+
+    (a K + b) x = a (K x) + b              W' = a W, b' = a b_K + b                     scale, always exact
+    (K + L) x = K x + L x                  W' = W_K + W_L on one lattice of taps        add, where both give the same positions
+    (L . K) x = L (K x)                    W' = W_L * W_K (full correlation)            compose, where L reads only what K gave
+
+`compose` is where the danger lies. An outer kernel that pads reads positions that the inner one never produced: there it
+sees the padding, not what the inner kernel would give. The two agree only where the inner kernel has a single tap along the
+padded axis, so that outside its source it gives its bias, and the padding value is that bias. A 3x3 that pads over a 3x3
+that pads is therefore refused, even without a bias: it is not a 5x5.
+
+Everything is float64, rank-generic (`*K` is any number of spatial axes, none for a linear layer) and pure.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from math import gcd, prod
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+Weight = Float64[np.ndarray, "O Ig *K"]
+Bias = Float64[np.ndarray, "O"]
+Ints = tuple[int, ...]
+Pairs = tuple[tuple[int, int], ...]
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
+
+
+class NotFusable(Exception):
+    """This step has no exact convolution; the message is the reason that the report prints."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ConvKernel:
+    """An affine convolution operator from `groups * Ig` to `O` channels.
+
+    weight: taps, `O Ig *K`.
+    bias: `O`.
+    stride, dilation: for each spatial axis, in source positions.
+    padding: for each spatial axis, how far the source is extended below and above; a negative number is a crop.
+    groups: blocks of the block-diagonal channel matrix.
+    mode: what the extension holds.
+    """
+
+    weight: Weight
+    bias: Bias
+    stride: Ints
+    dilation: Ints
+    padding: Pairs
+    groups: int = 1
+    mode: PaddingMode = "zeros"
+
+    def __post_init__(self) -> None:
+        rank = self.weight.ndim - 2
+        if not len(self.stride) == len(self.dilation) == len(self.padding) == rank:
+            raise ValueError(f"{rank} spatial axes, but {self.stride=}, {self.dilation=}, {self.padding=}")
+        if self.bias.shape != self.weight.shape[:1] or self.weight.shape[0] % self.groups:
+            raise ValueError(f"weight {self.weight.shape}, bias {self.bias.shape} and groups {self.groups} do not agree")
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes."""
+        return self.weight.ndim - 2
+
+    @property
+    def size(self) -> Ints:
+        """Taps along each spatial axis."""
+        return self.weight.shape[2:]
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """(in, out)."""
+        return self.weight.shape[1] * self.groups, self.weight.shape[0]
+
+    @property
+    def span(self) -> Ints:
+        """The distance from the first tap to the last, in source positions, for each axis."""
+        return tuple(d * (k - 1) for d, k in zip(self.dilation, self.size, strict=True))
+
+    @property
+    def margin(self) -> Ints:
+        """`l + h - d (k - 1)`: what decides how many outputs a source of a given size gives."""
+        return tuple(low + high - span for (low, high), span in zip(self.padding, self.span, strict=True))
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Every output reads the one source position that it stands on (stride 1, one tap, no padding)."""
+        return all(n == 1 for n in (*self.size, *self.stride)) and self.padding == ((0, 0),) * self.rank
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Pointwise, and every channel on its own: batch norm, scale, identity."""
+        return self.is_pointwise and self.weight.shape[1] == 1 and self.groups == self.weight.shape[0]
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of one output position over all channels."""
+        return prod(self.weight.shape)
+
+
+def diagonal(factor: Bias, shift: Bias, rank: int) -> ConvKernel:
+    """The operator x -> factor x + shift, a number for each channel."""
+    ones = (1,) * rank
+    weight = np.asarray(factor, np.float64).reshape(-1, 1, *ones)
+    return ConvKernel(weight, np.asarray(shift, np.float64), ones, ones, ((0, 0),) * rank, groups=len(weight))
+
+
+def scale(kernel: ConvKernel, factor: Bias, shift: Bias) -> ConvKernel:
+    """The operator x -> factor * kernel(x) + shift, a number for each output channel (the paper's Eq. 3)."""
+    per_channel = factor.reshape(-1, *(1,) * (kernel.weight.ndim - 1))
+    return replace(kernel, weight=kernel.weight * per_channel, bias=kernel.bias * factor + shift)
+
+
+def regroup(kernel: ConvKernel, groups: int) -> ConvKernel:
+    """The same operator in coarser groups, with zero blocks where the finer ones had nothing.
+
+    Raises NotFusable where `groups` does not divide the kernel's own.
+    """
+    if groups == kernel.groups:
+        return kernel
+    merged, rest = divmod(kernel.groups, groups)
+    if rest:
+        raise NotFusable(f"{kernel.groups} groups cannot be written as {groups}")
+    out, into = kernel.weight.shape[0] // kernel.groups, kernel.weight.shape[1]
+    blocks = kernel.weight.reshape(groups, merged, out, into, *kernel.size)
+    weight = np.zeros((groups, merged, out, merged, into, *kernel.size))
+    diagonal_blocks = np.arange(merged)
+    weight[:, diagonal_blocks, :, diagonal_blocks] = np.moveaxis(blocks, 1, 0)
+    return replace(kernel, weight=weight.reshape(-1, merged * into, *kernel.size), groups=groups)
+
+
+def add(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
+    """The operator x -> first(x) + others(x) (RepVGG, Fig. 4: kernels padded to one size and added up).
+
+    Raises NotFusable where the operators do not map the same channels, or do not give the same positions.
+    """
+    for other in others:
+        _check_parallel(first, other)
+    kernels = [first, *others]
+    groups = gcd(*(kernel.groups for kernel in kernels))
+    same_lattice = _on_one_lattice([regroup(kernel, groups) for kernel in kernels])
+    weight = reduce(np.add, (kernel.weight for kernel in same_lattice))
+    bias = reduce(np.add, (kernel.bias for kernel in same_lattice))
+    return replace(same_lattice[0], weight=weight, bias=bias, mode=_common_mode(kernels))
+
+
+def concat(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
+    """The operator x -> (first(x), others(x) …) along the channels: parallel convs of one source are one wide conv.
+
+    Raises NotFusable as `add` does, but the numbers of output channels are free.
+    """
+    for other in others:
+        _check_parallel(first, other, same_outputs=False)
+    same_lattice = _on_one_lattice([regroup(kernel, 1) for kernel in (first, *others)])
+    weight = np.concatenate([kernel.weight for kernel in same_lattice])
+    bias = np.concatenate([kernel.bias for kernel in same_lattice])
+    return replace(same_lattice[0], weight=weight, bias=bias, mode=_common_mode([first, *others]))
+
+
+def pad(kernel: ConvKernel, padding: Pairs, value: Bias) -> ConvKernel:
+    """The operator whose output is the kernel's, extended by `padding` positions that hold `value` (cropped where negative).
+
+    Raises NotFusable where the kernel, evaluated at those positions, gives something else.
+    """
+    for axis, (below, above) in enumerate(padding):
+        if (below > 0 or above > 0) and (reason := _outside_is_not_bias(kernel, axis)):
+            raise NotFusable(f"pads axis {axis} of what {reason} gave")
+    if any(low > 0 or high > 0 for low, high in padding) and not np.array_equal(kernel.bias, value):
+        raise NotFusable("pads over an inner bias with another value than that bias")
+    moved = tuple(
+        (low + below * s, high + above * s)
+        for (low, high), (below, above), s in zip(kernel.padding, padding, kernel.stride, strict=True)
+    )
+    return replace(kernel, padding=moved)
+
+
+def compose(outer: ConvKernel, inner: ConvKernel) -> ConvKernel:
+    """The operator x -> outer(inner(x)).
+
+    Raises NotFusable where the outer kernel pads over what the inner one never gave (see the module).
+    """
+    if outer.channels[0] != inner.channels[1]:
+        raise NotFusable(f"an op of {outer.channels[0]} channels reads {inner.channels[1]}")
+    if outer.is_diagonal:
+        return scale(inner, outer.weight.reshape(-1), outer.bias)
+    if outer.mode != "zeros":
+        if not inner.is_pointwise:
+            raise NotFusable(f"pads ({outer.mode}) over an op that is not pointwise")
+        padded = replace(inner, padding=outer.padding, mode=outer.mode)
+    else:
+        padded = pad(inner, outer.padding, np.zeros(inner.channels[1]))
+    groups = gcd(outer.groups, inner.groups)
+    bias = outer.bias + _apply_to_constant(outer, inner.bias)
+    if inner.is_diagonal:
+        into = inner.weight.reshape(outer.groups, 1, -1, *(1,) * outer.rank)
+        blocks = outer.weight.reshape(outer.groups, -1, *outer.weight.shape[1:])
+        return replace(outer, weight=(blocks * into).reshape(outer.weight.shape), bias=bias)
+    return _correlate(regroup(outer, groups), regroup(padded, groups), bias)
+
+
+def _correlate(outer: ConvKernel, inner: ConvKernel, bias: Bias) -> ConvKernel:
+    """The taps of outer . inner on their common lattice; both in the same groups, the padding already in `inner`."""
+    steps = tuple(s * d for s, d in zip(inner.stride, outer.dilation, strict=True))
+    lattice = tuple(
+        gcd(step if m > 1 else 0, d if n > 1 else 0) or 1
+        for step, m, d, n in zip(steps, outer.size, inner.dilation, inner.size, strict=True)
+    )
+    spans = (step * (m - 1) + span for step, m, span in zip(steps, outer.size, inner.span, strict=True))
+    size = tuple(span // g + 1 for span, g in zip(spans, lattice, strict=True))
+    groups, out, into = inner.groups, outer.weight.shape[0], inner.weight.shape[1]
+    weight = np.zeros((groups, out // groups, into, *size))
+    inner_matrix = inner.weight.reshape(groups, inner.weight.shape[0] // groups, -1)
+    outer_blocks = outer.weight.reshape(groups, out // groups, *outer.weight.shape[1:])
+    for tap in np.ndindex(*outer.size):
+        seen = outer_blocks[(slice(None),) * 3 + tap] @ inner_matrix
+        place = tuple(
+            slice(step * t // g, step * t // g + span // g + 1, d // g if n > 1 else 1)
+            for step, t, g, span, d, n in zip(steps, tap, lattice, inner.span, inner.dilation, inner.size, strict=True)
+        )
+        weight[(slice(None),) * 3 + place] += seen.reshape(groups, out // groups, into, *inner.size)
+    stride = tuple(p * q for p, q in zip(outer.stride, inner.stride, strict=True))
+    return ConvKernel(weight.reshape(out, into, *size), bias, stride, lattice, inner.padding, groups=groups, mode=inner.mode)
+
+
+def _apply_to_constant(kernel: ConvKernel, value: Bias) -> Bias:
+    """The kernel without its bias on a source that holds `value` everywhere, its extension too."""
+    blocks = kernel.weight.reshape(kernel.groups, -1, kernel.weight.shape[1], prod(kernel.size)).sum(-1)
+    result: Bias = (blocks @ value.reshape(kernel.groups, -1, 1)).reshape(-1)
+    return result
+
+
+def _outside_is_not_bias(kernel: ConvKernel, axis: int) -> str | None:
+    """Why the kernel, evaluated beyond its outputs along `axis`, may give something else than its bias."""
+    low, high = kernel.padding[axis]
+    if kernel.size[axis] != 1:
+        return f"an op {'x'.join(map(str, kernel.size))} wide"
+    if low < 0 or high < 0:
+        return "a cropped op"
+    if kernel.mode != "zeros" and (low > 0 or high > 0):
+        return f"an op with {kernel.mode} padding"
+    return None
+
+
+def _check_parallel(a: ConvKernel, b: ConvKernel, *, same_outputs: bool = True) -> None:
+    if a.rank != b.rank:
+        raise NotFusable(f"branches have {a.rank} and {b.rank} spatial axes")
+    if a.channels[0] != b.channels[0] or (same_outputs and a.channels[1] != b.channels[1]):
+        (ai, ao), (bi, bo) = a.channels, b.channels
+        raise NotFusable(f"branches map {ai} to {ao} and {bi} to {bo} channels")
+    if a.stride != b.stride:
+        raise NotFusable(f"stride {_text(a.stride)} meets stride {_text(b.stride)}")
+    if a.margin != b.margin:
+        raise NotFusable(f"branches give different positions: padding less extent is {a.margin} and {b.margin}")
+
+
+def _common_mode(kernels: Sequence[ConvKernel]) -> PaddingMode:
+    """The mode of the kernels that read beyond the border; one that never does takes any."""
+    modes = sorted({k.mode for k in kernels if any(low > 0 or high > 0 for low, high in k.padding)})
+    if len(modes) > 1:
+        raise NotFusable(f"branches read differently padded borders: {', '.join(modes)}")
+    return modes[0] if modes else "zeros"
+
+
+def _on_one_lattice(kernels: Sequence[ConvKernel]) -> list[ConvKernel]:
+    """The same operators with taps on the coarsest lattice that holds them all, from one first tap to one last."""
+    lattice, padding = [], []
+    for axis in range(kernels[0].rank):
+        lows = [kernel.padding[axis][0] for kernel in kernels]
+        steps = [kernel.dilation[axis] for kernel in kernels if kernel.size[axis] > 1]
+        lattice.append(gcd(*steps, *(lows[0] - low for low in lows)) or 1)
+        padding.append((max(lows), max(kernel.padding[axis][1] for kernel in kernels)))
+    return [_widen(kernel, tuple(lattice), tuple(padding)) for kernel in kernels]
+
+
+def _widen(kernel: ConvKernel, lattice: Ints, padding: Pairs) -> ConvKernel:
+    """The same operator with zero taps between and round its own, so that it has this lattice and this padding."""
+    size, place = [], []
+    for axis, (g, (low, high)) in enumerate(zip(lattice, padding, strict=True)):
+        own_low, own_high = kernel.padding[axis]
+        first, last = low - own_low, low - own_low + kernel.span[axis]
+        size.append((last + high - own_high) // g + 1)
+        place.append(slice(first // g, last // g + 1, kernel.dilation[axis] // g if kernel.size[axis] > 1 else 1))
+    weight = np.zeros((*kernel.weight.shape[:2], *size))
+    weight[(slice(None), slice(None), *place)] = kernel.weight
+    return replace(kernel, weight=weight, dilation=lattice, padding=padding)
+
+
+def _text(values: Ints) -> str:
+    return "x".join(map(str, values)) if len(set(values)) > 1 else str(values[0])

@@ -1,0 +1,258 @@
+"""A Graph evaluated by one interpreter, in torch, and two forms of a region compared.
+
+This is the judge of every rewrite: the region before and after is run in float64 on inputs that no size hides behind (not
+square, a few positions wider than the widest op, so that most outputs see the border). ONNX Runtime has no float64 convs,
+and a model's own framework is what is being rewritten.
+
+The same rules run data-movement ops on labels (`passes/channel_groups.py`) and calibration data in float32.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModelError
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_AVG_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+_ADAPTIVE: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_REDUCE: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}
+_PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
+    "abs": torch.abs,
+    "clamp": torch.clamp,
+    "elu": F.elu,
+    "exp": torch.exp,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "leaky_relu": F.leaky_relu,
+    "log": torch.log,
+    "mish": F.mish,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "sqrt": torch.sqrt,
+    "tanh": torch.tanh,
+}
+"""The functions of one element that `ops.Elementwise` names."""
+
+
+def tensor_of(param: Param, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A parameter as a torch tensor: floating ones in `dtype`, all others as they are."""
+    array = np.asarray(param.load())
+    if param.dtype in ("f64", "f32", "f16", "bf16"):
+        return torch.from_numpy(np.ascontiguousarray(array.astype(np.float64))).to(dtype)
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def evaluate(
+    graph: Graph,
+    inputs: Mapping[NodeId, Tensor],
+    *,
+    wanted: Iterable[NodeId] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> dict[NodeId, Any]:
+    """Values of the graph.
+
+    Args:
+        graph: what to run.
+        inputs: a tensor for each `Input` node, by id; floating ones are converted to `dtype`.
+        wanted: the ids whose values are returned; the graph's outputs where it is None.
+        dtype: what floating values are computed in.
+
+    Raises:
+        UnsupportedModelError: an input is missing, or an opaque node cannot be run alone.
+        RewriteError: an op failed; the message names the node and the shapes that it got.
+    """
+    keep = set(graph.outputs if wanted is None else wanted)
+    left = {node_id: len(readers) for node_id, readers in graph.users.items()}
+    values: dict[NodeId, Any] = {}
+    with torch.no_grad():
+        for node in graph:
+            if isinstance(node.op, ops.Input):
+                if node.id not in inputs:
+                    raise UnsupportedModelError(f"no value was given for the input {node.id}; inputs given: {sorted(inputs)}")
+                given = inputs[node.id]
+                values[node.id] = given.to(dtype) if given.is_floating_point() else given
+            else:
+                values[node.id] = evaluate_node(node, values, dtype)
+            for source in set(node.sources):
+                left[source] -= 1
+                if not left[source] and source not in keep:
+                    del values[source]
+    return {node_id: values[node_id] for node_id in keep}
+
+
+def evaluate_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torch.float64) -> Any:
+    """The value of one node, given those that it reads; raises as `evaluate` does."""
+    operands: list[Any] = []
+    for operand in node.inputs:
+        if isinstance(operand, Param):
+            operands.append(tensor_of(operand, dtype))
+        else:
+            operands.append(None if operand is None else values[operand])
+    try:
+        return _apply(node.op, operands)
+    except ReparamError as error:
+        raise type(error)(f"{node.id}: {error}") from error
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        shapes = [tuple(value.shape) if isinstance(value, Tensor) else value for value in operands]
+        raise RewriteError(f"{node.id} ({node.op.name}) cannot be evaluated on {shapes}: {error}") from error
+
+
+def _apply(op: ops.Op, operands: list[Any]) -> Any:
+    match op:
+        case ops.Conv(stride, padding, dilation, groups, mode):
+            x, weight, bias = _three(operands)
+            x = F.pad(x, _torch_padding(padding), _PAD_MODE[mode]) if any(map(any, padding)) else x
+            return _CONV[len(stride)](x, weight, bias, stride, 0, dilation, groups)
+        case ops.Linear():
+            return F.linear(*_three(operands))
+        case ops.BatchNorm(eps, training):
+            x, weight, bias, mean, var = operands
+            if training:
+                return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+            return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+        case ops.Add(coefficients):
+            return reduce(torch.add, (v if c == 1 else c * v for c, v in zip(coefficients, operands, strict=True)))
+        case ops.Mul():
+            return torch.mul(*operands)
+        case ops.Div():
+            return torch.div(*operands)
+        case ops.Elementwise(function, arguments):
+            return ELEMENTWISE[function](*operands, *arguments)
+        case ops.Pad(padding, mode, value):
+            fill = {"value": value} if mode == "zeros" else {}
+            shown = padding if mode == "zeros" else padding[2:]
+            return F.pad(operands[0], _torch_padding(shown), _PAD_MODE[mode], **fill)
+        case ops.AvgPool() | ops.MaxPool() | ops.AdaptiveAvgPool():
+            return _pool(op, operands[0])
+        case ops.Reduce(function, axes, keepdim):
+            return _REDUCE[function](operands[0], axes, keepdim=keepdim)
+        case ops.Opaque(target, run):
+            if run is None:
+                raise UnsupportedModelError(f"{target} cannot be run outside its model")
+            return run(*operands)
+        case _:
+            return _move(op, operands)
+
+
+def _move(op: ops.Op, operands: list[Any]) -> Any:
+    """The ops that only move elements."""
+    x = operands[0]
+    match op:
+        case ops.Identity():
+            return x
+        case ops.Concat(axis):
+            return torch.cat(operands, axis)
+        case ops.Flatten(start, end):
+            return torch.flatten(x, start, end)
+        case ops.Reshape(shape):
+            return x.reshape([x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)])
+        case ops.Permute(axes):
+            return x.permute(axes)
+        case ops.Slice(axis, start, stop, step):
+            return x[(slice(None),) * axis + (slice(start, stop, step),)]
+        case ops.Split(axis, sizes):
+            return torch.split(x, list(sizes), axis)
+        case ops.Item(index):
+            return x[index]
+        case _:
+            raise UnsupportedModelError(f"the interpreter has no rule for {op.name}")
+
+
+def _pool(op: ops.Op, x: Tensor) -> Tensor:
+    match op:
+        case ops.AdaptiveAvgPool(size):
+            return _ADAPTIVE[len(size)](x, size)
+        case ops.AvgPool(size, stride, padding, ceil_mode, count_include_pad, divisor):
+            rank = len(size)
+            if any(low != high for low, high in padding) and (count_include_pad or divisor):
+                x, padding = F.pad(x, _torch_padding(padding)), ((0, 0),) * rank
+            extra = (divisor,) if rank > 1 else ()
+            return _AVG_POOL[rank](x, size, stride, _symmetric(op, padding), ceil_mode, count_include_pad, *extra)
+        case ops.MaxPool(size, stride, padding, dilation, ceil_mode):
+            if any(low != high for low, high in padding):
+                x, padding = F.pad(x, _torch_padding(padding), value=-torch.inf), ((0, 0),) * len(size)
+            return _MAX_POOL[len(size)](x, size, stride, _symmetric(op, padding), dilation, ceil_mode)
+        case _:
+            raise UnsupportedModelError(f"{op.name} is not a pool")
+
+
+def _symmetric(op: ops.Op, padding: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    if any(low != high for low, high in padding):
+        raise UnsupportedModelError(f"{op.name} with asymmetric padding {padding} that is not counted has no torch form")
+    return tuple(low for low, _ in padding)
+
+
+def _three(operands: list[Any]) -> tuple[Any, Any, Any]:
+    x, weight, *bias = operands
+    return x, weight, bias[0] if bias else None
+
+
+def _torch_padding(padding: Sequence[tuple[int, int]]) -> list[int]:
+    """torch.nn.functional.pad counts from the last axis."""
+    return [amount for pair in reversed(padding) for amount in pair]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far two values are apart: the largest absolute difference, and that over the largest absolute value expected."""
+
+    max_abs: float
+    relative: float
+
+
+EXACT = Difference(0.0, 0.0)
+
+
+def difference(expected: Tensor, found: Tensor) -> Difference:
+    """The difference of two tensors; infinite where shapes or the places of NaN or infinities are not the same."""
+    if expected.shape != found.shape:
+        return Difference(float("inf"), float("inf"))
+    if not expected.numel():
+        return EXACT
+    a, b = expected.double(), found.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    if bool((~same & ~(a - b).isfinite()).any()):
+        return Difference(float("inf"), float("inf"))
+    apart = float(torch.where(same, 0.0, (a - b).abs()).max())
+    finite = a[a.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return Difference(apart, apart / largest if largest else (0.0 if apart == 0 else float("inf")))
+
+
+def region_difference(
+    before: Sequence[Node], after: Sequence[Node], source: NodeId, sink: NodeId, shapes: Sequence[tuple[int, ...]]
+) -> Difference:
+    """The largest difference of two forms of a region, each given in order, on normal random sources of these shapes."""
+    worst = EXACT
+    for seed, shape in enumerate(shapes):
+        x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        results = [_run_region(nodes, source, sink, x) for nodes in (before, after)]
+        found = difference(*results)
+        worst = max(worst, found, key=lambda d: d.relative)
+    return worst
+
+
+def _run_region(nodes: Sequence[Node], source: NodeId, sink: NodeId, x: Tensor) -> Tensor:
+    values: dict[NodeId, Any] = {source: x}
+    with torch.no_grad():
+        for node in nodes:
+            values[node.id] = evaluate_node(node, values)
+    result: Tensor = values[sink]
+    return result

@@ -1,0 +1,59 @@
+"""What the library raises, and nothing else.
+
+    ReparamError
+    ├── UnsupportedModelError        no frontend takes this model, or it holds something that cannot be read
+    ├── RewriteError                 a pass or a write-back could not do its work
+    │   └── InvalidGraphError        a graph broke an invariant between two passes
+    ├── VerificationError            the rewritten model does not compute what the original does
+    ├── InfeasiblePruneError         nothing can be pruned, or a target cannot be met
+    └── LoweringError                TVM cannot import, compile or run the model
+        └── TvmMissingError          apache-tvm is not installed
+
+Every message names the node, what was found, what was expected and what to do.
+"""
+
+
+class ReparamError(Exception):
+    """The root: `except ReparamError` catches every error that the library raises on purpose."""
+
+
+class UnsupportedModelError(ReparamError):
+    """The model cannot be read: its kind, an op's attributes, or the state it is in."""
+
+
+class RewriteError(ReparamError):
+    """A pass or a write-back could not do its work; the caller's model is as it was."""
+
+
+class InvalidGraphError(RewriteError):
+    """A graph breaks an invariant of the IR. This is a defect of a pass or of a frontend, not of the model."""
+
+
+class VerificationError(ReparamError):
+    """The rewritten model differs from the original by more than rounding.
+
+    node: where the difference was measured (a node id, or "output" for the whole model).
+    max_abs_err, tolerance: in the units of that node's values.
+    """
+
+    def __init__(self, node: str, max_abs_err: float, tolerance: float, advice: str = "") -> None:
+        self.node = node
+        self.max_abs_err = max_abs_err
+        self.tolerance = tolerance
+        text = f"{node}: the rewritten model differs by {max_abs_err:.3g}; at most {tolerance:.3g} was expected"
+        super().__init__(f"{text}. {advice or 'Please report the model: this is a defect of a rewrite.'}")
+
+    def __reduce__(self) -> tuple[type["VerificationError"], tuple[str, float, float]]:
+        return type(self), (self.node, self.max_abs_err, self.tolerance)
+
+
+class InfeasiblePruneError(ReparamError):
+    """No channel can be removed, or the request contradicts the graph (a ratio outside [0, 1), an unknown family)."""
+
+
+class LoweringError(ReparamError):
+    """TVM cannot import, compile, tune or run this model; the message names the op and what to do."""
+
+
+class TvmMissingError(LoweringError):
+    """apache-tvm is not installed: `pip install 'reparam_compiler[tvm]'`."""

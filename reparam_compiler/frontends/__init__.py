@@ -1,0 +1,1 @@
+"""Native models in and out: torch.fx, torch.export, ONNX."""

@@ -1,0 +1,1 @@
+"""The dataflow graph that every frontend reads into and every pass rewrites."""

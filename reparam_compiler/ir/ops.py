@@ -1,0 +1,258 @@
+"""The closed set of op kinds. Each is a frozen value; what it reads stands in its node's `inputs`, in the order given here.
+
+An op that is not in this set is `Opaque`: passes leave it alone, and the frontend that read it says how to run it.
+Padding is `((low, high), …)` for each spatial axis. Axes are counted from the front and never negative.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
+
+from reparam_compiler.core.kernel import Ints, PaddingMode, Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """What a node does to its inputs."""
+
+    moves_data: ClassVar[bool] = False
+    """True for ops that only move elements: they run as they are on labels (pruning)."""
+
+    @property
+    def name(self) -> str:
+        """The word that the printer and the reports use."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Input(Op):
+    """A model input."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conv(Op):
+    """(x `N C *S`, weight `O C/groups *K`, bias `O` or None)."""
+
+    stride: Ints
+    padding: Pairs
+    dilation: Ints
+    groups: int = 1
+    mode: PaddingMode = "zeros"
+
+
+@dataclass(frozen=True, slots=True)
+class Linear(Op):
+    """(x `… I`, weight `O I`, bias `O` or None), on the last axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNorm(Op):
+    """(x `N C …`, weight or None, bias or None, mean, var), each `C`. In training mode it is not affine."""
+
+    eps: float = 1e-5
+    training: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Add(Op):
+    """(values …) -> sum of coefficient * value, with broadcasting: every spelling of add, subtract, negate and sum."""
+
+    coefficients: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """`add`, or `sub` for a difference."""
+        return "sub" if self.coefficients == (1.0, -1.0) else "add"
+
+
+@dataclass(frozen=True, slots=True)
+class Mul(Op):
+    """(a, b), with broadcasting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Div(Op):
+    """(a, b), with broadcasting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity(Op):
+    """(x): identity, dropout in evaluation, contiguous, clone …"""
+
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Elementwise(Op):
+    """(x): a function of each element by itself; `function` is a key of `equivalence.ELEMENTWISE`."""
+
+    function: str
+    arguments: tuple[float | None, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The function."""
+        return self.function
+
+
+@dataclass(frozen=True, slots=True)
+class Pad(Op):
+    """(x): `padding` for every axis of x, batch and channels included; negative numbers crop."""
+
+    padding: Pairs
+    mode: PaddingMode = "zeros"
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AvgPool(Op):
+    """(x `N C *S`)."""
+
+    size: Ints
+    stride: Ints
+    padding: Pairs
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MaxPool(Op):
+    """(x `N C *S`)."""
+
+    size: Ints
+    stride: Ints
+    padding: Pairs
+    dilation: Ints
+    ceil_mode: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveAvgPool(Op):
+    """(x `N C *S`) -> `N C *size`."""
+
+    size: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Reduce(Op):
+    """(x): mean, sum or max over `axes`."""
+
+    function: Literal["mean", "sum", "max"]
+    axes: Ints
+    keepdim: bool
+
+    @property
+    def name(self) -> str:
+        """The function."""
+        return self.function
+
+
+@dataclass(frozen=True, slots=True)
+class Concat(Op):
+    """(values …)."""
+
+    axis: int
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Flatten(Op):
+    """(x): axes `start` to `end` become one."""
+
+    start: int
+    end: int
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape(Op):
+    """(x): to `shape`, in which one -1 stands for what is left and 0 for the size of the same axis of x."""
+
+    shape: Ints
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Permute(Op):
+    """(x): axis k of the result is axis `axes[k]` of x."""
+
+    axes: Ints
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Slice(Op):
+    """(x): `x[start:stop:step]` along an axis; stop None reads to the end."""
+
+    axis: int
+    start: int
+    stop: int | None
+    step: int = 1
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Op):
+    """(x) -> a tuple of pieces of `sizes` along an axis, taken apart by `Item`."""
+
+    axis: int
+    sizes: Ints
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Item(Op):
+    """(tuple): its element `index`."""
+
+    index: int
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque(Op):
+    """Anything else. `run` maps torch tensors for the node's inputs to its value, or is None where it cannot be run alone."""
+
+    target: str
+    run: Callable[..., Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """What the model calls it."""
+        return self.target
+
+
+def attributes(op: Op) -> dict[str, object]:
+    """The attributes of an op that differ from their defaults, as the printer shows them."""
+    shown: dict[str, object] = {}
+    for field in fields(op):
+        value = getattr(op, field.name)
+        if field.name in _SILENT.get(type(op), ()) or value == field.default or value in _PLAIN.get(field.name, ()):
+            continue
+        shown[_SHORT.get(field.name, field.name)] = _compact(value)
+    return shown
+
+
+def _compact(value: object) -> object:
+    """((1, 1), (1, 1)) and (1, 1) read 1; ((0, 0), (1, 1)) reads 0,1; ((0, 1), (0, 1)) reads 0:1."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        parts = [str(_compact(part)) for part in value]
+        if isinstance(value[0], tuple):
+            parts = [part.replace(",", ":") for part in parts]
+        return parts[0] if len(set(parts)) == 1 else ",".join(parts)
+    return value
+
+
+_SHORT = {"padding": "pad"}
+_PLAIN: dict[str, tuple[object, ...]] = {
+    "stride": ((1,), (1, 1), (1, 1, 1), ()),
+    "dilation": ((1,), (1, 1), (1, 1, 1), ()),
+    "padding": (((0, 0),), ((0, 0), (0, 0)), ((0, 0), (0, 0), (0, 0)), ()),
+    "coefficients": ((1.0, -1.0), *((1.0,) * n for n in range(1, 33))),
+}
+_SILENT: dict[type[Op], tuple[str, ...]] = {
+    Elementwise: ("function",),
+    Reduce: ("function",),
+    Opaque: ("target", "run"),
+}

@@ -1,0 +1,41 @@
+"""networkx views of a graph: order, dominators, and the nodes between two values."""
+
+import networkx as nx
+
+from reparam_compiler.ir.graph import Graph, NodeId
+
+ENTRY = "(entry)"
+"""A virtual node that feeds every node without sources, so that dominators are defined; no real id has parentheses first."""
+
+
+def dataflow(graph: Graph) -> "nx.DiGraph[NodeId]":
+    """The nodes, with an edge from each value to each of its readers. Parameters do not count."""
+    view: nx.DiGraph[NodeId] = nx.DiGraph()
+    view.add_nodes_from(graph.nodes)
+    view.add_edges_from((source, node.id) for node in graph for source in node.sources)
+    return view
+
+
+def topological_order(graph: Graph) -> list[NodeId]:
+    """The ids, sources first, as stable as networkx makes it."""
+    return list(nx.lexicographical_topological_sort(dataflow(graph), key=graph.position.__getitem__))
+
+
+def immediate_dominators(graph: Graph) -> dict[NodeId, NodeId]:
+    """For each id the last value that everything reaching it has passed; `ENTRY` where there is none."""
+    view = dataflow(graph)
+    view.add_edges_from((ENTRY, node.id) for node in graph if not node.sources)
+    return {node: above for node, above in nx.immediate_dominators(view, ENTRY).items() if node != ENTRY and above is not None}
+
+
+def between(graph: Graph, source: NodeId, sink: NodeId) -> list[NodeId]:
+    """The ids on the paths from `source`, which dominates `sink` and is left out, to `sink`; sources first."""
+    found: set[NodeId] = set()
+    stack = [sink]
+    while stack:
+        node_id = stack.pop()
+        if node_id == source or node_id in found:
+            continue
+        found.add(node_id)
+        stack.extend(graph[node_id].sources)
+    return sorted(found, key=graph.position.__getitem__)
