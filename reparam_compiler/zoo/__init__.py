@@ -1,5 +1,6 @@
 """Model definitions in training form, to try the compiler on."""
 
+from reparam_compiler.zoo.digits import DigitsSplit, accuracy, calibration_images, digits_repvgg, digits_split
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 from reparam_compiler.zoo.repvgg import (
     REPVGG,
@@ -21,7 +22,12 @@ from reparam_compiler.zoo.repvgg import (
 __all__ = [
     "REPVGG",
     "Architecture",
+    "DigitsSplit",
     "RepVGG",
+    "accuracy",
+    "calibration_images",
+    "digits_repvgg",
+    "digits_split",
     "randomise_batch_norm",
     "repvgg_a0",
     "repvgg_a1",
