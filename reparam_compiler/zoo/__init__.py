@@ -18,12 +18,15 @@ from reparam_compiler.zoo.repvgg import (
     repvgg_b3,
     repvgg_b3g4,
 )
+from reparam_compiler.zoo.resnet import RESNET, ResNet, resnet18, resnet34, resnet50, resnet101, resnet152
 
 __all__ = [
     "REPVGG",
+    "RESNET",
     "Architecture",
     "DigitsSplit",
     "RepVGG",
+    "ResNet",
     "accuracy",
     "calibration_images",
     "digits_repvgg",
@@ -40,4 +43,9 @@ __all__ = [
     "repvgg_b2g4",
     "repvgg_b3",
     "repvgg_b3g4",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
 ]

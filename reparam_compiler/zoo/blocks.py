@@ -9,6 +9,7 @@ The last term is there where the layer keeps the shape (stride 1, equal widths).
 Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, section 3 and Tables 6 and 7.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -100,25 +101,24 @@ class BranchBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """relu( bn(relu(bn(x * W_a)) * W_b) + shortcut(x) ), ResNet's block: the ReLU between keeps its two convs apart.
+    """relu( residual(x) + shortcut(x) ), the block of a ResNet.
 
     Args:
-        first, second: where its two 3x3 convs sit. The shortcut is the identity, or a 1x1 and BN where `first` changes
-            the shape.
+        residual: conv-BN layers with a ReLU between each two, which is what keeps them apart.
+        ends: the widths before the first and after the last of them, and their stride. The shortcut is the identity, or a
+            1x1 and BN where `ends` changes the shape.
 
     Shapes: `N C H W` to `N O H' W'`.
     """
 
-    def __init__(self, first: Site, second: Site) -> None:
+    def __init__(self, residual: nn.Sequential, ends: Site) -> None:
         super().__init__()
-        self.first = ConvBN(first)
+        self.residual = residual
+        self.shortcut = nn.Identity() if ends.keeps_shape else ConvBN(ends, (1, 1))
         self.relu = nn.ReLU()
-        self.second = ConvBN(second)
-        whole = Site(first.in_channels, second.out_channels, first.stride)
-        self.shortcut = nn.Identity() if whole.keeps_shape else ConvBN(whole, (1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        activated: Tensor = self.relu(self.second(self.relu(self.first(x))) + self.shortcut(x))
+        activated: Tensor = self.relu(self.residual(x) + self.shortcut(x))
         return activated
 
 
@@ -213,6 +213,12 @@ def acb(site: Site) -> nn.Module:
     return _branches(site, dense=ConvBN(site), vertical=ConvBN(site, (3, 1)), horizontal=ConvBN(site, (1, 3)))
 
 
+def residual_pair(first: Site, second: Site) -> ResidualBlock:
+    """The block of ResNet-18 and -34: two 3x3 convs and a shortcut (Table 7, "residual reorg")."""
+    layers = nn.Sequential(OrderedDict(first=ConvBN(first), relu=nn.ReLU(), second=ConvBN(second)))
+    return ResidualBlock(layers, Site(first.in_channels, second.out_channels, first.stride))
+
+
 BLOCKS: Mapping[BlockName, Callable[[Site], nn.Module]] = MappingProxyType(
     {
         "repvgg": repvgg_block,
@@ -235,7 +241,7 @@ def stage_of_blocks(sites: Sequence[Site], block: BlockName) -> nn.Sequential:
 
     Args:
         sites: where the layers of the stage sit.
-        block: the block type. "residual_reorg" makes one `ResidualBlock` of every two layers where they are even
+        block: the block type. "residual_reorg" makes one `residual_pair` of every two layers where they are even
             in number.
 
     Raises:
@@ -245,7 +251,7 @@ def stage_of_blocks(sites: Sequence[Site], block: BlockName) -> nn.Sequential:
         raise ValueError(f"block={block!r}: choose one of {', '.join(BLOCKS)}")
     if block == "residual_reorg" and len(sites) % 2 == 0:
         pairs = zip(sites[::2], sites[1::2], strict=True)
-        return nn.Sequential(*(ResidualBlock(first, second) for first, second in pairs))
+        return nn.Sequential(*(residual_pair(first, second) for first, second in pairs))
     return nn.Sequential(*(BLOCKS[block](site) for site in sites))
 
 
