@@ -1,0 +1,286 @@
+"""torch.fx.GraphModule in, GraphModule out.
+
+The result is an ordinary GraphModule: a deep copy of the caller's, in which every new conv is an `nn.Conv2d` (`Conv1d`,
+`Conv3d`, `Linear`) under the name of what it replaces, and pruned tensors stand in the modules that had them before.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from reparam_compiler.equivalence import EXACT, Difference, difference
+from reparam_compiler.errors import RewriteError, UnsupportedModelError
+from reparam_compiler.frontends.base import Comparison
+from reparam_compiler.frontends.torch_read import TorchReader
+from reparam_compiler.frontends.torch_values import tensor_from
+from reparam_compiler.frontends.torch_write import new_module, update_arguments, update_module
+from reparam_compiler.ir.graph import Diff, Graph, Node, Param, diff
+
+
+class FxFrontend:
+    """Reads and writes `torch.fx.GraphModule`."""
+
+    name = "torch.fx"
+
+    def matches(self, model: object) -> bool:
+        """True for a GraphModule."""
+        return isinstance(model, fx.GraphModule)
+
+    def read(self, model: fx.GraphModule, example_inputs: Sequence[Any] | None = None) -> "FxReading":
+        """The graph; shapes are known where example inputs are given or the nodes carry them (`tensor_meta`, `val`).
+
+        Raises UnsupportedModelError where the model does not run on the example inputs.
+        """
+        values = _propagate(model, example_inputs) if example_inputs is not None else _recorded(model)
+        tensors = {}
+        for node in model.graph.nodes:
+            if node.op == "get_attr" and isinstance(tensor := _attribute(model, str(node.target)), Tensor):
+                tensors[node.name] = (str(node.target), tensor)
+        reader = TorchReader(model.graph, model, tensors, values)
+        graph = reader.read()
+        return FxReading(model, graph, {n.name: tuple(o.name for o in old) for n, old in reader.writes.rebound.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class FxReading:
+    """A GraphModule that has been read.
+
+    rebound: for each in-place call the nodes that are names of its value from then on.
+    """
+
+    model: fx.GraphModule
+    graph: Graph
+    rebound: Mapping[str, tuple[str, ...]]
+
+    def write(self, after: Graph, *, inplace: bool = False) -> fx.GraphModule:
+        """The model that computes `after`."""
+        return self._write(after, self.model if inplace else self._copy(after))
+
+    def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
+        """Both models in float64, the new weights not rounded, on the example inputs."""
+        if example_inputs is None:
+            return None
+        before_model = copy.deepcopy(self.model).double()
+        after_model = self._write(after, copy.deepcopy(self.model).double(), exact=True)
+        worst = compare_modules(before_model, after_model, example_inputs, exact=True)
+        return Comparison(worst, "float64", "torch", "example inputs")
+
+    def _copy(self, after: Graph) -> fx.GraphModule:
+        """A deep copy, without the weights that are about to go: they are never copied."""
+        going = {param.origin for param in self.graph.param_users} - {param.origin for param in after.param_users}
+        names = {id(tensor): name for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())}
+        memo: dict[int, Any] = {}
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if names[id(tensor)] in going:
+                memo[id(tensor)] = torch.empty(0, dtype=tensor.dtype)
+                if isinstance(tensor, nn.Parameter):
+                    memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=tensor.requires_grad)
+        return copy.deepcopy(self.model, memo)
+
+    def _write(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> fx.GraphModule:
+        changes = diff(self.graph, after)
+        if changes:
+            _Writer(model, self.graph, changes, exact).write(self.rebound)
+        return model
+
+
+@dataclass
+class _Writer:
+    """Writes a difference into a GraphModule, which it changes."""
+
+    model: fx.GraphModule
+    before: Graph
+    changes: Diff
+    exact: bool
+
+    def write(self, rebound: Mapping[str, tuple[str, ...]]) -> None:
+        nodes = {node.name: node for node in self.model.graph.nodes}
+        _name_writes(nodes, rebound)
+        old_targets = self._targets()
+        updated: dict[str, Param] = {}
+        for node in self.changes.changed:
+            if node.replaces:
+                nodes[node.id] = self._replace(nodes, node)
+            else:
+                self._update(nodes[node.id], node, updated)
+        for node_id in reversed(self.changes.removed):
+            if not nodes[node_id].users:
+                self.model.graph.erase_node(nodes[node_id])
+        for fx_node in list(self.model.graph.nodes):
+            if fx_node.op == "get_attr" and not fx_node.users:
+                self.model.graph.erase_node(fx_node)
+        self.model.graph.lint()
+        self._delete(old_targets - self._targets())
+        self.model.recompile()
+
+    def _replace(self, nodes: dict[str, fx.Node], node: Node) -> fx.Node:
+        sink = nodes[node.id]
+        called = [str(nodes[i].target) for i in node.replaces if nodes[i].op == "call_module"]
+        weight = next(param for param in node.params)
+        like = self._like(nodes, node)
+        with torch.no_grad():
+            built = new_module(node, lambda param: tensor_from(param, device=like, exact=self.exact))
+        target = self._free_name(_common_name(called) or weight.role, called)
+        self.model.add_submodule(target, built)
+        with self.model.graph.inserting_before(sink):
+            new = self.model.graph.call_module(target, (nodes[node.sources[0]],))
+        if "tensor_meta" in sink.meta:
+            new.meta["tensor_meta"] = sink.meta["tensor_meta"]
+        if "val" in sink.meta:
+            new.meta["val"] = sink.meta["val"]
+        sink.replace_all_uses_with(new)
+        self.model.graph.erase_node(sink)
+        return new
+
+    def _like(self, nodes: Mapping[str, fx.Node], node: Node) -> torch.device:
+        """The device of what is replaced."""
+        for node_id in node.replaces:
+            for param in self.before[node_id].params:
+                if param.origin and isinstance(tensor := _attribute(self.model, param.origin), Tensor):
+                    return tensor.device
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def _update(self, fx_node: fx.Node, node: Node, updated: dict[str, Param]) -> None:
+        for param in node.params:
+            if param.origin is None or param in self.before.param_users or updated.get(param.origin) is param:
+                continue
+            if param.origin in updated:
+                raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
+            updated[param.origin] = param
+            _set_tensor(self.model, param.origin, tensor_from(param, exact=self.exact))
+        if fx_node.op == "call_module":
+            update_module(self.model.get_submodule(str(fx_node.target)), node)
+        else:
+            update_arguments(fx_node, self.before[node.id], node)
+        added = [p for p in node.params if p.origin is None and p not in self.before.param_users]
+        if added:
+            self._add_bias(fx_node, node, added[0])
+
+    def _add_bias(self, fx_node: fx.Node, node: Node, bias: Param) -> None:
+        """A bias for an op that had none: repair after pruning makes one."""
+        tensor = nn.Parameter(tensor_from(bias, exact=self.exact))
+        if fx_node.op == "call_module":
+            self.model.get_submodule(str(fx_node.target)).bias = tensor
+            return
+        name = self._free_name(f"{fx_node.name}_bias", [])
+        self.model.register_parameter(name, tensor)
+        with self.model.graph.inserting_before(fx_node):
+            got = self.model.graph.get_attr(name)
+        fx_node.kwargs = {k: v for k, v in fx_node.kwargs.items() if k != "bias"}
+        fx_node.args = (*fx_node.args[:2], got, *fx_node.args[3:])
+
+    def _free_name(self, wanted: str, replaced: Sequence[str]) -> str:
+        """The wanted path, or one beside it: a path is free where nothing stands, or only what is replaced."""
+        taken = {name for name, _ in self.model.named_modules()} | {name for name, _ in self.model.named_parameters()}
+        counted = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(taken) + 1))
+        return next(name for name in counted if name not in taken and not hasattr(self.model, name))
+
+    def _targets(self) -> set[str]:
+        return {str(node.target) for node in self.model.graph.nodes if node.op in ("call_module", "get_attr")}
+
+    def _delete(self, targets: set[str]) -> None:
+        """Removes modules and attributes that nothing calls any more, and what is left empty by that."""
+        kept = self._targets()
+        for target in sorted(targets, key=lambda t: -t.count(".")):
+            path, _, leaf = target.rpartition(".")
+            if any(name == target or name.startswith(f"{target}.") for name in kept):
+                continue
+            holder = self.model.get_submodule(path)
+            if hasattr(holder, leaf):
+                delattr(holder, leaf)
+            while path and not any((holder._modules, holder._parameters, holder._buffers)):
+                path, _, leaf = path.rpartition(".")
+                holder = self.model.get_submodule(path)
+                delattr(holder, leaf)
+
+
+def compare_modules(before: nn.Module, after: nn.Module, inputs: Sequence[Any], *, exact: bool) -> Difference:
+    """The largest difference of two modules' outputs on copies of these inputs; floating ones in float64 where `exact`."""
+    results = []
+    for model in (before, after):
+        given = torch.utils._pytree.tree_map_only(Tensor, lambda t: _prepared(t, exact), tuple(inputs))
+        with torch.no_grad():
+            results.append([v for v in torch.utils._pytree.tree_leaves(model(*given)) if isinstance(v, Tensor)])
+    worst = EXACT
+    for a, b in zip(*results, strict=True):
+        worst = max(worst, difference(a, b), key=lambda d: d.relative)
+    return worst
+
+
+def _prepared(tensor: Tensor, exact: bool) -> Tensor:
+    return tensor.double() if exact and tensor.is_floating_point() else tensor.clone()
+
+
+def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, Any]:
+    """A fake tensor for each node; nothing is computed, and the model's buffers are not touched."""
+    values: dict[str, Any] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            values[n.name] = super().run_node(n)
+            return values[n.name]
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, tuple(example_inputs))
+    try:
+        with mode, torch.no_grad():
+            Recorder(model).run(*fake)
+    except Exception as error:
+        found = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not run on the example inputs {found}: {error}; pass what its forward() takes"
+        ) from error
+    return values
+
+
+def _recorded(model: fx.GraphModule) -> dict[str, Any]:
+    """What earlier passes left in the nodes: fake tensors, or tensor metadata made into tensors without storage."""
+    values: dict[str, Any] = {}
+    for node in model.graph.nodes:
+        meta = node.meta.get("tensor_meta")
+        if isinstance(value := node.meta.get("val"), Tensor):
+            values[node.name] = value
+        elif meta is not None and hasattr(meta, "shape") and hasattr(meta, "dtype"):
+            values[node.name] = torch.empty(meta.shape, dtype=meta.dtype, device="meta")
+    return values
+
+
+def _name_writes(nodes: Mapping[str, fx.Node], rebound: Mapping[str, tuple[str, ...]]) -> None:
+    """Makes every later reader of a tensor that was written to read the write itself, as the graph does."""
+    place = {node: index for index, node in enumerate(nodes.values())}
+    for write_name, old_names in rebound.items():
+        write = nodes[write_name]
+        for old in (nodes[name] for name in old_names):
+            for user in list(old.users):
+                if place[user] > place[write]:
+                    user.replace_input_with(old, write)
+
+
+def _common_name(targets: Sequence[str]) -> str:
+    """`stage1.0.fused` for `stage1.0.conv3.conv` and `stage1.0.conv1.bn`."""
+    levels = zip(*(target.split(".") for target in targets), strict=False)
+    return (
+        ".".join([*(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)), "fused"]) if targets else ""
+    )
+
+
+def _attribute(model: nn.Module, path: str) -> object:
+    found: object = model
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _set_tensor(model: nn.Module, path: str, tensor: Tensor) -> None:
+    """Puts a tensor of another shape under a name, as a parameter where there was one."""
+    holder_path, _, leaf = path.rpartition(".")
+    holder = model.get_submodule(holder_path)
+    old = getattr(holder, leaf)
+    tensor = tensor.to(old.device)
+    setattr(holder, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor)

@@ -1,0 +1,269 @@
+"""A torch.fx graph read as a Graph: what FX modules and exported programs have in common.
+
+Three things that tracing hides are made explicit here:
+
+- a call whose tensors are all parameters is a parameter itself (a parametrization, a kernel computed in the graph), evaluated
+  in float64 when it is asked for;
+- an in-place call writes into its first argument: whatever reads that argument later reads the call's value. Where a view of
+  the same storage is read later, everything that shares it is opaque (`torch_alias.py`);
+- sizes and other numbers that are computed in the graph are opaque.
+"""
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reparam_compiler.frontends.torch_alias import Writes, find_writes
+from reparam_compiler.frontends.torch_modules import ModuleTensor, module_call
+from reparam_compiler.frontends.torch_ops import READERS, Call, Read, Unread
+from reparam_compiler.frontends.torch_values import lazy_param, param_of, type_of
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
+
+_NAMES: dict[Any, str] = {
+    F.max_pool1d: "max_pool1d",
+    F.max_pool2d: "max_pool2d",
+    F.max_pool3d: "max_pool3d",
+    F.batch_norm: "functional.batch_norm",
+    operator.pos: "identity",
+}
+_SIZES = frozenset({"size", "dim", "ndimension", "numel", "sym_size", "sym_numel", "shape", "ndim"})
+
+
+def call_name(node: fx.Node, module: nn.Module) -> tuple[str, bool]:
+    """What a node calls, in one word, and whether it writes into its first argument."""
+    if node.op == "call_module":
+        called = module.get_submodule(str(node.target))
+        known = module_call(called)
+        return known.function if known else type(called).__name__, bool(getattr(called, "inplace", False))
+    target: Any = node.target
+    if node.op == "call_method":
+        name = str(target)
+    elif isinstance(target, torch._ops.OpOverload):
+        name = target._schema.name.split("::")[1]
+    elif target is getattr:
+        name = str(node.args[1])
+    else:
+        name = _NAMES.get(target) or str(getattr(target, "__name__", target))
+    if name.endswith("_") and not name.endswith("__"):
+        return name[:-1], True
+    if name.startswith("i") and target in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
+        return name[1:], True
+    return name, bool(node.kwargs.get("inplace", False))
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A value that depends on parameters alone. value: in the model's dtype; float64: computes it anew in float64."""
+
+    value: Any
+    float64: Callable[[], Any]
+    origin: str | None = None
+
+
+class _Pure(TorchDispatchMode):
+    """Refuses random ops, so that folding never freezes one."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Unread(f"{func} is random")
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class TorchReader:
+    """Reads one fx graph.
+
+    fx_graph: what to read.
+    module: where its modules live.
+    tensors: for each placeholder and get_attr node that stands for a parameter, its name and the tensor.
+    values: for each node the tensor (fake or real) that it gives, where it is known.
+    """
+
+    fx_graph: fx.Graph
+    module: nn.Module
+    tensors: Mapping[str, tuple[str, Tensor]]
+    values: Mapping[str, Any]
+    writes: Writes = field(init=False)
+    _bound: dict[fx.Node, NodeId] = field(default_factory=dict)
+    _constants: dict[fx.Node, Constant] = field(default_factory=dict)
+    _numbers: set[fx.Node] = field(default_factory=set)
+    _params: dict[int | str, Param] = field(default_factory=dict)
+    _nodes: list[Node] = field(default_factory=list)
+
+    def read(self) -> Graph:
+        """The graph; the ids are the fx nodes' names."""
+        self.writes = find_writes(self.fx_graph, lambda node: call_name(node, self.module))
+        outputs: list[NodeId] = []
+        for node in self.fx_graph.nodes:
+            if node.name in self.tensors:
+                self._constants[node] = self._tensor_constant(*self.tensors[node.name])
+            elif node.op == "placeholder":
+                self._emit(node, ops.Input(), ())
+            elif node.op == "output":
+                outputs = [self._bound[source] for source in node.all_input_nodes if source in self._bound]
+            elif node.op == "get_attr" or not self._fold(node):
+                self._read_call(node)
+        return Graph.of(self._nodes, outputs)
+
+    def _read_call(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            self._emit(node, ops.Opaque("get_attr"), ())
+            return
+        name, _ = call_name(node, self.module)
+        traced = [source for source in node.all_input_nodes if source not in self._constants]
+        if name in _SIZES or (traced and all(source in self._numbers for source in traced)):
+            self._numbers.add(node)
+        try:
+            if node in self._numbers or node in self.writes.opaque:
+                raise Unread("not a tensor, or written to through a view")
+            op, operands = self._known(node, name)
+        except Unread:
+            op, operands = self._opaque(node, name)
+        self._emit(node, op, operands)
+        for written in self.writes.rebound.get(node, ()):
+            self._bound[written] = node.name
+
+    def _known(self, node: fx.Node, name: str) -> Read:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._number_or_node)
+        mode = None
+        if node.op == "call_module":
+            module = self.module.get_submodule(str(node.target))
+            known = module_call(module)
+            if known is None or len(args) != 1 or kwargs:
+                raise Unread(f"a {type(module).__name__} module")
+            args, mode = (args[0], *known.arguments(module, str(node.target))), getattr(module, "padding_mode", None)
+        if name not in READERS:
+            raise Unread(name)
+        call = Call(name, tuple(args), kwargs, self._operand, self._type, self._size_of)
+        op, operands = READERS[name](call)
+        if any(self._bound.get(number) in operands for number in self._numbers if number in node.all_input_nodes):
+            raise Unread("an operand that is a computed number")
+        return (replace(op, mode=mode) if isinstance(op, ops.Conv) and mode else op), operands
+
+    def _opaque(self, node: fx.Node, name: str) -> Read:
+        sources = node.all_input_nodes
+        module = self.module
+
+        def run(*values: Any) -> Any:
+            given = dict(zip(sources, values, strict=True))
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given.__getitem__)
+            return _call(node, module, args, kwargs)
+
+        operands = []
+        for source in sources:
+            constant = self._constants.get(source)
+            if constant is not None and not isinstance(constant.value, Tensor):
+                return ops.Opaque(name), tuple(self._bound[s] for s in sources if s in self._bound)
+            operands.append(self._operand(source, "const"))
+        return ops.Opaque(name, run), tuple(operands)
+
+    def _fold(self, node: fx.Node) -> bool:
+        """Makes a call of parameters alone a parameter; False for every other node."""
+        sources = node.all_input_nodes
+        if node.op not in ("call_function", "call_method") or not sources or not all(s in self._constants for s in sources):
+            return False
+        if node in self.writes.opaque or call_name(node, self.module)[1]:
+            return False
+        try:
+            with torch.no_grad(), _Pure():
+                value = self._evaluate(node, lambda source: self._constants[source].value)
+        except Unread:
+            return False
+        self._constants[node] = Constant(value, lambda: self._evaluate(node, lambda source: self._constants[source].float64()))
+        return True
+
+    def _evaluate(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value_of)
+        with torch.no_grad():
+            return _call(node, self.module, args, kwargs)
+
+    def _tensor_constant(self, origin: str, tensor: Tensor) -> Constant:
+        return Constant(tensor, lambda: tensor.detach().double() if tensor.is_floating_point() else tensor.detach(), origin)
+
+    def _emit(self, node: fx.Node, op: ops.Op, operands: tuple[Operand, ...]) -> None:
+        self._nodes.append(Node(node.name, op, operands, type_of(self.values.get(node.name))))
+        self._bound[node] = node.name
+
+    def _operand(self, argument: Any, role: str) -> Operand:
+        if argument is None:
+            return None
+        if isinstance(argument, fx.Node):
+            return self._bound[argument] if argument in self._bound else self._constant_param(argument, role)
+        if isinstance(argument, ModuleTensor):
+            return self._module_param(argument, role)
+        if isinstance(argument, bool) or not isinstance(argument, int | float):
+            raise Unread(f"an operand {argument!r}")
+        return param_of(torch.tensor(argument, dtype=torch.float64), role=role, origin=None)
+
+    def _constant_param(self, node: fx.Node, role: str) -> Param:
+        constant = self._constants[node]
+        if not isinstance(constant.value, Tensor):
+            raise Unread(f"an operand {constant.value!r}")
+        key = id(constant.value) if constant.origin else f"%{node.name}"
+        if key not in self._params:
+            if constant.origin:
+                self._params[key] = param_of(constant.value, role=role, origin=constant.origin)
+            else:
+                self._params[key] = lazy_param(constant.float64, constant.value, role=role)
+        return self._params[key]
+
+    def _module_param(self, tensor: ModuleTensor, role: str) -> Param | None:
+        module = self.module.get_submodule(tensor.module)
+        if parametrize.is_parametrized(module, tensor.attribute):
+            if tensor.origin not in self._params:
+                value = getattr(module, tensor.attribute)
+                load = lambda: getattr(copy.deepcopy(module).double(), tensor.attribute)  # noqa: E731
+                self._params[tensor.origin] = lazy_param(load, value, role=role)
+            return self._params[tensor.origin]
+        value = getattr(module, tensor.attribute)
+        if value is None:
+            return None
+        if id(value) not in self._params:
+            self._params[id(value)] = param_of(value, role=role, origin=tensor.origin)
+        return self._params[id(value)]
+
+    def _number_or_node(self, node: fx.Node) -> Any:
+        constant = self._constants.get(node)
+        return node if constant is None or isinstance(constant.value, Tensor) else constant.value
+
+    def _type(self, argument: Any) -> Any:
+        return type_of(self.values.get(argument.name)) if isinstance(argument, fx.Node) else None
+
+    def _size_of(self, argument: Any) -> tuple[Any, int] | None:
+        """`x.size(k)`, `x.shape[k]`, `x.size()[k]` and aten's sym_size: (x, k)."""
+        if not isinstance(argument, fx.Node):
+            return None
+        name, _ = call_name(argument, self.module)
+        args = argument.args
+        if name == "getitem" and isinstance(args[0], fx.Node) and isinstance(args[1], int):
+            inner, _ = call_name(args[0], self.module) if args[0].op.startswith("call") else ("", False)
+            return (args[0].args[0], args[1]) if inner in ("shape", "size") and inner_is_whole(args[0]) else None
+        if name in ("size", "sym_size") and len(args) == 2 and isinstance(args[1], int):
+            return args[0], args[1]
+        return None
+
+
+def inner_is_whole(size: fx.Node) -> bool:
+    """True for `x.shape` and `x.size()`, False for `x.size(k)`."""
+    return size.op != "call_method" or (len(size.args) == 1 and not size.kwargs)
+
+
+def _call(node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs a node on values; a module in the dtype that it is given."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "call_module":
+        floating = [v.dtype for v in args if isinstance(v, Tensor) and v.is_floating_point()]
+        called = copy.deepcopy(module.get_submodule(str(node.target)))
+        return (called.to(floating[0]) if floating else called)(*args, **kwargs)
+    target: Any = node.target
+    return target(*args, **kwargs)

@@ -1,0 +1,73 @@
+"""Torch tensors as the graph's parameters and types, and back: the one place where a fold is rounded for torch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam_compiler.ir.graph import Dim, Param, TensorType
+
+DTYPES: dict[torch.dtype, str] = {
+    torch.float64: "f64",
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int64: "i64",
+    torch.int32: "i32",
+    torch.int16: "i16",
+    torch.int8: "i8",
+    torch.uint8: "u8",
+    torch.bool: "bool",
+}
+_TORCH = {word: dtype for dtype, word in DTYPES.items()}
+
+
+def dtype_word(dtype: torch.dtype) -> str:
+    """The graph's word for a dtype; torch's own for one that the graph has no word for."""
+    return DTYPES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def type_of(value: object) -> TensorType | None:
+    """The type of a (fake) tensor; symbolic sizes become their names."""
+    if not isinstance(value, Tensor):
+        return None
+    return TensorType(dtype_word(value.dtype), tuple(_dim(size) for size in value.shape))
+
+
+def _dim(size: int | torch.SymInt) -> Dim:
+    if isinstance(size, int):
+        return size
+    fixed = size.node.maybe_as_int()
+    return fixed if fixed is not None else str(size)
+
+
+def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """The elements of a tensor in its own dtype; bfloat16 through ml_dtypes."""
+    tensor = tensor.detach().cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def param_of(tensor: Tensor, *, role: str, origin: str | None) -> Param:
+    """A parameter that reads a tensor when it is asked to."""
+    return Param(role, dtype_word(tensor.dtype), tuple(tensor.shape), lambda: array_of(tensor), origin)
+
+
+def lazy_param(load: Callable[[], Tensor], like: Tensor, *, role: str) -> Param:
+    """A parameter that is computed when it is asked for; `like` has its dtype and shape."""
+    return Param(role, dtype_word(like.dtype), tuple(like.shape), lambda: array_of(load()))
+
+
+def tensor_from(param: Param, *, device: torch.device | str = "cpu", exact: bool = False) -> Tensor:
+    """A new tensor of the parameter's elements, rounded once to its dtype, or in float64 where `exact`."""
+    array = np.asarray(param.load())
+    dtype = _TORCH[param.dtype]
+    if not dtype.is_floating_point:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(dtype).to(device, copy=True)
+    if array.dtype == ml_dtypes.bfloat16:
+        array = array.astype(np.float32)
+    return torch.from_numpy(np.array(array)).to(device, torch.float64 if exact else dtype)

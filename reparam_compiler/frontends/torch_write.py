@@ -1,0 +1,139 @@
+"""Ops of the graph as torch modules and calls: how a difference is written back to torch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from reparam_compiler.core.kernel import Pairs
+from reparam_compiler.errors import RewriteError
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Node, Param
+
+_CONVS: dict[int, Callable[..., Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+class PaddedConv(nn.Sequential):
+    """A conv whose padding is not the same on both sides: torch's convs have no such option."""
+
+
+class Pad(nn.Module):
+    """Zero padding, or a crop, of the spatial axes: (low, high) for each."""
+
+    def __init__(self, padding: Pairs) -> None:
+        super().__init__()
+        self.padding = padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`N C *S` to `N C *S'`."""
+        return F.pad(x, [amount for pair in reversed(self.padding) for amount in pair])
+
+    def extra_repr(self) -> str:
+        """The padding."""
+        return str(self.padding)
+
+
+def new_module(node: Node, tensor: Callable[[Param], Tensor]) -> nn.Module:
+    """The module of a node that a pass made; `tensor` gives its parameters their torch form."""
+    weight, bias = node.param(1), node.param(2)
+    if weight is None or not isinstance(node.op, ops.Conv | ops.Linear):
+        raise RewriteError(f"{node.id}: {node.op.name} has no torch module; a pass may make convs and linears only")
+    tensors = {"weight": nn.Parameter(tensor(weight))} | ({"bias": nn.Parameter(tensor(bias))} if bias else {})
+    if isinstance(node.op, ops.Linear):
+        return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"), tensors)
+    op, rank = node.op, len(node.op.stride)
+    symmetric = all(low == high >= 0 for low, high in op.padding)
+    conv = _CONVS[rank](
+        weight.shape[1] * op.groups,
+        weight.shape[0],
+        weight.shape[2:],
+        op.stride,
+        tuple(low for low, _ in op.padding) if symmetric else 0,
+        op.dilation,
+        op.groups,
+        bias=bias is not None,
+        padding_mode=op.mode if symmetric else "zeros",
+        device="meta",
+    )
+    filled = _filled(conv, tensors)
+    if symmetric:
+        return filled
+    if op.mode != "zeros":
+        raise RewriteError(f"{node.id}: {op.mode} padding that is not the same on both sides has no torch module")
+    return PaddedConv(Pad(op.padding), filled)
+
+
+def _filled(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    for name, tensor in tensors.items():
+        setattr(module, name, tensor)
+    return module.eval()
+
+
+def update_module(module: nn.Module, node: Node) -> None:
+    """Sets what a module says of its widths to those of its tensors, which are already exchanged."""
+    weight = node.param(1) if len(node.inputs) > 1 else None
+    match node.op:
+        case ops.Conv(groups=groups) if weight is not None:
+            known = {"groups": groups, "out_channels": weight.shape[0], "in_channels": weight.shape[1] * groups}
+        case ops.Linear() if weight is not None:
+            known = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+        case ops.BatchNorm():
+            mean = node.param(3)
+            known = {"num_features": mean.shape[0]} if mean else {}
+        case _:
+            raise RewriteError(f"{node.id}: a {type(module).__name__} module cannot be made to do {node.op}")
+    for name, value in known.items():
+        setattr(module, name, value)
+
+
+def update_arguments(fx_node: fx.Node, before: Node, node: Node) -> None:
+    """Sets the widths in a call's arguments: groups, reshape and split sizes, slice bounds."""
+    args = list(fx_node.args)
+    match before.op, node.op:
+        case old, new if old == new:
+            return
+        case ops.Conv(), ops.Conv(groups=groups):
+            place = 8 if "convolution" in str(fx_node.target) else 6
+            _set(fx_node, args, place, "groups", groups)
+        case ops.Reshape(), ops.Reshape(shape):
+            old_shape = args[1] if isinstance(args[1], list | tuple) else args[1:]
+            new_shape = [old if isinstance(old, fx.Node) else size for old, size in zip(old_shape, shape, strict=True)]
+            fx_node.args = (args[0], new_shape)
+        case ops.Split(), ops.Split(axis, sizes):
+            fx_node.args = (args[0], list(sizes), axis)
+            fx_node.kwargs = {}
+            _retarget_split(fx_node)
+        case ops.Slice(), ops.Slice(axis, start, stop, step):
+            _set_slice(fx_node, args, (axis, start, stop, step))
+        case _:
+            raise RewriteError(f"{node.id}: a change from {before.op} to {node.op} cannot be written back to torch")
+
+
+def _set(fx_node: fx.Node, args: list[Any], place: int, key: str, value: Any) -> None:
+    if place < len(args):
+        args[place] = value
+        fx_node.args = tuple(args)
+    else:
+        fx_node.kwargs = {**fx_node.kwargs, key: value}
+
+
+def _retarget_split(fx_node: fx.Node) -> None:
+    """chunk and split by a number become split by sizes."""
+    import torch
+
+    if fx_node.op == "call_method":
+        fx_node.target = "split"
+    elif isinstance(fx_node.target, torch._ops.OpOverload):
+        fx_node.target = torch.ops.aten.split_with_sizes.default
+    else:
+        fx_node.target = torch.split
+
+
+def _set_slice(fx_node: fx.Node, args: list[Any], cut: tuple[int, int, int | None, int]) -> None:
+    axis, start, stop, step = cut
+    if "getitem" in str(fx_node.target):
+        fx_node.args = (args[0], (slice(None),) * axis + (slice(start, stop, step),))
+    else:
+        fx_node.args = (args[0], axis, start, 2**63 - 1 if stop is None else stop, step)
+        fx_node.kwargs = {}
