@@ -1,0 +1,103 @@
+"""`compile`: the phases from a native model to an Executable, in one readable list.
+
+    import -> simplify -> NHWC -> convs to kernels -> legalize, fuse the rest -> schedule the rest -> Relax VM -> library
+"""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.ir.transform import Sequential
+from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
+
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
+from reparam_compiler.lowering.importer import Imported, to_relax
+from reparam_compiler.lowering.kernels import convs_to_kernels
+from reparam_compiler.lowering.layout import channels_last, simplify
+from reparam_compiler.lowering.schedules_cpu import schedule_rest
+from reparam_compiler.lowering.target import TargetLike, describe, resolve, vector_unit
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: TargetLike = None,
+    database: str | Path | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> Executable:
+    """Compile a model for a target, by schedules that need no search.
+
+    Args:
+        model: nn.Module, fx.GraphModule, ExportedProgram, onnx.ModelProto or the path of an `.onnx`; in eval mode.
+        example_inputs: a tensor or a tuple, for nn.Module and fx.GraphModule.
+        target: see `lowering.target`; None is this machine.
+        database: a folder that `tune` wrote; its records choose tiles and schedules where they were measured faster.
+        input_shapes: a shape for each input that has none or a symbolic one.
+
+    Raises: LoweringError where a shape is missing, TVM cannot import an op, or code generation fails;
+    UnsupportedModelError for another kind of model.
+    """
+    resolved = resolve(target)
+    imported = to_relax(model, example_inputs, input_shapes=input_shapes)
+    return build(imported, resolved)
+
+
+def build(imported: Imported, target: Any) -> Executable:
+    """The phases after import, for a resolved target."""
+    try:
+        with target, quiet():
+            module = lower_cpu(imported.module, target)
+            library = tvm.compile(module, target=target, relax_pipeline=_vm_passes())
+    except LoweringError:
+        raise
+    except Exception as refusal:  # TVM's passes raise InternalError, TypeError, ScheduleError …
+        text = next((line.strip() for line in reversed(str(refusal).splitlines()) if line.strip()), "")
+        raise LoweringError(
+            f"main: TVM could not compile the imported model for {describe(target)}: {type(refusal).__name__}: {text}. "
+            "Please report the model: what TVM imports should compile"
+        ) from refusal
+    kernels = tuple(_kernels(module))
+    return assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions())
+
+
+def lower_cpu(module: Any, target: Any) -> Any:
+    """Relax with high-level ops -> Relax that calls scheduled kernels."""
+    unit = vector_unit(target)
+    module = convs_to_kernels(channels_last(simplify(module)), unit)
+    passes = [
+        *cpu_pipeline.library_dispatch_passes(target),
+        *cpu_pipeline.legalize_passes(target),
+        relax.transform.RewriteDataflowReshape(),  # before the schedules: it knows a reshape by its plain loops
+        relax.transform.DeadCodeElimination(),
+    ]
+    return schedule_rest(Sequential(passes)(module), unit)
+
+
+def versions() -> dict[str, str]:
+    """What wrote an artifact."""
+    names = ("reparam_compiler", "apache-tvm", "apache-tvm-ffi", "numpy")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "source tree"
+    return found
+
+
+def _vm_passes() -> Any:
+    target = tvm.target.Target.current()
+    return Sequential(cpu_pipeline.dataflow_lower_passes(target) + cpu_pipeline.finalize_passes(target))
+
+
+def _kernels(module: Any) -> list[Kernel]:
+    return [
+        Kernel(str(variable.name_hint), "direct" if "_at_" in variable.name_hint else "generic")
+        for variable, func in module.functions_items()
+        if isinstance(func, tirx.PrimFunc)
+    ]

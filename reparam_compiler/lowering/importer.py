@@ -1,0 +1,226 @@
+"""A written-back model -> a Relax module with fixed shapes, by TVM's own importers.
+
+    nn.Module, fx.GraphModule --torch.export--> ExportedProgram --from_exported_program--> Relax
+    onnx.ModelProto, path     ---------------------from_onnx-----------------------------> Relax
+
+What TVM can import can be lowered: there is no table of ops here. Parameters become constants. Neither torch nor onnx
+is imported unless a model of theirs comes in.
+"""
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from reparam_compiler.errors import LoweringError, UnsupportedModelError
+from reparam_compiler.lowering.artifact import TensorSpec
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Imported:
+    """A Relax module whose `main` takes `inputs` in order and returns `outputs`, flattened, in order."""
+
+    module: Any
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | None = None) -> Imported:
+    """Import `model` with every shape fixed.
+
+    Args:
+        model: nn.Module, fx.GraphModule, torch.export.ExportedProgram, onnx.ModelProto or the path of an `.onnx`.
+        example_inputs: a tensor or a tuple of them, for the torch kinds that have no shapes of their own.
+        input_shapes: a shape for each input that has none, or that has symbolic dimensions.
+
+    Raises: LoweringError where a shape is missing, or TVM has no conversion for an op; UnsupportedModelError for
+    any other kind of model.
+    """
+    shapes = {name: tuple(int(size) for size in shape) for name, shape in (input_shapes or {}).items()}
+    if isinstance(model, str | os.PathLike):
+        model = _read_onnx(Path(model))
+    torch, onnx = sys.modules.get("torch"), sys.modules.get("onnx")
+    if onnx is not None and isinstance(model, onnx.ModelProto):
+        imported = _from_onnx(model, shapes)
+    elif torch is not None and isinstance(model, torch.export.ExportedProgram):
+        imported = _from_exported(model, shapes)
+    elif torch is not None and isinstance(model, torch.nn.Module):
+        imported = _from_exported(_export(model, example_inputs, shapes), {})
+    else:
+        raise UnsupportedModelError(
+            f"compile: found a {type(model).__module__}.{type(model).__qualname__}; expected an nn.Module, "
+            "an fx.GraphModule, an ExportedProgram, an onnx.ModelProto or the path of an .onnx file"
+        )
+    unknown = sorted(set(shapes) - {spec.name for spec in imported.inputs})
+    if unknown:
+        raise LoweringError(
+            f"input_shapes: {', '.join(unknown)} is no input; the inputs are {', '.join(s.name for s in imported.inputs)}"
+        )
+    return imported
+
+
+def _read_onnx(path: Path) -> Any:
+    import onnx
+
+    if path.suffix != ".onnx":
+        raise UnsupportedModelError(f"{path}: found the suffix {path.suffix!r}; a path must be that of an .onnx file")
+    if not path.is_file():
+        raise UnsupportedModelError(f"{path}: no such file")
+    try:
+        return onnx.load(path)
+    except Exception as refusal:  # protobuf's DecodeError is not importable by a stable name
+        raise UnsupportedModelError(f"{path}: onnx cannot read it: {_reason(refusal)}") from refusal
+
+
+def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
+    import torch
+
+    if training := next((name or "the model" for name, child in model.named_modules() if child.training), None):
+        raise LoweringError(f"{training}: training=True; call model.eval() before compile()")
+    if example_inputs is None and shapes:
+        example_inputs = tuple(torch.zeros(tuple(shape)) for shape in shapes.values())
+    if example_inputs is None:
+        raise LoweringError(
+            f"{type(model).__name__}: a module has no input shapes of its own; pass example_inputs=(torch.zeros(1, 3, "
+            "224, 224),), or input_shapes={'x': (1, 3, 224, 224)} (on the command line --input-shapes 'x:[1,3,224,224]')"
+        )
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.export's own use of deprecated pytree calls
+            return torch.export.export(model, tuple(example_inputs))
+    except Exception as refusal:  # torch.export raises whatever the traced code raises
+        raise LoweringError(
+            f"{type(model).__name__}: torch.export refuses it: {_reason(refusal)}. Check example_inputs, or pass an "
+            "ExportedProgram or an ONNX model"
+        ) from refusal
+
+
+def _from_exported(program: Any, shapes: Shapes) -> Imported:
+    from tvm.relax.frontend.torch import from_exported_program
+
+    with _importing("torch.export"):
+        module = from_exported_program(program)
+    signature = program.graph_signature
+    names = tuple(str(name) for name in signature.user_inputs)
+    outputs = tuple(str(name) for name in signature.user_outputs)
+    return _fixed(module, names, outputs, shapes)
+
+
+def _from_onnx(model: Any, shapes: Shapes) -> Imported:
+    from tvm.relax.frontend.onnx import from_onnx
+
+    weights = {tensor.name for tensor in model.graph.initializer}
+    wanted = [value for value in model.graph.input if value.name not in weights]
+    declared = {value.name: [_onnx_dim(dim) for dim in value.type.tensor_type.shape.dim] for value in wanted}
+    known = {name: list(shapes.get(name, dims)) for name, dims in declared.items()}
+    for name, dims in known.items():
+        if any(not isinstance(dim, int) for dim in dims) or (not dims and not _has_rank(model, name)):
+            raise _missing_shape(name, dims)
+    with _importing("ONNX"):
+        module = from_onnx(model, shape_dict=known, dtype_dict=_onnx_dtypes(wanted))
+    return _fixed(module, tuple(known), tuple(value.name for value in model.graph.output), shapes)
+
+
+def _onnx_dim(dim: Any) -> int | str:
+    return int(dim.dim_value) if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or "?"
+
+
+def _has_rank(model: Any, name: str) -> bool:
+    return any(v.name == name and v.type.tensor_type.HasField("shape") for v in model.graph.input)
+
+
+def _onnx_dtypes(values: Sequence[Any]) -> dict[str, str]:
+    import onnx
+
+    return {v.name: str(onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)) for v in values}
+
+
+def _fixed(module: Any, names: tuple[str, ...], outputs: tuple[str, ...], shapes: Shapes) -> Imported:
+    """Bind what `shapes` says of symbolic dimensions; refuse what stays symbolic."""
+    params = list(module["main"].params)
+    if len(params) != len(names):
+        raise LoweringError(f"main: TVM gave {len(params)} inputs for {len(names)} ({', '.join(names)}); report the model")
+    bound: dict[Any, int] = {}
+    for name, param in zip(names, params, strict=True):
+        dims = _dims(param.ty)
+        if (shape := shapes.get(name)) is None:
+            continue
+        fits = len(dims) == len(shape)
+        for dim, size in zip(dims, shape, strict=False):
+            if isinstance(dim, tvm.tirx.Var):
+                fits &= bound.setdefault(dim, size) == size
+            else:
+                fits &= not isinstance(dim, tvm.tirx.IntImm) or int(dim) == size
+        if not fits:
+            raise LoweringError(
+                f"{name}: input_shapes says {tuple(shape)}, the model {tuple(map(str, dims))}; pass one that fits"
+            )
+    if bound:
+        module = relax.transform.BindSymbolicVars(bound, "main")(module)
+    main = module["main"]
+    inputs = tuple(_spec(name, param.ty) for name, param in zip(names, main.params, strict=True))
+    flat = list(_leaves(main.ret_ty))
+    if len(outputs) != len(flat):
+        outputs = tuple(f"output_{index}" for index in range(len(flat)))
+    return Imported(module, inputs, tuple(_spec(name, leaf) for name, leaf in zip(outputs, flat, strict=True)))
+
+
+def _dims(ty: Any) -> list[Any]:
+    return list(ty.shape.values) if isinstance(ty, relax.TensorType) and ty.shape is not None else []
+
+
+def _leaves(ty: Any) -> Iterator[Any]:
+    if isinstance(ty, relax.TupleType):
+        for field in ty.fields:
+            yield from _leaves(field)
+    else:
+        yield ty
+
+
+def _spec(name: str, ty: Any) -> TensorSpec:
+    if not isinstance(ty, relax.TensorType) or ty.shape is None:
+        raise LoweringError(f"{name}: found a value of type {ty}; only tensors of fixed shape can cross the border")
+    dims = _dims(ty)
+    if not all(isinstance(dim, tvm.tirx.IntImm) for dim in dims):
+        raise _missing_shape(name, dims)
+    return TensorSpec(name, tuple(int(dim) for dim in dims), str(ty.dtype))
+
+
+def _missing_shape(name: str, dims: Sequence[Any]) -> LoweringError:
+    example = ",".join(str(dim) if isinstance(dim, int | tvm.tirx.IntImm) else "1" for dim in dims) or "1,3,224,224"
+    return LoweringError(
+        f"{name}: found the shape ({', '.join(map(str, dims))}), expected fixed sizes; pass "
+        f"input_shapes={{'{name}': ({example})}}, on the command line --input-shapes '{name}:[{example}]'"
+    )
+
+
+@contextlib.contextmanager
+def _importing(kind: str) -> Iterator[None]:
+    """Quiet the importers' warnings about torch and onnx internals; turn what they raise into one typed error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except LoweringError:
+            raise
+        except Exception as refusal:  # the importers raise AssertionError, KeyError, ValueError, OpNotImplemented …
+            raise LoweringError(
+                f"TVM's {kind} importer refuses the model: {_reason(refusal)}. Expected only ops that TVM "
+                f"{tvm.__version__} imports; rewrite that op in the model, or cut the model before it"
+            ) from refusal
+
+
+def _reason(error: BaseException) -> str:
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}".rstrip(".: ")
