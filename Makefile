@@ -1,0 +1,43 @@
+# The front door. `make demo` and `make test` install what they need into .venv, once.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint type bench docs clean
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+help: ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-6s %s\n", $$1, $$2 }'
+
+demo: $(READY) ## fuse, prune, compile and run the embedded RepVGG; accuracy and milliseconds at each step
+	$(BIN)/python -m reparam_compiler.prune --ratio 0.3
+
+test: lint type ## lint, types and every test, the slow ones too
+	$(BIN)/python -m pytest -m ""
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+bench: $(READY) ## the ladder: training form, fused, pruned, compiled, against PyTorch and ONNX Runtime
+	$(BIN)/python benchmarks/ladder.py
+
+docs: $(READY) ## draw the figures of docs/ anew
+	@for script in docs/draw_*.py; do if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script" || exit; fi; done
+
+clean: ## remove caches and build outputs; .venv stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# torch goes first and by its exact version: a range would let pip take a newer build with gigabytes of GPU libraries.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	$(PIP_INSTALL) "torch==2.13.0"
+	$(PIP_INSTALL) -e ".[onnx,tvm,test,docs]"
+	touch $@
