@@ -1,0 +1,81 @@
+"""One ONNX node, run by ONNX's reference evaluator: how opaque nodes are evaluated and constants folded."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from onnx import GraphProto, ModelProto, NodeProto, helper
+from onnx.reference import ReferenceEvaluator
+from torch import Tensor
+
+_FAILURES = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""What the reference evaluator raises for an op, a dtype or a shape that it does not take."""
+
+
+def captured(node: NodeProto) -> tuple[str, ...]:
+    """The values of the outer graph that the node's subgraphs read without its inputs naming them."""
+    found: dict[str, None] = {}
+    for attribute in node.attribute:
+        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+            found.update(dict.fromkeys(_free_names(body)))
+    return tuple(name for name in found if name not in node.input)
+
+
+def _free_names(body: GraphProto) -> list[str]:
+    bound = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+    bound |= {tensor.values.name for tensor in body.sparse_initializer}
+    found: list[str] = []
+    for node in body.node:
+        found += [name for name in (*node.input, *captured(node)) if name and name not in bound]
+        bound.update(node.output)
+    return found + [value.name for value in body.output if value.name not in bound]
+
+
+def run_arrays(model: ModelProto, node: NodeProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+    """The outputs of a node of `model` on these arrays; raises what numpy raises."""
+    values = [helper.make_empty_tensor_value_info(name) for name in feeds]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
+    graph = helper.make_graph([node], "one node", values, outputs)
+    single = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version)
+    return list(ReferenceEvaluator(single).run(None, dict(feeds)))
+
+
+def runner(
+    model: ModelProto, node: NodeProto, names: Sequence[str], arrays: Mapping[str, Any], results: int
+) -> Callable[..., Any]:
+    """What runs a node on torch tensors: one for each of `names`.
+
+    arrays: the numpy dtype that the model has for a name, where it is known. Values come in a wider one, and the node is run
+    in that first; where the evaluator does not take it (a constant in a subgraph has the model's own), in the model's.
+    results: how many outputs there are; more than one are given as a tuple.
+    """
+
+    def run(*values: Any) -> Any:
+        feeds = {name: value.numpy() for name, value in zip(names, values, strict=True) if isinstance(value, Tensor)}
+        try:
+            found = run_arrays(model, node, feeds)
+        except _FAILURES:
+            found = run_arrays(
+                model, node, {name: value.astype(arrays.get(name, value.dtype)) for name, value in feeds.items()}
+            )
+        wide = next((v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()), torch.float64)
+        tensors = tuple(_tensor(value, wide) for value in found)
+        return tensors[0] if results == 1 else tensors
+
+    return run
+
+
+def _tensor(value: Any, floating: torch.dtype) -> Any:
+    array = np.asarray(value)
+    if array.dtype.kind in "fV":  # V: ml_dtypes
+        return torch.from_numpy(np.ascontiguousarray(array.astype(np.float64)).reshape(array.shape)).to(floating)
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)) if array.dtype.kind in "iub" else value
+
+
+def fold(model: ModelProto, node: NodeProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
+    """The outputs of a node on constants; None where the evaluator does not take it."""
+    try:
+        return [np.asarray(value) for value in run_arrays(model, node, feeds)]
+    except _FAILURES:
+        return None

@@ -1,0 +1,124 @@
+"""Types of the values of an ONNX graph, and the sizes that are computed in it.
+
+Shapes are inferred on a skeleton of the model in which big tensors are only declared: the weights are never copied.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference
+
+from reparam_compiler.frontends.onnx_call import Size
+from reparam_compiler.frontends.onnx_values import Constant, type_of
+from reparam_compiler.ir.graph import TensorType
+
+logger = logging.getLogger(__name__)
+SMALL = 256
+"""Elements of a tensor that may stand for a shape, and so goes into the skeleton."""
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """dtypes: of values whose rank may not be known. types: of those whose rank is."""
+
+    dtypes: dict[str, str]
+    types: dict[str, TensorType]
+
+
+def infer_types(model: ModelProto) -> Types:
+    """What is known of the model's values."""
+    skeleton = _skeleton(model)
+    try:
+        skeleton = shape_inference.infer_shapes(skeleton, data_prop=True)
+    except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        logger.warning("shapes cannot be inferred, so only those in the file are known: %s", error)
+    dtypes: dict[str, str] = {}
+    types: dict[str, TensorType] = {}
+    for value in (*skeleton.graph.value_info, *skeleton.graph.output, *skeleton.graph.input):
+        dtype, known = type_of(value.type)
+        if dtype:
+            dtypes[value.name] = dtype
+        if known:
+            types[value.name] = known
+    return Types(dtypes, types)
+
+
+def _skeleton(model: ModelProto) -> ModelProto:
+    skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = skeleton.graph
+    graph.name = model.graph.name
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if _is_small(tensor):
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    for node in model.graph.node:
+        tensor = node.attribute[0].t if node.op_type == "Constant" and len(node.attribute) == 1 else TensorProto()
+        if _is_small(tensor):
+            graph.node.append(node)
+        else:
+            graph.input.append(helper.make_tensor_value_info(node.output[0], tensor.data_type, list(tensor.dims)))
+    return skeleton
+
+
+def _is_small(tensor: TensorProto) -> bool:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count <= SMALL
+
+
+class Sizes:
+    """Values that are made of sizes: what exporters compute a shape from.
+
+    Each is known by its elements: numbers, or the size of an axis of a value.
+    """
+
+    def __init__(self, constant_of: Callable[[str], Constant | None], types: Mapping[str, TensorType]) -> None:
+        self._constant_of = constant_of
+        self._types = types
+        self._known: dict[str, tuple[Size, ...]] = {}
+
+    def of(self, name: str) -> tuple[Size, ...] | None:
+        """The elements of a value, or None for one that is not made of sizes."""
+        constant = self._constant_of(name)
+        if constant is None:
+            return self._known.get(name)
+        if constant.dtype not in ("i64", "i32") or len(constant.shape) > 1 or max(constant.shape, default=1) > SMALL:
+            return None
+        return tuple(int(n) for n in constant.load().reshape(-1))
+
+    def follow(self, node: NodeProto) -> None:
+        """Notes what the node gives, if that is made of sizes."""
+        found = self._follow(node)
+        if found is not None:
+            self._known[node.output[0]] = found
+
+    def _follow(self, node: NodeProto) -> tuple[Size, ...] | None:
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "Shape":
+            known = self._types.get(node.input[0])
+            if known is None:
+                return None
+            axes = range(len(known.shape))[attributes.get("start", 0) : attributes.get("end")]
+            return tuple((node.input[0], axis) for axis in axes)
+        parts = [self.of(name) for name in node.input if name]
+        if not parts or (first := parts[0]) is None or (node.input[0] not in self._known and node.op_type != "Concat"):
+            return None
+        if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape"):
+            return first
+        rest = [[n for n in part if isinstance(n, int)] for part in parts if part is not None]
+        if len(rest) < len(parts):
+            return None
+        if node.op_type == "Concat":
+            return tuple(size for part in parts if part is not None for size in part)
+        if node.op_type == "Gather":
+            return tuple(first[place] for place in rest[1] if -len(first) <= place < len(first)) or None
+        if node.op_type == "Slice" and len(rest) >= 3 and all(len(part) == 1 for part in rest[1:]):
+            return first[slice(rest[1][0], rest[2][0], rest[4][0] if len(rest) > 4 else 1)]
+        return None

@@ -1,0 +1,163 @@
+"""ONNX tensors as the graph's parameters and types, and back: the one place where a fold is rounded for ONNX.
+
+Weights are read from their protobuf, or from the file beside the model that holds them, only when they are asked for.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from onnx import TensorProto, TypeProto, checker, external_data_helper, helper, numpy_helper
+
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.ir.graph import Dim, Param, TensorType
+
+DTYPES: dict[int, str] = {
+    TensorProto.DOUBLE: "f64",
+    TensorProto.FLOAT: "f32",
+    TensorProto.FLOAT16: "f16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT64: "i64",
+    TensorProto.INT32: "i32",
+    TensorProto.INT16: "i16",
+    TensorProto.INT8: "i8",
+    TensorProto.UINT64: "u64",
+    TensorProto.UINT32: "u32",
+    TensorProto.UINT16: "u16",
+    TensorProto.UINT8: "u8",
+    TensorProto.BOOL: "bool",
+}
+_ELEMENT_TYPES = {word: element for element, word in DTYPES.items()}
+ARRAYS: dict[str, Any] = {
+    "f64": np.float64,
+    "f32": np.float32,
+    "f16": np.float16,
+    "bf16": ml_dtypes.bfloat16,
+    "bool": np.bool_,
+    **{f"{sign}{bits}": f"{kind}{bits}" for sign, kind in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)},
+}
+FLOATING = frozenset({"f64", "f32", "f16", "bf16"})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A value of the model that depends on no input: an initializer, a Constant node, or what is computed from those.
+
+    name: of the value that holds it.
+    computed: True where nodes compute it, so that no tensor of the model has its elements.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    load: Callable[[], np.ndarray]
+    computed: bool = False
+
+    def param(self, role: str) -> Param:
+        """The constant as an operand."""
+        return Param(role, self.dtype, self.shape, self.load, None if self.computed else self.name)
+
+    def transposed(self, role: str) -> Param:
+        """The constant, a matrix, as an operand that reads it the other way round."""
+        return Param(role, self.dtype, self.shape[::-1], lambda: self.load().T, None if self.computed else self.name)
+
+
+def dtype_word(element_type: int) -> str:
+    """The graph's word for an element type; ONNX's own, in small letters, for one that the graph has no word for."""
+    return DTYPES.get(element_type) or str(TensorProto.DataType.Name(element_type)).lower()
+
+
+def type_of(proto: TypeProto) -> tuple[str | None, TensorType | None]:
+    """The dtype of a value, and its type where the rank is known too."""
+    if proto.WhichOneof("value") != "tensor_type" or not proto.tensor_type.elem_type:
+        return None, None
+    tensor = proto.tensor_type
+    dtype = dtype_word(tensor.elem_type)
+    return dtype, TensorType(dtype, tuple(map(_dim, tensor.shape.dim))) if tensor.HasField("shape") else None
+
+
+def _dim(dim: Any) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
+
+
+def set_type(proto: TypeProto, known: TensorType) -> None:
+    """Writes a type; a size that has not changed keeps its protobuf (its denotation)."""
+    tensor = proto.tensor_type
+    tensor.elem_type = element_type(known.dtype)
+    old = [type(dim).FromString(dim.SerializeToString()) for dim in tensor.shape.dim]
+    tensor.ClearField("shape")
+    tensor.shape.SetInParent()
+    for axis, size in enumerate(known.shape):
+        dim = tensor.shape.dim.add()
+        if axis < len(old) and _dim(old[axis]) == size:
+            dim.CopyFrom(old[axis])
+        elif isinstance(size, int):
+            dim.dim_value = size
+        elif size is not None:
+            dim.dim_param = size
+
+
+def element_type(dtype: str) -> int:
+    """The ONNX element type of a graph dtype."""
+    if dtype in _ELEMENT_TYPES:
+        return _ELEMENT_TYPES[dtype]
+    value: int = TensorProto.DataType.Value(dtype.upper())
+    return value
+
+
+def decimal(value: float) -> float:
+    """The shortest decimal that a float32 attribute stands for: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def constant_of(tensor: TensorProto, name: str) -> Constant:
+    """A constant that reads a protobuf when it is asked to."""
+    return Constant(name, dtype_word(tensor.data_type), tuple(tensor.dims), lambda: load(tensor))
+
+
+def load(tensor: TensorProto) -> np.ndarray:
+    """The elements of a tensor in its own dtype; bfloat16 as ml_dtypes has it. External data are read, and not kept."""
+    return numpy_helper.to_array(inline(tensor))
+
+
+def inline(tensor: TensorProto) -> TensorProto:
+    """The tensor with its elements: itself, or a copy for one that has them in a file."""
+    if not external_data_helper.uses_external_data(tensor):
+        return tensor
+    copied = TensorProto()
+    copied.CopyFrom(tensor)
+    base = next((entry.value for entry in tensor.external_data if entry.key == "basepath"), "") or str(Path())
+    try:
+        external_data_helper.load_external_data_for_tensor(copied, base)
+    except (OSError, ValueError, checker.ValidationError) as error:
+        raise _no_external_data(tensor, error) from error
+    return copied
+
+
+def _no_external_data(tensor: TensorProto, error: Exception) -> UnsupportedModelError:
+    info = external_data_helper.ExternalDataInfo(tensor)
+    return UnsupportedModelError(
+        f"{tensor.name}: its elements should be in {info.location!r} beside the model, but cannot be read ({error}); "
+        "pass the path of the model, or load it with onnx.load(path), which reads them"
+    )
+
+
+def byte_count(tensor: TensorProto) -> int:
+    """How many bytes the elements take."""
+    bits = {"int4": 4, "uint4": 4, "float4e2m1": 4, "int2": 2, "uint2": 2}.get(dtype_word(tensor.data_type))
+    bits = bits or 8 * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
+    count: int = math.prod(tensor.dims)
+    return (count * bits + 7) // 8
+
+
+def tensor_from(name: str, param: Param, dtype: str | None = None) -> TensorProto:
+    """A new tensor of a parameter's elements, rounded once to `dtype`, or to the parameter's own."""
+    array = np.asarray(param.load())
+    wanted = np.dtype(ARRAYS[dtype or param.dtype]) if (dtype or param.dtype) in ARRAYS else array.dtype
+    return numpy_helper.from_array(np.ascontiguousarray(array.astype(wanted, copy=False)).reshape(array.shape), name)
