@@ -1,0 +1,146 @@
+"""onnx.ModelProto in, onnx.ModelProto out: read by `onnx_read`, written by `onnx_write` with onnx-graphsurgeon."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+import torch
+from onnx import ModelProto
+
+from reparam_compiler.equivalence import EXACT, difference
+from reparam_compiler.errors import RewriteError
+from reparam_compiler.frontends import onnx_io
+from reparam_compiler.frontends.base import Comparison
+from reparam_compiler.frontends.onnx_read import OnnxReader, Stored, overridable_names
+from reparam_compiler.frontends.onnx_values import ARRAYS, type_of
+from reparam_compiler.frontends.onnx_write import OnnxWriter, apply
+from reparam_compiler.ir.graph import Graph, NodeId, Param
+
+BATCH = 2
+"""What a symbolic first axis becomes where there are no example inputs."""
+
+
+class OnnxFrontend:
+    """Reads and writes `onnx.ModelProto`."""
+
+    name = "onnx"
+
+    def matches(self, model: object) -> bool:
+        """True for a ModelProto."""
+        return isinstance(model, ModelProto)
+
+    def read(self, model: ModelProto, example_inputs: Sequence[Any] | None = None) -> "OnnxReading":
+        """The graph; shapes are those of the file, as far as shape inference takes them.
+
+        Raises UnsupportedModelError for a model that is not a valid graph of tensors.
+        """
+        reader = OnnxReader(model)
+        return OnnxReading(model, reader.read(), reader.natives, reader.stored)
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxReading:
+    """A model that has been read.
+
+    natives: for each id of a graph node that is a node of the model, its index there.
+    stored: for each parameter that stands for a value of the model, that value.
+    """
+
+    model: ModelProto
+    graph: Graph
+    natives: Mapping[NodeId, int]
+    stored: Mapping[Param, Stored]
+
+    def write(self, after: Graph, *, inplace: bool = False) -> ModelProto:
+        """The model that computes `after`: the original protobufs, and new ones for what changed."""
+        edit = OnnxWriter(self.model, self.graph, after, self.natives, self.stored).plan()
+        model = self.model if inplace else onnx_io.copy_without(self.model, edit.dropped)
+        apply(edit, model)
+        return model
+
+    def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
+        """Both models in ONNX Runtime, in their own dtypes; on random inputs where none are given and the file has shapes."""
+        feeds = _given(self.model, example_inputs) if example_inputs is not None else _random(self.model)
+        if feeds is None:
+            return None
+        try:
+            expected = _run(self.model, feeds)
+        except _RUNTIME_ERRORS as error:
+            if example_inputs is None:
+                return None
+            raise RewriteError(f"ONNX Runtime does not run the model on the example inputs: {error}") from error
+        try:
+            found = _run(self.write(after), feeds)
+        except _RUNTIME_ERRORS as error:
+            raise RewriteError(f"ONNX Runtime runs the model, but not what was made of it: {error}") from error
+        worst, dtype = EXACT, ""
+        for a, b in zip(expected, found, strict=True):
+            if isinstance(a, np.ndarray) and a.dtype.kind in "fiub":
+                worst = max(worst, difference(torch.from_numpy(a), torch.from_numpy(b)), key=lambda d: d.relative)
+                dtype = dtype or str(a.dtype)
+        return Comparison(worst, dtype, "ONNX Runtime", "random inputs" if example_inputs is None else "example inputs")
+
+
+_RUNTIME_ERRORS = (
+    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
+    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
+    onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
+    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
+    ValueError,
+)
+
+
+def _run(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+    """The outputs, with ONNX Runtime's own fusions off: it is the rewrite that is measured."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if onnx_io.fits_in_memory(model):
+        return list(onnxruntime.InferenceSession(model.SerializeToString(), options, providers).run(None, dict(feeds)))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx_io.save(model, path)
+        return list(onnxruntime.InferenceSession(str(path), options, providers).run(None, dict(feeds)))
+
+
+def _given(model: ModelProto, example_inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The example inputs by name, in the order of the model's inputs."""
+    names = [value.name for value in model.graph.input if value.name not in _constants(model)]
+    if len(example_inputs) > len(names) + len(overridable_names(model)):
+        raise RewriteError(f"the model takes {len(names)} inputs, {names}, but {len(example_inputs)} example inputs were given")
+    return {
+        name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+        for name, value in zip(names, example_inputs, strict=False)
+    }
+
+
+def _constants(model: ModelProto) -> set[str]:
+    """The inputs that need no value."""
+    return {tensor.name for tensor in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+
+
+def _random(model: ModelProto) -> dict[str, np.ndarray] | None:
+    """Random inputs of the shapes in the file, `BATCH` for a symbolic first axis; None where another axis is symbolic."""
+    random = np.random.default_rng(0)
+    feeds = {}
+    for value in model.graph.input:
+        if value.name in _constants(model):
+            continue
+        _, known = type_of(value.type)
+        if known is None or known.dtype not in ARRAYS or known.dtype == "bf16":
+            return None
+        shape = [BATCH if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(known.shape)]
+        sizes = [size for size in shape if isinstance(size, int)]
+        if len(sizes) < len(shape):
+            return None
+        if known.dtype[0] == "f":
+            feeds[value.name] = random.standard_normal(sizes).astype(ARRAYS[known.dtype])
+        else:
+            feeds[value.name] = random.integers(0, 2, sizes).astype(ARRAYS[known.dtype])
+    return feeds
