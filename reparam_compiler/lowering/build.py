@@ -3,6 +3,7 @@
     import -> simplify -> NHWC -> convs to kernels -> legalize, fuse the rest -> schedule the rest -> Relax VM -> library
 """
 
+import contextlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +13,17 @@ import tvm
 from tvm import relax, tirx
 from tvm.ir.transform import Sequential
 from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
+from tvm.relax.backend.cuda import pipeline as cuda_pipeline
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
+from reparam_compiler.lowering.cubin import cuda_toolchain
 from reparam_compiler.lowering.importer import Imported, to_relax
 from reparam_compiler.lowering.kernels import convs_to_kernels
 from reparam_compiler.lowering.layout import channels_last, simplify
 from reparam_compiler.lowering.schedules_cpu import schedule_rest
-from reparam_compiler.lowering.target import TargetLike, describe, resolve, vector_unit
+from reparam_compiler.lowering.schedules_gpu import schedule_gpu
+from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
 
 
 def compile(
@@ -51,8 +55,9 @@ def build(imported: Imported, target: Any) -> Executable:
     """The phases after import, for a resolved target."""
     try:
         with target, quiet():
-            module = lower_cpu(imported.module, target)
-            library = tvm.compile(module, target=target, relax_pipeline=_vm_passes())
+            module = lower(imported.module, target)
+            with cuda_toolchain() if is_gpu(target) else contextlib.nullcontext():
+                library = tvm.compile(module, target=target, relax_pipeline=_vm_passes(target))
     except LoweringError:
         raise
     except Exception as refusal:  # TVM's passes raise InternalError, TypeError, ScheduleError …
@@ -65,8 +70,28 @@ def build(imported: Imported, target: Any) -> Executable:
     return assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions())
 
 
+def lower(module: Any, target: Any) -> Any:
+    """Relax with high-level ops -> Relax that calls scheduled kernels only."""
+    return lower_gpu(module, target) if is_gpu(target) else lower_cpu(module, target)
+
+
+def lower_gpu(module: Any, target: Any) -> Any:
+    """The phases for a GPU: TVM's fusion and the schedules of `schedules_gpu`, in the model's own layout."""
+    passes = [
+        *cuda_pipeline.library_dispatch_passes(target),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    return schedule_gpu(Sequential(passes)(simplify(module)))
+
+
 def lower_cpu(module: Any, target: Any) -> Any:
-    """Relax with high-level ops -> Relax that calls scheduled kernels."""
+    """The phases for a CPU: NHWC inside, convs by the recipe, a schedule by rule for what is left."""
     unit = vector_unit(target)
     module = convs_to_kernels(channels_last(simplify(module)), unit)
     passes = [
@@ -90,9 +115,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _vm_passes() -> Any:
-    target = tvm.target.Target.current()
-    return Sequential(cpu_pipeline.dataflow_lower_passes(target) + cpu_pipeline.finalize_passes(target))
+def _vm_passes(target: Any) -> Any:
+    pipeline = cuda_pipeline if is_gpu(target) else cpu_pipeline
+    return Sequential(pipeline.dataflow_lower_passes(target) + pipeline.finalize_passes(target))
 
 
 def _kernels(module: Any) -> list[Kernel]:
