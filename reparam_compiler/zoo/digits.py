@@ -72,7 +72,7 @@ def digits_split() -> DigitsSplit:
     Returns:
         The same object at every call.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]  # here: importing the zoo must not load it
+    from sklearn.datasets import load_digits  # here: importing the zoo must not load it
 
     data = load_digits()
     small = torch.from_numpy(data.images).float().unsqueeze(1) / 16
