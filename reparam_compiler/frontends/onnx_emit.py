@@ -97,7 +97,7 @@ class Emitter:
         weight = node.param(1)
         if weight is None:
             raise RewriteError(f"{node.id}: a linear layer without weight")
-        matrix = self.tensor(f"{node.id}.weight", weight, self._dtype(node, weight), True)
+        matrix = self.tensor(f"{node.id}.weight", weight, self.dtype_of(node, weight), True)
         product = self.value(f"{node.id}.product") if bias else output
         nodes = [helper.make_node("MatMul", [x, matrix], [product])]
         return [*nodes, helper.make_node("Add", [product, bias], [output])] if bias else nodes
@@ -143,9 +143,9 @@ class Emitter:
         operand = node.inputs[index]
         if operand is None or isinstance(operand, str):
             return operand or ""
-        return self.name_of(operand) or self.tensor(f"{node.id}.{operand.role}", operand, self._dtype(node, operand), False)
+        return self.name_of(operand) or self.tensor(f"{node.id}.{operand.role}", operand, self.dtype_of(node, operand), False)
 
-    def _dtype(self, node: Node, param: Param) -> str:
+    def dtype_of(self, node: Node, param: Param) -> str:
         """A fused weight has the dtype of the values that it meets: ONNX mixes none."""
         known = node.type.dtype if node.type else param.dtype
         return known if known in FLOATING and param.dtype in FLOATING else param.dtype

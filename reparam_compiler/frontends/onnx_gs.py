@@ -12,7 +12,7 @@ import torch
 from onnx import ModelProto
 
 from reparam_compiler.equivalence import EXACT, difference
-from reparam_compiler.errors import RewriteError
+from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends import onnx_io
 from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.onnx_read import OnnxReader, Stored, overridable_names
@@ -34,11 +34,12 @@ class OnnxFrontend:
         return isinstance(model, ModelProto)
 
     def read(self, model: ModelProto, example_inputs: Sequence[Any] | None = None) -> "OnnxReading":
-        """The graph; shapes are those of the file, as far as shape inference takes them.
+        """The graph; shapes are those of the file, and of the example inputs where the file leaves them open.
 
         Raises UnsupportedModelError for a model that is not a valid graph of tensors.
         """
-        reader = OnnxReader(model)
+        given = _given(model, example_inputs) if example_inputs is not None else {}
+        reader = OnnxReader(model, {name: array.shape for name, array in given.items()})
         return OnnxReading(model, reader.read(), reader.natives, reader.stored)
 
 
@@ -63,7 +64,10 @@ class OnnxReading:
         return model
 
     def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
-        """Both models in ONNX Runtime, in their own dtypes; on random inputs where none are given and the file has shapes."""
+        """Both models in ONNX Runtime, in their own dtypes; on random inputs where none are given and the file has shapes.
+
+        To be asked before a write in place.
+        """
         feeds = _given(self.model, example_inputs) if example_inputs is not None else _random(self.model)
         if feeds is None:
             return None
@@ -72,7 +76,7 @@ class OnnxReading:
         except _RUNTIME_ERRORS as error:
             if example_inputs is None:
                 return None
-            raise RewriteError(f"ONNX Runtime does not run the model on the example inputs: {error}") from error
+            raise UnsupportedModelError(f"ONNX Runtime does not run the model on the example inputs: {error}") from error
         try:
             found = _run(self.write(after), feeds)
         except _RUNTIME_ERRORS as error:
@@ -110,13 +114,16 @@ def _run(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
 
 
 def _given(model: ModelProto, example_inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The example inputs by name, in the order of the model's inputs."""
-    names = [value.name for value in model.graph.input if value.name not in _constants(model)]
-    if len(example_inputs) > len(names) + len(overridable_names(model)):
-        raise RewriteError(f"the model takes {len(names)} inputs, {names}, but {len(example_inputs)} example inputs were given")
+    """The example inputs by name, in the order of the model's inputs: of all, or of those that have no default."""
+    overridable = overridable_names(model)
+    every = [v.name for v in model.graph.input if v.name in overridable or v.name not in _constants(model)]
+    needed = [name for name in every if name not in overridable]
+    found = len(example_inputs)
+    if found not in (len(every), len(needed)):
+        raise UnsupportedModelError(f"the model takes {len(needed)} inputs, {needed}, but {found} example inputs were given")
     return {
         name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        for name, value in zip(names, example_inputs, strict=False)
+        for name, value in zip(every if found == len(every) else needed, example_inputs, strict=True)
     }
 
 

@@ -9,7 +9,7 @@ Three things that the format hides are made explicit here:
 - what the body of an If, Loop or Scan reads from outside is read by that node.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx_call import Call, Read, Unread
 from reparam_compiler.frontends.onnx_ops import NOT_FOLDED, RANDOM, READERS
 from reparam_compiler.frontends.onnx_run import captured, fold, runner
-from reparam_compiler.frontends.onnx_types import Sizes, Types, infer_types
+from reparam_compiler.frontends.onnx_types import Sizes, Types, infer_types, refined
 from reparam_compiler.frontends.onnx_values import ARRAYS, Constant, constant_of, dtype_word
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
@@ -40,11 +40,14 @@ class Stored:
 class OnnxReader:
     """Reads one model.
 
+    shapes: of example inputs, by name. What the graph's types do not know is taken from there; how a node is read is not
+        decided by it, for the model may be run on other sizes.
     natives: for each id of a graph node that is a node of the model, its index there.
     stored: for each parameter that stands for a value of the model, that value.
     """
 
     model: ModelProto
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     natives: dict[NodeId, int] = field(default_factory=dict)
     stored: dict[Param, Stored] = field(default_factory=dict)
     _constants: dict[str, Constant] = field(default_factory=dict)
@@ -58,6 +61,7 @@ class OnnxReader:
         self._opset = opset_of(self.model)
         self._functions = {(function.domain, function.name) for function in self.model.functions}
         self._types: Types = infer_types(self.model)
+        self._examples = infer_types(self.model, self.shapes).types if self.shapes else {}
         self._sizes = Sizes(self._constants.get, self._types.types)
         self._read_by = self._readers()
         self._names = self._check_names()
@@ -235,7 +239,8 @@ class OnnxReader:
 
     def _emit(self, node_id: NodeId, op: ops.Op, operands: tuple[Operand, ...], index: int | None = None) -> None:
         """Adds a node. Where inference knew no dtype, exact ops of floats pass that of an operand on."""
-        self._nodes.append(Node(node_id, op, operands, self._types.types.get(node_id)))
+        known = refined(self._types.types.get(node_id), self._examples.get(node_id))
+        self._nodes.append(Node(node_id, op, operands, known))
         self._ids.add(node_id)
         if index is not None:
             self.natives[node_id] = index

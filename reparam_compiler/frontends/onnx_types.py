@@ -6,6 +6,7 @@ Shapes are inferred on a skeleton of the model in which big tensors are only dec
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference
 
@@ -26,9 +27,13 @@ class Types:
     types: dict[str, TensorType]
 
 
-def infer_types(model: ModelProto) -> Types:
-    """What is known of the model's values."""
+def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> Types:
+    """What is known of the model's values, or would be if its inputs had these shapes."""
     skeleton = _skeleton(model)
+    for value in skeleton.graph.input:
+        if value.name in shapes and len(value.type.tensor_type.shape.dim) == len(shapes[value.name]):
+            for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+                dim.dim_value = size
     try:
         skeleton = shape_inference.infer_shapes(skeleton, data_prop=True)
     except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
@@ -42,6 +47,15 @@ def infer_types(model: ModelProto) -> Types:
         if known:
             types[value.name] = known
     return Types(dtypes, types)
+
+
+def refined(known: TensorType | None, example: TensorType | None) -> TensorType | None:
+    """A type whose unknown sizes, but for the first, are those of an example."""
+    if known is None or example is None or len(known.shape) != len(example.shape):
+        return known or example
+    sizes = zip(known.shape, example.shape, strict=True)
+    shape = (own if axis == 0 or isinstance(own, int) else size for axis, (own, size) in enumerate(sizes))
+    return TensorType(known.dtype, tuple(shape))
 
 
 def _skeleton(model: ModelProto) -> ModelProto:

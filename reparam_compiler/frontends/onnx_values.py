@@ -86,16 +86,16 @@ def _dim(dim: Any) -> Dim:
     return str(dim.dim_param) or None
 
 
-def set_type(proto: TypeProto, known: TensorType) -> None:
-    """Writes a type; a size that has not changed keeps its protobuf (its denotation)."""
+def set_type(proto: TypeProto, before: TensorType | None, after: TensorType) -> None:
+    """Writes the sizes that changed; every other size keeps its protobuf."""
     tensor = proto.tensor_type
-    tensor.elem_type = element_type(known.dtype)
+    tensor.elem_type = element_type(after.dtype)
     old = [type(dim).FromString(dim.SerializeToString()) for dim in tensor.shape.dim]
     tensor.ClearField("shape")
     tensor.shape.SetInParent()
-    for axis, size in enumerate(known.shape):
+    for axis, size in enumerate(after.shape):
         dim = tensor.shape.dim.add()
-        if axis < len(old) and _dim(old[axis]) == size:
+        if before is not None and len(before.shape) == len(old) == len(after.shape) and before.shape[axis] == size:
             dim.CopyFrom(old[axis])
         elif isinstance(size, int):
             dim.dim_value = size

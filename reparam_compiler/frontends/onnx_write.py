@@ -9,7 +9,7 @@ any more, the new one takes the old name over.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs  # type: ignore[import-untyped]
@@ -55,14 +55,14 @@ class Edit:
 
     nodes: all of them. tensors: by name, in place of the initializer of that name or after all others.
     dropped: initializers that only what is gone did read. gone: values that are there no more, those initializers too.
-    types: values that have another type.
+    types: values that have another type: the one before, and the one after.
     """
 
     nodes: tuple[NodeProto, ...]
     tensors: Mapping[str, TensorProto]
     dropped: frozenset[str]
     gone: frozenset[str]
-    types: Mapping[str, TensorType]
+    types: Mapping[str, tuple[TensorType | None, TensorType]]
 
 
 @dataclass
@@ -78,6 +78,7 @@ class OnnxWriter:
     natives: Mapping[NodeId, int]
     stored: Mapping[Param, Stored]
     _tensors: list[NewTensor] = field(default_factory=list)
+    _alike: dict[tuple[str | Param, str, bool], list[NewTensor]] = field(default_factory=dict)
 
     def plan(self) -> Edit:
         """What to do; raises RewriteError for a change that has no ONNX form."""
@@ -152,12 +153,12 @@ class OnnxWriter:
                 inputs[index] = operand or ""
                 continue
             place = self.stored.get(was) if isinstance(was, Param) else None
-            if place is None and was is not None:
+            if (place is None and was is not None) or (index > 1 and native.op_type == "MatMul"):
                 return None
             inputs[index] = self._stored_name(operand) or self._add(
                 f"{node.id}.{operand.role}",
                 operand,
-                was.dtype if isinstance(was, Param) else operand.dtype,
+                was.dtype if isinstance(was, Param) else self._emitter.dtype_of(node, operand),
                 bool(place and place.transposed),
                 place.name if place else None,
             )
@@ -174,13 +175,13 @@ class OnnxWriter:
     def _add(self, wanted: str, param: Param, dtype: str, transposed: bool, root: str | None = None) -> str:
         """Notes a new tensor, or finds one with the same elements and root; gives its name."""
         new = NewTensor(wanted, param, dtype, transposed, root)
-        for other in self._tensors:
-            same = (other.root, other.dtype, other.transposed) == (root, dtype, transposed)
-            if same and (root or other.param is param) and new.is_like(other):
+        alike = self._alike.setdefault((root or param, dtype, transposed), [])
+        for other in alike:
+            if new.is_like(other):
                 return other.name
-        name = self._free(wanted)
-        self._tensors.append(NewTensor(name, param, dtype, transposed, root))
-        return name
+        alike.append(replace(new, name=self._free(wanted)))
+        self._tensors.append(alike[-1])
+        return alike[-1].name
 
     def _free(self, wanted: str) -> str:
         counted = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(self._names) + 1))
@@ -228,15 +229,16 @@ class OnnxWriter:
                 node.name = _unique(node.name, taken)
         _check_order(nodes, initializers - dropped | {t.name for t in self._tensors} | set(renamed.values()), graph)
         made = {renamed.get(t.name, t.name): t for t in self._tensors if t.name in read_after}
-        types = {node.id: node.type for node in (*changes.changed, *changes.retyped) if node.type and self._is_new_type(node)}
-        types |= {name: TensorType(t.dtype, t.shape) for name, t in made.items() if name in renamed.values()}
+        types = {
+            node.id: (self.before[node.id].type, node.type)
+            for node in (*changes.changed, *changes.retyped)
+            if node.type and self._is_retyped(node.id)
+        }
+        types |= {name: (None, TensorType(t.dtype, t.shape)) for name, t in made.items() if name in renamed.values()}
         there = {name for node in nodes for name in node.output} | set(made)
         gone = ({name for node in graph.node for name in node.output} | dropped) - there
         tensors = {name: _stored(name, tensor) for name, tensor in made.items()}
         return Edit(tuple(nodes), tensors, frozenset(dropped - set(tensors)), frozenset(gone), types)
-
-    def _is_new_type(self, node: Node) -> bool:
-        return node.id in self.before.nodes and self.before[node.id].type != node.type
 
     def _taken_over(self, dropped: Iterable[str]) -> dict[str, str]:
         """For each new tensor that is alone in coming after an initializer that nobody reads any more, the name of that."""
@@ -319,4 +321,4 @@ def apply(edit: Edit, model: ModelProto) -> None:
             del graph.quantization_annotation[index]
     for value in (*graph.value_info, *graph.output, *(graph.input if model.ir_version < 4 else ())):
         if value.name in edit.types and value.type.HasField("tensor_type"):
-            set_type(value.type, edit.types[value.name])
+            set_type(value.type, *edit.types[value.name])
