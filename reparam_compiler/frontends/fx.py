@@ -4,7 +4,6 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 `Conv3d`, `Linear`) under the name of what it replaces, and pruned tensors stand in the modules that had them before.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -18,8 +17,8 @@ from reparam_compiler.equivalence import EXACT, Difference, difference
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.torch_read import TorchReader
-from reparam_compiler.frontends.torch_values import tensor_from
-from reparam_compiler.frontends.torch_write import new_module, update_arguments, update_module
+from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
+from reparam_compiler.frontends.torch_write import erase_unread, name_writes, new_module, update_arguments, update_module
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param, diff
 
 
@@ -66,8 +65,8 @@ class FxReading:
         """Both models in float64, the new weights not rounded, on the example inputs."""
         if example_inputs is None:
             return None
-        before_model = copy.deepcopy(self.model).double()
-        after_model = self._write(after, copy.deepcopy(self.model).double(), exact=True)
+        before_model = deep_copy(self.model).double()
+        after_model = self._write(after, deep_copy(self.model).double(), exact=True)
         worst = compare_modules(before_model, after_model, example_inputs, exact=True)
         return Comparison(worst, "float64", "torch", "example inputs")
 
@@ -81,7 +80,7 @@ class FxReading:
                 memo[id(tensor)] = torch.empty(0, dtype=tensor.dtype)
                 if isinstance(tensor, nn.Parameter):
                     memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=tensor.requires_grad)
-        return copy.deepcopy(self.model, memo)
+        return deep_copy(self.model, memo)
 
     def _write(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> fx.GraphModule:
         changes = diff(self.graph, after)
@@ -101,7 +100,8 @@ class _Writer:
 
     def write(self, rebound: Mapping[str, tuple[str, ...]]) -> None:
         nodes = {node.name: node for node in self.model.graph.nodes}
-        _name_writes(nodes, rebound)
+        name_writes(nodes, rebound)
+        read_before = {node for node in self.model.graph.nodes if node.users}
         old_targets = self._targets()
         updated: dict[str, Param] = {}
         for node in self.changes.changed:
@@ -109,12 +109,7 @@ class _Writer:
                 nodes[node.id] = self._replace(nodes, node)
             else:
                 self._update(nodes[node.id], node, updated)
-        for node_id in reversed(self.changes.removed):
-            if not nodes[node_id].users:
-                self.model.graph.erase_node(nodes[node_id])
-        for fx_node in list(self.model.graph.nodes):
-            if fx_node.op == "get_attr" and not fx_node.users:
-                self.model.graph.erase_node(fx_node)
+        erase_unread(self.model.graph, read_before)
         self.model.graph.lint()
         self._delete(old_targets - self._targets())
         self.model.recompile()
@@ -135,7 +130,6 @@ class _Writer:
         if "val" in sink.meta:
             new.meta["val"] = sink.meta["val"]
         sink.replace_all_uses_with(new)
-        self.model.graph.erase_node(sink)
         return new
 
     def _like(self, nodes: Mapping[str, fx.Node], node: Node) -> torch.device:
@@ -249,17 +243,6 @@ def _recorded(model: fx.GraphModule) -> dict[str, Any]:
         elif meta is not None and hasattr(meta, "shape") and hasattr(meta, "dtype"):
             values[node.name] = torch.empty(meta.shape, dtype=meta.dtype, device="meta")
     return values
-
-
-def _name_writes(nodes: Mapping[str, fx.Node], rebound: Mapping[str, tuple[str, ...]]) -> None:
-    """Makes every later reader of a tensor that was written to read the write itself, as the graph does."""
-    place = {node: index for index, node in enumerate(nodes.values())}
-    for write_name, old_names in rebound.items():
-        write = nodes[write_name]
-        for old in (nodes[name] for name in old_names):
-            for user in list(old.users):
-                if place[user] > place[write]:
-                    user.replace_input_with(old, write)
 
 
 def _common_name(targets: Sequence[str]) -> str:

@@ -35,6 +35,8 @@ _NAMES: dict[Any, str] = {
     F.batch_norm: "functional.batch_norm",
     operator.pos: "identity",
 }
+_NORMS = frozenset({"_native_batch_norm_legit_no_training"})
+"""Calls that give a tuple, of which only the first element is of interest."""
 _SIZES = frozenset({"size", "dim", "ndimension", "numel", "sym_size", "sym_numel", "shape", "ndim"})
 
 
@@ -69,7 +71,7 @@ class Constant:
     origin: str | None = None
 
 
-class _Pure(TorchDispatchMode):
+class _Pure(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses random ops, so that folding never freezes one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -119,13 +121,18 @@ class TorchReader:
             self._emit(node, ops.Opaque("get_attr"), ())
             return
         name, _ = call_name(node, self.module)
+        if name in _NORMS and all(_takes_first(user) for user in node.users):
+            return  # read where its first element is taken
         traced = [source for source in node.all_input_nodes if source not in self._constants]
         if name in _SIZES or (traced and all(source in self._numbers for source in traced)):
             self._numbers.add(node)
+        called = node
+        if name == "getitem" and isinstance(norm := node.args[0], fx.Node) and norm not in self._bound and _takes_first(node):
+            called, name = norm, call_name(norm, self.module)[0]
         try:
             if node in self._numbers or node in self.writes.opaque:
                 raise Unread("not a tensor, or written to through a view")
-            op, operands = self._known(node, name)
+            op, operands = self._known(called, name)
         except Unread:
             op, operands = self._opaque(node, name)
         self._emit(node, op, operands)
@@ -174,7 +181,7 @@ class TorchReader:
         if node in self.writes.opaque or call_name(node, self.module)[1]:
             return False
         try:
-            with torch.no_grad(), _Pure():
+            with torch.no_grad(), _Pure():  # type: ignore[no-untyped-call]
                 value = self._evaluate(node, lambda source: self._constants[source].value)
         except Unread:
             return False
@@ -250,6 +257,10 @@ class TorchReader:
         if name in ("size", "sym_size") and len(args) == 2 and isinstance(args[1], int):
             return args[0], args[1]
         return None
+
+
+def _takes_first(user: fx.Node) -> bool:
+    return user.target is operator.getitem and user.args[1:] == (0,)
 
 
 def inner_is_whole(size: fx.Node) -> bool:

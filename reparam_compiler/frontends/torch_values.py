@@ -1,7 +1,9 @@
 """Torch tensors as the graph's parameters and types, and back: the one place where a fold is rounded for torch."""
 
+import copy
+import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -22,6 +24,7 @@ DTYPES: dict[torch.dtype, str] = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
+Copied = TypeVar("Copied")
 _TORCH = {word: dtype for dtype, word in DTYPES.items()}
 
 
@@ -71,3 +74,10 @@ def tensor_from(param: Param, *, device: torch.device | str = "cpu", exact: bool
     if array.dtype == ml_dtypes.bfloat16:
         array = array.astype(np.float32)
     return torch.from_numpy(np.array(array)).to(device, torch.float64 if exact else dtype)
+
+
+def deep_copy(value: Copied, memo: dict[int, Any] | None = None) -> Copied:
+    """`copy.deepcopy`, less torch's warning to itself about the tree specs that its graphs hold."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+        return copy.deepcopy(value, memo)

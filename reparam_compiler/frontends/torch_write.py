@@ -1,8 +1,9 @@
 """Ops of the graph as torch modules and calls: how a difference is written back to torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
@@ -64,7 +65,7 @@ def new_module(node: Node, tensor: Callable[[Param], Tensor]) -> nn.Module:
     return PaddedConv(Pad(op.padding), filled)
 
 
-def _filled(module: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+def _filled(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     for name, tensor in tensors.items():
         setattr(module, name, tensor)
     return module.eval()
@@ -120,8 +121,6 @@ def _set(fx_node: fx.Node, args: list[Any], place: int, key: str, value: Any) ->
 
 def _retarget_split(fx_node: fx.Node) -> None:
     """chunk and split by a number become split by sizes."""
-    import torch
-
     if fx_node.op == "call_method":
         fx_node.target = "split"
     elif isinstance(fx_node.target, torch._ops.OpOverload):
@@ -137,3 +136,24 @@ def _set_slice(fx_node: fx.Node, args: list[Any], cut: tuple[int, int, int | Non
     else:
         fx_node.args = (args[0], axis, start, 2**63 - 1 if stop is None else stop, step)
         fx_node.kwargs = {}
+
+
+def name_writes(nodes: Mapping[str, fx.Node], rebound: Mapping[str, tuple[str, ...]]) -> None:
+    """Makes every later reader of a tensor that was written to read the write itself, as the graph does."""
+    place = {node: index for index, node in enumerate(nodes.values())}
+    for write_name, old_names in rebound.items():
+        write = nodes[write_name]
+        for old in (nodes[name] for name in old_names):
+            for user in list(old.users):
+                if place[user] > place[write]:
+                    user.replace_input_with(old, write)
+
+
+def erase_unread(graph: fx.Graph, read_before: Set[fx.Node]) -> list[fx.Node]:
+    """Erases the calls and constants that were read before and are not any more; gives what was erased, placeholders too."""
+    erased = []
+    for node in reversed(graph.nodes):
+        if not node.users and node in read_before and node.op != "output":
+            graph.erase_node(node)
+            erased.append(node)
+    return erased

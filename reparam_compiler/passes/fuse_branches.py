@@ -80,7 +80,7 @@ def rewrite_regions(
     taken: set[NodeId] = set()
     fusions: list[Fusion] = []
     refusals: list[Refusal] = []
-    for sink in reversed(graph.nodes):
+    for sink in reversed(tuple(graph.nodes)):
         if sink in taken:
             continue
         *regions, blocked = regions_ending_at(graph, sink, dominators)

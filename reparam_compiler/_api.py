@@ -1,0 +1,167 @@
+"""The public functions: they pick a frontend, run a pipeline, verify, write back and report."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+from torch import fx, nn
+
+from reparam_compiler.cost import cost
+from reparam_compiler.errors import UnsupportedModelError, VerificationError
+from reparam_compiler.frontends.base import Frontend, Reading
+from reparam_compiler.frontends.export import ExportFrontend
+from reparam_compiler.frontends.fx import FxFrontend, compare_modules
+from reparam_compiler.frontends.modules import fuse_parts, traced
+from reparam_compiler.frontends.torch_values import deep_copy
+from reparam_compiler.passes import pipeline
+from reparam_compiler.passes.fuse_branches import PassResult
+from reparam_compiler.report import FuseReport, WholeModel, merged, prefixed
+
+Model = TypeVar("Model")
+WHOLE_TOLERANCE = 1e-6
+"""The largest relative difference of the whole model, compared in float64 with the fused weights not yet rounded."""
+ROUNDED_TOLERANCE = 1e-4
+"""The same with weights that are rounded to float32 already."""
+
+
+@overload
+def fuse(
+    model: Model,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    verify: bool = True,
+    inplace: bool = False,
+    return_report: Literal[False] = False,
+) -> Model: ...
+@overload
+def fuse(
+    model: Model,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    verify: bool = True,
+    inplace: bool = False,
+    return_report: Literal[True],
+) -> tuple[Model, FuseReport]: ...
+def fuse(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    verify: bool = True,
+    inplace: bool = False,
+    return_report: bool = False,
+) -> Any:
+    """Rewrites every block of parallel conv-BN branches into one conv, and folds the conv-BN pairs that remain.
+
+    Args:
+        model: an `fx.GraphModule`, an `ExportedProgram`, an `onnx.ModelProto` (or the path of an .onnx file), or any
+            `nn.Module`, in evaluation mode. A module is traced, else exported with `example_inputs`; where neither takes the
+            whole of it, every child that can be traced is fused by itself.
+        example_inputs: what the model is called with, in a tuple. With them shapes are known and the whole model is compared.
+        verify: prove every rewritten region, and compare the whole model where there are inputs. Without, no copies are held.
+        inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
+            then shares its tensors.)
+        return_report: give `(model, FuseReport)`.
+
+    Returns:
+        A model of the same kind; the path of an .onnx file gives a ModelProto, a plain module a callable module.
+
+    Raises:
+        UnsupportedModelError: no frontend reads this model.
+        VerificationError: the whole model, compared in float64, is off by more than 1e-6 relative. The caller's model is
+            as it was.
+
+    Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
+    """
+    model = _opened(model)
+    if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
+        graph_module = traced(model, example_inputs, copy=not inplace)
+        if graph_module is None:
+            result, report = _fuse_parts(model, example_inputs, verify=verify, copy=not inplace)
+            return (result, report) if return_report else result
+        model, inplace = graph_module, True
+    frontend = frontend_for(model)
+    reading = frontend.read(model, example_inputs)
+    found = pipeline.run(reading.graph, verify=verify)
+    report = _report(frontend, reading, found, example_inputs, compare=verify)
+    written = reading.write(found.graph, inplace=inplace)
+    return (written, report) if return_report else written
+
+
+def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> FuseReport:
+    """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`."""
+    model = _opened(model)
+    if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
+        graph_module = traced(model, example_inputs, copy=True)
+        if graph_module is None:
+            return _fuse_parts(model, None, verify=True, copy=True)[1]
+        model = graph_module
+    frontend = frontend_for(model)
+    reading = frontend.read(model, example_inputs)
+    return _report(frontend, reading, pipeline.run(reading.graph), example_inputs, compare=False)
+
+
+def _fuse_parts(
+    model: nn.Module, example_inputs: Sequence[Any] | None, *, verify: bool, copy: bool
+) -> tuple[nn.Module, FuseReport]:
+    """A model that no tracer takes whole."""
+    result, reports = fuse_parts(model, lambda part: fuse(part, verify=verify, inplace=True, return_report=True), copy=copy)
+    kind = type(model).__name__
+    report = merged(
+        f"nn.Module {kind}, in parts",
+        [prefixed(part, path) for path, part in reports.items()],
+        [f"{kind} cannot be traced whole; {len(reports)} of its parts were fused: {', '.join(reports) or 'none'}"],
+    )
+    if not (verify and copy and example_inputs is not None and report.fusions):
+        return result, report
+    found = compare_modules(deep_copy(model).double(), deep_copy(result).double(), example_inputs, exact=True)
+    whole = WholeModel("torch, float64, example inputs, the fused weights as they are stored", found)
+    return result, replace(report, whole_model=_checked(whole, ROUNDED_TOLERANCE))
+
+
+def _checked(whole: WholeModel, tolerance: float) -> WholeModel:
+    """The comparison; raises VerificationError where it is off by more than this."""
+    found = whole.difference
+    if not found.relative <= tolerance:
+        raise VerificationError("output", found.max_abs, tolerance * found.max_abs / found.relative)
+    return whole
+
+
+def frontend_for(model: object) -> Frontend[Any]:
+    """The frontend that reads a model; raises UnsupportedModelError where there is none."""
+    frontends: list[Frontend[Any]] = [FxFrontend(), ExportFrontend()]
+    if type(model).__module__.partition(".")[0] == "onnx":
+        from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+
+        frontends.append(OnnxFrontend())
+    for frontend in frontends:
+        if frontend.matches(model):
+            return frontend
+    raise UnsupportedModelError(
+        f"found a {type(model).__module__}.{type(model).__qualname__}; expected an fx.GraphModule, an ExportedProgram, "
+        "an onnx.ModelProto, the path of an .onnx file, or an nn.Module. For a .pt2 file call torch.export.load first"
+    )
+
+
+def _opened(model: Any) -> Any:
+    """The ModelProto of an .onnx file; everything else as it is."""
+    if not isinstance(model, str | os.PathLike):
+        return model
+    if Path(model).suffix != ".onnx":
+        raise UnsupportedModelError(f"found the path {os.fspath(model)}; expected one that ends in .onnx, or a model object")
+    from reparam_compiler.frontends.onnx_io import load
+
+    return load(model)
+
+
+def _report(
+    frontend: Frontend[Any], reading: Reading[Any], found: PassResult, inputs: Sequence[Any] | None, *, compare: bool
+) -> FuseReport:
+    comparison = reading.compare(found.graph, inputs) if compare and found.fusions else None
+    whole = None
+    if comparison is not None:
+        whole = WholeModel(f"{comparison.runtime}, {comparison.dtype}, {comparison.inputs}", comparison.difference)
+        if comparison.dtype == "float64":
+            _checked(whole, WHOLE_TOLERANCE)
+    return FuseReport(frontend.name, found.fusions, found.refusals, cost(reading.graph), cost(found.graph), whole)

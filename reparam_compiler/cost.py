@@ -1,0 +1,83 @@
+"""What a graph costs: parameters, theoretical FLOPs, Winograd MULs and activation memory, as the paper counts them (Table 4).
+
+FLOPs   a multiply-add of a conv counts one: O * I/groups * |K| for each output position; the linear layer is left out
+MULs    F(2x2, 3x3) needs 16 multiplications where a 3x3 conv of stride 1 has 36: it counts 4/9, every other conv in full
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node
+
+BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2}
+"""Bytes of an element; one of every other dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one run of a graph costs, for the shapes that it was read with.
+
+    params: numbers in weights and biases (statistics of norms are not counted, and shared ones once).
+    convs: how many there are.
+    flops: multiply-adds of all convs, for the whole batch; None where a shape is not known.
+    winograd_muls: multiplications of the same with F(2x2, 3x3); None likewise.
+    activation_bytes: the most that values alive at one time take, elementwise ops done in place where they can be (Fig. 3);
+        None likewise.
+    """
+
+    params: int
+    convs: int
+    flops: int | None
+    winograd_muls: float | None
+    activation_bytes: int | None
+
+
+def cost(graph: Graph) -> Cost:
+    """The cost of a graph."""
+    convs = [node for node in graph if isinstance(node.op, ops.Conv)]
+    counts = [_multiply_adds(node) for node in convs]
+    known = [count for count in counts if count is not None]
+    whole = len(known) == len(counts)
+    return Cost(
+        params=sum(param.count for param in graph.param_users if param.role in ("weight", "bias")),
+        convs=len(convs),
+        flops=sum(known) if whole else None,
+        winograd_muls=sum(_winograd(node, count) for node, count in zip(convs, known, strict=True)) if whole else None,
+        activation_bytes=_peak_bytes(graph),
+    )
+
+
+def _multiply_adds(node: Node) -> int | None:
+    shape = node.type.static_shape if node.type is not None else None
+    return None if shape is None else prod(shape) * prod(node.params[0].shape[1:])
+
+
+def _winograd(node: Node, multiply_adds: int) -> float:
+    if isinstance(node.op, ops.Conv) and node.params[0].shape[2:] == (3, 3) and node.op.stride == (1, 1):
+        return multiply_adds * 4 / 9
+    return float(multiply_adds)
+
+
+def _peak_bytes(graph: Graph) -> int | None:
+    """The most that is alive at one time: a value lives from the op that makes it to the last one that reads it."""
+    sizes: dict[str, int] = {}
+    for node in graph:
+        shape = node.type.static_shape if node.type is not None else None
+        if node.type is None or shape is None:
+            return None
+        sizes[node.id] = prod(shape) * BYTES.get(node.type.dtype, 1)
+    left = {node_id: len(readers) for node_id, readers in graph.users.items()}
+    alive = peak = 0
+    for node in graph:
+        in_place = (
+            isinstance(node.op, ops.Elementwise | ops.Identity | ops.Flatten | ops.Reshape) and left[node.sources[0]] == 1
+        )
+        if not in_place:
+            alive += sizes[node.id]
+            peak = max(peak, alive)
+        for source in set(node.sources):
+            left[source] -= 1
+            if not left[source] and source not in graph.outputs and not in_place:
+                alive -= sizes[source]
+    return peak

@@ -1,0 +1,256 @@
+"""torch.export.ExportedProgram in, ExportedProgram out.
+
+Parameters of a program are lifted: they are placeholders, named by the signature, with their values in the state dict. So a
+new conv is an aten call with two new placeholders, and what it replaces takes its own placeholders away with it. The result
+saves, loads, runs and exports again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+
+from reparam_compiler.errors import RewriteError
+from reparam_compiler.frontends.base import Comparison
+from reparam_compiler.frontends.fx import compare_modules
+from reparam_compiler.frontends.torch_read import TorchReader
+from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
+from reparam_compiler.frontends.torch_write import erase_unread, name_writes, update_arguments
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, Param, diff
+
+_CONVS = {1: torch.ops.aten.conv1d.default, 2: torch.ops.aten.conv2d.default, 3: torch.ops.aten.conv3d.default}
+_PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+class ExportFrontend:
+    """Reads and writes `torch.export.ExportedProgram`."""
+
+    name = "torch.export"
+
+    def matches(self, model: object) -> bool:
+        """True for an ExportedProgram."""
+        return isinstance(model, ExportedProgram)
+
+    def read(self, model: ExportedProgram, example_inputs: Sequence[Any] | None = None) -> "ExportReading":
+        """The graph; shapes come from the program itself."""
+        graph, tensors = model.graph_module.graph, {}
+        for spec in model.graph_signature.input_specs:
+            value = model.state_dict.get(spec.target) if spec.target else None
+            value = model.constants.get(spec.target) if value is None and spec.target else value
+            if isinstance(value, Tensor):
+                tensors[spec.arg.name] = (str(spec.target), value)
+        values = {node.name: node.meta["val"] for node in graph.nodes if "val" in node.meta}
+        reader = TorchReader(graph, model.graph_module, tensors, values)
+        read = reader.read()
+        return ExportReading(model, read, {n.name: tuple(o.name for o in old) for n, old in reader.writes.rebound.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class ExportReading:
+    """A program that has been read.
+
+    rebound: for each in-place call the nodes that are names of its value from then on.
+    """
+
+    model: ExportedProgram
+    graph: Graph
+    rebound: Mapping[str, tuple[str, ...]]
+
+    def write(self, after: Graph, *, inplace: bool = False) -> ExportedProgram:
+        """The program that computes `after`."""
+        written = self._write(after, exact=False, share=inplace)
+        if not inplace:
+            return written
+        self.model.__dict__.update(written.__dict__)
+        return self.model
+
+    def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
+        """Both programs as modules in float64, the new weights not rounded, on the example inputs (the program's own)."""
+        inputs, kind = example_inputs, "example inputs"
+        if inputs is None and self.model.example_inputs is not None:
+            inputs, kind = self.model.example_inputs[0], "the program's own example inputs"
+        if inputs is None:
+            return None
+        before_model = deep_copy(self.model.module()).double()
+        after_model = deep_copy(self._write(after, exact=True, share=True).module()).double()
+        return Comparison(compare_modules(before_model, after_model, inputs, exact=True), "float64", "torch", kind)
+
+    def _write(self, after: Graph, *, exact: bool, share: bool) -> ExportedProgram:
+        changes = diff(self.graph, after)
+        writer = _Writer(self.model, self.graph, exact)
+        name_writes(writer.nodes, self.rebound)
+        for node in changes.changed:
+            writer.replace(node) if node.replaces else writer.update(node)
+        return writer.program(retyped=bool(changes.retyped), share=share)
+
+
+@dataclass
+class _Writer:
+    """Builds a program from another one's graph and the changes to it."""
+
+    model: ExportedProgram
+    before: Graph
+    exact: bool
+    graph: fx.Graph = field(init=False)
+    nodes: dict[str, fx.Node] = field(init=False)
+    read_before: set[fx.Node] = field(init=False)
+    first: fx.Node = field(init=False)
+    new_specs: list[InputSpec] = field(default_factory=list)
+    new_tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph = deep_copy(self.model.graph_module.graph)
+        self.nodes = {node.name: node for node in self.graph.nodes}
+        self.first = next(iter(self.graph.nodes))
+        self.read_before = {node for node in self.graph.nodes if node.users}
+
+    def replace(self, node: Node) -> None:
+        """A new conv or linear in place of the node of the same id."""
+        sink = self.nodes[node.id]
+        stem = self._free_name(node)
+        weight, bias = ((p and self._parameter(f"{stem}.{p.role}", p)) for p in (node.param(1), node.param(2)))
+        x = self.nodes[node.sources[0]]
+        with self.graph.inserting_before(sink):
+            match node.op:
+                case ops.Linear():
+                    new = self._call(torch.ops.aten.linear.default, x, weight, bias)
+                case ops.Conv(stride, padding, dilation, groups, mode):
+                    symmetric = mode == "zeros" and all(low == high >= 0 for low, high in padding)
+                    if not symmetric:
+                        amounts = [amount for pair in reversed(padding) for amount in pair]
+                        x = self._call(torch.ops.aten.pad.default, x, amounts, _PAD_MODE[mode])
+                    lows = [low if symmetric else 0 for low, _ in padding]
+                    new = self._call(_CONVS[len(stride)], x, weight, bias, list(stride), lows, list(dilation), groups)
+                case _:
+                    raise RewriteError(f"{node.id}: {node.op.name} has no aten call; a pass may make convs and linears only")
+        sink.replace_all_uses_with(new)
+        self.nodes[node.id] = new
+
+    def update(self, node: Node) -> None:
+        """New parameters and attributes for a node of the program's own."""
+        fx_node = self.nodes[node.id]
+        for param in node.params:
+            if param in self.before.param_users:
+                continue
+            if param.origin is None:
+                got = self._parameter(f"{fx_node.name}.{param.role}", param)
+                fx_node.args = (*fx_node.args[:2], got, *fx_node.args[3:])
+                continue
+            tensor = tensor_from(param, exact=self.exact)
+            old = self.new_tensors.get(param.origin)
+            if old is not None and not torch.equal(old, tensor):
+                raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
+            self.new_tensors[param.origin] = tensor
+        update_arguments(fx_node, self.before[node.id], node)
+
+    def program(self, *, retyped: bool, share: bool) -> ExportedProgram:
+        """The program of the graph as it is now; `share` leaves tensors that did not change in both programs."""
+        gone = {node.name for node in erase_unread(self.graph, self.read_before) if node.op == "placeholder"}
+        specs = [*self.new_specs, *self.model.graph_signature.input_specs]
+        gone |= self._orphans(specs, gone)
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.name in gone and not node.users:
+                self.graph.erase_node(node)
+        kept = [spec for spec in specs if getattr(spec.arg, "name", None) not in gone]
+        by_name = {spec.arg.name: spec for spec in kept}
+        order = [node.name for node in self.graph.nodes if node.op == "placeholder"]
+        signature = ExportGraphSignature([by_name[name] for name in order], list(self.model.graph_signature.output_specs))
+        targets = {spec.target for spec in kept}
+        state = {name: tensor for name, tensor in self.model.state_dict.items() if name in targets}
+        constants = dict(self.model.constants)
+        if not share:
+            state, constants = deep_copy((state, constants))
+        for name, tensor in self.new_tensors.items():
+            holder = constants if name in constants else state
+            old = self.model.state_dict.get(name)
+            trains = old.requires_grad if isinstance(old, nn.Parameter) else name not in self.model.state_dict
+            holder[name] = nn.Parameter(tensor, requires_grad=trains) if _is_parameter(name, kept) else tensor
+        if retyped:
+            self._retype(state | constants, kept)
+        self.graph.lint()
+        root = fx.GraphModule(self.model.graph_module, self.graph)
+        return ExportedProgram(
+            root,
+            self.graph,
+            signature,
+            state,
+            dict(self.model.range_constraints),
+            list(self.model.module_call_graph),
+            self.model.example_inputs,
+            constants,
+            verifiers=self.model.verifiers,
+        )
+
+    def _orphans(self, specs: Sequence[InputSpec], gone: set[str]) -> set[str]:
+        """Tensors that nothing reads, of modules whose read tensors are all gone: a batch norm's counter."""
+        modules = {str(spec.target).rpartition(".")[0] for spec in specs if spec.target and spec.arg.name in gone}
+        read = {node.name for node in self.graph.nodes if node.op == "placeholder" and node.users}
+        alive = {str(spec.target).rpartition(".")[0] for spec in specs if spec.target and spec.arg.name in read}
+        mutated = set(self.model.graph_signature.buffers_to_mutate.values())
+        return {
+            spec.arg.name
+            for spec in specs
+            if spec.target
+            and str(spec.target).rpartition(".")[0] in modules - alive
+            and spec.arg.name not in read
+            and spec.target not in mutated
+        }
+
+    def _parameter(self, target: str, param: Param) -> fx.Node:
+        """A new placeholder with its parameter."""
+        tensor = tensor_from(param, exact=self.exact)
+        name = "p_" + target.replace(".", "_")
+        with self.graph.inserting_before(self.first):
+            node = self.graph.placeholder(name)
+        node.meta["val"] = self._fake_mode().from_tensor(nn.Parameter(tensor_from(param)), static_shapes=True)
+        self.new_specs.append(InputSpec(InputKind.PARAMETER, TensorArgument(node.name), target))
+        self.new_tensors[target] = tensor
+        return node
+
+    def _call(self, target: Any, *args: Any) -> fx.Node:
+        node = self.graph.call_function(target, args)
+        node.meta["val"] = self._run(node)
+        return node
+
+    def _run(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: source.meta["val"])
+        target: Any = node.target
+        with self._fake_mode(), torch.no_grad():
+            return target(*args, **kwargs)
+
+    def _retype(self, tensors: Mapping[str, Tensor], specs: Sequence[InputSpec]) -> None:
+        """New fake values for the whole graph, for tensors whose shapes have changed."""
+        placed = {spec.arg.name: spec.target for spec in specs}
+        for node in self.graph.nodes:
+            target = placed.get(node.name)
+            if node.op == "placeholder" and target in self.new_tensors:
+                node.meta["val"] = self._fake_mode().from_tensor(
+                    tensors[target].float() if self.exact else tensors[target], static_shapes=True
+                )
+            elif node.op == "call_function" and "val" in node.meta:
+                node.meta["val"] = self._run(node)
+
+    def _fake_mode(self) -> Any:
+        values = (node.meta.get("val") for node in self.graph.nodes)
+        return next(value.fake_mode for value in values if hasattr(value, "fake_mode"))
+
+    def _free_name(self, node: Node) -> str:
+        """`stage1.0.fused` for tensors of `stage1.0.conv3` and `stage1.0.bn`."""
+        origins = [p.origin.split(".")[:-1] for i in node.replaces for p in self.before[i].params if p.origin]
+        common: list[str] = []
+        for level in zip(*origins, strict=False):
+            if len(set(level)) > 1:
+                break
+            common.append(level[0])
+        stem = ".".join([*common, "fused"])
+        taken = {name.rpartition(".")[0] for name in (*self.model.state_dict, *self.new_tensors)}
+        return next(name for i in range(len(taken) + 1) if (name := stem if i == 0 else f"{stem}_{i}") not in taken)
+
+
+def _is_parameter(name: str, specs: Sequence[InputSpec]) -> bool:
+    return any(spec.target == name and spec.kind == InputKind.PARAMETER for spec in specs)
