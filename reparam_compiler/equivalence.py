@@ -55,8 +55,8 @@ def tensor_of(param: Param, dtype: torch.dtype = torch.float64) -> Tensor:
     """A parameter as a torch tensor: floating ones in `dtype`, all others as they are."""
     array = np.asarray(param.load())
     if param.dtype in ("f64", "f32", "f16", "bf16"):
-        return torch.from_numpy(np.ascontiguousarray(array.astype(np.float64))).to(dtype)
-    return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.array(array, np.float64, order="C")).to(dtype)
+    return torch.from_numpy(np.array(array, order="C"))  # a copy: those of a protobuf cannot be written to
 
 
 def evaluate(
