@@ -20,7 +20,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool) -> fx.GraphModule | None:
     """The whole model as a GraphModule, or None where no tracer takes it.
 
-    With `copy` it shares no tensor with the model. (Tracing can leave a Proxy in a module's attributes: but for `copy=False` the
+    With `copy` it shares no tensor with the model. (Tracing can leave a Proxy in a module: but for `copy=False` the
     model itself is never traced.)
     """
     subject = deep_copy(model) if copy else model

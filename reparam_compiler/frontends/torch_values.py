@@ -73,7 +73,7 @@ def tensor_from(param: Param, *, device: torch.device | str = "cpu", exact: bool
         return torch.from_numpy(np.ascontiguousarray(array)).to(dtype).to(device, copy=True)
     if array.dtype == ml_dtypes.bfloat16:
         array = array.astype(np.float32)
-    return torch.from_numpy(np.array(array)).to(device, torch.float64 if exact else dtype)
+    return torch.from_numpy(np.require(array, requirements=("C", "W"))).to(device, torch.float64 if exact else dtype, copy=True)
 
 
 def deep_copy(value: Copied, memo: dict[int, Any] | None = None) -> Copied:

@@ -20,7 +20,8 @@ except ModuleNotFoundError as missing:
 
 from reparam_compiler.lowering.artifact import Executable, TensorSpec, Timing, load
 from reparam_compiler.lowering.build import compile
+from reparam_compiler.lowering.tune import TunedTask, TuneResult, tune
 
-__all__ = ["Executable", "TensorSpec", "Timing", "compile", "load"]
+__all__ = ["Executable", "TensorSpec", "Timing", "TuneResult", "TunedTask", "compile", "load", "tune"]
 
 del _tvm

@@ -14,13 +14,16 @@ from tvm import relax, tirx
 from tvm.ir.transform import Sequential
 from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 from tvm.relax.backend.cuda import pipeline as cuda_pipeline
+from tvm.s_tir import meta_schedule
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.algorithms import choose_tile
 from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
 from reparam_compiler.lowering.cubin import cuda_toolchain
 from reparam_compiler.lowering.importer import Imported, to_relax
-from reparam_compiler.lowering.kernels import convs_to_kernels
+from reparam_compiler.lowering.kernels import TileRule, convs_to_kernels
 from reparam_compiler.lowering.layout import channels_last, simplify
+from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, RecordedTiles, check_readable, read_tiles
 from reparam_compiler.lowering.schedules_cpu import schedule_rest
 from reparam_compiler.lowering.schedules_gpu import schedule_gpu
 from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
@@ -47,15 +50,16 @@ def compile(
     UnsupportedModelError for another kind of model.
     """
     resolved = resolve(target)
+    records = check_readable(Path(database)) if database is not None else None
     imported = to_relax(model, example_inputs, input_shapes=input_shapes)
-    return build(imported, resolved)
+    return build(imported, resolved, records)
 
 
-def build(imported: Imported, target: Any) -> Executable:
+def build(imported: Imported, target: Any, records: Path | None = None) -> Executable:
     """The phases after import, for a resolved target."""
     try:
         with target, quiet():
-            module = lower(imported.module, target)
+            module = lower(imported.module, target, records)
             with cuda_toolchain() if is_gpu(target) else contextlib.nullcontext():
                 library = tvm.compile(module, target=target, relax_pipeline=_vm_passes(target))
     except LoweringError:
@@ -70,9 +74,9 @@ def build(imported: Imported, target: Any) -> Executable:
     return assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions())
 
 
-def lower(module: Any, target: Any) -> Any:
+def lower(module: Any, target: Any, records: Path | None = None) -> Any:
     """Relax with high-level ops -> Relax that calls scheduled kernels only."""
-    return lower_gpu(module, target) if is_gpu(target) else lower_cpu(module, target)
+    return lower_gpu(module, target) if is_gpu(target) else lower_cpu(module, target, records)
 
 
 def lower_gpu(module: Any, target: Any) -> Any:
@@ -90,17 +94,32 @@ def lower_gpu(module: Any, target: Any) -> Any:
     return schedule_gpu(Sequential(passes)(simplify(module)))
 
 
-def lower_cpu(module: Any, target: Any) -> Any:
+def lower_cpu(module: Any, target: Any, records: Path | None = None) -> Any:
     """The phases for a CPU: NHWC inside, convs by the recipe, a schedule by rule for what is left."""
-    unit = vector_unit(target)
-    module = convs_to_kernels(channels_last(simplify(module)), unit)
+    if records is None:
+        return schedule_rest(fused_cpu(prepared_cpu(module), target), vector_unit(target))
+    tiles = RecordedTiles(read_tiles(records), describe(target))
+    module = fused_cpu(prepared_cpu(module), target, tiles)
+    if (records / SCHEDULES).is_file():
+        with meta_schedule.database.JSONDatabase(str(records / WORKLOADS), str(records / SCHEDULES)):
+            module = relax.transform.MetaScheduleApplyDatabase()(module)
+    return schedule_rest(module, vector_unit(target))
+
+
+def prepared_cpu(module: Any) -> Any:
+    """The phases before kernels are chosen."""
+    return channels_last(simplify(module))
+
+
+def fused_cpu(module: Any, target: Any, tile_of: TileRule = choose_tile) -> Any:
+    """Kernels for the convs; what is left, legalized to TIR and fused, has no schedule yet."""
     passes = [
         *cpu_pipeline.library_dispatch_passes(target),
         *cpu_pipeline.legalize_passes(target),
         relax.transform.RewriteDataflowReshape(),  # before the schedules: it knows a reshape by its plain loops
         relax.transform.DeadCodeElimination(),
     ]
-    return schedule_rest(Sequential(passes)(module), unit)
+    return Sequential(passes)(convs_to_kernels(module, vector_unit(target), tile_of))
 
 
 def versions() -> dict[str, str]:
