@@ -40,13 +40,21 @@ def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = Mappi
         logger.warning("shapes cannot be inferred, so only those in the file are known: %s", error)
     dtypes: dict[str, str] = {}
     types: dict[str, TensorType] = {}
+    named = _symbols(model)
     for value in (*skeleton.graph.value_info, *skeleton.graph.output, *skeleton.graph.input):
         dtype, known = type_of(value.type)
         if dtype:
             dtypes[value.name] = dtype
         if known:
-            types[value.name] = known
+            shape = (None if isinstance(size, str) and size not in named else size for size in known.shape)
+            types[value.name] = TensorType(known.dtype, tuple(shape))
     return Types(dtypes, types)
+
+
+def _symbols(model: ModelProto) -> set[str]:
+    """The sizes that the file names; inference makes up others."""
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    return {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim}
 
 
 def refined(known: TensorType | None, example: TensorType | None) -> TensorType | None:

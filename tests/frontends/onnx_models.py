@@ -1,0 +1,81 @@
+"""Small ONNX models and how to run them."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from reparam_compiler.equivalence import evaluate
+from reparam_compiler.ir.graph import Graph
+
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # ONNX Runtime's float32 against float64
+Shape = Sequence[int | str | None]
+
+
+def model_of(
+    nodes: Sequence[NodeProto],
+    inputs: Mapping[str, Shape],
+    outputs: Sequence[str],
+    constants: Mapping[str, np.ndarray] | None = None,
+    *,
+    opset: int = 17,
+    ir_version: int = 8,
+    dtype: int = TensorProto.FLOAT,
+) -> ModelProto:
+    """A model; the types of its outputs are inferred."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info(name, dtype, shape) for name, shape in inputs.items()],
+        [helper.make_tensor_value_info(name, dtype, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
+    if all(not node.domain for node in nodes):
+        for value, inferred in zip(model.graph.output, onnx.shape_inference.infer_shapes(model).graph.output, strict=True):
+            value.CopyFrom(inferred)
+            for dim in value.type.tensor_type.shape.dim:
+                if dim.dim_param.startswith("unk__"):
+                    dim.ClearField("dim_param")
+    return model
+
+
+def run(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs, from ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return list(session.run(None, dict(feeds)))
+
+
+def evaluated(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs, from the interpreter in float64."""
+    values = evaluate(graph, {name: torch.from_numpy(array) for name, array in feeds.items()})
+    return [values[name].numpy() for name in graph.outputs]
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random float32 values."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def exported(module: torch.nn.Module, x: torch.Tensor, folder: Path, *, dynamo: bool, dynamic: bool) -> ModelProto:
+    """The module through one of torch's two exporters."""
+    path = folder / "model.onnx"
+    with warnings.catch_warnings():
+        # the legacy exporter announces its end, and both call deprecated parts of torch themselves
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        if dynamo:
+            shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+            torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+        else:
+            axes = {"x": {0: "batch"}} if dynamic else None
+            torch.onnx.export(module, (x,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
+    return onnx.load(path)
