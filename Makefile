@@ -37,6 +37,7 @@ clean: ## remove caches and build outputs; .venv stays
 
 # torch goes first and by its exact version: a range would let pip take a newer build with gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt
+	@echo "installing into $(VENV), once: a few minutes"
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(PIP_INSTALL) "torch==2.13.0"
 	$(PIP_INSTALL) -e ".[onnx,tvm,test,docs]"
