@@ -1,6 +1,7 @@
 """The script that made the shipped weights still makes weights that load, and writes them whole or not at all."""
 
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,6 +25,16 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small layers on many threads crawl where something else uses the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_two_epochs_learn_something_and_the_file_fits_the_net(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
