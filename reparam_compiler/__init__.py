@@ -3,7 +3,7 @@
 fused = reparam_compiler.fuse(model, example_inputs)
 """
 
-from reparam_compiler._api import fuse, inspect
+from reparam_compiler._api import compile, fuse, inspect, load, prune, tune
 from reparam_compiler.errors import (
     InfeasiblePruneError,
     InvalidGraphError,
@@ -11,11 +11,12 @@ from reparam_compiler.errors import (
     ReparamError,
     RewriteError,
     TvmMissingError,
+    UnrepairedPruneWarning,
     UnsupportedModelError,
     VerificationError,
 )
 from reparam_compiler.passes.registry import register_linear
-from reparam_compiler.report import FuseReport
+from reparam_compiler.report import FuseReport, PruneReport
 
 __version__ = "0.1.0"
 
@@ -24,12 +25,18 @@ __all__ = [
     "InfeasiblePruneError",
     "InvalidGraphError",
     "LoweringError",
+    "PruneReport",
     "ReparamError",
     "RewriteError",
     "TvmMissingError",
+    "UnrepairedPruneWarning",
     "UnsupportedModelError",
     "VerificationError",
+    "compile",
     "fuse",
     "inspect",
+    "load",
+    "prune",
     "register_linear",
+    "tune",
 ]

@@ -1,23 +1,31 @@
 """The public functions: they pick a frontend, run a pipeline, verify, write back and report."""
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from torch import fx, nn
 
+from reparam_compiler.calibration import Calibration, batches
 from reparam_compiler.cost import cost
-from reparam_compiler.errors import UnsupportedModelError, VerificationError
+from reparam_compiler.errors import UnrepairedPruneWarning, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.base import Frontend, Reading
 from reparam_compiler.frontends.export import ExportFrontend
 from reparam_compiler.frontends.fx import FxFrontend, compare_modules
 from reparam_compiler.frontends.modules import fuse_parts, traced
 from reparam_compiler.frontends.torch_values import deep_copy
-from reparam_compiler.passes import pipeline
+from reparam_compiler.ir import ops
+from reparam_compiler.passes import pipeline, prune_channels
+from reparam_compiler.passes.allocate import AllocationName
 from reparam_compiler.passes.fuse_branches import PassResult
-from reparam_compiler.report import FuseReport, WholeModel, merged, prefixed
+from reparam_compiler.passes.importance import Criterion
+from reparam_compiler.report import UNREPAIRED, FuseReport, PruneReport, WholeModel, merged, prefixed
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering import Executable, TuneResult
 
 Model = TypeVar("Model")
 WHOLE_TOLERANCE = 1e-6
@@ -87,6 +95,159 @@ def fuse(
     report = _report(frontend, reading, found, example_inputs, compare=verify)
     written = reading.write(found.graph, inplace=inplace)
     return (written, report) if return_report else written
+
+
+@overload
+def prune(
+    model: Model,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    ratio: float,
+    importance: str | Criterion = "l1",
+    allocation: AllocationName = "uniform",
+    calibration: Calibration | None = None,
+    round_to: int = 8,
+    ignore: Iterable[str] = (),
+    return_report: Literal[False] = False,
+) -> Model: ...
+@overload
+def prune(
+    model: Model,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    ratio: float,
+    importance: str | Criterion = "l1",
+    allocation: AllocationName = "uniform",
+    calibration: Calibration | None = None,
+    round_to: int = 8,
+    ignore: Iterable[str] = (),
+    return_report: Literal[True],
+) -> tuple[Model, PruneReport]: ...
+def prune(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    ratio: float,
+    importance: str | Criterion = "l1",
+    allocation: AllocationName = "uniform",
+    calibration: Calibration | None = None,
+    round_to: int = 8,
+    ignore: Iterable[str] = (),
+    return_report: bool = False,
+) -> Any:
+    """Removes a share of the channels of every layer that can spare them; the caller's model is not touched.
+
+    A fused model has more to give than one in training form, whose identity branches tie the layers of a stage together: call
+    `fuse` first. This function never does.
+
+    Args:
+        model: as for `fuse`, but traced whole; shapes must be known.
+        example_inputs: what the model is called with; a GraphModule or plain module needs them for its shapes.
+        ratio: the share of channels to remove, 0 <= ratio < 1.
+        importance: "l1", "l2", "bn_scale", "random", or a function (`passes/importance.py`).
+        allocation: "uniform" takes the share from every family of channels, "global" the least important of the whole model.
+        calibration: inputs as the model will see them (arrays, an .npz, or an iterable of batches). With them, what reads the
+            removed channels is refitted to predict their part from the kept ones; without, a warning says what that costs.
+        round_to: widths go to the nearest multiple; 1 is the exact ratio.
+        ignore: node ids, parameter names or patterns of layers that keep their width.
+        return_report: give `(model, PruneReport)`.
+
+    Raises:
+        InfeasiblePruneError: nothing can be pruned, with what pins each family; or `ratio`, `ignore` … make no sense.
+        UnsupportedModelError: the model cannot be read, a shape is not known, or calibration data does not fit.
+        VerificationError: before repair, the pruned graph is not the original with those channels masked (float64, 1e-9).
+
+    Source: coupling and repair as in docs/pruning.md; L1 criterion: Li et al., "Pruning Filters for Efficient ConvNets", 2017.
+    """
+    model = _opened(model)
+    inplace = False
+    if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
+        graph_module = traced(model, example_inputs, copy=True)
+        if graph_module is None:
+            raise UnsupportedModelError(
+                f"{type(model).__name__} cannot be traced as a whole, and channels are coupled across the whole model; "
+                "pass example_inputs, or export the model yourself and pass the ExportedProgram"
+            )
+        model, inplace = graph_module, True
+    frontend = frontend_for(model)
+    reading = frontend.read(model, example_inputs)
+    inputs = [node for node in reading.graph if isinstance(node.op, ops.Input)]
+    found = prune_channels.prune(
+        reading.graph,
+        ratio=ratio,
+        importance=importance,
+        allocation=allocation,
+        calibration=None if calibration is None else batches(calibration, inputs),
+        round_to=round_to,
+        ignore=ignore,
+    )
+    if calibration is None and ratio:
+        warnings.warn(UNREPAIRED, UnrepairedPruneWarning, stacklevel=2)
+    written = reading.write(found.graph, inplace=inplace)
+    report = PruneReport(frontend.name, found.plan, cost(reading.graph), cost(found.graph))
+    return (written, report) if return_report else written
+
+
+def compile(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    target: str | Mapping[str, Any] | None = None,
+    database: str | os.PathLike[str] | None = None,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+) -> "Executable":
+    """Machine code for a model, through TVM, by schedules that need no search. It does not fuse: call `fuse` first.
+
+    Args:
+        model: as for `fuse`.
+        example_inputs: for models that do not know their input shapes.
+        target: "llvm", "cuda", an old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict; None is this machine.
+        database: a folder that `tune` wrote.
+        input_shapes: a shape for each input, by name, that has none or a symbolic one.
+
+    Raises:
+        TvmMissingError: apache-tvm is not installed.
+        LoweringError: a shape is missing, TVM cannot import an op, or the target is not one.
+    """
+    from reparam_compiler import lowering
+
+    return lowering.compile(
+        model, example_inputs, target=target, database=None if database is None else Path(database), input_shapes=input_shapes
+    )
+
+
+def tune(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    database: str | os.PathLike[str],
+    target: str | Mapping[str, Any] | None = None,
+    trials: int = 256,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: bool = True,
+) -> "TuneResult":
+    """Measures candidates for every kernel of a model on this machine; `compile(database=…)` takes the best of them.
+
+    A search that was killed goes on where it stopped: what `database` holds counts towards `trials`. Arguments: see `compile`.
+    """
+    from reparam_compiler import lowering
+
+    return lowering.tune(
+        model,
+        example_inputs,
+        target=target,
+        trials=trials,
+        database=Path(database),
+        input_shapes=input_shapes,
+        progress=progress,
+    )
+
+
+def load(path: str | os.PathLike[str]) -> "Executable":
+    """What `Executable.save` wrote: see `reparam_compiler.lowering.load`."""
+    from reparam_compiler import lowering
+
+    return lowering.load(path)
 
 
 def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> FuseReport:

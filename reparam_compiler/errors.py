@@ -47,6 +47,10 @@ class VerificationError(ReparamError):
         return type(self), (self.node, self.max_abs_err, self.tolerance)
 
 
+class UnrepairedPruneWarning(UserWarning):
+    """Channels were removed without calibration data to repair what is left: accuracy suffers, often to chance."""
+
+
 class InfeasiblePruneError(ReparamError):
     """No channel can be removed, or the request contradicts the graph (a ratio outside [0, 1), an unknown family)."""
 

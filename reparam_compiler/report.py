@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from reparam_compiler.cost import Cost
 from reparam_compiler.equivalence import Difference
 from reparam_compiler.passes.fuse_branches import Fusion, Refusal
+from reparam_compiler.passes.prune_channels import PrunePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,48 @@ class FuseReport:
                 f"the whole model differs by {worst.max_abs:.3g} ({worst.relative:.1e} relative): {self.whole_model.how}"
             )
         return lines
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What `prune` did: the plan with every family, and what the model costs before and after."""
+
+    kind: str
+    plan: PrunePlan
+    before: Cost
+    after: Cost
+
+    def to_json(self) -> str:
+        """The report as a JSON object, with the fields of this class."""
+        return json.dumps(asdict(self), indent=2)
+
+    def to_text(self) -> str:
+        """The report as text: a line for each family that was cut, and for each that had to keep its width."""
+        plan = self.plan
+        cut = [family for family in plan.families if family.after < family.before]
+        lines = [f"{self.kind}: {len(cut)} of {len(plan.families)} families cut, {len(plan.pinned)} pinned"]
+        lines += cost_lines(self.before, self.after)
+        for family in plan.families:
+            note = f"  ({family.note})" if family.note else ""
+            lines.append(f"  cut      {family.name}: {family.before} -> {family.after} channels{note}")
+        lines += [f"  pinned   {pin.name}: {pin.width} channels, {pin.reason} at {pin.node}" for pin in plan.pinned]
+        lines.append(
+            f"equals its masked reference in float64: differs by at most {plan.relative_error:.1e} (relative), before repair"
+        )
+        return "\n".join([*lines, *self._repair_lines()])
+
+    def _repair_lines(self) -> list[str]:
+        repair = self.plan.repair
+        if repair is None:
+            return [UNREPAIRED]
+        lines = [f"repaired {len(repair.repaired)} consumers from {repair.samples} calibration samples"]
+        return lines + [f"  not repaired  {consumer.node}: {consumer.reason}" for consumer in repair.passed_over]
+
+
+UNREPAIRED = (
+    "not repaired: no calibration data was given. A fused net has no batch norm left to recalibrate, and at a third of its "
+    "channels it usually falls to chance; 32 samples of real input are enough to prevent that (calibration=...)"
+)
 
 
 def cost_lines(before: Cost, after: Cost) -> list[str]:

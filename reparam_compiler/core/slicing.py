@@ -1,0 +1,55 @@
+"""Keep-index algebra: which positions of an axis stay, and what that makes of arrays, pieces, bounds and widths.
+
+A keep mask k holds a boolean for each position of an axis. Position p that stays moves to p' = sum_{q < p} k[q], so that
+
+    a piece [a, b)                      becomes   [sum k[:a], sum k[:b])
+    a strided slice (a, b, s)           becomes   (sum k[:a], sum k[:b], s), where each block [a + j s, a + (j + 1) s)
+                                                  stays or goes as a whole
+    a width w, of which r shall go      becomes   the multiple of a unit u next to (1 - r) w, or w itself
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+Keep = Bool[np.ndarray, "C"]
+
+
+def take(array: np.ndarray, keeps: Mapping[int, Keep]) -> np.ndarray:
+    """The array without what is not kept, in its own dtype; `keeps` has a mask for each axis that is cut."""
+    for axis, keep in keeps.items():
+        array = np.take(array, np.flatnonzero(keep), axis=axis)
+    return array
+
+
+def blank(array: np.ndarray, keeps: Mapping[int, Keep]) -> np.ndarray:
+    """A copy of the array that is zero where an axis is not kept."""
+    blanked = array.copy()
+    for axis, keep in keeps.items():
+        blanked[(slice(None),) * axis + (~keep,)] = 0
+    return blanked
+
+
+def piece_sizes(keep: Keep, sizes: Sequence[int]) -> tuple[int, ...]:
+    """What is left of each of the pieces, of `sizes`, that an axis is split into."""
+    edges = np.cumsum([0, *sizes])
+    return tuple(int(keep[low:high].sum()) for low, high in pairwise(edges))
+
+
+def bounds(keep: Keep, start: int, stop: int | None) -> tuple[int, int | None]:
+    """The bounds of a slice after the cut; stop None still reads to the end."""
+    return int(keep[:start].sum()), None if stop is None else int(keep[:stop].sum())
+
+
+def block_heads(length: int, start: int, step: int) -> Int64[np.ndarray, "length"]:
+    """For each position the first one of its block of a strided slice: they must go together. Before `start` all are free."""
+    position = np.arange(length)
+    return np.where(position < start, position, start + (position - start) // step * step)
+
+
+def nearest_width(target: float, width: int, unit: int) -> int:
+    """The multiple of `unit` next to `target`, from `unit` to `width`, or `width` itself; the wider of two as near."""
+    candidates = {max(unit, int(target // unit) * unit), (int(target // unit) + 1) * unit, width}
+    return min((c for c in candidates if c <= width), key=lambda c: (abs(c - target), -c))
