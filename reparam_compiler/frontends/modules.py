@@ -25,7 +25,11 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
     """
     subject = deep_copy(model) if copy else model
     try:
-        return fx.symbolic_trace(subject)
+        graph_module = fx.symbolic_trace(subject)
+        for holder in graph_module.modules():
+            if type(holder) is nn.Module:  # what the tracer makes to hold the others by their names
+                holder.training = model.training
+        return graph_module
     except Exception as error:  # noqa: BLE001 - a tracer runs the model's own code, which raises what it likes
         logger.info("symbolic tracing of %s failed: %s", type(model).__name__, error)
     if example_inputs is None:

@@ -84,7 +84,8 @@ def _read_onnx(path: Path) -> Any:
 def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
     import torch
 
-    if training := next((name or "the model" for name, child in model.named_modules() if child.training), None):
+    named = ((name or "the model", child) for name, child in model.named_modules() if type(child) is not torch.nn.Module)
+    if training := next((name for name, child in named if child.training), None):  # fx holds children in bare Modules
         raise LoweringError(f"{training}: training=True; call model.eval() before compile()")
     if example_inputs is None and shapes:
         example_inputs = tuple(torch.zeros(tuple(shape)) for shape in shapes.values())
@@ -164,7 +165,7 @@ def _fixed(module: Any, names: tuple[str, ...], outputs: tuple[str, ...], shapes
                 fits &= not isinstance(dim, tvm.tirx.IntImm) or int(dim) == size
         if not fits:
             raise LoweringError(
-                f"{name}: input_shapes says {tuple(shape)}, the model {tuple(map(str, dims))}; pass one that fits"
+                f"{name}: input_shapes says {tuple(shape)}, the model ({', '.join(map(str, dims))}); pass one that fits"
             )
     if bound:
         module = relax.transform.BindSymbolicVars(bound, "main")(module)
@@ -198,9 +199,10 @@ def _spec(name: str, ty: Any) -> TensorSpec:
 
 
 def _missing_shape(name: str, dims: Sequence[Any]) -> LoweringError:
-    example = ",".join(str(dim) if isinstance(dim, int | tvm.tirx.IntImm) else "1" for dim in dims) or "1,3,224,224"
+    sizes = [int(dim) if isinstance(dim, int | tvm.tirx.IntImm) else str(dim) for dim in dims]
+    example = ",".join(str(size) if isinstance(size, int) else "1" for size in sizes) or "1,3,224,224"
     return LoweringError(
-        f"{name}: found the shape ({', '.join(map(str, dims))}), expected fixed sizes; pass "
+        f"{name}: found the shape ({', '.join(map(str, sizes))}), expected fixed sizes; pass "
         f"input_shapes={{'{name}': ({example})}}, on the command line --input-shapes '{name}:[{example}]'"
     )
 

@@ -1,0 +1,166 @@
+"""The ladder: training form -> fused -> pruned -> compiled, in torch eager, ONNX Runtime and TVM, side by side in one run.
+
+    python benchmarks/ladder.py [--repeat 30] [--threads 1] [-o benchmarks/results/ladder-cpu.json]
+
+Every rung of a model is timed in turn, again and again, and the median of its times is quoted: a machine that drifts does
+so for all. Batch 1, float32. Errors are against the same rung in float64 (torch): relative to the largest absolute output.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import reparam_compiler
+from reparam_compiler.frontends.torch_values import deep_copy
+from reparam_compiler.zoo import digits, repvgg
+from reparam_compiler.zoo.random_weights import randomise_batch_norm
+
+RATIO = 0.3
+Run = Callable[[], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One rung in one engine: median milliseconds, how much faster than the training form in torch, error against float64."""
+
+    model: str
+    form: str
+    engine: str
+    milliseconds: float
+    speed_up: float
+    relative_error: float
+
+
+def main() -> None:
+    """Runs the ladder and writes the table and the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=30, help="rounds; each times every rung once")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "ladder-cpu.json")
+    arguments = parser.parse_args()
+    os.environ["TVM_NUM_THREADS"] = str(arguments.threads)
+    torch.set_num_threads(arguments.threads)
+    rows = [row for name, model, x in subjects() for row in ladder(name, model, x, arguments.repeat, arguments.threads)]
+    text = table(rows)
+    print(text)
+    write(arguments.output, rows, text, arguments)
+
+
+def subjects() -> Iterator[tuple[str, nn.Module, torch.Tensor]]:
+    """RepVGG-A0 with random weights at 224 x 224, and the trained digits net at 16 x 16."""
+    generator = torch.Generator().manual_seed(0)
+    a0 = repvgg.repvgg_a0().eval()
+    randomise_batch_norm(a0, 0)
+    yield "RepVGG-A0", a0, torch.randn(1, 3, 224, 224, generator=generator)
+    yield "digits", digits.digits_repvgg(), torch.from_numpy(np.array(digits.digits_split().test_images[:1]))
+
+
+def ladder(name: str, model: nn.Module, x: torch.Tensor, repeat: int, threads: int) -> list[Row]:
+    """All rungs of one model, timed in turn."""
+    fused = reparam_compiler.fuse(model, (x,))
+    with warnings.catch_warnings():  # random weights have nothing to calibrate on; the speed does not depend on it
+        warnings.simplefilter("ignore", reparam_compiler.UnrepairedPruneWarning)
+        pruned = reparam_compiler.prune(fused, (x,), ratio=RATIO)
+    runs: dict[tuple[str, str], Run] = {}
+    expected: dict[str, np.ndarray] = {}
+    for form, rung in (("training form", model), ("fused", fused), (f"pruned {RATIO}", pruned)):
+        with torch.no_grad():
+            expected[form] = deep_copy(rung).double()(x.double()).numpy()
+        runs[form, "torch eager"] = _torch_run(rung, x)
+        runs[form, "ONNX Runtime"] = _ort_run(rung, x, threads)
+        runs[form, "TVM"] = _tvm_run(rung, x)
+    errors = {key: float(np.abs(run() - expected[key[0]]).max() / np.abs(expected[key[0]]).max()) for key, run in runs.items()}
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
+    for _ in range(repeat):
+        for key, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[key].append(time.perf_counter() - start)
+    medians = {key: statistics.median(values) * 1e3 for key, values in times.items()}
+    first = medians["training form", "torch eager"]
+    return [
+        Row(name, form, engine, medians[form, engine], first / medians[form, engine], errors[form, engine])
+        for form, engine in runs
+    ]
+
+
+def _torch_run(model: nn.Module, x: torch.Tensor) -> Run:
+    def run() -> np.ndarray:
+        with torch.no_grad():
+            result: np.ndarray = model(x).numpy()
+        return result
+
+    return run
+
+
+def _ort_run(model: nn.Module, x: torch.Tensor, threads: int) -> Run:
+    import io
+
+    import onnxruntime
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(deep_copy(model), (x,), buffer, dynamo=False)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: x.numpy()}
+    return lambda: np.asarray(session.run(None, feed)[0])
+
+
+def _tvm_run(model: nn.Module, x: torch.Tensor) -> Run:
+    executable = reparam_compiler.compile(model, (x,))
+    array = x.numpy()
+    return lambda: executable.run(array)[0]
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as markdown."""
+    lines = ["| model | form | engine | ms | times as fast | relative error |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        cells = (row.model, row.form, row.engine, f"{row.milliseconds:.3f}", f"{row.speed_up:.2f}", f"{row.relative_error:.1e}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write(path: Path, rows: list[Row], text: str, arguments: argparse.Namespace) -> None:
+    """The JSON, and the table beside it; each whole or not at all."""
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"python benchmarks/ladder.py --repeat {arguments.repeat} --threads {arguments.threads}",
+        "cpu": _cpu(),
+        "torch": torch.__version__,
+    }
+    head = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    for target, content in (
+        (path, json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"),
+        (path.with_suffix(".md"), f"# The ladder on a CPU\n\n{head}\n\n{text}\n"),
+    ):
+        unfinished = target.with_name(target.name + ".part")
+        unfinished.write_text(content)
+        unfinished.replace(target)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
