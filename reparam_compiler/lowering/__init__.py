@@ -6,22 +6,33 @@ This is the only package that imports tvm, and nothing imports this package unti
 Where tvm is missing, importing it raises `TvmMissingError` with the command that installs it.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from reparam_compiler.errors import TvmMissingError
 
 try:
-    import tvm as _tvm
+    import tvm as _  # noqa: F401
 except ModuleNotFoundError as missing:
     if (missing.name or "").partition(".")[0] not in {"tvm", "tvm_ffi"}:
         raise
     raise TvmMissingError(
-        f"{missing.name} is not installed, and compiling, tuning and running need it: "
-        "pip install 'reparam_compiler[tvm]'"
+        f"{missing.name} is not installed, and compiling, tuning and running need it: pip install 'reparam_compiler[tvm]'"
     ) from missing
 
 from reparam_compiler.lowering.artifact import Executable, TensorSpec, Timing, load
-from reparam_compiler.lowering.build import compile
-from reparam_compiler.lowering.tune import TunedTask, TuneResult, tune
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering.build import compile
+    from reparam_compiler.lowering.tuning import TunedTask, TuneResult, tune
 
 __all__ = ["Executable", "TensorSpec", "Timing", "TuneResult", "TunedTask", "compile", "load", "tune"]
 
-del _tvm
+_LATER = {"compile": "build", "tune": "tuning", "TuneResult": "tuning", "TunedTask": "tuning"}
+
+
+def __getattr__(name: str) -> Any:
+    """The names that only compiling and tuning need, on first use: loading an artifact takes tvm and numpy alone."""
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

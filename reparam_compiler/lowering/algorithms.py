@@ -14,6 +14,7 @@ from typing import Literal
 from reparam_compiler.lowering.target import VectorUnit
 
 Operand = Literal["none", "scalar", "channels", "tensor"]
+Order = Literal["weights", "pixels"]
 
 FMA_LATENCY = 4
 LOAD_COST = 0.1  # cycles that a load costs beyond its port: 4 x 24 measures 93 GFLOP/s where 4 x 16 gives 86
@@ -99,7 +100,7 @@ class Tile:
     rows: int
     columns: int
     unroll: int = UNROLL
-    order: Literal["weights", "pixels"] = "weights"
+    order: Order = "weights"
 
     def column_tiles(self, shape: ConvShape) -> int:
         """Column tiles of one group."""

@@ -15,18 +15,20 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
-from jaxtyping import Shaped
 from tvm.runtime.vm import VirtualMachine
 
 from reparam_compiler.errors import LoweringError
 
-Array = Shaped[np.ndarray, "..."]
+if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
+    from jaxtyping import Shaped
+
+    Array = Shaped[np.ndarray, "..."]
 
 FORMAT = 1
 MAGIC = "reparam_compiler artifact"
@@ -92,7 +94,7 @@ class Executable:
     _machine: Any = None
     _device: Any = None
 
-    def run(self, *arrays: Any, **named: Any) -> list[Array]:
+    def run(self, *arrays: Any, **named: Any) -> "list[Array]":
         """Run the model once.
 
         Args:
@@ -130,7 +132,10 @@ class Executable:
             raise LoweringError(f"{path}: the folder {path.parent} does not exist; make it first")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
             library = Path(folder) / LIBRARY
-            export_library(self._library, library)
+            if isinstance(self._library, bytes):  # loaded: the file's own, which TVM cannot export again
+                library.write_bytes(self._library)
+            else:
+                export_library(self._library, library)
             manifest = {
                 "magic": MAGIC,
                 "format": FORMAT,
@@ -172,7 +177,7 @@ class Executable:
         return [_tensor(array, spec, device) for array, spec in zip(arrays, self.inputs, strict=True)]
 
 
-def filled(spec: TensorSpec, mode: str, seed: int = 0) -> Array:
+def filled(spec: TensorSpec, mode: str, seed: int = 0) -> "Array":
     """An array for one input: `random` (normal, or small integers), `ones` or `zeros`.
 
     Raises LoweringError for another mode.
@@ -206,13 +211,15 @@ def load(path: str | os.PathLike[str]) -> Executable:
         file = Path(folder) / LIBRARY
         file.write_bytes(library)
         try:
-            module = tvm.runtime.load_module(str(file))
+            with quiet():
+                module = tvm.runtime.load_module(str(file))
         except (RuntimeError, OSError, ValueError) as refusal:
             raise LoweringError(
                 f"{path}: the library in it cannot be loaded here: {_first_line(refusal)}. It was compiled for "
                 f"{manifest['target']}; compile it again for this machine"
             ) from refusal
-    return assemble(module, specs["inputs"], specs["outputs"], manifest["target"], kernels, manifest["versions"])
+    made = assemble(module, specs["inputs"], specs["outputs"], manifest["target"], kernels, manifest["versions"])
+    return replace(made, _library=library)
 
 
 def assemble(
@@ -271,11 +278,17 @@ def quiet() -> Iterator[None]:
                 os.write(os_stderr, b"".join(kept))
 
 
-NOISE = (b"Scope Saving:", b"Scope Loaded:", b"Unable to detect CUDA version")
+NOISE = (
+    b"Scope Saving:",
+    b"Scope Loaded:",
+    b"Unable to detect CUDA version",
+    b"Unknown schedule rule",
+    b"  s_tir.meta_schedule.cpu.meta_schedule.",
+)
 
 
 def _is_noise(line: bytes) -> bool:
-    return any(mark in line for mark in NOISE)
+    return not line.strip() or any(mark in line for mark in NOISE)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], bytes]:

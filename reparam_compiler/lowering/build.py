@@ -1,6 +1,6 @@
 """`compile`: the phases from a native model to an Executable, in one readable list.
 
-    import -> simplify -> NHWC -> convs to kernels -> legalize, fuse the rest -> schedule the rest -> Relax VM -> library
+import -> simplify -> NHWC -> convs to kernels -> legalize, fuse the rest -> schedule the rest -> Relax VM -> library
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def build(imported: Imported, target: Any, records: Path | None = None) -> Execu
     except LoweringError:
         raise
     except Exception as refusal:  # TVM's passes raise InternalError, TypeError, ScheduleError …
-        text = next((line.strip() for line in reversed(str(refusal).splitlines()) if line.strip()), "")
+        text = next((line.strip() for line in str(refusal).splitlines() if line.strip()), "")
         raise LoweringError(
             f"main: TVM could not compile the imported model for {describe(target)}: {type(refusal).__name__}: {text}. "
             "Please report the model: what TVM imports should compile"

@@ -71,9 +71,7 @@ def _missing() -> str:
             return refusal
     try:
         folder = Path(_LOADED_LIBS["tvm_runtime"]._name).resolve().parent
-        _LOADED_LIBS[RUNTIME] = load_lib_ctypes(
-            package="tvm", target_name=RUNTIME, extra_lib_paths=[folder], mode="RTLD_LOCAL"
-        )
+        _LOADED_LIBS[RUNTIME] = load_lib_ctypes(package="tvm", target_name=RUNTIME, extra_lib_paths=[folder], mode="RTLD_LOCAL")
     except (OSError, RuntimeError) as refusal:
         return f"TVM's CUDA runtime does not load: {refusal}"
     return ""

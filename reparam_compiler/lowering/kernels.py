@@ -149,10 +149,12 @@ class ConvsToKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
             )
         data = self._shaped(self.visit_expr(site.data), (shape.batch, shape.height, shape.width, shape.channels_in))
         operands = [
-            relax.const(operand) if isinstance(operand, np.ndarray) else self._shaped(self.visit_expr(operand), flat)
+            relax.const(operand, shape.dtype)
+            if isinstance(operand, np.ndarray)
+            else self._shaped(self.visit_expr(operand), flat)
             for operand in site.operands
         ]
-        arguments = [data, relax.const(packed), *operands]
+        arguments = [data, relax.const(packed, shape.dtype), *operands]
         out = self.builder_.emit(relax.call_tir(kernel, arguments, relax.TensorType(flat, shape.dtype)))
         return relax.op.reshape(out, site.result.ty.shape)
 

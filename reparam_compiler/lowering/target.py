@@ -74,7 +74,7 @@ def resolve(target: TargetLike) -> Target:
         config["arch"] = _cuda_arch()
     try:
         resolved = Target(config)
-    except (ValueError, TypeError, tvm.error.TVMError) as refusal:
+    except (ValueError, TypeError, RuntimeError) as refusal:
         raise LoweringError(f"target: TVM refuses {target!r}: {_reason(refusal)}. Expected {ACCEPTED}") from refusal
     return _checked(resolved)
 

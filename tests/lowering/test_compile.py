@@ -132,7 +132,10 @@ NETS = {
     ),
     "one-dimensional": (nn.Sequential(nn.Conv1d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv1d(8, 6, 1)), (2, 4, 19)),
     "three-dimensional": (nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.ReLU()), (1, 2, 5, 6, 4)),
-    "adaptive pool to 7x7": (nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d((3, 2)), nn.Flatten(), nn.Linear(48, 5)), (1, 3, 13, 11)),
+    "adaptive pool to 3x2": (
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d((3, 2)), nn.Flatten(), nn.Linear(48, 5)),
+        (1, 3, 13, 11),
+    ),
     "no conv at all": (nn.ReLU(), (2, 3)),
 }  # fmt: skip
 

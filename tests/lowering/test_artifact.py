@@ -1,0 +1,195 @@
+"""An artifact is one file that comes back whole without torch, and everything else is refused with a typed error."""
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm")
+
+from reparam_compiler import lowering
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.artifact import MANIFEST, filled
+
+pytestmark = pytest.mark.tvm
+
+# The package's own __init__ is left out: this is what the lowering room needs on a machine that only runs artifacts.
+TORCH_FREE = """
+import sys, types
+for name in ("torch", "onnx", "onnxruntime", "networkx", "jaxtyping", "rich", "typer", "xgboost"):
+    sys.modules[name] = None
+package = sys.modules["reparam_compiler"] = types.ModuleType("reparam_compiler")
+package.__path__ = [sys.argv[4]]
+import numpy as np
+from reparam_compiler.lowering import load
+compiled = load(sys.argv[1])
+inputs = np.load(sys.argv[2])
+np.savez(sys.argv[3], *compiled.run(**inputs))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled() -> lowering.Executable:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    return lowering.compile(net, torch.zeros(2, 3, 7, 5))
+
+
+@pytest.fixture(scope="module")
+def saved(compiled: lowering.Executable, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artifact") / "module.tar"
+    compiled.save(path)
+    return path
+
+
+@pytest.fixture
+def array(compiled: lowering.Executable) -> np.ndarray:
+    return filled(compiled.inputs[0], "random")
+
+
+def test_saved_and_loaded_computes_the_same_bits(compiled: lowering.Executable, saved: Path, array: np.ndarray) -> None:
+    again = lowering.load(saved)
+    assert (again.inputs, again.outputs, again.target) == (compiled.inputs, compiled.outputs, compiled.target)
+    assert again.kernels == compiled.kernels
+    np.testing.assert_array_equal(again.run(array)[0], compiled.run(array)[0])
+
+
+def test_loaded_artifact_is_saved_again(saved: Path, tmp_path: Path, array: np.ndarray) -> None:
+    first = lowering.load(saved)
+    first.save(tmp_path / "again.tar")
+    np.testing.assert_array_equal(lowering.load(tmp_path / "again.tar").run(array)[0], first.run(array)[0])
+
+
+def test_loads_and_runs_without_torch_or_onnx_and_without_noise(
+    compiled: lowering.Executable, saved: Path, tmp_path: Path, array: np.ndarray
+) -> None:
+    np.savez(tmp_path / "in.npz", **{compiled.inputs[0].name: array})
+    arguments = [str(saved), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    package = str(Path(lowering.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", TORCH_FREE, *arguments, package], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["arr_0"], compiled.run(array)[0])
+
+
+def test_inputs_by_name_and_torch_tensors_are_taken(compiled: lowering.Executable, array: np.ndarray) -> None:
+    by_name = compiled.run(**{compiled.inputs[0].name: array})[0]
+    np.testing.assert_array_equal(by_name, compiled.run(torch.from_numpy(array))[0])
+
+
+def test_result_does_not_change_when_the_model_runs_again(compiled: lowering.Executable, array: np.ndarray) -> None:
+    first = compiled.run(array)[0]
+    kept = first.copy()
+    compiled.run(array * 2)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_time_is_a_median_of_positive_seconds(compiled: lowering.Executable, array: np.ndarray) -> None:
+    timing = compiled.timing(array, repeat=5, number=2)
+    assert len(timing.seconds) == 5
+    assert 0 < timing.median < 1
+    assert compiled.time(repeat=3) > 0
+
+
+def test_wrong_inputs_are_refused_with_found_and_expected(compiled: lowering.Executable, array: np.ndarray) -> None:
+    name = compiled.inputs[0].name
+    with pytest.raises(LoweringError, match=f"found 2 inputs; expected 1: {name}: float32"):
+        compiled.run(array, array)
+    with pytest.raises(LoweringError, match=rf"{name}: found shape \(2, 3, 7\); expected \(2, 3, 7, 5\)"):
+        compiled.run(array[..., 0])
+    with pytest.raises(LoweringError, match=f"{name}: found dtype float64; expected float32"):
+        compiled.run(array.astype("float64"))
+    with pytest.raises(LoweringError, match="found inputs nobody; expected all"):
+        compiled.run(nobody=array)
+    with pytest.raises(LoweringError, match="repeat=0"):
+        compiled.time(array, repeat=0)
+    with pytest.raises(LoweringError, match="fill mode: found 'seven'"):
+        filled(compiled.inputs[0], "seven")
+
+
+def test_missing_file_and_folder_are_refused(compiled: lowering.Executable, tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="no such file"):
+        lowering.load(tmp_path / "absent.tar")
+    with pytest.raises(LoweringError, match="does not exist"):
+        compiled.save(tmp_path / "absent" / "module.tar")
+
+
+@pytest.mark.parametrize("kept", [0, 100, 700, 5000, -1000])
+def test_truncated_file_is_refused(saved: Path, tmp_path: Path, kept: int) -> None:
+    whole = saved.read_bytes().rstrip(b"\0")
+    (tmp_path / "cut.tar").write_bytes(whole[:kept])
+    with pytest.raises(LoweringError, match=r"cut\.tar: found a truncated or foreign file|is damaged"):
+        lowering.load(tmp_path / "cut.tar")
+
+
+def test_damaged_library_is_refused(saved: Path, tmp_path: Path) -> None:
+    content = bytearray(saved.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "flipped.tar").write_bytes(content)
+    with pytest.raises(LoweringError, match="is damaged"):
+        lowering.load(tmp_path / "flipped.tar")
+
+
+def archive(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def test_foreign_archives_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="foreign"):
+        lowering.load(archive(tmp_path / "a.tar", {"mod.so": b"x"}))
+    with pytest.raises(LoweringError, match="archive of something else"):
+        lowering.load(archive(tmp_path / "b.tar", {MANIFEST: b'{"magic": "other"}'}))
+    with pytest.raises(LoweringError, match="archive of something else"):
+        lowering.load(archive(tmp_path / "c.tar", {MANIFEST: b"[]"}))
+    with pytest.raises(LoweringError, match="foreign"):
+        lowering.load(archive(tmp_path / "d.tar", {MANIFEST: b"\xff\xfe"}))
+
+
+def test_newer_format_is_refused_with_what_wrote_it(saved: Path, tmp_path: Path) -> None:
+    with tarfile.open(saved) as file:
+        manifest = json.load(file.extractfile(MANIFEST))
+    manifest |= {"format": 99, "versions": {"reparam_compiler": "7.0"}}
+    with pytest.raises(LoweringError, match=r"found format 99, written by .*7\.0.*Upgrade"):
+        lowering.load(archive(tmp_path / "new.tar", {MANIFEST: json.dumps(manifest).encode()}))
+
+
+def test_no_member_is_written_outside_and_links_are_not_followed(saved: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    with tarfile.open(saved) as file:
+        members = {entry.name: file.extractfile(entry).read() for entry in file.getmembers()}
+    lowering.load(archive(tmp_path / "more.tar", {**members, f"../{outside.name}": b"x", str(outside): b"x"}))
+    assert not outside.exists()
+    with tarfile.open(tmp_path / "link.tar", "w") as file:
+        entry = tarfile.TarInfo(MANIFEST)
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        file.addfile(entry)
+    with pytest.raises(LoweringError, match="foreign"):
+        lowering.load(tmp_path / "link.tar")
+
+
+def test_interrupted_save_leaves_the_old_file(
+    compiled: lowering.Executable, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "module.tar"
+    path.write_bytes(saved.read_bytes())
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tarfile.TarFile, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        compiled.save(path)
+    assert path.read_bytes() == saved.read_bytes()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["module.tar"]

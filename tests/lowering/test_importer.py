@@ -1,0 +1,165 @@
+"""Every kind of model comes in with fixed shapes; what is missing or cannot come in is said, with what to type."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm")
+pytest.importorskip("onnx")
+
+import onnx
+from onnx import helper, numpy_helper
+
+from reparam_compiler import lowering
+from reparam_compiler.errors import LoweringError, UnsupportedModelError
+
+pytestmark = pytest.mark.tvm
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+FLOAT64 = {"rtol": 1e-10, "atol": 1e-12}
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 10, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(10, 6, 1)).eval()
+
+
+def conv_onnx(dtype: type = np.float32, dims: tuple[object, ...] = (1, 5, 8, 7)) -> onnx.ModelProto:
+    weight = np.random.default_rng(0).standard_normal((12, 5, 3, 3)).astype(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["pixels/0", "w"], ["c"], pads=[1, 1, 1, 1], name="conv0"),
+            helper.make_node("Relu", ["c"], ["scores"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("pixels/0", kind, dims)],
+        [helper.make_tensor_value_info("scores", kind, None)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def conv_reference(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    weight = torch.from_numpy(numpy_helper.to_array(model.graph.initializer[0]).copy())
+    return nn.functional.conv2d(torch.from_numpy(x), weight, padding=1).relu().numpy()
+
+
+def test_module_graph_module_and_exported_program_compute_the_same() -> None:
+    model, x = net(), torch.randn(1, 3, 9, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        exported = torch.export.export(model, (x,))
+    results = [
+        lowering.compile(model, x).run(x)[0],
+        lowering.compile(torch.fx.symbolic_trace(model), (x,)).run(x)[0],
+        lowering.compile(exported).run(x)[0],
+    ]
+    for found in results:
+        np.testing.assert_allclose(found, model(x).detach().numpy(), **FLOAT32)
+
+
+def test_onnx_keeps_its_names_and_matches_torch() -> None:
+    model, x = conv_onnx(), np.random.default_rng(1).standard_normal((1, 5, 8, 7)).astype("float32")
+    compiled = lowering.compile(model)
+    assert [spec.name for spec in (*compiled.inputs, *compiled.outputs)] == ["pixels/0", "scores"]
+    np.testing.assert_allclose(compiled.run(**{"pixels/0": x})[0], conv_reference(model, x), **FLOAT32)
+
+
+def test_onnx_path_is_read(tmp_path: Path) -> None:
+    onnx.save(conv_onnx(), tmp_path / "m.onnx")
+    assert lowering.compile(tmp_path / "m.onnx").inputs[0].shape == (1, 5, 8, 7)
+
+
+def test_float64_stays_float64() -> None:
+    model, x = conv_onnx(np.float64), np.random.default_rng(1).standard_normal((1, 5, 8, 7))
+    np.testing.assert_allclose(lowering.compile(model).run(x)[0], conv_reference(model, x), **FLOAT64)
+
+
+def test_symbolic_onnx_shape_is_refused_with_the_flag_and_fixed_by_input_shapes() -> None:
+    model = conv_onnx(dims=("N", 5, 8, 7))
+    with pytest.raises(LoweringError, match=r"pixels/0: found the shape \(N, 5, 8, 7\).*--input-shapes 'pixels/0:\[1,5,8,7\]'"):
+        lowering.compile(model)
+    compiled = lowering.compile(model, input_shapes={"pixels/0": (2, 5, 8, 7)})
+    x = np.random.default_rng(1).standard_normal((2, 5, 8, 7)).astype("float32")
+    np.testing.assert_allclose(compiled.run(x)[0], conv_reference(model, x), **FLOAT32)
+
+
+def test_symbolic_exported_shape_is_refused_and_fixed_by_input_shapes() -> None:
+    model, x = net(), torch.randn(2, 3, 9, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=8)},))
+    with pytest.raises(LoweringError, match=r"input: found the shape .*--input-shapes 'input:\[1,3,9,8\]'"):
+        lowering.compile(exported)
+    with pytest.raises(LoweringError, match=r"input: input_shapes says \(2, 4, 9, 8\)"):
+        lowering.compile(exported, input_shapes={"input": (2, 4, 9, 8)})
+    compiled = lowering.compile(exported, input_shapes={"input": (2, 3, 9, 8)})
+    np.testing.assert_allclose(compiled.run(x)[0], model(x).detach().numpy(), **FLOAT32)
+
+
+def test_module_without_inputs_is_refused_with_what_to_pass() -> None:
+    with pytest.raises(LoweringError, match=r"example_inputs=.*--input-shapes"):
+        lowering.compile(net())
+
+
+def test_module_takes_input_shapes_for_example_inputs() -> None:
+    assert lowering.compile(net(), input_shapes={"input": (1, 3, 9, 8)}).inputs[0].shape == (1, 3, 9, 8)
+
+
+def test_unknown_input_name_is_refused() -> None:
+    with pytest.raises(LoweringError, match="nobody is no input; the inputs are pixels/0"):
+        lowering.compile(conv_onnx(), input_shapes={"nobody": (1,)})
+
+
+def test_training_mode_is_refused() -> None:
+    with pytest.raises(LoweringError, match=r"training=True; call model\.eval\(\)"):
+        lowering.compile(net().train(), torch.zeros(1, 3, 9, 8))
+
+
+def test_example_inputs_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(LoweringError, match=r"torch\.export refuses it"):
+        lowering.compile(net(), torch.zeros(1, 4, 9, 8))
+
+
+def test_op_that_tvm_cannot_import_is_named() -> None:
+    model = conv_onnx()
+    model.graph.node[1].op_type = "MadeUp"
+    with pytest.raises(LoweringError, match=r"importer refuses the model: .*MadeUp.* rewrite that op"):
+        lowering.compile(model)
+
+
+@pytest.mark.parametrize("model", [7, "model.pt", Path("absent.onnx"), None])
+def test_other_kinds_are_unsupported(model: object) -> None:
+    with pytest.raises(UnsupportedModelError):
+        lowering.compile(model)
+
+
+def test_file_that_is_no_onnx_is_unsupported(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"\x00not a model" * 9)
+    with pytest.raises(UnsupportedModelError, match=r"bad\.onnx"):
+        lowering.compile(tmp_path / "bad.onnx")
+
+
+def test_caller_s_model_is_unchanged() -> None:
+    model, x = net(), torch.randn(1, 3, 9, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lowering.compile(model, x)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_without_tvm_importing_the_room_says_how_to_install_it() -> None:
+    code = (
+        "import sys; sys.modules['tvm'] = None\n"
+        "from reparam_compiler.errors import TvmMissingError\n"
+        "try:\n    import reparam_compiler.lowering\n"
+        "except TvmMissingError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'reparam_compiler[tvm]'" in done.stdout

@@ -1,0 +1,86 @@
+"""What a person calls a target is read, and what is none is refused with what was found and what is allowed."""
+
+import json
+
+import pytest
+
+pytest.importorskip("tvm")
+
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.target import VectorUnit, describe, is_gpu, resolve, vector_unit
+
+pytestmark = pytest.mark.tvm
+
+
+def test_default_is_this_machine_with_its_cpu_and_cores() -> None:
+    found = json.loads(describe(resolve(None)))
+    assert found["kind"] == "llvm"
+    assert found["mcpu"]
+    assert found["num-cores"] >= 1
+    assert describe(resolve("native")) == describe(resolve(None))
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "llvm -mcpu=znver3 -num-cores 2",
+        "llvm -mcpu znver3 --num-cores=2",
+        '{"kind": "llvm", "mcpu": "znver3", "num-cores": 2}',
+        {"kind": "llvm", "mcpu": "znver3", "num-cores": 2},
+    ],
+)
+def test_old_strings_json_and_dicts_mean_the_same(spelling: object) -> None:
+    found = json.loads(describe(resolve(spelling)))
+    assert (found["mcpu"], found["num-cores"]) == ("znver3", 2)
+
+
+def test_attributes_are_a_list() -> None:
+    assert json.loads(describe(resolve("llvm -mattr=+avx2,+fma")))["mattr"] == ["+avx2", "+fma"]
+
+
+def test_tag_and_cuda_kind_are_gpus() -> None:
+    assert json.loads(describe(resolve("nvidia/nvidia-a100")))["arch"] == "sm_80"
+    assert is_gpu(resolve("cuda -arch=sm_90"))
+    assert is_gpu(resolve("cuda"))
+    assert not is_gpu(resolve("llvm"))
+
+
+def test_description_is_read_back() -> None:
+    for target in (None, "llvm -mcpu=znver3", "cuda -arch=sm_90"):
+        assert describe(resolve(describe(resolve(target)))) == describe(resolve(target))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("lvm", "neither a kind .* Did you mean 'llvm'"),
+        ("opencl", "neither a kind"),
+        ("", "found ''"),
+        (7, "found 7"),
+        ("llvm -mcpu=znver33", "mcpu 'znver33' is unknown .* znver3"),
+        ("llvm -no-such-thing=1", "no-such-thing"),
+        ("llvm mcpu=znver3", "'mcpu=znver3' .* is no option"),
+        ("cuda, llvm", "composite"),
+        ("cuda -arch=80", "-arch=80"),
+        ("{not json", "no JSON object"),
+        ({"kind": "vulkan"}, "kind 'vulkan'"),
+        ({"kind": "nonsense"}, "nonsense"),
+        ('llvm -mcpu="x', "cannot be split"),
+    ],
+)
+def test_bad_target_is_refused_with_what_was_found(target: object, message: str) -> None:
+    with pytest.raises(LoweringError, match=message):
+        resolve(target)
+
+
+@pytest.mark.parametrize(
+    ("target", "bytes_", "registers"),
+    [
+        ("llvm -mcpu=znver3 -num-cores 2", 32, 16),
+        ("llvm -mcpu=skylake-avx512 -num-cores 2", 64, 32),
+        ("llvm -mtriple=x86_64-linux-gnu -num-cores 2", 16, 16),
+        ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76 -num-cores 2", 16, 32),
+    ],
+)
+def test_vector_unit_follows_the_target(target: str, bytes_: int, registers: int) -> None:
+    assert vector_unit(resolve(target)) == VectorUnit(bytes_, registers, 2)

@@ -1,0 +1,162 @@
+"""A search goes on after a kill, its records are used where they are faster, and a torn line costs nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm")
+
+from reparam_compiler import lowering
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile, candidate_tiles, choose_tile
+from reparam_compiler.lowering.records import (
+    SCHEDULES,
+    TILES,
+    RecordedTiles,
+    TileRecord,
+    append_tile,
+    cut_torn_tail,
+    prepare,
+    read_tiles,
+)
+from reparam_compiler.lowering.target import VectorUnit, describe, resolve
+from reparam_compiler.lowering.tuning import POINTS, points
+
+pytestmark = pytest.mark.tvm
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+UNIT = VectorUnit(32, 16, 2)
+SHAPE = ConvShape(1, 14, 14, 32, 40, (3, 3), padding=(1, 1, 1, 1))
+RULE = choose_tile(SHAPE, UNIT)
+OTHER = next(tile for tile in candidate_tiles(SHAPE, UNIT) if tile != RULE)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.MaxPool2d(2)).eval()
+
+
+def record(tile: Tile, *seconds: float) -> TileRecord:
+    return TileRecord(SHAPE, (Step("relu"),), tile, "here", seconds)
+
+
+def test_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    written = [record(RULE, 1.5e-3, 1.25e-3), record(OTHER)]
+    for each in written:
+        append_tile(tmp_path, each)
+    assert read_tiles(tmp_path) == written
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"shape": {"ba', b"\x00\x00"])
+def test_torn_tail_is_cut_and_whole_lines_stay(tmp_path: Path, tail: bytes) -> None:
+    append_tile(tmp_path, record(RULE, 1e-3))
+    with (tmp_path / TILES).open("ab") as file:
+        file.write(tail)
+    prepare(tmp_path)
+    assert read_tiles(tmp_path) == [record(RULE, 1e-3)]
+    assert cut_torn_tail(tmp_path / TILES) == 0
+
+
+def test_faster_record_wins_and_noise_does_not() -> None:
+    assert RecordedTiles([record(RULE, 1.0), record(OTHER, 0.5)], "here")(SHAPE, UNIT) == OTHER
+    assert RecordedTiles([record(RULE, 1.0), record(OTHER, 0.99)], "here")(SHAPE, UNIT) == RULE
+    assert RecordedTiles([record(RULE, 1.0), record(OTHER)], "here")(SHAPE, UNIT) == RULE
+    assert RecordedTiles([record(OTHER, 0.5)], "here")(SHAPE, UNIT) == RULE
+    assert RecordedTiles([record(RULE, 1.0), record(OTHER, 0.5)], "elsewhere")(SHAPE, UNIT) == RULE
+
+
+def test_points_start_with_the_rule_and_move_every_knob() -> None:
+    found = points(SHAPE, UNIT)
+    assert found[0] == RULE
+    assert len(found) == len(set(found)) == POINTS
+    for knob in ("rows", "columns", "unroll", "order"):
+        assert len({getattr(tile, knob) for tile in found}) > 1
+
+
+def test_every_point_computes_the_same(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Conv2d(32, 40, 3, padding=1), nn.ReLU()).eval(), torch.randn(1, 32, 14, 14)
+    target = resolve(None)
+    for tile in points(SHAPE, UNIT)[::5]:
+        folder = tmp_path / f"{tile.rows}-{tile.columns}-{tile.unroll}-{tile.order}"
+        folder.mkdir()
+        for each, seconds in ((choose_tile(SHAPE, UNIT), 1.0), (tile, 0.1)):
+            append_tile(folder, TileRecord(SHAPE, (), each, describe(target), (seconds,)))
+        found = lowering.compile(model, x, database=folder).run(x)[0]
+        np.testing.assert_allclose(found, model(x).detach().numpy(), **FLOAT32)
+
+
+def test_bad_databases_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="no tuning records"):
+        lowering.compile(net(), torch.zeros(1, 3, 8, 7), database=tmp_path)
+    (tmp_path / TILES).write_text("{}\n")
+    with pytest.raises(LoweringError, match="no record"):
+        lowering.compile(net(), torch.zeros(1, 3, 8, 7), database=tmp_path)
+    with pytest.raises(LoweringError, match="kept in a folder"):
+        lowering.tune(net(), torch.zeros(1, 3, 8, 7), database=tmp_path / TILES)
+
+
+def test_gpu_and_silly_numbers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match="expected an llvm target"):
+        lowering.tune(net(), torch.zeros(1, 3, 8, 7), target="cuda", database=tmp_path)
+    with pytest.raises(LoweringError, match="trials=0"):
+        lowering.tune(net(), torch.zeros(1, 3, 8, 7), trials=0, database=tmp_path)
+
+
+def test_convs_are_measured_once_and_counted_towards_the_trials(tmp_path: Path) -> None:
+    model, x = net(), torch.randn(1, 3, 8, 7)
+    first = lowering.tune(model, x, trials=3, database=tmp_path, progress=False)
+    assert (first.measured, first.total) == (3, 3)
+    assert [task.trials for task in first.tasks[:2]] == [2, 1]
+    assert all(0 < task.best_seconds < 1 for task in first.tasks[:2])
+    again = lowering.tune(model, x, trials=4, database=tmp_path, progress=False)
+    assert (again.measured, again.total) == (1, 4)
+    np.testing.assert_allclose(lowering.compile(model, x, database=tmp_path).run(x)[0], model(x).detach().numpy(), **FLOAT32)
+
+
+@pytest.mark.slow
+def test_ops_without_a_recipe_are_tuned_by_metaschedule_and_compiled_from_records(tmp_path: Path) -> None:
+    model, x = nn.MaxPool2d(3, 2, 1).eval(), torch.randn(1, 16, 32, 24)
+    result = lowering.tune(model, x, trials=6, database=tmp_path, progress=False)
+    assert result.total >= 6
+    assert (tmp_path / SCHEDULES).read_bytes().count(b"\n") == result.total
+    np.testing.assert_allclose(lowering.compile(model, x, database=tmp_path).run(x)[0], model(x).detach().numpy(), **FLOAT32)
+    assert lowering.tune(model, x, trials=6, database=tmp_path, progress=False).measured == 0
+
+
+KILLED = """
+import sys, torch
+from torch import nn
+from reparam_compiler import lowering
+net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.MaxPool2d(2)).eval()
+lowering.tune(net, torch.zeros(1, 3, 8, 7), trials=40, database=sys.argv[1], progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_search_goes_on_after_kill_nine(tmp_path: Path) -> None:
+    root = str(Path(lowering.__file__).parents[2])
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env={**os.environ, "PYTHONPATH": root})
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and whole_lines(tmp_path / TILES) < 4:
+        assert child.poll() is None, "the search ended before it could be killed"
+        time.sleep(0.1)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    with (tmp_path / TILES).open("a") as file:
+        file.write('{"shape": {"batch": 1, "hei')  # a kill in the middle of a write
+    before = whole_lines(tmp_path / TILES)
+    assert before >= 4
+    result = lowering.tune(net(), torch.zeros(1, 3, 8, 7), trials=before + 3, database=tmp_path, progress=False)
+    assert (result.measured, result.total) == (3, before + 3)
+    assert len(read_tiles(tmp_path)) == before + 3
+
+
+def whole_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
