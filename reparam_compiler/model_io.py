@@ -10,6 +10,7 @@ Files are written whole or not at all.
 
 import contextlib
 import importlib
+import inspect
 import io
 import logging
 import os
@@ -31,6 +32,8 @@ from reparam_compiler.errors import UnsupportedModelError
 PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
 WRITTEN = (".onnx", ".pt2")
 """The suffixes that `save_model` writes."""
+SHAPE = re.compile(r"(?P<name>[^\s\[\],:][^\s\[\],]*?)\s*:\s*\[(?P<sizes>\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*)\]")
+SHAPES = re.compile(rf"\s*{SHAPE.pattern}([\s,]+{re.sub(r'[?]P<[a-z]+>', '', SHAPE.pattern)})*\s*")
 FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*):(?P<factory>[A-Za-z_]\w*(\.\w+)*)")
 
 
@@ -74,27 +77,50 @@ def save_model(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequ
         OSError: the file cannot be written.
     """
     target = Path(path)
-    if target.suffix not in WRITTEN:
-        raise UnsupportedModelError(f"{target}: found the suffix {target.suffix!r}; expected .onnx or .pt2")
-    if type(model).__module__.partition(".")[0] == "onnx":
-        if target.suffix == ".pt2":
-            raise UnsupportedModelError(f"{target}: an ONNX model cannot become a .pt2; give a path that ends in .onnx")
+    check_output(model, target, example_inputs=example_inputs)
+    if _is_onnx(model) or target.suffix == ".onnx":
         from reparam_compiler.frontends import onnx_io
 
-        onnx_io.save(model, target)
+        onnx_io.save(model if _is_onnx(model) else _to_onnx(_program(model, target, example_inputs), target), target)
         return
     program = _program(model, target, example_inputs)
-    if target.suffix == ".onnx":
-        from reparam_compiler.frontends import onnx_io
-
-        onnx_io.save(_to_onnx(program, target), target)
-        return
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.pt2")
     try:
-        torch.export.save(program, part)
+        with _quiet_export():
+            torch.export.save(program, part)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_output(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequence[Any] | None = None) -> None:
+    """Raises UnsupportedModelError where `save_model` cannot write such a model to such a path: to be asked before work."""
+    target = Path(path)
+    if target.suffix not in WRITTEN:
+        raise UnsupportedModelError(f"{target}: found the suffix {target.suffix!r}; expected .onnx or .pt2")
+    if _is_onnx(model) and target.suffix == ".pt2":
+        raise UnsupportedModelError(f"{target}: an ONNX model cannot become a .pt2; give a path that ends in .onnx")
+    if isinstance(model, nn.Module) and example_inputs is None:
+        raise UnsupportedModelError(
+            f"{target}: writing a torch module means exporting it, and that needs its input shapes: "
+            "--input-shapes 'x:[1,3,224,224]' (save_model(..., example_inputs=...))"
+        )
+    if not (_is_onnx(model) or isinstance(model, nn.Module | ExportedProgram)):
+        raise UnsupportedModelError(f"{target}: a {type(model).__module__}.{type(model).__qualname__} cannot be written")
+
+
+def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """{"x": (1, 3), "y": (1,)} of "x:[1,3] y:[1]", which is how command lines state input shapes.
+
+    Raises:
+        UnsupportedModelError: the text cannot be read so.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    if SHAPES.fullmatch(text) is None:
+        raise UnsupportedModelError(f"cannot read the input shapes {text!r}; expected 'x:[1,3,224,224]'")
+    for match in SHAPE.finditer(text):
+        shapes[match["name"]] = tuple(int(size) for size in match["sizes"].split(","))
+    return shapes
 
 
 def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...]:
@@ -117,20 +143,22 @@ def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[A
     ordered = [name for name in names if name in shapes] if names is not None else list(shapes)
     source = torch.Generator().manual_seed(0)
     tensors = [torch.randn(tuple(shapes[name]), generator=source) for name in ordered]
-    is_onnx = type(model).__module__.partition(".")[0] == "onnx"
-    return tuple(tensor.numpy() for tensor in tensors) if is_onnx else tuple(tensors)
+    return tuple(tensor.numpy() for tensor in tensors) if _is_onnx(model) else tuple(tensors)
 
 
 def _input_names(model: Any) -> list[str] | None:
     if isinstance(model, ExportedProgram):
         return list(model.graph_signature.user_inputs)
     if isinstance(model, nn.Module):
-        import inspect
-
         parameters = inspect.signature(model.forward).parameters.values()
         return None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else [p.name for p in parameters]
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value.name for value in model.graph.input if value.name not in weights]
+
+
+def _is_onnx(model: object) -> bool:
+    """True for a ModelProto, without importing onnx."""
+    return type(model).__module__.partition(".")[0] == "onnx" and type(model).__name__ == "ModelProto"
 
 
 def _onnx(path: Path) -> Any:
@@ -188,8 +216,7 @@ def _made(spec: str, module_name: str, factory_name: str) -> Any:
 
 
 def _checked(found: Any, spec: str) -> Any:
-    is_onnx = type(found).__module__.partition(".")[0] == "onnx" and type(found).__name__ == "ModelProto"
-    if is_onnx or isinstance(found, nn.Module | ExportedProgram):
+    if _is_onnx(found) or isinstance(found, nn.Module | ExportedProgram):
         return found
     raise UnsupportedModelError(
         f"{spec}: found a {type(found).__module__}.{type(found).__qualname__}; expected an nn.Module, an ExportedProgram or an "
@@ -200,14 +227,7 @@ def _checked(found: Any, spec: str) -> Any:
 def _program(model: Any, target: Path, example_inputs: Sequence[Any] | None) -> ExportedProgram:
     if isinstance(model, ExportedProgram):
         return model
-    if not isinstance(model, nn.Module):
-        raise UnsupportedModelError(f"{target}: a {type(model).__module__}.{type(model).__qualname__} cannot be written")
-    if example_inputs is None:
-        raise UnsupportedModelError(
-            f"{target}: writing a torch module means exporting it, and that needs its input shapes: "
-            "--input-shapes 'x:[1,3,224,224]' (save_model(..., example_inputs=...))"
-        )
-    inputs = tuple(value if isinstance(value, Tensor) else torch.as_tensor(value) for value in example_inputs)
+    inputs = tuple(value if isinstance(value, Tensor) else torch.as_tensor(value) for value in example_inputs or ())
     try:
         with _quiet_export():
             return torch.export.export(model, inputs)

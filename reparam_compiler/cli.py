@@ -1,0 +1,363 @@
+"""`reparam fuse | prune | inspect | compile | run | tune`, also as `python -m reparam_compiler`.
+
+    reparam inspect repvgg.onnx
+    reparam fuse repvgg.onnx -o fused.onnx
+    reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx
+    reparam compile small.onnx -o module.tar
+
+An error of the library is one line on stderr and the exit code of its class. Outputs are written whole or not at all.
+"""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from reparam_compiler import tvmc
+from reparam_compiler._api import fuse, inspect, prune
+from reparam_compiler.cost import Cost
+from reparam_compiler.errors import (
+    InfeasiblePruneError,
+    ReparamError,
+    RewriteError,
+    UnrepairedPruneWarning,
+    UnsupportedModelError,
+    VerificationError,
+)
+from reparam_compiler.model_io import check_output, inputs_of_shapes, load_model, parse_shapes, save_model
+from reparam_compiler.report import UNREPAIRED, FuseReport, PruneReport
+
+EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
+    (RewriteError, 6),
+    (VerificationError, 7),
+    (InfeasiblePruneError, 8),
+    *tvmc.EXIT_CODES,
+)
+CODES = (
+    "[bold]Exit codes[/]: 0 done · 1 anything else, such as a file that cannot be written · 2 wrong usage · "
+    "3 the model cannot be read or written · 4 it cannot be lowered or run · 5 tvm is missing · 6 a rewrite failed · "
+    "7 the result differs from the model · 8 nothing can be pruned."
+)
+MODELS = (
+    "[bold]MODEL[/] is an .onnx file, a .pt2 file of torch.export.save, or package.module:factory, which is "
+    "imported and called. Files that can run code (.pt, and a .pt2 with pickles in it) need --unsafe-load."
+)
+STYLE: dict[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "rich_markup_mode": "rich",
+    "pretty_exceptions_enable": False,
+}
+
+app = typer.Typer(
+    name="reparam",
+    help="Fuse the branches of a ConvNet into plain convs, prune its channels, compile it with TVM.",
+    epilog=f"Example: reparam fuse repvgg.onnx -o fused.onnx\n\n{MODELS}\n\n{CODES}",
+    **STYLE,
+)
+
+
+class Importance(StrEnum):
+    """How channels are ranked."""
+
+    l1 = "l1"
+    l2 = "l2"
+    bn_scale = "bn_scale"
+    random = "random"
+
+
+class Allocation(StrEnum):
+    """Where channels are taken from."""
+
+    uniform = "uniform"
+    whole = "global"
+
+
+Model = Annotated[str, typer.Argument(help="An .onnx, a .pt2, or package.module:factory.", show_default=False)]
+Output = typer.Option("--output", "-o", help="The file to write: .onnx or .pt2.", show_default=False)
+Shapes = Annotated[
+    str | None, typer.Option("--input-shapes", help="Shapes that the model leaves open: 'x:[1,3,224,224] mask:[1,10]'.")
+]
+
+
+@app.command(
+    "fuse",
+    epilog="Example: reparam fuse repvgg.onnx -o fused.onnx\n\n"
+    "Example: reparam fuse reparam_compiler.zoo:repvgg_a0 --input-shapes 'x:[1,3,224,224]' -o a0.pt2\n\n" + MODELS,
+)
+def fuse_command(
+    model: Model,
+    output: Annotated[Path, Output],
+    input_shapes: Shapes = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove what was rewritten.")] = False,
+    unsafe_load: tvmc.UnsafeLoad = False,
+    as_json: tvmc.Json = False,
+) -> None:
+    """Make one conv of every block of parallel conv-BN branches, fold the conv-BN pairs that remain, and prove each."""
+    with errors_as_exit_codes(as_json):
+        native = load_model(model, unsafe=unsafe_load)
+        inputs = _inputs(native, input_shapes)
+        _check_output(native, output, inputs)
+        with _status(f"fusing {model}"):
+            fused, report = fuse(native, inputs, verify=not no_verify, return_report=True)
+        with _status(f"writing {output}"):
+            save_model(fused, output, example_inputs=inputs)
+        console = _console(as_json)
+        _print_fusions(console, report)
+        console.print(f"written: {output}", markup=False, highlight=False)
+        _print_json(as_json, {"model": model, "output": str(output), "report": json.loads(report.to_json())})
+
+
+@app.command(
+    "inspect",
+    epilog="Example: reparam inspect repvgg.onnx\n\nExample: reparam inspect net.pt2 --json | jq '.report.refusals'\n\n"
+    + MODELS,
+)
+def inspect_command(
+    model: Model,
+    input_shapes: Shapes = None,
+    unsafe_load: tvmc.UnsafeLoad = False,
+    as_json: tvmc.Json = False,
+) -> None:
+    """Show what would fuse, what would not and why, and the cost before and after; nothing is written."""
+    with errors_as_exit_codes(as_json):
+        native = load_model(model, unsafe=unsafe_load)
+        with _status(f"reading {model}"):
+            report = inspect(native, _inputs(native, input_shapes))
+        _print_fusions(_console(as_json), report)
+        _print_json(as_json, {"model": model, "report": json.loads(report.to_json())})
+
+
+@app.command(
+    "prune",
+    epilog="Example, the embedded demo: reparam prune --ratio 0.3\n\n"
+    "Example: reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx\n\n"
+    "Example: reparam prune --ratio 0.5 net.pt2 --calibration images/ --ignore 'head*' -o small.pt2\n\n" + MODELS,
+)
+def prune_command(
+    ratio: Annotated[float, typer.Option(help="The share of channels to remove, from 0 to 1.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="An .onnx, a .pt2, or package.module:factory. Without: a trained RepVGG on handwritten digits."),
+    ] = None,
+    output: Annotated[Path | None, Output] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Inputs as the model will see them: an .npz, an .npy, or a folder of .npy; 32 samples do much."),
+    ] = None,
+    importance: Annotated[Importance, typer.Option(help="How channels are ranked.")] = Importance.l1,
+    allocation: Annotated[
+        Allocation, typer.Option(help="The same share of every layer, or of the whole.")
+    ] = Allocation.uniform,
+    round_to: Annotated[int, typer.Option(min=1, help="Widths go to the nearest multiple; 1: the exact ratio.")] = 8,
+    ignore: Annotated[list[str] | None, typer.Option(help="A layer, or a pattern, that keeps its width. Repeatable.")] = None,
+    input_shapes: Shapes = None,
+    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Prune the model as it is.")] = False,
+    unsafe_load: tvmc.UnsafeLoad = False,
+    as_json: tvmc.Json = False,
+) -> None:
+    """Fuse MODEL, remove a share of its channels, and refit what is left to calibration data.
+
+    Without MODEL: a demonstration on a small trained RepVGG, with its accuracy and milliseconds at each step.
+    """
+    options: dict[str, Any] = {
+        "ratio": ratio,
+        "importance": importance.value,
+        "allocation": allocation.value,
+        "round_to": round_to,
+        "ignore": tuple(ignore or ()),
+    }
+    with errors_as_exit_codes(as_json):
+        if model is None:
+            if calibration is not None or input_shapes is not None or no_fuse:
+                raise typer.BadParameter("--calibration, --input-shapes and --no-fuse need a MODEL")
+            from reparam_compiler import demo
+
+            _print_json(as_json, demo.run(_console(as_json), output, options))
+            return
+        _prune(model, output, calibration, input_shapes, options, no_fuse, unsafe_load, as_json)
+
+
+def _prune(
+    model: str,
+    output: Path | None,
+    calibration: Path | None,
+    input_shapes: str | None,
+    options: dict[str, Any],
+    no_fuse: bool,
+    unsafe_load: bool,
+    as_json: bool,
+) -> None:
+    native = load_model(model, unsafe=unsafe_load)
+    data = None if calibration is None else calibration_data(calibration)
+    inputs = _inputs(native, input_shapes)
+    if inputs is None and isinstance(native, torch.nn.Module):
+        if data is None:
+            raise UnsupportedModelError(
+                f"{model}: pruning needs the input shapes of a torch module: --input-shapes 'x:[1,3,224,224]', or --calibration"
+            )
+        inputs = tuple(torch.from_numpy(array[:1].copy()) for array in _first_batch(data))
+    if output is not None:
+        _check_output(native, output, inputs)
+    console = _console(as_json)
+    fusions = None
+    if not no_fuse:
+        with _status(f"fusing {model}"):
+            native, fusions = fuse(native, inputs, return_report=True)
+        _print_fusions(console, fusions, whole=False)
+    with _status("pruning"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnrepairedPruneWarning)  # it is printed below
+        pruned, report = prune(native, inputs, calibration=data, return_report=True, **options)
+    if output is not None:
+        with _status(f"writing {output}"):
+            save_model(pruned, output, example_inputs=inputs)
+    _print_pruning(console, report)
+    console.print(f"written: {output}" if output else "nothing written: no -o", markup=False, highlight=False)
+    written = {"model": model, "output": str(output) if output else None, "report": json.loads(report.to_json())}
+    _print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
+
+
+app.registered_commands += tvmc.app.registered_commands
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="reparam")
+
+
+def run_alone(name: str) -> None:
+    """One command as a program of its own: `python -m reparam_compiler.fuse`."""
+    alone = typer.Typer(epilog=CODES, **STYLE)
+    alone.registered_commands = [command for command in app.registered_commands if command.name == name]
+    alone(prog_name=f"python -m reparam_compiler.{name}")
+
+
+@contextlib.contextmanager
+def errors_as_exit_codes(as_json: bool) -> Iterator[None]:
+    """An error of the library, or of the file system, becomes one line on stderr and an exit code."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch warns of itself
+            yield
+    except (ReparamError, OSError) as error:
+        _print_json(as_json, {"error": type(error).__name__, "message": str(error)})
+        typer.echo(f"reparam: {type(error).__name__}: {error}", err=True)
+        code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+        raise typer.Exit(code) from None
+
+
+def calibration_data(path: Path) -> Any:
+    """The arrays of an .npz (by name), of an .npy, or of every .npy in a folder: a batch each, in the order of their names.
+
+    Raises:
+        UnsupportedModelError: there are none, or they are not plain arrays.
+    """
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    if not files:
+        raise UnsupportedModelError(f"{path}: found no .npy in this folder; expected a batch of inputs in each")
+    if not path.is_dir() and path.suffix not in (".npz", ".npy"):
+        raise UnsupportedModelError(f"{path}: found the suffix {path.suffix!r}; expected an .npz, an .npy, or a folder of .npy")
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+        batches = [np.load(file, allow_pickle=False) for file in files]
+    except Exception as error:  # zip, pickle, header: numpy has no common class for what it cannot read
+        raise UnsupportedModelError(f"{path}: it cannot be read as plain arrays: {error}") from error
+    return batches if path.is_dir() else batches[0]
+
+
+def _first_batch(data: Any) -> list[np.ndarray[Any, Any]]:
+    if isinstance(data, dict):
+        return list(data.values())
+    return [data[0] if isinstance(data, list) else data]
+
+
+def _inputs(model: Any, shapes: str | None) -> tuple[Any, ...] | None:
+    return None if shapes is None else inputs_of_shapes(model, parse_shapes(shapes))
+
+
+def _check_output(model: Any, output: Path, inputs: tuple[Any, ...] | None) -> None:
+    """Better before minutes of work than after."""
+    check_output(model, output, example_inputs=inputs)
+    if not output.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{output}: the folder {output.parent} does not exist; make it first")
+
+
+def _console(as_json: bool) -> Console:
+    return Console(stderr=as_json)
+
+
+@contextlib.contextmanager
+def _status(text: str) -> Iterator[None]:
+    """A spinner on stderr, where that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+def _print_json(as_json: bool, record: dict[str, Any]) -> None:
+    if as_json:
+        typer.echo(json.dumps(record))
+
+
+def _print_fusions(console: Console, report: FuseReport, *, whole: bool = True) -> None:
+    """What fused, what did not, the cost; with `whole` also how the whole was compared."""
+    table = Table("into", "from", "weight", "error", title=f"{report.kind}: {len(report.fusions)} fused", title_justify="left")
+    for fusion in report.fusions:
+        error = "not proven" if fusion.error is None else f"{fusion.error.max_abs:.1e}"
+        table.add_row(fusion.node, f"{len(fusion.nodes)} nodes", "x".join(map(str, fusion.weight)), error)
+    refused = Table("node", "op", "why it stays", title=f"{len(report.refusals)} refused", title_justify="left")
+    for refusal in report.refusals:
+        refused.add_row(refusal.node, refusal.op, refusal.reason)
+    for part, count in ((table, len(report.fusions)), (refused, len(report.refusals))):
+        console.print(part) if count else console.print(str(part.title))
+    console.print(_cost_table(report.before, report.after))
+    closing = report.to_text().splitlines()[-2 if report.fusions else -1 :] if whole else []
+    for line in [*report.remarks, *closing]:
+        console.print(line, markup=False, highlight=False)
+
+
+def _print_pruning(console: Console, report: PruneReport) -> None:
+    plan = report.plan
+    table = Table(
+        "channels", "before", "after", "", title=f"pruned by {plan.importance}, ratio {plan.ratio}", title_justify="left"
+    )
+    for family in plan.families:
+        table.add_row(family.name, str(family.before), str(family.after), family.note)
+    for pin in plan.pinned:
+        table.add_row(pin.name, str(pin.width), str(pin.width), f"{pin.reason} at {pin.node}")
+    console.print(table)
+    console.print(_cost_table(report.before, report.after))
+    if plan.repair is None:
+        console.print(UNREPAIRED, style="yellow", highlight=False)
+        return
+    console.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples} samples", highlight=False)
+    for consumer in plan.repair.passed_over:
+        console.print(f"not repaired: {consumer.node}: {consumer.reason}", markup=False, style="yellow", highlight=False)
+
+
+def _cost_table(before: Cost, after: Cost) -> Table:
+    table = Table("cost", "before", "after")
+    for name, old, new, shown in (
+        ("convs", before.convs, after.convs, "{:,}"),
+        ("parameters", before.params, after.params, "{:,}"),
+        ("multiply-adds", before.flops, after.flops, "{:,}"),
+        ("with Winograd", before.winograd_muls, after.winograd_muls, "{:,.0f}"),
+        ("activation bytes", before.activation_bytes, after.activation_bytes, "{:,}"),
+    ):
+        if old is not None and new is not None:
+            table.add_row(name, shown.format(old), shown.format(new))
+    return table
