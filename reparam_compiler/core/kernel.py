@@ -20,7 +20,7 @@ Everything is float64, rank-generic (`*K` is any number of spatial axes, none fo
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from itertools import accumulate
 from math import gcd, prod
 from typing import Literal
 
@@ -146,10 +146,7 @@ def add(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
         _check_parallel(first, other)
     kernels = [first, *others]
     groups = gcd(*(kernel.groups for kernel in kernels))
-    same_lattice = _on_one_lattice([regroup(kernel, groups) for kernel in kernels])
-    weight = reduce(np.add, (kernel.weight for kernel in same_lattice))
-    bias = reduce(np.add, (kernel.bias for kernel in same_lattice))
-    return replace(same_lattice[0], weight=weight, bias=bias, mode=_common_mode(kernels))
+    return _superpose(kernels, [0] * len(kernels), first.channels[1], groups)
 
 
 def concat(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
@@ -159,10 +156,9 @@ def concat(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
     """
     for other in others:
         _check_parallel(first, other, same_outputs=False)
-    same_lattice = _on_one_lattice([regroup(kernel, 1) for kernel in (first, *others)])
-    weight = np.concatenate([kernel.weight for kernel in same_lattice])
-    bias = np.concatenate([kernel.bias for kernel in same_lattice])
-    return replace(same_lattice[0], weight=weight, bias=bias, mode=_common_mode([first, *others]))
+    kernels = [first, *others]
+    *starts, out = accumulate((kernel.channels[1] for kernel in kernels), initial=0)
+    return _superpose(kernels, starts, out, 1)
 
 
 def pad(kernel: ConvKernel, padding: Pairs, value: Bias) -> ConvKernel:
@@ -179,6 +175,8 @@ def pad(kernel: ConvKernel, padding: Pairs, value: Bias) -> ConvKernel:
         (low + below * s, high + above * s)
         for (low, high), (below, above), s in zip(kernel.padding, padding, kernel.stride, strict=True)
     )
+    if kernel.mode == "circular" and any(min(pair) < 0 < max(pair) for pair in moved):
+        raise NotFusable("crops a source that the other border is padded with")
     return replace(kernel, padding=moved)
 
 
@@ -269,28 +267,55 @@ def _common_mode(kernels: Sequence[ConvKernel]) -> PaddingMode:
     return modes[0] if modes else "zeros"
 
 
-def _on_one_lattice(kernels: Sequence[ConvKernel]) -> list[ConvKernel]:
-    """The same operators with taps on the coarsest lattice that holds them all, from one first tap to one last."""
+def _superpose(kernels: Sequence[ConvKernel], starts: Sequence[int], out: int, groups: int) -> ConvKernel:
+    """Kernels of one source added into an operator of `out` channels, each from its start on.
+
+    The taps stand on the coarsest lattice that holds them all, from the first one of any to the last.
+    """
+    lattice, padding = _common_lattice(kernels)
+    span = tuple(low + high - margin for (low, high), margin in zip(padding, kernels[0].margin, strict=True))
+    size = tuple(n // g + 1 for n, g in zip(span, lattice, strict=True))
+    weight, bias = np.zeros((out, kernels[0].channels[0] // groups, *size)), np.zeros(out)
+    for kernel, start in zip(kernels, starts, strict=True):
+        rows = slice(start, start + kernel.channels[1])
+        bias[rows] += kernel.bias
+        _deposit(kernel, weight[rows], groups, _places(kernel, lattice, padding))
+    return replace(
+        kernels[0], weight=weight, bias=bias, dilation=lattice, padding=padding, groups=groups, mode=_common_mode(kernels)
+    )
+
+
+def _common_lattice(kernels: Sequence[ConvKernel]) -> tuple[Ints, Pairs]:
     lattice, padding = [], []
     for axis in range(kernels[0].rank):
         lows = [kernel.padding[axis][0] for kernel in kernels]
         steps = [kernel.dilation[axis] for kernel in kernels if kernel.size[axis] > 1]
         lattice.append(gcd(*steps, *(lows[0] - low for low in lows)) or 1)
         padding.append((max(lows), max(kernel.padding[axis][1] for kernel in kernels)))
-    return [_widen(kernel, tuple(lattice), tuple(padding)) for kernel in kernels]
+    return tuple(lattice), tuple(padding)
 
 
-def _widen(kernel: ConvKernel, lattice: Ints, padding: Pairs) -> ConvKernel:
-    """The same operator with zero taps between and round its own, so that it has this lattice and this padding."""
-    size, place = [], []
-    for axis, (g, (low, high)) in enumerate(zip(lattice, padding, strict=True)):
-        own_low, own_high = kernel.padding[axis]
-        first, last = low - own_low, low - own_low + kernel.span[axis]
-        size.append((last + high - own_high) // g + 1)
-        place.append(slice(first // g, last // g + 1, kernel.dilation[axis] // g if kernel.size[axis] > 1 else 1))
-    weight = np.zeros((*kernel.weight.shape[:2], *size))
-    weight[(slice(None), slice(None), *place)] = kernel.weight
-    return replace(kernel, weight=weight, dilation=lattice, padding=padding)
+def _places(kernel: ConvKernel, lattice: Ints, padding: Pairs) -> tuple[slice, ...]:
+    """Where the taps of a kernel stand among those of a wider one."""
+    firsts = (low - own for (low, _), (own, _) in zip(padding, kernel.padding, strict=True))
+    steps = (d // g if n > 1 else 1 for d, g, n in zip(kernel.dilation, lattice, kernel.size, strict=True))
+    return tuple(
+        slice(first // g, (first + span) // g + 1, step)
+        for first, g, span, step in zip(firsts, lattice, kernel.span, steps, strict=True)
+    )
+
+
+def _deposit(kernel: ConvKernel, rows: Weight, groups: int, places: tuple[slice, ...]) -> None:
+    """Adds a kernel's taps to `rows`, which has coarser groups or the same."""
+    if kernel.groups == groups:
+        rows[(slice(None), slice(None), *places)] += kernel.weight
+        return
+    merged, out, into = kernel.groups // groups, kernel.weight.shape[0] // kernel.groups, kernel.weight.shape[1]
+    taps = kernel.weight.reshape(groups, merged, out, into, *kernel.size)
+    blocks = rows.reshape(groups, merged, out, merged, into, *rows.shape[2:])
+    for block in range(merged):
+        index: tuple[int | slice, ...] = (slice(None), block, slice(None), block, slice(None), *places)
+        blocks[index] += taps[:, block]
 
 
 def _text(values: Ints) -> str:
