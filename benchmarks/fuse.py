@@ -4,9 +4,8 @@
 
 Errors: RepVGG-A0 and -B1g4 with random weights and random BN statistics, one random image of 224 x 224, through each frontend.
 The largest absolute difference of the outputs before and after, and that over the largest output. `algebra` compares in float64
-with the new weights not rounded; `as shipped` runs both models as they are, in float32 (ONNX in ONNX Runtime), so that it holds
-the float32 rounding of both runs. Seconds: the median of three runs, of `fuse` on a traced model without and with its proof, and
-of `prune` at 0.3 after it.
+with the new weights not rounded; `as shipped` runs both models as they are, in float32 (ONNX in ONNX Runtime), and so holds the
+float32 rounding of both runs. Seconds: the median of three runs of each step, on a traced model.
 """
 
 import argparse
