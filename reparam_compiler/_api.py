@@ -7,17 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from reparam_compiler.calibration import Calibration, batches
 from reparam_compiler.cost import cost
+from reparam_compiler.equivalence import difference, evaluate
 from reparam_compiler.errors import UnrepairedPruneWarning, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.base import Frontend, Reading
 from reparam_compiler.frontends.export import ExportFrontend
-from reparam_compiler.frontends.fx import FxFrontend, compare_modules
+from reparam_compiler.frontends.fx import FxFrontend, compare_copies
 from reparam_compiler.frontends.modules import fuse_parts, traced
 from reparam_compiler.frontends.torch_values import deep_copy
 from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes import pipeline, prune_channels
 from reparam_compiler.passes.allocate import AllocationName
 from reparam_compiler.passes.fuse_branches import PassResult
@@ -184,8 +187,26 @@ def prune(
     if calibration is None and ratio:
         warnings.warn(UNREPAIRED, UnrepairedPruneWarning, stacklevel=2)
     written = reading.write(found.graph, inplace=inplace)
+    if example_inputs is not None and isinstance(written, nn.Module):
+        _check_written(written, found.graph, example_inputs)
     report = PruneReport(frontend.name, found.plan, cost(reading.graph), cost(found.graph))
     return (written, report) if return_report else written
+
+
+def _check_written(written: nn.Module, graph: Graph, example_inputs: Sequence[Any]) -> None:
+    """What was written back computes the graph: raises VerificationError where it does not (the new weights are rounded)."""
+    ids = [node.id for node in graph if isinstance(node.op, ops.Input)]
+    if len(ids) != len(example_inputs) or not all(isinstance(x, Tensor) for x in example_inputs):
+        return
+    expected = evaluate(graph, dict(zip(ids, example_inputs, strict=True)))
+    model = deep_copy(written).double()
+    with torch.no_grad():
+        given = model(*(x.double() if x.is_floating_point() else x for x in example_inputs))
+    found = [value for value in torch.utils._pytree.tree_leaves(given) if isinstance(value, Tensor)]
+    if len(found) != len(graph.outputs):  # an output given twice, or one that is no tensor
+        return
+    for node_id, value in zip(graph.outputs, found, strict=True):
+        _checked(WholeModel("torch, float64", difference(expected[node_id], value)), ROUNDED_TOLERANCE)
 
 
 def compile(
@@ -276,9 +297,14 @@ def _fuse_parts(
     )
     if not (verify and copy and example_inputs is not None and report.fusions):
         return result, report
-    found = compare_modules(deep_copy(model).double(), deep_copy(result).double(), example_inputs, exact=True)
-    whole = WholeModel("torch, float64, example inputs, the fused weights as they are stored", found)
-    return result, replace(report, whole_model=_checked(whole, ROUNDED_TOLERANCE))
+
+    def copies(exact: bool) -> tuple[nn.Module, nn.Module]:
+        before, after = deep_copy(model), deep_copy(result)
+        return (before.double(), after.double()) if exact else (before, after)
+
+    found, dtype = compare_copies(copies, example_inputs)
+    whole = WholeModel(f"torch, {dtype}, example inputs, the fused weights as they are stored", found)
+    return result, replace(report, whole_model=_checked(whole, ROUNDED_TOLERANCE) if dtype == "float64" else whole)
 
 
 def _checked(whole: WholeModel, tolerance: float) -> WholeModel:
