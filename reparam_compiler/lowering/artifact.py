@@ -24,6 +24,7 @@ import tvm
 from tvm.runtime.vm import VirtualMachine
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.target import is_gpu, missing_here, resolve
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
     from jaxtyping import Shaped
@@ -70,11 +71,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One function of the library, for reports: its name, how it was made, its multiply-adds (0: not counted)."""
+    """One function of the library, for reports: its name, and whether a recipe made it ("direct") or a general rule."""
 
     name: str
     algorithm: str
-    macs: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -157,10 +157,11 @@ class Executable:
 
     def _ready(self) -> tuple[Any, Any]:
         if self._machine is None:
-            kind = json.loads(self.target)["kind"]
+            target = resolve(self.target)
+            reason = "this machine has no device for it" if is_gpu(target) else missing_here(target)
             raise LoweringError(
-                f"run: this model is compiled for {kind}, and this machine has no device for it; "
-                "save it and load it where there is one, or compile with target=None"
+                f"run: this model is compiled for {target.kind.name}, and {reason}; "
+                "save it and load it where it can run, or compile with target=None"
             )
         return self._machine, self._device
 
@@ -207,6 +208,9 @@ def load(path: str | os.PathLike[str]) -> Executable:
         for side in ("inputs", "outputs")
     }
     kernels = tuple(Kernel(**kernel) for kernel in manifest["kernels"])
+    target = resolve(manifest["target"])
+    if not is_gpu(target) and (reason := missing_here(target)):
+        raise LoweringError(f"{path}: the library in it cannot run here: {reason}. Compile the model again for this machine")
     with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
         file = Path(folder) / LIBRARY
         file.write_bytes(library)
@@ -230,10 +234,11 @@ def assemble(
     kernels: tuple[Kernel, ...],
     versions: dict[str, str],
 ) -> Executable:
-    """An Executable over `library`, on this machine's device of the target's kind where there is one."""
-    device = tvm.device(DEVICES[json.loads(target)["kind"]], 0)
+    """An Executable over `library`, on this machine's device of the target's kind where there is one that can run it."""
+    kind = json.loads(target)["kind"]
+    device = tvm.device(DEVICES[kind], 0)
     machine = None
-    if device.exist:
+    if device.exist and not (kind == "llvm" and missing_here(resolve(target))):
         with quiet():
             machine = VirtualMachine(library, device)
     return Executable(inputs, outputs, target, kernels, versions, library, machine, device)

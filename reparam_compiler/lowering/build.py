@@ -28,6 +28,8 @@ from reparam_compiler.lowering.schedules_cpu import schedule_rest
 from reparam_compiler.lowering.schedules_gpu import schedule_gpu
 from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
 
+RECIPES = ("conv_", "depthwise_", "dense_")  # how `kernels.Site` names what it makes
+
 
 def compile(
     model: Any,
@@ -141,7 +143,7 @@ def _vm_passes(target: Any) -> Any:
 
 def _kernels(module: Any) -> list[Kernel]:
     return [
-        Kernel(str(variable.name_hint), "direct" if "_at_" in variable.name_hint else "generic")
+        Kernel(str(variable.name_hint), "direct" if variable.name_hint.startswith(RECIPES) else "general")
         for variable, func in module.functions_items()
         if isinstance(func, tirx.PrimFunc)
     ]

@@ -244,10 +244,20 @@ def generic_schedule(func: Any, unit: VectorUnit) -> Any:
 
 def _inline(sch: Any) -> None:
     for block in sch.get_child_blocks(sch.get_sblock("root")):
+        if _is_padding_of_a_sum(sch, block):
+            continue
         try:
             sch.compute_inline(block)
         except tvm.s_tir.ScheduleError:
             continue
+
+
+def _is_padding_of_a_sum(sch: Any, block: Any) -> bool:
+    """Whether a block selects (a padding, a dilation) for a reduction, whose inner loop the select would slow down."""
+    selects = "if_then_else" in str(sch.get(block).body)
+    return selects and any(
+        int(axis.iter_type) == REDUCED for reader in sch.get_consumers(block) for axis in sch.get(reader).iter_vars
+    )
 
 
 def _schedule_block(sch: Any, block: Any, unit: VectorUnit) -> None:

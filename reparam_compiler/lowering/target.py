@@ -19,8 +19,14 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import tvm
+import tvm_ffi
 from tvm.target import Target
-from tvm.target.codegen import llvm_cpu_has_features, llvm_get_cpu_archlist, llvm_get_vector_width
+from tvm.target.codegen import (
+    llvm_cpu_has_features,
+    llvm_get_cpu_archlist,
+    llvm_get_cpu_features,
+    llvm_get_vector_width,
+)
 
 from reparam_compiler.errors import LoweringError
 
@@ -29,6 +35,7 @@ TargetLike: TypeAlias = str | Mapping[str, Any] | Any | None  # Any: a tvm.targe
 KINDS = ("llvm", "cuda")
 OLDEST_ARCH_OF_CUDA_13 = "sm_75"
 DEFAULT_ARCH = "sm_80"
+VECTOR_FEATURES = ("sse", "avx", "amx", "fma", "f16c", "bmi", "neon", "sve", "sme", "dotprod")  # what LLVM emits unasked
 ACCEPTED = (
     'None (this machine), "llvm", "cuda", a string like "llvm -mcpu=znver3 -num-cores 2", '
     'a tag like "nvidia/nvidia-a100", or a dict like {"kind": "llvm", "mcpu": "znver3"}'
@@ -94,6 +101,18 @@ def vector_unit(target: Target) -> VectorUnit:
     triple = str(target.attrs.get("mtriple", ""))
     width = max(16, int(llvm_get_vector_width(target)) // 8)
     return VectorUnit(min(width, 16), 32 if triple.startswith(("aarch64", "arm64")) else 16, threads)
+
+
+def missing_here(target: Target) -> str:
+    """Why this machine cannot run code of an llvm target: its architecture or vector instructions; nothing where it can."""
+    here = Target.from_device("cpu")
+    ours, theirs = (str(t.attrs.get("mtriple", "")).partition("-")[0] for t in (here, target))
+    if theirs and theirs != ours:
+        return f"it is {theirs}, and this machine is {ours}"
+    present = tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    wanted = sorted(name for name in llvm_get_cpu_features(target) if name.startswith(VECTOR_FEATURES))
+    absent = [name for name in wanted if name in present and not present[name]]
+    return f"this machine lacks {', '.join(absent)}" if absent else ""
 
 
 def describe(target: Target) -> str:

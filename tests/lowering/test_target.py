@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("tvm")
 
+from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.target import VectorUnit, describe, is_gpu, resolve, vector_unit
+from reparam_compiler.lowering.target import VectorUnit, describe, is_gpu, missing_here, resolve, vector_unit
 
 pytestmark = pytest.mark.tvm
 
@@ -84,3 +86,27 @@ def test_bad_target_is_refused_with_what_was_found(target: object, message: str)
 )
 def test_vector_unit_follows_the_target(target: str, bytes_: int, registers: int) -> None:
     assert vector_unit(resolve(target)) == VectorUnit(bytes_, registers, 2)
+
+
+def test_this_machine_runs_its_own_code() -> None:
+    assert missing_here(resolve(None)) == ""
+    assert missing_here(resolve("llvm")) == ""
+
+
+def test_code_of_another_architecture_is_compiled_but_not_run() -> None:
+    target = "llvm -mtriple=riscv64-linux-gnu -mcpu=sifive-u74"
+    compiled = lowering.compile(torch.nn.ReLU().eval(), torch.zeros(2, 3), target=target)
+    with pytest.raises(LoweringError, match="it is riscv64, and this machine is"):
+        compiled.run(torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("cpu", ["sapphirerapids", "x86-64-v3"])
+def test_code_for_absent_vector_instructions_is_not_run(cpu: str) -> None:
+    target = f"llvm -mtriple=x86_64-linux-gnu -mcpu={cpu} -num-cores 2"
+    net, x = torch.nn.Conv2d(3, 40, 3).eval(), torch.randn(1, 3, 9, 8)
+    compiled = lowering.compile(net, x, target=target)
+    if reason := missing_here(resolve(target)):
+        with pytest.raises(LoweringError, match=reason):
+            compiled.run(x)
+    else:
+        torch.testing.assert_close(torch.from_numpy(compiled.run(x)[0]), net(x), rtol=1e-4, atol=1e-5)  # float32
