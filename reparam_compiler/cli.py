@@ -208,18 +208,19 @@ def _prune(
         inputs = tuple(torch.from_numpy(array[:1].copy()) for array in _first_batch(data))
     if output is not None:
         _check_output(native, output, inputs)
-    console = _console(as_json)
     fusions = None
     if not no_fuse:
         with _status(f"fusing {model}"):
             native, fusions = fuse(native, inputs, return_report=True)
-        _print_fusions(console, fusions, whole=False)
     with _status("pruning"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UnrepairedPruneWarning)  # it is printed below
         pruned, report = prune(native, inputs, calibration=data, return_report=True, **options)
     if output is not None:
         with _status(f"writing {output}"):
             save_model(pruned, output, example_inputs=inputs)
+    console = _console(as_json)
+    if fusions is not None:
+        _print_fusions(console, fusions, whole=False)
     _print_pruning(console, report)
     console.print(f"written: {output}" if output else "nothing written: no -o", markup=False, highlight=False)
     written = {"model": model, "output": str(output) if output else None, "report": json.loads(report.to_json())}

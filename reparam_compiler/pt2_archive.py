@@ -3,9 +3,9 @@
     allowed   raw tensors, example inputs that load with weights_only, a graph of dispatcher operators, text
     refused   every other record: pickles, TorchScript objects, compiled libraries, the archive of torch < 2.8
 
-`torch.export.load` runs code in more places than its pickles: it evaluates size expressions with sympy and guards with
-`exec`, resolves an operator named `torch.os.system`, writes names into Python source, and imports what a tree spec names.
-So the graph's JSON is read here first, key by key. Checked against torch 2.13, `torch/_export/serde/serialize.py`.
+`torch.export.load` runs code in more places than its pickles: it evaluates size expressions with sympy, and guards with `exec`.
+It also resolves operators by any name within torch, imports what a tree spec names, and writes names into Python source. So the
+graph's JSON is read here first, key by key. Checked against torch 2.13, `torch/_export/serde/serialize.py`.
 """
 
 import ast

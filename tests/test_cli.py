@@ -1,0 +1,336 @@
+"""The commands: every kind of model in, every format out, one exit code for each class of error, JSON alone on stdout."""
+
+import importlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner, Result
+
+import reparam_compiler
+from reparam_compiler import cli
+from reparam_compiler.errors import (
+    InvalidGraphError,
+    LoweringError,
+    ReparamError,
+    RewriteError,
+    TvmMissingError,
+    VerificationError,
+)
+from reparam_compiler.model_io import load_model, save_model
+from reparam_compiler.zoo.random_weights import randomise_batch_norm
+
+pytest.importorskip("onnx")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch warns of itself
+SHAPE = (2, 3, 9, 7)
+SHAPES = "x:[2,3,9,7]"
+FACTORY = "tests.test_cli:net"
+
+
+class Net(nn.Module):
+    """Two branches and their batch norms, then a layer that can spare channels, and one that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.Conv2d(3, 16, 1, bias=False)
+        self.wide_bn, self.narrow_bn = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+        self.last = nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`N 3 H W` to `N 4 H-2 W-2`."""
+        branches = self.wide_bn(self.wide(x)) + self.narrow_bn(self.narrow(x))
+        return self.last(torch.relu(branches))
+
+
+def net() -> nn.Module:
+    """What the factory spec names; the working folder is on the path of a test run."""
+    torch.manual_seed(0)
+    return randomise_batch_norm(Net()).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """net.onnx (training form, by the older exporter), net.pt2, images.npz, and a folder of batches."""
+    path = tmp_path_factory.mktemp("models")
+    x = torch.randn(SHAPE)
+    torch.export.save(torch.export.export(net(), (x,)), path / "net.pt2")
+    save_model(net(), path / "net.onnx", example_inputs=(x,))
+    images = np.random.default_rng(0).standard_normal((64, *SHAPE[1:])).astype("float32")
+    np.savez(path / "images.npz", x=images)
+    np.save(path / "images.npy", images)
+    (path / "batches").mkdir()
+    for number, batch in enumerate(np.split(images, 32)):
+        np.save(path / "batches" / f"{number:02}.npy", batch)
+    return path
+
+
+def reparam(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def python(*arguments: object, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def spec(kind: str, folder: Path) -> list[object]:
+    return [FACTORY, "--input-shapes", SHAPES] if kind == "factory" else [folder / f"net.{kind}"]
+
+
+def run_model(path: Path, x: torch.Tensor) -> np.ndarray[Any, Any]:
+    model = load_model(path)
+    if path.suffix == ".pt2":
+        result: np.ndarray[Any, Any] = model.module()(x).detach().numpy()
+        return result
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    return np.asarray(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("onnx", "onnx"), ("pt2", "pt2"), ("pt2", "onnx"), ("factory", "pt2")])
+def test_fuse_writes_a_model_that_computes_the_same(kind: str, suffix: str, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / f"fused.{suffix}"
+    found = reparam("fuse", *spec(kind, folder), "-o", target)
+    assert found.exit_code == 0, found.output
+    assert "written: " in found.stdout
+    x = torch.randn(SHAPE)
+    expected = net()(x).detach().numpy()
+    np.testing.assert_allclose(run_model(target, x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "factory"])
+def test_inspect_tells_what_would_fuse_as_json(kind: str, folder: Path) -> None:
+    found = reparam("inspect", *spec(kind, folder), "--json")
+    report = json.loads(found.stdout)["report"]
+    assert found.exit_code == 0
+    assert report["before"]["convs"] == 3
+    assert report["after"]["convs"] == 2
+    assert len(report["fusions"]) == 1
+
+
+def test_inspect_tells_people_what_stays_and_why() -> None:
+    found = reparam("inspect", "tests.test_cli:refused_net", "--input-shapes", "input:[1,3,5,4]")
+    assert found.exit_code == 0, found.output
+    assert "0 fused" in found.stdout
+    assert "1 refused" in found.stdout
+
+
+def refused_net() -> nn.Module:
+    """A batch norm that nothing can take."""
+    return nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).eval()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2", "factory"])
+@pytest.mark.parametrize("data", ["images.npz", "images.npy", "batches"])
+def test_prune_repairs_from_any_calibration_data(kind: str, data: str, folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / ("small.onnx" if kind == "onnx" else "small.pt2")
+    found = reparam("prune", "--ratio", 0.5, *spec(kind, folder), "--calibration", folder / data, "-o", target, "--json")
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert record["fusions"]["after"]["convs"] == 2
+    assert [family["after"] for family in record["report"]["plan"]["families"]] == [8]
+    assert record["report"]["plan"]["repair"]["samples"] == 64
+    assert run_model(target, torch.randn(SHAPE)).shape == (2, 4, 7, 5)
+
+
+def test_prune_takes_shapes_from_the_calibration_data(folder: Path) -> None:
+    found = reparam("prune", "--ratio", 0.5, FACTORY, "--calibration", folder / "images.npy")
+    assert found.exit_code == 0, found.output
+    assert "nothing written" in found.stdout
+
+
+def test_prune_without_calibration_says_what_that_costs(folder: Path) -> None:
+    found = reparam(
+        "prune", "--ratio", 0.5, folder / "net.pt2", "--round-to", 1, "--importance", "l2", "--allocation", "global"
+    )
+    assert found.exit_code == 0, found.output
+    assert "not repaired" in " ".join(found.stdout.split())
+
+
+def test_no_fuse_prunes_the_branches_together(folder: Path) -> None:
+    found = reparam("prune", "--ratio", 0.5, folder / "net.pt2", "--no-fuse", "--json")
+    record = json.loads(found.stdout)
+    assert record["fusions"] is None
+    assert record["report"]["after"]["convs"] == 3
+
+
+def error_line(found: Result, kind: str) -> str:
+    (line,) = found.stderr.strip().splitlines()
+    assert line.startswith(f"reparam: {kind}: ")
+    assert isinstance(found.exception, SystemExit)
+    return line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "message"),
+    [
+        (["fuse", "nowhere.onnx", "-o", "x.onnx"], 3, "UnsupportedModelError", "no such file"),
+        (["fuse", "{folder}/net.onnx", "-o", "{out}/x.pt2"], 3, "UnsupportedModelError", "cannot become a .pt2"),
+        (["fuse", "{folder}/net.pt2", "-o", "{out}/x.txt"], 3, "UnsupportedModelError", "suffix"),
+        (["fuse", FACTORY, "-o", "{out}/x.pt2"], 3, "UnsupportedModelError", "--input-shapes"),
+        (["fuse", "{folder}/net.pt2", "-o", "{out}/none/x.pt2"], 1, "FileNotFoundError", "does not exist"),
+        (["inspect", FACTORY, "--input-shapes", "x=3"], 3, "UnsupportedModelError", "x:[1,3,224,224]"),
+        (["inspect", FACTORY, "--input-shapes", "y:[3]"], 3, "UnsupportedModelError", "the inputs are x"),
+        (["prune", "--ratio", "0.5", FACTORY], 3, "UnsupportedModelError", "--input-shapes"),
+        (["prune", "--ratio", "1.5", "{folder}/net.pt2"], 8, "InfeasiblePruneError", "1.5"),
+        (["prune", "--ratio", "0.5", "{folder}/net.pt2", "--calibration", "{out}"], 3, "UnsupportedModelError", "no .npy"),
+        (["prune", "--ratio", "0.5", "{folder}/net.pt2", "--calibration", "no.npz"], 3, "UnsupportedModelError", "no.npz"),
+        (["prune", "--ratio", "0.5", "{folder}/net.pt2", "--ignore", "nothing*"], 8, "InfeasiblePruneError", "nothing*"),
+    ],
+)
+def test_an_error_is_one_line_and_the_code_of_its_class(
+    arguments: list[str], code: int, kind: str, message: str, folder: Path, tmp_path: Path
+) -> None:
+    found = reparam(*(argument.format(folder=folder, out=tmp_path) for argument in arguments))
+    assert found.exit_code == code, found.output
+    assert message in error_line(found, kind)
+    assert found.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (RewriteError("r"), 6),
+        (InvalidGraphError("g"), 6),
+        (VerificationError("n", 1.0, 1e-6), 7),
+        (LoweringError("l"), 4),
+        (TvmMissingError("t"), 5),
+        (ReparamError("e"), 1),
+    ],
+)
+def test_every_class_of_error_has_its_code(
+    error: ReparamError, code: int, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "fuse", failing)
+    found = reparam("fuse", folder / "net.pt2", "-o", tmp_path / "x.pt2", "--json")
+    assert found.exit_code == code
+    assert json.loads(found.stdout) == {"error": type(error).__name__, "message": str(error)}
+    error_line(found, type(error).__name__)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["fuse", "net.onnx"], ["prune"], ["prune", "--ratio", "x"], ["prune", "--ratio", "0.3", "--no-fuse"], ["nothing"]],
+)
+def test_wrong_usage_is_2(arguments: list[str]) -> None:
+    assert reparam(*arguments).exit_code == 2
+
+
+def test_a_write_that_fails_leaves_the_older_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "fused.pt2"
+    target.write_bytes(b"older")
+
+    def failing(program: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch.export, "save", failing)
+    found = reparam("fuse", folder / "net.pt2", "-o", target)
+    assert found.exit_code == 1
+    assert "disk full" in error_line(found, "OSError")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"older"]
+
+
+@pytest.mark.parametrize("command", ["fuse", "prune", "inspect", "compile", "run", "tune"])
+def test_help_teaches_by_example(command: str) -> None:
+    found = reparam(command, "--help")
+    assert found.exit_code == 0
+    assert "Example" in found.stdout
+
+
+def test_help_states_the_exit_codes() -> None:
+    found = " ".join(reparam("--help").stdout.split())
+    assert "Exit codes" in found
+    assert all(f"{code} " in found for _, code in cli.EXIT_CODES)
+
+
+def test_help_loads_neither_tvm_nor_onnx() -> None:
+    script = "import sys, reparam_compiler.cli; print({'tvm', 'onnx', 'sklearn'} & set(sys.modules))"
+    assert python("-c", script).stdout.strip() == "set()"
+
+
+def test_the_modules_of_the_commands_cannot_shadow_the_functions() -> None:
+    for name in ("fuse", "prune"):
+        with pytest.raises(ImportError, match=f"from reparam_compiler import {name}"):
+            importlib.import_module(f"reparam_compiler.{name}")
+        assert getattr(reparam_compiler, name).__module__ == "reparam_compiler._api"
+
+
+@pytest.mark.parametrize("name", ["fuse", "prune"])
+def test_the_functions_are_functions_while_their_module_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"reparam_compiler.{name}", run_name="__main__")
+    assert ended.value.code == 0
+    assert getattr(reparam_compiler, name).__module__ == "reparam_compiler._api"
+    with pytest.raises(ImportError):  # but a worker process that imports the main module again may
+        runpy.run_module(f"reparam_compiler.{name}", run_name="worker")
+    runpy.run_module(f"reparam_compiler.{name}", run_name="__mp_main__")
+
+
+def test_modules_run_as_programs(folder: Path, tmp_path: Path) -> None:
+    fused = python("-m", "reparam_compiler.fuse", folder / "net.onnx", "-o", tmp_path / "fused.onnx", "--json")
+    assert json.loads(fused.stdout)["report"]["after"]["convs"] == 2, fused.stderr
+    small = ["--calibration", folder / "images.npz", "-o", tmp_path / "small.onnx", "--json"]
+    pruned = python("-m", "reparam_compiler.prune", "--ratio", 0.5, tmp_path / "fused.onnx", *small)
+    assert json.loads(pruned.stdout)["report"]["plan"]["repair"]["samples"] == 64, pruned.stderr
+    assert "Traceback" not in fused.stderr + pruned.stderr
+
+
+def test_a_refused_model_is_one_line_in_a_real_process(tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(b"a pickle, for all one knows")
+    found = python("-m", "reparam_compiler", "fuse", tmp_path / "net.pt", "-o", tmp_path / "fused.pt2")
+    assert found.returncode == 3
+    assert len(found.stderr.strip().splitlines()) == 1
+    assert "--unsafe-load" in found.stderr
+
+
+@pytest.mark.tvm
+@pytest.mark.slow
+def test_the_demo_measures_every_step(tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    found = python("-m", "reparam_compiler.prune", "--ratio", 0.3, "--json", "-o", tmp_path / "small.pt2", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    record = json.loads(found.stdout)
+    steps = record["steps"]
+    assert [step["engine"] for step in steps] == ["torch"] * 4 + ["TVM"] * 2
+    training, fused, unrepaired, pruned, fused_tvm, pruned_tvm = (step["accuracy"] for step in steps)
+    assert training == fused == fused_tvm > 0.98
+    assert pruned > 0.97
+    assert pruned_tvm == pruned
+    assert unrepaired < 0.9
+    assert all(step["milliseconds"] > 0 for step in steps)
+    assert all(step["error"] is None or step["error"] < 1e-5 for step in steps)
+    assert steps[3]["parameters"] < 0.7 * steps[1]["parameters"]
+    assert load_model(tmp_path / "small.pt2").module()(torch.zeros(1, 1, 16, 16)).shape == (1, 10)
+
+
+@pytest.mark.slow
+def test_the_demo_goes_on_where_tvm_is_missing() -> None:
+    script = """
+import sys
+sys.modules["tvm"] = None
+from reparam_compiler import demo
+from reparam_compiler.cli import app
+demo.ROUNDS = 3
+app(["prune", "--ratio", "0.3", "--json"])
+"""
+    found = python("-c", script)
+    record = json.loads(found.stdout)
+    assert len(record["steps"]) == 4
+    assert "pip install" in record["left_out"][0]
+    assert "not compiled" in found.stderr
