@@ -3,8 +3,8 @@
 A keep mask k holds a boolean for each position of an axis. Position p that stays moves to p' = sum_{q < p} k[q], so that
 
     a piece [a, b)                      becomes   [sum k[:a], sum k[:b])
-    a strided slice (a, b, s)           becomes   (sum k[:a], sum k[:b], s), where each block [a + j s, a + (j + 1) s)
-                                                  stays or goes as a whole
+    a strided slice (a, b, s)           becomes   (sum k[:a - r] + r, sum k[:b], s) with r = a mod s, where from a - r on
+                                                  each block of s stays or goes as a whole
     a width w, of which r shall go      becomes   the multiple of a unit u next to (1 - r) w, or w itself
 """
 
@@ -38,15 +38,20 @@ def piece_sizes(keep: Keep, sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(keep[low:high].sum()) for low, high in pairwise(edges))
 
 
-def bounds(keep: Keep, start: int, stop: int | None) -> tuple[int, int | None]:
+def bounds(keep: Keep, start: int, stop: int | None, step: int = 1) -> tuple[int, int | None]:
     """The bounds of a slice after the cut; stop None still reads to the end."""
-    return int(keep[:start].sum()), None if stop is None else int(keep[:stop].sum())
+    into_block = start % step
+    return int(keep[: start - into_block].sum()) + into_block, None if stop is None else int(keep[:stop].sum())
 
 
 def block_heads(length: int, start: int, step: int) -> Int64[np.ndarray, "length"]:
-    """For each position the first one of its block of a strided slice: they must go together. Before `start` all are free."""
+    """For each position the first of its block, which goes as a whole so that a strided slice stays one.
+
+    Blocks begin at multiples of `step`, so that slices with different starts (even and odd channels) agree; those before the
+    block of `start` are free.
+    """
     position = np.arange(length)
-    return np.where(position < start, position, start + (position - start) // step * step)
+    return np.where(position < start - start % step, position, position // step * step)
 
 
 def nearest_width(target: float, width: int, unit: int) -> int:

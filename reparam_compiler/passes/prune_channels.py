@@ -249,8 +249,8 @@ def _narrowed(node: Node, groups: ChannelGroups, keep: Keep) -> ops.Op:
             return replace(op, shape=(*shape[: value.axis], width, *shape[value.axis + 1 :]))
         case ops.Split(axis, sizes) as op if axis == source.axis:
             return replace(op, sizes=piece_sizes(groups.kept(keep, source.labels), sizes))
-        case ops.Slice(axis, start, stop) as op if axis == source.axis:
-            first, last = bounds(groups.kept(keep, source.labels), start, stop)
+        case ops.Slice(axis, start, stop, step) as op if axis == source.axis:
+            first, last = bounds(groups.kept(keep, source.labels), start, stop, step)
             return replace(op, start=first, stop=last)
         case op:
             return op

@@ -1,0 +1,77 @@
+"""What each criterion ranks by, and what it refuses."""
+
+import numpy as np
+import pytest
+from pruning_nets import Net
+
+from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.importance import importance, register_criterion
+
+
+def two_convs_summed() -> tuple[Net, Graph, ChannelGroups]:
+    net = Net()
+    graph = net.head(net.sum(net.norm(net.conv(net.x, 8, name="a")), net.conv(net.x, 8, 1, name="b")))
+    return net, graph, channel_groups(graph)
+
+
+def weight(graph: Graph, node: str) -> np.ndarray:
+    param = graph[node].param(1)
+    assert param is not None
+    return param.float64()
+
+
+def test_l1_sums_the_filters_of_all_layers_of_a_group() -> None:
+    _, graph, groups = two_convs_summed()
+    expected = sum(np.abs(weight(graph, node)).reshape(8, -1).sum(1) for node in ("a", "b"))
+    np.testing.assert_allclose(importance(graph, groups, "l1")[groups.free[0].groups], expected, rtol=1e-12)
+
+
+def test_l2_is_the_norm_of_the_filters_of_a_group() -> None:
+    _, graph, groups = two_convs_summed()
+    expected = np.sqrt(sum((weight(graph, node) ** 2).reshape(8, -1).sum(1) for node in ("a", "b")))
+    np.testing.assert_allclose(importance(graph, groups, "l2")[groups.free[0].groups], expected, rtol=1e-12)
+
+
+def test_bn_scale_is_the_absolute_scale() -> None:
+    _, graph, groups = two_convs_summed()
+    norm = next(node.id for node in graph if node.op.name == "batch_norm")
+    np.testing.assert_allclose(importance(graph, groups, "bn_scale")[groups.free[0].groups], np.abs(weight(graph, norm)))
+
+
+def test_bn_scale_without_batch_norm_names_the_families_and_what_to_do() -> None:
+    net = Net()
+    graph = net.head(net.conv(net.norm(net.conv(net.x, 8, name="a")), 8, name="b"))
+    with pytest.raises(InfeasiblePruneError, match=r"net\.b have none; use 'l1'"):
+        importance(graph, channel_groups(graph), "bn_scale")
+
+
+def test_random_follows_the_seed() -> None:
+    _, graph, groups = two_convs_summed()
+    first, again, other = (importance(graph, groups, "random", seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+def test_any_function_is_a_criterion() -> None:
+    _, graph, groups = two_convs_summed()
+    assert np.array_equal(importance(graph, groups, lambda s: np.arange(s.groups.count)), np.arange(groups.count))
+
+
+@pytest.mark.parametrize("scores", [np.zeros(2), np.full(200, np.nan)])
+def test_scores_that_cannot_be_ranked_are_refused(scores: np.ndarray) -> None:
+    _, graph, groups = two_convs_summed()
+    with pytest.raises(InfeasiblePruneError, match="a finite number for each group"):
+        importance(graph, groups, lambda s: scores[: s.groups.count])
+
+
+def test_unknown_criterion_lists_those_that_exist() -> None:
+    _, graph, groups = two_convs_summed()
+    with pytest.raises(InfeasiblePruneError, match="bn_scale, l1, l2, random"):
+        importance(graph, groups, "magnitude")
+
+
+def test_name_can_be_registered_once() -> None:
+    with pytest.raises(ValueError, match="l1 is registered"):
+        register_criterion("l1")(lambda scoring: np.zeros(scoring.groups.count))
