@@ -24,7 +24,6 @@ Sources: He et al. 2017 ("Channel Pruning for Accelerating Very Deep Neural Netw
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,6 +41,8 @@ Array = Tensor | np.ndarray
 Batch = Sequence[Array] | Array
 """An array for each model input, in order; one array alone for a model of one input."""
 
+Activation = Tensor | tuple[Tensor, ...]
+"""A value on one batch; the pieces of a split."""
 RIDGE = 1e-3
 WIDEST = 4096
 """The most channels that are regressed."""
@@ -289,11 +290,13 @@ class _Values:
     ) -> Iterator[tuple[Float64[np.ndarray, "M C"], Float64[np.ndarray, "M K"]]]:
         """All channels before and the kept ones now, a row for each sample and position."""
         for before, now in zip(self._before[node_id], self._now[node_id], strict=True):
+            if isinstance(before, tuple) or isinstance(now, tuple):
+                raise InvalidGraphError(f"{node_id} gives several tensors, but a conv or linear reads it as one")
             size = max(1, _CHUNK // max(1, before[:1].numel()))
             for target, seen in zip(before.split(size), now.split(size), strict=True):
                 yield _picked(target, axis, places), _picked(seen, axis, places[kept])
 
-    def _run(self, node: Node, values: Mapping[NodeId, list[Any]]) -> list[Any]:
+    def _run(self, node: Node, values: Mapping[NodeId, list[Activation]]) -> list[Activation]:
         """The node on every batch, its parameters loaded once."""
         names = {f"operand {i}": tensor_of(p, self._dtype) for i, p in enumerate(node.inputs) if isinstance(p, Param)}
         operands = tuple(f"operand {i}" if isinstance(p, Param) else p for i, p in enumerate(node.inputs))
@@ -306,9 +309,9 @@ def _picked(x: Tensor, axis: int, places: Int64[np.ndarray, "C P"]) -> Float64[n
     return rows.reshape(-1, len(places))
 
 
-def _inputs(graph: Graph, batches: Iterable[Batch], dtype: torch.dtype) -> dict[NodeId, list[Any]]:
+def _inputs(graph: Graph, batches: Iterable[Batch], dtype: torch.dtype) -> dict[NodeId, list[Activation]]:
     inputs = [node.id for node in graph if isinstance(node.op, ops.Input)]
-    values: dict[NodeId, list[Any]] = {node_id: [] for node_id in inputs}
+    values: dict[NodeId, list[Activation]] = {node_id: [] for node_id in inputs}
     for number, batch in enumerate(batches):
         arrays = (batch,) if isinstance(batch, Tensor | np.ndarray) else tuple(batch)
         if len(arrays) != len(inputs):
