@@ -1,0 +1,32 @@
+"""How all tests run: hypothesis without deadlines, two torch threads, seeded generators, third parties' warnings named."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+torch.set_num_threads(2)
+
+THIRD_PARTY_WARNINGS = (
+    # torch's own graphs hold the tree specs that torch deprecates
+    "ignore:.*LeafSpec.* is deprecated:FutureWarning",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings are errors (pyproject.toml), but for these."""
+    for line in THIRD_PARTY_WARNINGS:
+        config.addinivalue_line("filterwarnings", line)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    """Every test draws the same weights, whatever ran before it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
