@@ -6,20 +6,20 @@ saves, loads, runs and exports again.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.base import Comparison
-from reparam_compiler.frontends.fx import compare_modules
+from reparam_compiler.frontends.fx import compare_copies
 from reparam_compiler.frontends.torch_read import TorchReader
 from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
-from reparam_compiler.frontends.torch_write import erase_unread, name_writes, update_arguments
+from reparam_compiler.frontends.torch_write import erase_unread, first_reader, name_writes, update_arguments
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param, diff
 
@@ -45,7 +45,9 @@ class ExportFrontend:
             if isinstance(value, Tensor):
                 tensors[spec.arg.name] = (str(spec.target), value)
         values = {node.name: node.meta["val"] for node in graph.nodes if "val" in node.meta}
-        reader = TorchReader(graph, model.graph_module, tensors, values)
+        mutated = set(model.graph_signature.buffers_to_mutate.values())
+        mutable = frozenset(name for name, (target, _) in tensors.items() if target in mutated)
+        reader = TorchReader(graph, model.graph_module, tensors, values, mutable)
         read = reader.read()
         return ExportReading(model, read, {n.name: tuple(o.name for o in old) for n, old in reader.writes.rebound.items()})
 
@@ -70,15 +72,20 @@ class ExportReading:
         return self.model
 
     def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
-        """Both programs as modules in float64, the new weights not rounded, on the example inputs (the program's own)."""
+        """Both programs as modules, as `FxReading.compare` does it, on the example inputs or the program's own."""
         inputs, kind = example_inputs, "example inputs"
         if inputs is None and self.model.example_inputs is not None:
             inputs, kind = self.model.example_inputs[0], "the program's own example inputs"
         if inputs is None:
             return None
-        before_model = deep_copy(self.model.module()).double()
-        after_model = deep_copy(self._write(after, exact=True, share=True).module()).double()
-        return Comparison(compare_modules(before_model, after_model, inputs, exact=True), "float64", "torch", kind)
+
+        def copies(exact: bool) -> tuple[nn.Module, nn.Module]:
+            models = (self.model.module(), self._write(after, exact=exact, share=True).module())
+            before_model, after_model = (deep_copy(model).double() if exact else deep_copy(model) for model in models)
+            return before_model, after_model
+
+        worst, dtype = compare_copies(copies, inputs)
+        return Comparison(worst, dtype, "torch", kind)
 
     def _write(self, after: Graph, *, exact: bool, share: bool) -> ExportedProgram:
         changes = diff(self.graph, after)
@@ -115,7 +122,7 @@ class _Writer:
         stem = self._free_name(node)
         weight, bias = ((p and self._parameter(f"{stem}.{p.role}", p)) for p in (node.param(1), node.param(2)))
         x = self.nodes[node.sources[0]]
-        with self.graph.inserting_before(sink):
+        with self.graph.inserting_before(first_reader(self.nodes, self.before, node)):
             match node.op:
                 case ops.Linear():
                     new = self._call(torch.ops.aten.linear.default, x, weight, bias)
@@ -159,7 +166,7 @@ class _Writer:
         kept = [spec for spec in specs if getattr(spec.arg, "name", None) not in gone]
         by_name = {spec.arg.name: spec for spec in kept}
         order = [node.name for node in self.graph.nodes if node.op == "placeholder"]
-        signature = ExportGraphSignature([by_name[name] for name in order], list(self.model.graph_signature.output_specs))
+        signature = ExportGraphSignature([by_name[name] for name in order], self._output_specs())
         targets = {spec.target for spec in kept}
         state = {name: tensor for name, tensor in self.model.state_dict.items() if name in targets}
         constants = dict(self.model.constants)
@@ -185,6 +192,17 @@ class _Writer:
             constants,
             verifiers=self.model.verifiers,
         )
+
+    def _output_specs(self) -> list[OutputSpec]:
+        """The signature's outputs under the names that their values have now."""
+        given: Any = self.graph.output_node().args[0]
+        specs = self.model.graph_signature.output_specs
+        return [
+            replace(spec, arg=TensorArgument(value.name))
+            if isinstance(spec.arg, TensorArgument) and isinstance(value, fx.Node)
+            else spec
+            for spec, value in zip(specs, given, strict=True)
+        ]
 
     def _orphans(self, specs: Sequence[InputSpec], gone: set[str]) -> set[str]:
         """Tensors that nothing reads, of modules whose read tensors are all gone: a batch norm's counter."""

@@ -4,7 +4,8 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 `Conv3d`, `Linear`) under the name of what it replaces, and pruned tensors stand in the modules that had them before.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -18,8 +19,17 @@ from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.torch_read import TorchReader
 from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
-from reparam_compiler.frontends.torch_write import erase_unread, name_writes, new_module, update_arguments, update_module
+from reparam_compiler.frontends.torch_write import (
+    erase_unread,
+    first_reader,
+    name_writes,
+    new_module,
+    update_arguments,
+    update_module,
+)
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param, diff
+
+logger = logging.getLogger(__name__)
 
 
 class FxFrontend:
@@ -62,25 +72,43 @@ class FxReading:
         return self._write(after, self.model if inplace else self._copy(after))
 
     def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
-        """Both models in float64, the new weights not rounded, on the example inputs."""
+        """Both models in float64 where they run in it, the new weights not rounded, on the example inputs."""
         if example_inputs is None:
             return None
-        before_model = deep_copy(self.model).double()
-        after_model = self._write(after, deep_copy(self.model).double(), exact=True)
-        worst = compare_modules(before_model, after_model, example_inputs, exact=True)
-        return Comparison(worst, "float64", "torch", "example inputs")
+
+        def copies(exact: bool) -> tuple[nn.Module, nn.Module]:
+            before, after_model = deep_copy(self.model), deep_copy(self.model)
+            if exact:
+                before, after_model = before.double(), after_model.double()
+            return before, self._write(after, after_model, exact=exact)
+
+        worst, dtype = compare_copies(copies, example_inputs)
+        return Comparison(worst, dtype, "torch", "example inputs")
 
     def _copy(self, after: Graph) -> fx.GraphModule:
         """A deep copy, without the weights that are about to go: they are never copied."""
         going = {param.origin for param in self.graph.param_users} - {param.origin for param in after.param_users}
         names = {id(tensor): name for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())}
+        read = self._read_by_others(after)
         memo: dict[int, Any] = {}
         for tensor in (*self.model.parameters(), *self.model.buffers()):
-            if names[id(tensor)] in going:
+            if names[id(tensor)] in going and id(tensor) not in read:
                 memo[id(tensor)] = torch.empty(0, dtype=tensor.dtype)
                 if isinstance(tensor, nn.Parameter):
                     memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=tensor.requires_grad)
         return deep_copy(self.model, memo)
+
+    def _read_by_others(self, after: Graph) -> set[int]:
+        """The tensors, by `id`, that a call reads which stays: ops that the graph does not know read some as well."""
+        goes = {node.id for node in self.graph if after.nodes.get(node.id) is not node}
+        read: set[int] = set()
+        for node in self.model.graph.nodes:
+            if node.op == "call_module" and node.name not in goes:
+                module = self.model.get_submodule(str(node.target))
+                read.update(id(tensor) for tensor in (*module.parameters(), *module.buffers()))
+            elif node.op == "get_attr" and any(user.name not in goes for user in node.users):
+                read.add(id(_attribute(self.model, str(node.target))))
+        return read
 
     def _write(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> fx.GraphModule:
         changes = diff(self.graph, after)
@@ -123,7 +151,7 @@ class _Writer:
             built = new_module(node, lambda param: tensor_from(param, device=like, exact=self.exact))
         target = self._free_name(_common_name(called) or weight.role, called)
         self.model.add_submodule(target, built)
-        with self.model.graph.inserting_before(sink):
+        with self.model.graph.inserting_before(first_reader(nodes, self.before, node)):
             new = self.model.graph.call_module(target, (nodes[node.sources[0]],))
         if "tensor_meta" in sink.meta:
             new.meta["tensor_meta"] = sink.meta["tensor_meta"]
@@ -194,6 +222,22 @@ class _Writer:
                 delattr(holder, leaf)
 
 
+def compare_copies(copies: Callable[[bool], tuple[nn.Module, nn.Module]], inputs: Sequence[Any]) -> tuple[Difference, str]:
+    """The largest difference of two modules' outputs, and the dtype that they ran in.
+
+    That is float64, but for a model that converts to another dtype on its way and fails in float64: it runs in its own.
+
+    Args:
+        copies: gives both modules, in float64 where it is asked for that.
+        inputs: what they are called with.
+    """
+    try:
+        return compare_modules(*copies(True), inputs, exact=True), "float64"
+    except Exception as error:  # noqa: BLE001 - the model's own code, which raises what it likes
+        logger.info("the model does not run in float64: %s", error)
+    return compare_modules(*copies(False), inputs, exact=False), "the model's own dtype"
+
+
 def compare_modules(before: nn.Module, after: nn.Module, inputs: Sequence[Any], *, exact: bool) -> Difference:
     """The largest difference of two modules' outputs on copies of these inputs; floating ones in float64 where `exact`."""
     results = []
@@ -208,7 +252,7 @@ def compare_modules(before: nn.Module, after: nn.Module, inputs: Sequence[Any], 
 
 
 def _prepared(tensor: Tensor, exact: bool) -> Tensor:
-    return tensor.double() if exact and tensor.is_floating_point() else tensor.clone()
+    return tensor.to(torch.float64, copy=True) if exact and tensor.is_floating_point() else tensor.clone()
 
 
 def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, Any]:
@@ -219,6 +263,10 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
         def run_node(self, n: fx.Node) -> Any:
             values[n.name] = super().run_node(n)
             return values[n.name]
+
+        def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+            value = super().get_attr(target, args, kwargs)
+            return mode.from_tensor(value) if isinstance(value, Tensor) else value  # a real one would be written to
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, tuple(example_inputs))
@@ -246,8 +294,8 @@ def _recorded(model: fx.GraphModule) -> dict[str, Any]:
 
 
 def _common_name(targets: Sequence[str]) -> str:
-    """`stage1.0.fused` for `stage1.0.conv3.conv` and `stage1.0.conv1.bn`."""
-    levels = zip(*(target.split(".") for target in targets), strict=False)
+    """`stage1.0.fused` for `stage1.0.conv3.conv` and `stage1.0.conv1.bn`: a name beside theirs, never below one."""
+    levels = zip(*(target.split(".")[:-1] for target in targets), strict=False)
     return (
         ".".join([*(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)), "fused"]) if targets else ""
     )

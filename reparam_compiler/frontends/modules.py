@@ -2,19 +2,29 @@
 
 Symbolic tracing sees no data and takes 62 of 86 models that were tried; export takes 82, but needs inputs. What neither takes
 (a detector with control flow round a plain backbone, say) is fused child by child.
+
+A symbolic trace is not the model in four cases, none of which it tells. Hooks and a `forward` of the instance's own are not
+traced at all: such a model is left to its parts. A buffer that is written to is written to while tracing, and never again:
+the buffers' versions show it. An argument that is None by default is taken to be there: it is fixed to None. And a test that
+a traced value answers wrongly (`isinstance(x, Tensor)`) shows on example inputs, where there are any.
 """
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
 
+from reparam_compiler.equivalence import difference
 from reparam_compiler.frontends.torch_values import deep_copy
 
 logger = logging.getLogger(__name__)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_SAME = 1e-3
+"""The largest relative difference of a model and its trace, which run the same ops in the same dtype."""
 
 
 def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool) -> fx.GraphModule | None:
@@ -23,13 +33,22 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
     With `copy` it shares no tensor with the model. (Tracing can leave a Proxy in a module: but for `copy=False` the
     model itself is never traced.)
     """
+    if does_more_than_forward(model):
+        logger.info("%s has hooks or a forward() of its own, which a tracer does not see", type(model).__name__)
+        return None
     subject = deep_copy(model) if copy else model
+    versions = _versions(subject)
     try:
-        graph_module = fx.symbolic_trace(subject)
+        graph_module = fx.symbolic_trace(subject, concrete_args=_absent(model, len(example_inputs or ())) or None)
         for holder in graph_module.modules():
             if type(holder) is nn.Module:  # what the tracer makes to hold the others by their names
                 holder.training = model.training
-        return graph_module
+        if _versions(subject) != versions:
+            logger.info("%s writes to its own tensors, which symbolic tracing does not record", type(model).__name__)
+        elif example_inputs is None or _agree(model, graph_module, example_inputs):
+            return graph_module
+        else:
+            logger.info("the symbolic trace of %s computes something else on the example inputs", type(model).__name__)
     except Exception as error:  # noqa: BLE001 - a tracer runs the model's own code, which raises what it likes
         logger.info("symbolic tracing of %s failed: %s", type(model).__name__, error)
     if example_inputs is None:
@@ -42,12 +61,47 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
     return exported if isinstance(exported, fx.GraphModule) else None
 
 
+def does_more_than_forward(module: nn.Module) -> bool:
+    """True where calling the module does something else than its class's `forward`."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often each tensor of a model was written to."""
+    return [tensor._version for tensor in (*model.parameters(), *model.buffers())]
+
+
+def _absent(model: nn.Module, given: int) -> dict[str, None]:
+    """The arguments of a model's forward() that are None where only the first so many are given."""
+    arguments = list(inspect.signature(model.forward).parameters.values())
+    return {a.name: None for i, a in enumerate(arguments) if a.default is None and (i >= given or a.kind is a.KEYWORD_ONLY)}
+
+
+def _agree(model: nn.Module, trace: nn.Module, example_inputs: Sequence[Any]) -> bool:
+    """Whether a trace computes what its model does; neither is changed. True where the model itself fails on the inputs."""
+    results: list[list[Tensor]] = []
+    for module in (model, trace):
+        inputs = _pytree.tree_map_only(Tensor, torch.clone, tuple(example_inputs))
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                values = _pytree.tree_leaves(torch.func.functional_call(module, buffers, inputs))
+        except Exception as error:  # noqa: BLE001 - the model's own code, which raises what it likes
+            logger.info("%s does not run on the example inputs: %s", type(module).__name__, error)
+            return not results
+        results.append([value for value in values if isinstance(value, Tensor)])
+    return len(results[0]) == len(results[1]) and all(difference(a, b).relative <= _SAME for a, b in zip(*results, strict=True))
+
+
 def fuse_parts(
     model: nn.Module, fuse_one: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any]], *, copy: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model with every child fused that can be traced, and the report of each by its path.
 
-    A child that cannot be traced, or is a container that its parent may index, is entered instead.
+    A child that cannot be traced, takes arguments that may be None, or is a container that its parent may index, is entered
+    instead.
     """
     whole = deep_copy(model) if copy else model
     reports: dict[str, Any] = {}
@@ -65,7 +119,7 @@ def fuse_parts(
     def _fused_child(child: nn.Module, where: str) -> nn.Module:
         if isinstance(child, _CONTAINERS) or not list(child.children()):
             return child
-        part = traced(child, None, copy=True)
+        part = None if _absent(child, 0) else traced(child, None, copy=True)
         if part is None:
             return child
         result, report = fuse_one(part)

@@ -2,55 +2,90 @@
 
 An in-place call n on v gives v itself, with another content. In the graph, where values never change, whoever reads v (or
 another name of the same tensor) after n reads n. A *view* of the storage that is read after n would read a part of n that
-no op of ours names: then all that share the storage are left opaque.
+no op of ours names: then all that share the storage, and all that read them, are left opaque. So are those of a parameter
+that is written to, and of writes that are no value themselves (`x[i] = y`, `out=x`).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 
 from torch import fx
 
-_SAME = frozenset({"identity", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout", "detach"})
+_SAME = frozenset({"identity", "detach", "alias", "requires_grad"})
+"""Calls that give their first argument, whole."""
 _VIEWS = frozenset(
-    {"view", "view_as", "reshape", "flatten", "unflatten", "getitem", "slice", "select", "narrow", "unbind", "diagonal"}
-    | {"chunk", "split", "split_with_sizes", "transpose", "permute", "movedim", "swapaxes", "t", "unsqueeze", "squeeze"}
-    | {"expand", "expand_as", "alias", "contiguous", "as_strided", "to"}
+    {"view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "Flatten", "Unflatten", "ravel", "getitem", "slice"}
+    | {"select", "narrow", "unbind", "diagonal", "as_strided", "unfold", "chunk", "split", "split_with_sizes", "tensor_split"}
+    | {"hsplit", "vsplit", "dsplit", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "H"}
+    | {"mH", "adjoint", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "real", "imag", "data", "view_as_real"}
+    | {"view_as_complex", "atleast_1d", "atleast_2d", "atleast_3d", "contiguous", "to", "type", "type_as", "float", "double"}
+    | {"half", "bfloat16", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"}
+    | {"feature_alpha_dropout", "Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout"}
+    | {"FeatureAlphaDropout"}
 )
+"""Calls that give a part of their first argument's storage, or may."""
 
 
 @dataclass(frozen=True, slots=True)
 class Writes:
     """rebound: for each in-place call the nodes that are names of its value from then on. opaque: nodes to leave alone."""
 
-    rebound: dict[fx.Node, tuple[fx.Node, ...]]
-    opaque: set[fx.Node]
+    rebound: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    opaque: set[fx.Node] = field(default_factory=set)
 
 
-def find_writes(graph: fx.Graph, name_of: Callable[[fx.Node], tuple[str, bool]]) -> Writes:
-    """The in-place calls of a graph; `name_of` gives a call's name and whether it writes into its first argument."""
+def first_argument(node: fx.Node) -> fx.Node | None:
+    """What a call works on, where that is computed."""
+    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
+    return first if isinstance(first, fx.Node) else None
+
+
+def find_writes(
+    graph: fx.Graph, name_of: Callable[[fx.Node], tuple[str, bool]], tensor_of: Callable[[fx.Node], Hashable | None]
+) -> Writes:
+    """The in-place calls of a graph.
+
+    Args:
+        graph: what to look through.
+        name_of: a call's name, and whether it writes into its first argument.
+        tensor_of: for a node that stands for a tensor of the model, a key that all nodes of this tensor have.
+    """
     place = {node: index for index, node in enumerate(graph.nodes)}
     tensor: dict[fx.Node, fx.Node] = {}
     storage: dict[fx.Node, fx.Node] = {}
     sharing: dict[fx.Node, list[fx.Node]] = {}
-    rebound: dict[fx.Node, tuple[fx.Node, ...]] = {}
-    opaque: set[fx.Node] = set()
+    held: dict[Hashable, fx.Node] = {}
+    found = Writes()
     for node in graph.nodes:
         tensor[node] = storage[node] = node
-        first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if not node.op.startswith("call") or first is None:
-            continue
-        name, inplace = name_of(node)
-        if inplace or name in _SAME | _VIEWS:
+        if (key := tensor_of(node)) is not None:
+            tensor[node] = storage[node] = held.setdefault(key, node)
+        first = first_argument(node) if node.op.startswith("call") else None
+        name, writes = name_of(node) if node.op.startswith("call") else ("", False)
+        if first is not None and (writes or name in _SAME | _VIEWS):
             storage[node] = storage[first]
-        if inplace or name in _SAME:
+        if first is not None and (writes or name in _SAME):
             tensor[node] = tensor[first]
-        shared = sharing.setdefault(storage[node], [storage[node]])
-        if inplace:
+        shared = sharing.setdefault(storage[node], [])
+        if first is not None and writes and name not in _SAME:
             same = tuple(other for other in shared if tensor[other] is tensor[node])
             views_read_later = any(place[user] > place[node] for other in shared if other not in same for user in other.users)
-            if views_read_later or storage[node].op == "get_attr":
-                opaque.update(shared, (node,))
-            rebound[node] = same
-        if node is not shared[0]:
-            shared.append(node)
-    return Writes(rebound, opaque)
+            if views_read_later or tensor_of(storage[node]) is not None:
+                _leave_alone(found, [*shared, node])
+            found.rebound[node] = same
+        shared.append(node)
+        for written in _written_aside(node, name):
+            _leave_alone(found, [*sharing[storage[written]], node])
+    return found
+
+
+def _written_aside(node: fx.Node, name: str) -> list[fx.Node]:
+    """What a call writes to without giving it: `x[i] = y`, `out=x`."""
+    out = node.kwargs.get("out")
+    outs = list(out) if isinstance(out, list | tuple) else [out]
+    return [v for v in (*outs, first_argument(node) if name == "setitem" else None) if isinstance(v, fx.Node)]
+
+
+def _leave_alone(found: Writes, shared: list[fx.Node]) -> None:
+    for other in shared:
+        found.opaque.update((other, *other.users))

@@ -5,14 +5,17 @@ Three things that tracing hides are made explicit here:
 - a call whose tensors are all parameters is a parameter itself (a parametrization, a kernel computed in the graph), evaluated
   in float64 when it is asked for;
 - an in-place call writes into its first argument: whatever reads that argument later reads the call's value. Where a view of
-  the same storage is read later, everything that shares it is opaque (`torch_alias.py`);
+  the same storage is read later, everything that touches it is opaque, and a parameter that is written to is none
+  (`torch_alias.py`);
 - sizes and other numbers that are computed in the graph are opaque.
 """
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -37,6 +40,12 @@ _NAMES: dict[Any, str] = {
 }
 _NORMS = frozenset({"_native_batch_norm_legit_no_training"})
 """Calls that give a tuple, of which only the first element is of interest."""
+_WRITES: dict[Any, str] = {
+    getattr(operator, f"i{name}"): name
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
+    if hasattr(operator, f"i{name}")
+} | {operator.iand: "and", operator.ior: "or"}
+"""The operators behind `x += y` and its like, with the name of what they compute."""
 _SIZES = frozenset({"size", "dim", "ndimension", "numel", "sym_size", "sym_numel", "shape", "ndim"})
 
 
@@ -57,9 +66,21 @@ def call_name(node: fx.Node, module: nn.Module) -> tuple[str, bool]:
         name = _NAMES.get(target) or str(getattr(target, "__name__", target))
     if name.endswith("_") and not name.endswith("__"):
         return name[:-1], True
-    if name.startswith("i") and target in (operator.iadd, operator.isub, operator.imul, operator.itruediv):
-        return name[1:], True
-    return name, bool(node.kwargs.get("inplace", False))
+    if node.op == "call_function" and target in _WRITES:
+        return _WRITES[target], True
+    place = _inplace_place(target) if node.op == "call_function" else None
+    positional = place is not None and place < len(node.args) and bool(node.args[place])
+    return name, positional or bool(node.kwargs.get("inplace", False))
+
+
+@cache
+def _inplace_place(target: Any) -> int | None:
+    """Where a function of torch.nn.functional takes `inplace`."""
+    try:
+        names = list(inspect.signature(target).parameters)
+    except (TypeError, ValueError):  # a builtin
+        return None
+    return names.index("inplace") if "inplace" in names else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +108,7 @@ class TorchReader:
     fx_graph: what to read.
     module: where its modules live.
     tensors: for each placeholder and get_attr node that stands for a parameter, its name and the tensor.
+    mutable: those of them that a run of the model changes: they are no constants.
     values: for each node the tensor (fake or real) that it gives, where it is known.
     """
 
@@ -94,7 +116,9 @@ class TorchReader:
     module: nn.Module
     tensors: Mapping[str, tuple[str, Tensor]]
     values: Mapping[str, Any]
+    mutable: frozenset[str] = frozenset()
     writes: Writes = field(init=False)
+    _changing: set[int] = field(default_factory=set)
     _bound: dict[fx.Node, NodeId] = field(default_factory=dict)
     _constants: dict[fx.Node, Constant] = field(default_factory=dict)
     _numbers: set[fx.Node] = field(default_factory=set)
@@ -103,10 +127,14 @@ class TorchReader:
 
     def read(self) -> Graph:
         """The graph; the ids are the fx nodes' names."""
-        self.writes = find_writes(self.fx_graph, lambda node: call_name(node, self.module))
+        keys = {name: id(tensor) for name, (_, tensor) in self.tensors.items()}
+        self.writes = find_writes(self.fx_graph, lambda node: call_name(node, self.module), lambda node: keys.get(node.name))
+        self._changing = {keys[name] for name in self.mutable} | {keys[n.name] for n in self.writes.opaque if n.name in keys}
         outputs: list[NodeId] = []
         for node in self.fx_graph.nodes:
-            if node.name in self.tensors:
+            if keys.get(node.name) in self._changing:
+                self._emit(node, ops.Opaque("get_attr"), ())
+            elif node.name in self.tensors:
                 self._constants[node] = self._tensor_constant(*self.tensors[node.name])
             elif node.op == "placeholder":
                 self._emit(node, ops.Input(), ())
@@ -138,6 +166,7 @@ class TorchReader:
         self._emit(node, op, operands)
         for written in self.writes.rebound.get(node, ()):
             self._bound[written] = node.name
+            self._constants.pop(written, None)
 
     def _known(self, node: fx.Node, name: str) -> Read:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._number_or_node)
@@ -177,6 +206,8 @@ class TorchReader:
         """Makes a call of parameters alone a parameter; False for every other node."""
         sources = node.all_input_nodes
         if node.op not in ("call_function", "call_method") or not sources or not all(s in self._constants for s in sources):
+            return False
+        if node in self.writes.rebound or node in self.writes.opaque:
             return False
         if node in self.writes.opaque or call_name(node, self.module)[1]:
             return False
@@ -226,6 +257,8 @@ class TorchReader:
     def _module_param(self, tensor: ModuleTensor, role: str) -> Param | None:
         module = self.module.get_submodule(tensor.module)
         if parametrize.is_parametrized(module, tensor.attribute):
+            if module.training:
+                raise Unread("a parametrization in training mode, which may change with every call")
             if tensor.origin not in self._params:
                 value = getattr(module, tensor.attribute)
                 load = lambda: getattr(copy.deepcopy(module).double(), tensor.attribute)  # noqa: E731
@@ -234,6 +267,8 @@ class TorchReader:
         value = getattr(module, tensor.attribute)
         if value is None:
             return None
+        if id(value) in self._changing:
+            raise Unread("a parameter that the model writes to")
         if id(value) not in self._params:
             self._params[id(value)] = param_of(value, role=role, origin=tensor.origin)
         return self._params[id(value)]

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam_compiler.core.kernel import Pairs
+from reparam_compiler.core.kernel import PaddingMode, Pairs
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Node, Param
+from reparam_compiler.ir.graph import Graph, Node, Param
 
 _CONVS: dict[int, Callable[..., Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -20,19 +20,21 @@ class PaddedConv(nn.Sequential):
 
 
 class Pad(nn.Module):
-    """Zero padding, or a crop, of the spatial axes: (low, high) for each."""
+    """Padding, or a crop, of the spatial axes: (low, high) for each."""
 
-    def __init__(self, padding: Pairs) -> None:
+    def __init__(self, padding: Pairs, mode: PaddingMode = "zeros") -> None:
         super().__init__()
         self.padding = padding
+        self.mode = mode
 
     def forward(self, x: Tensor) -> Tensor:
         """`N C *S` to `N C *S'`."""
-        return F.pad(x, [amount for pair in reversed(self.padding) for amount in pair])
+        amounts = [amount for pair in reversed(self.padding) for amount in pair]
+        return F.pad(x, amounts, "constant" if self.mode == "zeros" else self.mode)
 
     def extra_repr(self) -> str:
         """The padding."""
-        return str(self.padding)
+        return f"{self.padding}, mode={self.mode!r}"
 
 
 def new_module(node: Node, tensor: Callable[[Param], Tensor]) -> nn.Module:
@@ -60,9 +62,7 @@ def new_module(node: Node, tensor: Callable[[Param], Tensor]) -> nn.Module:
     filled = _filled(conv, tensors)
     if symmetric:
         return filled
-    if op.mode != "zeros":
-        raise RewriteError(f"{node.id}: {op.mode} padding that is not the same on both sides has no torch module")
-    return PaddedConv(Pad(op.padding), filled)
+    return PaddedConv(Pad(op.padding, op.mode), filled)
 
 
 def _filled(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -147,6 +147,13 @@ def name_writes(nodes: Mapping[str, fx.Node], rebound: Mapping[str, tuple[str, .
             for user in list(old.users):
                 if place[user] > place[write]:
                     user.replace_input_with(old, write)
+
+
+def first_reader(nodes: Mapping[str, fx.Node], before: Graph, node: Node) -> fx.Node:
+    """Where a new op goes: to the first op that read its source, for the source may be written to before the last one."""
+    place = before.position
+    readers = [i for i in node.replaces if node.sources[0] in before[i].sources]
+    return nodes[min(readers, key=place.__getitem__)]
 
 
 def erase_unread(graph: fx.Graph, read_before: Set[fx.Node]) -> list[fx.Node]:

@@ -20,6 +20,7 @@ from reparam_compiler.ir.view import immediate_dominators
 from reparam_compiler.passes.regions import Blocked, Interpretation, Region, interpret, is_merge, regions_ending_at
 
 logger = logging.getLogger(__name__)
+_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16}
 TOLERANCE = 1e-9
 """The largest relative difference, in float64, of a region and the conv that replaces it."""
 
@@ -136,6 +137,7 @@ def _check_cost(found: Interpretation) -> None:
 def _node(graph: Graph, region: Region, kernel: ConvKernel) -> Node:
     """The conv or linear that computes a kernel, under the id of the region's sink."""
     sink, first = graph[region.sink], region.kernels[0].params[0]
+    _check_promotion(graph, region, first)
     weight = Param.of(kernel.weight, role="weight", dtype=first.dtype)
     bias = Param.of(kernel.bias, role="bias", dtype=first.dtype)
     op: ops.Op = ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode)
@@ -144,6 +146,17 @@ def _node(graph: Graph, region: Region, kernel: ConvKernel) -> Node:
     has_bias = bool(kernel.bias.any()) or any(node.op.name == "batch_norm" or _has_bias(node) for node in region.nodes)
     ids = tuple(replaced for node in region.nodes for replaced in (node.replaces or (node.id,)))
     return replace(sink, op=op, inputs=(region.source, weight, bias if has_bias else None), replaces=ids)
+
+
+def _check_promotion(graph: Graph, region: Region, weight: Param) -> None:
+    """A constant of a wider dtype than the convs' makes wider values, which one conv in their dtype would not give."""
+    known = graph[region.source].type
+    if known is not None and known.dtype != weight.dtype:
+        raise NotFusable(f"{region.source} is {known.dtype}, and the weights are {weight.dtype}")
+    for node in region.nodes:
+        for param in node.params if isinstance(node.op, ops.Add | ops.Mul | ops.Div) else ():
+            if param.shape and _BITS.get(param.dtype, 0) > _BITS.get(weight.dtype, 0):
+                raise NotFusable(f"{node.id}: a constant of {param.dtype} makes {param.dtype} of {weight.dtype}")
 
 
 def _has_bias(node: Node) -> bool:

@@ -15,7 +15,7 @@ from reparam_compiler.core.kernel import ConvKernel, NotFusable, compose
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.view import ENTRY, between
-from reparam_compiler.passes.registry import MERGES, RULES, Signal, is_linear
+from reparam_compiler.passes.registry import Signal, is_linear, linear_rule, merge_rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,10 @@ def interpret(graph: Graph, region: Region) -> Interpretation:
 
 
 def _carry(node: Node, source: NodeId, kernels: Mapping[NodeId, ConvKernel], signal: Signal) -> ConvKernel:
-    if rule := RULES.get(node.op.name):
-        (read,) = node.sources
-        inner = kernels.get(read)
+    if rule := linear_rule(node):
+        if len(node.sources) != 1:
+            raise NotFusable(f"{node.op.name} of {len(node.sources)} computed values")
+        inner = kernels.get(node.sources[0])
         if inner is None:
             return rule(node, signal)
         return compose(rule(node, Signal(inner.channels[1], inner.rank)), inner)
@@ -126,7 +127,10 @@ def _carry(node: Node, source: NodeId, kernels: Mapping[NodeId, ConvKernel], sig
             operands.append(operand)
         elif operand is not None:
             operands.append(identity(signal.channels, signal.rank) if operand == source else kernels[operand])
-    return MERGES[node.op.name](node, operands)
+    merge = merge_rule(node)
+    if merge is None:
+        raise NotFusable(f"{node.op.name} is not linear")
+    return merge(node, operands)
 
 
 def _signal(graph: Graph, region: Region) -> Signal:

@@ -50,7 +50,22 @@ def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRul
 
 def is_linear(node: Node) -> bool:
     """True where there is a rule for the node, though it may refuse the node's attributes."""
-    return node.op.name in RULES or node.op.name in MERGES
+    return linear_rule(node) is not None or merge_rule(node) is not None
+
+
+def linear_rule(node: Node) -> LinearRule | None:
+    """The rule of an op with one computed input."""
+    return RULES.get(_name(node))
+
+
+def merge_rule(node: Node) -> MergeRule | None:
+    """The rule of an op that may read several."""
+    return MERGES.get(_name(node))
+
+
+def _name(node: Node) -> str:
+    """What a rule goes by. An opaque `add` is one that no frontend could read: the rule of `add` is not its own."""
+    return "" if isinstance(node.op, ops.Opaque) and node.op.name in _OWN else node.op.name
 
 
 def _array(param: Param | None) -> Bias | None:
@@ -166,6 +181,7 @@ def _pad(node: Node, operands: Sequence[ConvKernel | Param]) -> ConvKernel:
 
 
 MERGES.update({"add": _add, "sub": _add, "mul": _mul, "div": _div, "concat": _concat, "pad": _pad})
+_OWN = frozenset({*RULES, *MERGES})
 
 
 def per_channel(constant: Param, kernel: ConvKernel) -> Bias:
