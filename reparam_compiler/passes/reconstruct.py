@@ -293,7 +293,7 @@ class _Values:
             if isinstance(before, tuple) or isinstance(now, tuple):
                 raise InvalidGraphError(f"{node_id} gives several tensors, but a conv or linear reads it as one")
             size = max(1, _CHUNK // max(1, before[:1].numel()))
-            for target, seen in zip(before.split(size), now.split(size), strict=True):
+            for target, seen in zip(torch.split(before, size), torch.split(now, size), strict=True):
                 yield _picked(target, axis, places), _picked(seen, axis, places[kept])
 
     def _run(self, node: Node, values: Mapping[NodeId, list[Activation]]) -> list[Activation]:
