@@ -1,9 +1,14 @@
 """Fuses the parallel conv-BN branches of any traced ConvNet into plain convs, prunes channels, and lowers to TVM.
 
-fused = reparam_compiler.fuse(model, example_inputs)
+    fused = reparam_compiler.fuse(model, example_inputs)
+
+The names below are imported when they are first asked for: `load` runs where torch is not installed, and nothing imports onnx
+or tvm before it is needed.
 """
 
-from reparam_compiler._api import compile, fuse, inspect, load, prune, tune
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from reparam_compiler.errors import (
     InfeasiblePruneError,
     InvalidGraphError,
@@ -15,8 +20,12 @@ from reparam_compiler.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from reparam_compiler.passes.registry import register_linear
-from reparam_compiler.report import FuseReport, PruneReport
+
+if TYPE_CHECKING:
+    from reparam_compiler._api import compile, fuse, inspect, prune, tune
+    from reparam_compiler.lowering import load
+    from reparam_compiler.passes.registry import register_linear
+    from reparam_compiler.report import FuseReport, PruneReport
 
 __version__ = "0.1.0"
 
@@ -40,3 +49,20 @@ __all__ = [
     "register_linear",
     "tune",
 ]
+
+_HOMES = {
+    **dict.fromkeys(("compile", "fuse", "inspect", "prune", "tune"), "reparam_compiler._api"),
+    "load": "reparam_compiler.lowering",
+    "register_linear": "reparam_compiler.passes.registry",
+    **dict.fromkeys(("FuseReport", "PruneReport"), "reparam_compiler.report"),
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'reparam_compiler' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

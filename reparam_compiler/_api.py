@@ -264,13 +264,6 @@ def tune(
     )
 
 
-def load(path: str | os.PathLike[str]) -> "Executable":
-    """What `Executable.save` wrote: see `reparam_compiler.lowering.load`."""
-    from reparam_compiler import lowering
-
-    return lowering.load(path)
-
-
 def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> FuseReport:
     """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`."""
     model = _opened(model)
