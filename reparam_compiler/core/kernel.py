@@ -169,7 +169,8 @@ def pad(kernel: ConvKernel, padding: Pairs, value: Bias) -> ConvKernel:
     for axis, (below, above) in enumerate(padding):
         if (below > 0 or above > 0) and (reason := _outside_is_not_bias(kernel, axis)):
             raise NotFusable(f"pads axis {axis} of what {reason} gave")
-    if any(low > 0 or high > 0 for low, high in padding) and not np.array_equal(kernel.bias, value):
+    extends = any(low > 0 or high > 0 for low, high in padding)
+    if extends and not np.array_equal(kernel.bias, value):
         raise NotFusable("pads over an inner bias with another value than that bias")
     moved = tuple(
         (low + below * s, high + above * s)
@@ -177,7 +178,7 @@ def pad(kernel: ConvKernel, padding: Pairs, value: Bias) -> ConvKernel:
     )
     if kernel.mode == "circular" and any(min(pair) < 0 < max(pair) for pair in moved):
         raise NotFusable("crops a source that the other border is padded with")
-    return replace(kernel, padding=moved)
+    return replace(kernel, padding=moved, mode="zeros" if extends else kernel.mode)
 
 
 def compose(outer: ConvKernel, inner: ConvKernel) -> ConvKernel:
@@ -237,12 +238,11 @@ def _apply_to_constant(kernel: ConvKernel, value: Bias) -> Bias:
 
 def _outside_is_not_bias(kernel: ConvKernel, axis: int) -> str | None:
     """Why the kernel, evaluated beyond its outputs along `axis`, may give something else than its bias."""
-    low, high = kernel.padding[axis]
     if kernel.size[axis] != 1:
         return f"an op {'x'.join(map(str, kernel.size))} wide"
-    if low < 0 or high < 0:
+    if min(kernel.padding[axis]) < 0:
         return "a cropped op"
-    if kernel.mode != "zeros" and (low > 0 or high > 0):
+    if kernel.mode != "zeros" and any(max(pair) > 0 for pair in kernel.padding):
         return f"an op with {kernel.mode} padding"
     return None
 
