@@ -226,7 +226,7 @@ def difference(expected: Tensor, found: Tensor) -> Difference:
         return Difference(float("inf"), float("inf"))
     if not expected.numel():
         return EXACT
-    a, b = expected.double(), found.double()
+    a, b = expected.detach().double(), found.detach().double()
     same = (a == b) | (a.isnan() & b.isnan())
     if bool((~same & ~(a - b).isfinite()).any()):
         return Difference(float("inf"), float("inf"))

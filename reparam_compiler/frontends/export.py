@@ -19,7 +19,14 @@ from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.fx import compare_copies
 from reparam_compiler.frontends.torch_read import TorchReader
 from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
-from reparam_compiler.frontends.torch_write import erase_unread, first_reader, name_writes, update_arguments
+from reparam_compiler.frontends.torch_write import (
+    erase_unread,
+    first_reader,
+    name_writes,
+    new_params,
+    set_tensor_argument,
+    update_arguments,
+)
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param, diff
 
@@ -112,7 +119,10 @@ class _Writer:
 
     def __post_init__(self) -> None:
         self.graph = deep_copy(self.model.graph_module.graph)
-        self.nodes = {node.name: node for node in self.graph.nodes}
+        originals = self.model.graph_module.graph.nodes
+        self.nodes = {original.name: node for original, node in zip(originals, self.graph.nodes, strict=True)}
+        for name, node in self.nodes.items():
+            node.name = name  # copying renames what is called as a builtin is (`input`), and the signature goes by names
         self.first = next(iter(self.graph.nodes))
         self.read_before = {node for node in self.graph.nodes if node.users}
 
@@ -141,12 +151,9 @@ class _Writer:
     def update(self, node: Node) -> None:
         """New parameters and attributes for a node of the program's own."""
         fx_node = self.nodes[node.id]
-        for param in node.params:
-            if param in self.before.param_users:
-                continue
+        for index, param in new_params(self.before, node):
             if param.origin is None:
-                got = self._parameter(f"{fx_node.name}.{param.role}", param)
-                fx_node.args = (*fx_node.args[:2], got, *fx_node.args[3:])
+                set_tensor_argument(fx_node, node, index, self._parameter(f"{fx_node.name}.{param.role}", param))
                 continue
             tensor = tensor_from(param, exact=self.exact)
             old = self.new_tensors.get(param.origin)

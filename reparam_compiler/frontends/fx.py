@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.utils import parametrize
 
 from reparam_compiler.equivalence import EXACT, Difference, difference
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
@@ -24,6 +25,8 @@ from reparam_compiler.frontends.torch_write import (
     first_reader,
     name_writes,
     new_module,
+    new_params,
+    set_tensor_argument,
     update_arguments,
     update_module,
 )
@@ -113,7 +116,9 @@ class FxReading:
     def _write(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> fx.GraphModule:
         changes = diff(self.graph, after)
         if changes:
-            _Writer(model, self.graph, changes, exact).write(self.rebound)
+            names = [node.name for node in self.model.graph.nodes]  # a copy renames what is called as a builtin is
+            nodes = dict(zip(names, model.graph.nodes, strict=True))
+            _Writer(model, self.graph, changes, exact).write(nodes, self.rebound)
         return model
 
 
@@ -126,8 +131,8 @@ class _Writer:
     changes: Diff
     exact: bool
 
-    def write(self, rebound: Mapping[str, tuple[str, ...]]) -> None:
-        nodes = {node.name: node for node in self.model.graph.nodes}
+    def write(self, nodes: dict[str, fx.Node], rebound: Mapping[str, tuple[str, ...]]) -> None:
+        """nodes: those of the model, by the ids that the graph knows them by."""
         name_writes(nodes, rebound)
         read_before = {node for node in self.model.graph.nodes if node.users}
         old_targets = self._targets()
@@ -169,33 +174,36 @@ class _Writer:
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     def _update(self, fx_node: fx.Node, node: Node, updated: dict[str, Param]) -> None:
-        for param in node.params:
-            if param.origin is None or param in self.before.param_users or updated.get(param.origin) is param:
-                continue
-            if param.origin in updated:
+        if fx_node.op == "call_module" and parametrize.is_parametrized(self.model.get_submodule(str(fx_node.target))):
+            # A plain module instead: removing a parametrization edits its class, which the caller's module has as well.
+            plain = new_module(node, lambda param: tensor_from(param, exact=self.exact))
+            self.model.set_submodule(str(fx_node.target), plain)
+            return
+        for index, param in new_params(self.before, node):
+            if param.origin is None:
+                self._exchange(fx_node, node, index, param)
+            elif param.origin not in updated:
+                updated[param.origin] = param
+                _set_tensor(self.model, param.origin, tensor_from(param, exact=self.exact))
+            elif updated[param.origin] is not param:
                 raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
-            updated[param.origin] = param
-            _set_tensor(self.model, param.origin, tensor_from(param, exact=self.exact))
         if fx_node.op == "call_module":
             update_module(self.model.get_submodule(str(fx_node.target)), node)
         else:
             update_arguments(fx_node, self.before[node.id], node)
-        added = [p for p in node.params if p.origin is None and p not in self.before.param_users]
-        if added:
-            self._add_bias(fx_node, node, added[0])
 
-    def _add_bias(self, fx_node: fx.Node, node: Node, bias: Param) -> None:
-        """A bias for an op that had none: repair after pruning makes one."""
-        tensor = nn.Parameter(tensor_from(bias, exact=self.exact))
+    def _exchange(self, fx_node: fx.Node, node: Node, index: int, param: Param) -> None:
+        """A tensor that the model had no name for: a bias where there was none, or what was computed from parameters."""
+        tensor = nn.Parameter(tensor_from(param, exact=self.exact))
         if fx_node.op == "call_module":
-            self.model.get_submodule(str(fx_node.target)).bias = tensor
+            module, name = self.model.get_submodule(str(fx_node.target)), ("weight", "bias")[index - 1]
+            setattr(module, name, tensor)
             return
-        name = self._free_name(f"{fx_node.name}_bias", [])
+        name = self._free_name(f"{fx_node.name}_{param.role}", [])
         self.model.register_parameter(name, tensor)
         with self.model.graph.inserting_before(fx_node):
             got = self.model.graph.get_attr(name)
-        fx_node.kwargs = {k: v for k, v in fx_node.kwargs.items() if k != "bias"}
-        fx_node.args = (*fx_node.args[:2], got, *fx_node.args[3:])
+        set_tensor_argument(fx_node, node, index, got)
 
     def _free_name(self, wanted: str, replaced: Sequence[str]) -> str:
         """The wanted path, or one beside it: a path is free where nothing stands, or only what is replaced."""

@@ -71,6 +71,24 @@ def _filled(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     return module.eval()
 
 
+def new_params(before: Graph, node: Node) -> list[tuple[int, Param]]:
+    """The parameters of a node that the graph did not have before, with the input that each is."""
+    return [(i, p) for i, p in enumerate(node.inputs) if isinstance(p, Param) and p not in before.param_users]
+
+
+def set_tensor_argument(fx_node: fx.Node, node: Node, index: int, value: fx.Node) -> None:
+    """Makes input `index` of a call another value; torch and aten give the tensors of these ops in the graph's order."""
+    if not isinstance(node.op, ops.Conv | ops.Linear | ops.Add | ops.Mul | ops.Div):
+        raise RewriteError(f"{node.id}: input {index} of {node.op.name} is computed from parameters and cannot be exchanged")
+    names = ("input", "weight", "bias") if isinstance(node.op, ops.Conv | ops.Linear) else ("input", "other")
+    kept = {key: argument for key, argument in fx_node.kwargs.items() if key != names[index]}
+    if index < len(fx_node.args) or (index == len(fx_node.args) and names[index] not in fx_node.kwargs):
+        fx_node.args = (*fx_node.args[:index], value, *fx_node.args[index + 1 :])
+        fx_node.kwargs = kept
+    else:
+        fx_node.kwargs = {**kept, names[index]: value}
+
+
 def update_module(module: nn.Module, node: Node) -> None:
     """Sets what a module says of its widths to those of its tensors, which are already exchanged."""
     weight = node.param(1) if len(node.inputs) > 1 else None
