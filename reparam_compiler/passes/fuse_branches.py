@@ -82,7 +82,7 @@ def rewrite_regions(
     fusions: list[Fusion] = []
     refusals: list[Refusal] = []
     for sink in reversed(tuple(graph.nodes)):
-        if sink in taken:
+        if sink in taken or not (graph.users[sink] or sink in graph.outputs):
             continue
         *regions, blocked = regions_ending_at(graph, sink, dominators)
         outcome = _first_exact(graph, [r for r in regions if isinstance(r, Region) and wants(r)], verify=verify)
