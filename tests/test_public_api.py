@@ -1,42 +1,91 @@
-"""The exported names, and nothing besides."""
+"""The names that a user may build on, and how they are called."""
 
 import inspect
+import pickle
+import subprocess
+import sys
 
 import pytest
 
 import reparam_compiler
+from reparam_compiler import errors
 
-NAMES = {
-    *("FuseReport", "PruneReport"),
-    *("InfeasiblePruneError", "InvalidGraphError", "LoweringError", "ReparamError", "RewriteError", "TvmMissingError"),
-    *("UnsupportedModelError", "VerificationError", "UnrepairedPruneWarning"),
-    *("compile", "fuse", "inspect", "load", "prune", "register_linear", "tune"),
-}
+PUBLIC = [
+    "FuseReport",
+    "InfeasiblePruneError",
+    "InvalidGraphError",
+    "LoweringError",
+    "PruneReport",
+    "ReparamError",
+    "RewriteError",
+    "TvmMissingError",
+    "UnrepairedPruneWarning",
+    "UnsupportedModelError",
+    "VerificationError",
+    "compile",
+    "fuse",
+    "inspect",
+    "load",
+    "prune",
+    "register_linear",
+    "tune",
+]
 
 
-def test_exported_names() -> None:
-    assert set(reparam_compiler.__all__) == NAMES
-    assert set(dir(reparam_compiler)) >= NAMES
+def test_these_names_are_public_and_no_others() -> None:
+    assert reparam_compiler.__all__ == PUBLIC
+    assert set(PUBLIC) <= set(dir(reparam_compiler))
 
 
-@pytest.mark.parametrize("name", sorted(NAMES - {"load", "compile", "tune"}))
-def test_every_name_can_be_had_and_is_documented(name: str) -> None:
-    assert inspect.getdoc(getattr(reparam_compiler, name))
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in ("compile", "load", "tune")])
+def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
+    assert (getattr(reparam_compiler, name).__doc__ or "").strip()
 
 
-def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'deploy'"):
-        _ = reparam_compiler.deploy
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'squeeze'"):
+        reparam_compiler.squeeze  # noqa: B018
 
 
-def test_options_are_keyword_only_after_the_model_and_its_inputs() -> None:
-    for function in (reparam_compiler.fuse, reparam_compiler.prune, reparam_compiler.compile, reparam_compiler.tune):
-        parameters = list(inspect.signature(function).parameters.values())
-        assert [p.name for p in parameters[:2]] == ["model", "example_inputs"]
-        assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
+@pytest.mark.parametrize("name", ["fuse", "prune", "inspect"])
+def test_what_follows_the_model_and_its_inputs_is_keyword_only(name: str) -> None:
+    model, inputs, *others = inspect.signature(getattr(reparam_compiler, name)).parameters.values()
+    assert (model.name, inputs.name) == ("model", "example_inputs")
+    assert inputs.default is None
+    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in others)
+
+
+def test_fuse_takes_these_options_with_these_defaults() -> None:
+    parameters = list(inspect.signature(reparam_compiler.fuse).parameters.values())[2:]
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    assert defaults == {"verify": True, "inplace": False, "return_report": False}
 
 
 def test_every_error_is_a_reparam_error() -> None:
-    for name in NAMES:
-        if name.endswith("Error"):
-            assert issubclass(getattr(reparam_compiler, name), reparam_compiler.ReparamError)
+    raised = [
+        kind
+        for kind in vars(errors).values()
+        if inspect.isclass(kind) and issubclass(kind, Exception) and not issubclass(kind, Warning)
+    ]
+    assert len(raised) == 8
+    assert all(issubclass(kind, errors.ReparamError) for kind in raised)
+    for name, kind in vars(errors).items():
+        if inspect.isclass(kind):
+            assert name in errors.__doc__ or issubclass(kind, Warning), f"{name} is not drawn in the tree"
+
+
+def test_a_verification_error_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(errors.VerificationError("add_3", 0.5, 1e-6)))
+    assert (error.node, error.max_abs_err, error.tolerance) == ("add_3", 0.5, 1e-6)
+    assert str(error).startswith("add_3: the rewritten model differs by 0.5; at most 1e-06 was expected")
+
+
+@pytest.mark.parametrize("module", ["fuse", "prune"])
+def test_the_commands_modules_do_not_shadow_the_functions(module: str) -> None:
+    code = (
+        f"import reparam_compiler\ntry:\n    import reparam_compiler.{module}\nexcept ImportError as error:\n    print(error)\n"
+        f"print(callable(reparam_compiler.{module}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True"
+    assert len(done.stdout.splitlines()) > 1

@@ -1,0 +1,48 @@
+"""Whatever linear graph comes along, the fused one gives the same values, and near-misses are left alone."""
+
+import copy
+
+import torch
+from hypothesis import given
+from random_regions import RandomRegion, random_regions, sizes_to_try
+from small_models import EXACT, normal, relative_error
+from torch import fx
+
+import reparam_compiler
+
+
+def runs(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    """None where the geometry leaves nothing, or asks a padding mode for more than there is."""
+    try:
+        with torch.no_grad():
+            y = model(x)
+    except RuntimeError:
+        return None
+    return y if y.numel() else None
+
+
+def check(region: tuple[RandomRegion, int, int], *, verify: bool, shapes: bool) -> None:
+    model, channels, rank = region
+    model = model.double().eval()
+    inputs = [normal(2, channels, *sizes) for sizes in sizes_to_try(rank)]
+    expected = [runs(model, x) for x in inputs]
+    if all(y is None for y in expected):
+        return
+    known = next(x for x, y in zip(inputs, expected, strict=True) if y is not None)
+    traced = fx.symbolic_trace(copy.deepcopy(model))
+    fused, report = reparam_compiler.fuse(traced, (known,) if shapes else None, verify=verify, return_report=True)
+    for x, y in zip(inputs, expected, strict=True):
+        if y is not None:
+            with torch.no_grad():
+                assert relative_error(y, fused(x)) < EXACT, report.to_text()
+    assert not any("proof failed" in refusal.reason for refusal in report.refusals), report.to_text()
+
+
+@given(region=random_regions())
+def test_a_fused_region_gives_the_same_values_on_sources_of_several_sizes(region: tuple[RandomRegion, int, int]) -> None:
+    check(region, verify=True, shapes=True)
+
+
+@given(region=random_regions())
+def test_the_algebra_is_right_without_the_proof_and_without_shapes(region: tuple[RandomRegion, int, int]) -> None:
+    check(region, verify=False, shapes=False)
