@@ -163,7 +163,10 @@ class TorchReader:
             op, operands = self._known(called, name)
         except Unread:
             op, operands = self._opaque(node, name)
-        self._emit(node, op, operands)
+        if isinstance(op, ops.Identity) and isinstance(operands[0], str):
+            self._bound[node] = operands[0]  # another name of the same value; tracers differ in which they keep
+        else:
+            self._emit(node, op, operands)
         for written in self.writes.rebound.get(node, ()):
             self._bound[written] = node.name
             self._constants.pop(written, None)
