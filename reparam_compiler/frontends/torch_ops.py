@@ -158,17 +158,29 @@ def _batch_norm(training: int | None, order: tuple[int, int, int, int], eps: int
 
 def _add(sign: float, call: Call) -> Read:
     alpha = float(call.constant(2, "alpha", 1.0))
-    return ops.Add((1.0, sign * alpha)), (call.operand(0, "input"), call.operand(1, "other"))
+    return _constant_last(ops.Add((1.0, sign * alpha)), call.operand(0, "input"), call.operand(1, "other"))
+
+
+def _constant_last(op: ops.Add | ops.Mul, first: Operand, second: Operand) -> Read:
+    """A constant operand comes second, as torch.export writes it."""
+    if not isinstance(first, Param) or isinstance(second, Param):
+        return op, (first, second)
+    return (ops.Add(op.coefficients[::-1]) if isinstance(op, ops.Add) else op), (second, first)
 
 
 def _rsub(call: Call) -> Read:
-    return ops.Add((1.0, -float(call.constant(2, "alpha", 1.0)))), (call.operand(1, "other"), call.operand(0, "input"))
+    alpha = float(call.constant(2, "alpha", 1.0))
+    return _constant_last(ops.Add((1.0, -alpha)), call.operand(1, "other"), call.operand(0, "input"))
 
 
-def _binary(op: ops.Op, call: Call) -> Read:
+def _mul(call: Call) -> Read:
+    return _constant_last(ops.Mul(), call.operand(0, "input"), call.operand(1, "other"))
+
+
+def _div(call: Call) -> Read:
     if call.kwargs.get("rounding_mode") is not None:
         raise Unread("division that rounds")
-    return op, (call.operand(0, "input"), call.operand(1, "other"))
+    return ops.Div(), (call.operand(0, "input"), call.operand(1, "other"))
 
 
 def _identity(call: Call) -> Read:
@@ -374,8 +386,8 @@ READERS: dict[str, Reader] = {
     "subtract": partial(_add, -1.0),
     "rsub": _rsub,
     "neg": lambda call: (ops.Add((-1.0,)), (call.x,)),
-    **dict.fromkeys(("mul", "multiply"), partial(_binary, ops.Mul())),
-    **dict.fromkeys(("div", "divide", "truediv", "true_divide"), partial(_binary, ops.Div())),
+    **dict.fromkeys(("mul", "multiply"), _mul),
+    **dict.fromkeys(("div", "divide", "truediv", "true_divide"), _div),
     **dict.fromkeys(("identity", "contiguous", "clone", "detach", "alias", "lift_fresh_copy"), _identity),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"), _dropout),
     **{
