@@ -153,7 +153,7 @@ class _Writer:
         fx_node = self.nodes[node.id]
         for index, param in new_params(self.before, node):
             if param.origin is None:
-                set_tensor_argument(fx_node, node, index, self._parameter(f"{fx_node.name}.{param.role}", param))
+                set_tensor_argument(fx_node, self.before, node, index, self._parameter(f"{fx_node.name}.{param.role}", param))
                 continue
             tensor = tensor_from(param, exact=self.exact)
             old = self.new_tensors.get(param.origin)

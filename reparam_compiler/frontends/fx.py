@@ -203,7 +203,7 @@ class _Writer:
         self.model.register_parameter(name, tensor)
         with self.model.graph.inserting_before(fx_node):
             got = self.model.graph.get_attr(name)
-        set_tensor_argument(fx_node, node, index, got)
+        set_tensor_argument(fx_node, self.before, node, index, got)
 
     def _free_name(self, wanted: str, replaced: Sequence[str]) -> str:
         """The wanted path, or one beside it: a path is free where nothing stands, or only what is replaced."""

@@ -76,17 +76,30 @@ def new_params(before: Graph, node: Node) -> list[tuple[int, Param]]:
     return [(i, p) for i, p in enumerate(node.inputs) if isinstance(p, Param) and p not in before.param_users]
 
 
-def set_tensor_argument(fx_node: fx.Node, node: Node, index: int, value: fx.Node) -> None:
-    """Makes input `index` of a call another value; torch and aten give the tensors of these ops in the graph's order."""
+def set_tensor_argument(fx_node: fx.Node, before: Graph, node: Node, index: int, value: fx.Node) -> None:
+    """Makes the parameter that is input `index` of a node another value.
+
+    torch and aten give the tensors of these ops in the graph's order, but for a constant that stands before what it is added to
+    or multiplied with.
+    """
     if not isinstance(node.op, ops.Conv | ops.Linear | ops.Add | ops.Mul | ops.Div):
         raise RewriteError(f"{node.id}: input {index} of {node.op.name} is computed from parameters and cannot be exchanged")
     names = ("input", "weight", "bias") if isinstance(node.op, ops.Conv | ops.Linear) else ("input", "other")
+    if isinstance(node.op, ops.Add | ops.Mul) and fx_node.args and _is_constant(fx_node.args[0], before):
+        index = 0
     kept = {key: argument for key, argument in fx_node.kwargs.items() if key != names[index]}
     if index < len(fx_node.args) or (index == len(fx_node.args) and names[index] not in fx_node.kwargs):
         fx_node.args = (*fx_node.args[:index], value, *fx_node.args[index + 1 :])
         fx_node.kwargs = kept
     else:
         fx_node.kwargs = {**kept, names[index]: value}
+
+
+def _is_constant(argument: object, before: Graph) -> bool:
+    """True for an argument that depends on parameters alone."""
+    if not isinstance(argument, fx.Node):
+        return True
+    return argument.name not in before.nodes and all(_is_constant(source, before) for source in argument.all_input_nodes)
 
 
 def update_module(module: nn.Module, node: Node) -> None:

@@ -29,10 +29,12 @@ class ComputedWeights(nn.Module):
         self.first = nn.Conv2d(3, 16, 3, bias=False)
         parametrize.register_parametrization(self.first, "weight", Doubled())
         self.weight = nn.Parameter(torch.randn(16, 16, 3, 3))
+        self.scale = nn.Parameter(torch.randn(16))
         self.last = nn.Conv2d(16, 8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.relu(F.conv2d(torch.relu(self.first(x)), self.weight * 0.1)))
+        inner = torch.relu(F.conv2d(torch.relu(self.first(x)), self.weight * 0.1))
+        return self.last(self.scale.exp().reshape(1, -1, 1, 1) * inner)
 
 
 @pytest.mark.parametrize("kind", ["fx", "export"])
