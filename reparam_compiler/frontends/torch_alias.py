@@ -28,10 +28,16 @@ _VIEWS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """rebound: for each in-place call the nodes that are names of its value from then on. opaque: nodes to leave alone."""
+    """What in-place calls do.
+
+    rebound: for each in-place call the nodes that are names of its value from then on.
+    opaque: nodes to leave alone.
+    changing: nodes whose storage is written to at some time. A copy of one is not another name for it.
+    """
 
     rebound: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     opaque: set[fx.Node] = field(default_factory=set)
+    changing: set[fx.Node] = field(default_factory=set)
 
 
 def first_argument(node: fx.Node) -> fx.Node | None:
@@ -73,9 +79,12 @@ def find_writes(
             if views_read_later or tensor_of(storage[node]) is not None:
                 _leave_alone(found, [*shared, node])
             found.rebound[node] = same
+            found.changing.add(storage[node])
         shared.append(node)
         for written in _written_aside(node, name):
             _leave_alone(found, [*sharing[storage[written]], node])
+            found.changing.add(storage[written])
+    found.changing.update(node for node, root in storage.items() if root in found.changing)
     return found
 
 

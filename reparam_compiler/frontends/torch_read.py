@@ -163,13 +163,16 @@ class TorchReader:
             op, operands = self._known(called, name)
         except Unread:
             op, operands = self._opaque(node, name)
-        if isinstance(op, ops.Identity) and isinstance(operands[0], str):
+        if isinstance(op, ops.Identity) and isinstance(operands[0], str) and not self._may_change(node):
             self._bound[node] = operands[0]  # another name of the same value; tracers differ in which they keep
         else:
             self._emit(node, op, operands)
         for written in self.writes.rebound.get(node, ()):
             self._bound[written] = node.name
             self._constants.pop(written, None)
+
+    def _may_change(self, node: fx.Node) -> bool:
+        return any(other in self.writes.changing for other in (node, *node.all_input_nodes))
 
     def _known(self, node: fx.Node, name: str) -> Read:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._number_or_node)

@@ -108,7 +108,38 @@ def kernel_filled_through_a_view(m: Pieces, x: Tensor) -> Tensor:
     return torch.relu(F.conv2d(x, m.wide.weight * centre, None, 1, 1) + m.norm(x))
 
 
+def copied_before_it_is_written(m: Pieces, x: Tensor) -> Tensor:
+    x = torch.sin(x)
+    y = x.clone()
+    x.mul_(2)
+    return torch.relu(m.norm(m.wide(y))) + x
+
+
+def copy_written(m: Pieces, x: Tensor) -> Tensor:
+    x = torch.sin(x)
+    y = x.clone()
+    y.mul_(2)
+    return torch.relu(m.norm(m.wide(x)) + m.point(x)) + y
+
+
+def dropout_in_place_that_does_nothing(m: Pieces, x: Tensor) -> Tensor:
+    y = m.wide(x)
+    z = F.dropout(y, 0.5, False, True)
+    return torch.relu(m.norm(y)) + z
+
+
+def contiguous_that_may_copy(m: Pieces, x: Tensor) -> Tensor:
+    x = torch.sin(x)
+    y = x.contiguous()
+    x.mul_(2)
+    return torch.relu(m.norm(m.wide(y))) + x
+
+
 WIRINGS: list[Wiring] = [
+    copied_before_it_is_written,
+    copy_written,
+    dropout_in_place_that_does_nothing,
+    contiguous_that_may_copy,
     source_written_after_its_branches_read_it,
     source_written_through_a_view_between_its_branches,
     source_written_through_a_view_before_the_sum,
