@@ -1,0 +1,113 @@
+"""What remains of a conv and the affine ops round it is one op (Eq. 3), and what cannot be folded says why."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, randomised
+from torch import Tensor, fx, nn
+
+import reparam_compiler
+from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.passes.fold_bn import fold_bn
+
+Wiring = Callable[[Pieces, Tensor], Tensor]
+
+
+@given(
+    rank=st.integers(1, 3),
+    groups=st.sampled_from([1, 2, 4]),
+    size=st.integers(1, 3),
+    padding=st.integers(0, 1),
+    mode=st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+    stride=st.integers(1, 2),
+    affine=st.booleans(),
+    bias=st.booleans(),
+)
+def test_a_conv_and_its_norm_are_one_conv(
+    rank: int, groups: int, size: int, padding: int, mode: str, stride: int, affine: bool, bias: bool
+) -> None:
+    conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[rank - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
+    layer = conv(4, 8, size, stride, padding, groups=groups, bias=bias, padding_mode=mode)
+    model = randomised(nn.Sequential(layer, norm(8, affine=affine, eps=0.1), nn.ReLU()))
+    fused = fuse_in_float64(model, normal(2, 4, *(7, 6, 5)[:rank]))
+    assert fused.error < EXACT
+    assert [f.nodes for f in fused.report.fusions] == [("_0", "_1")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_linear_and_its_norm_are_one_linear(kind: Kind) -> None:
+    model = randomised(nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)))
+    fused = fuse_in_float64(model, normal(5, 6), kind=kind, shapes=True)
+    assert fused.error < EXACT
+    (fusion,) = fused.report.fusions
+    assert (fusion.op, fusion.weight) == ("linear", (4, 6))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("wiring", "count"),
+    [
+        (lambda m, x: torch.relu(m.norm(m.wide(x)) * 2 + 1), 4),
+        (lambda m, x: torch.relu(m.wide(x) / 3), 2),
+        (lambda m, x: torch.relu(m.point(m.norm(x))), 2),
+        (lambda m, x: torch.relu(m.point(2 - x)), 2),
+        (lambda m, x: torch.relu(m.norm(nn.functional.dropout(m.wide(x), 0.5, m.training))), 2),
+    ],
+)
+def test_affine_ops_round_a_conv_go_into_it(wiring: Wiring, count: int, kind: Kind) -> None:
+    fused = fuse_in_float64(Pieces(wiring), normal(2, 4, 6, 5), kind=kind, shapes=True)
+    assert fused.error < EXACT
+    assert [len(f.nodes) for f in fused.report.fusions] == [count]
+
+
+@pytest.mark.parametrize(
+    ("wiring", "reason"),
+    [
+        (lambda m, x: m.wide(m.norm(x)), "pads over an inner bias with another value than that bias at wide"),
+        (lambda m, x: m.norm(torch.relu(x)), "relu (relu) is not linear"),
+        (lambda m, x: m.norm(x), "x (input) is not linear"),
+        (lambda m, x: (lambda y: m.norm(y) * torch.sigmoid(y))(m.wide(x)), "wide is also read by sigmoid"),
+    ],
+)
+def test_a_norm_that_stays_says_why(wiring: Wiring, reason: str) -> None:
+    fused = fuse_in_float64(Pieces(wiring), normal(2, 4, 6, 5))
+    assert fused.error == 0
+    assert not fused.report.fusions
+    assert fused.reasons in ([reason], ["x (input) is not linear"])
+
+
+def test_a_norm_on_an_unpadded_conv_goes_in_from_the_front() -> None:
+    model = randomised(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, stride=2), nn.ReLU()))
+    fused = fuse_in_float64(model, normal(2, 4, 9, 8))
+    assert fused.error < EXACT
+    assert len(fused.report.fusions) == 1
+
+
+def test_a_norm_without_a_shift_goes_in_through_zero_padding() -> None:
+    model = randomised(nn.Sequential(nn.BatchNorm2d(4, affine=False), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU()))
+    model[0].running_mean.zero_()
+    fused = fuse_in_float64(model, normal(2, 4, 9, 8))
+    assert fused.error < EXACT
+    assert len(fused.report.fusions) == 1
+
+
+def test_without_shapes_a_linear_is_not_known_to_have_two_axes() -> None:
+    model = randomised(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
+    _, report = reparam_compiler.fuse(fx.symbolic_trace(model), return_report=True)
+    assert report.refusals[0].reason == "linear on what is not known to have two axes"
+
+
+def test_a_norm_over_the_second_of_three_axes_is_not_folded_into_a_linear() -> None:
+    model = randomised(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
+    fused = fuse_in_float64(model, normal(2, 4, 6), shapes=True)
+    assert fused.error == 0
+    assert not fused.report.fusions
+
+
+def test_a_conv_with_nothing_round_it_is_the_same_object() -> None:
+    graph = FxFrontend().read(fx.symbolic_trace(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))).graph
+    assert fold_bn(graph).graph is graph
