@@ -1,0 +1,73 @@
+"""What was done and what was not, for people and for machines."""
+
+import json
+from dataclasses import replace
+
+from reparam_compiler.cost import Cost
+from reparam_compiler.equivalence import Difference
+from reparam_compiler.passes.fuse_branches import Fusion, Refusal
+from reparam_compiler.report import FuseReport, WholeModel, cost_lines, merged, prefixed
+
+BEFORE = Cost(12_345_678, 3, 2_000_000_000, 1.5e9, 3 * 2**20)
+AFTER = Cost(8_300_000, 1, 1_000_000_000, 0.5e9, 2**20)
+FUSION = Fusion(("a", "b"), "x", "b", "conv pad=1", (4, 3, 3, 3), "f32 1 4 5 5", Difference(1e-12, 2e-13))
+REFUSAL = Refusal("c", "add", "relu (relu) is not linear")
+
+
+def report(**changes: object) -> FuseReport:
+    given = {"kind": "torch.fx", "fusions": (FUSION,), "refusals": (REFUSAL,), "before": BEFORE, "after": AFTER}
+    return FuseReport(**(given | changes))  # type: ignore[arg-type]
+
+
+def test_the_text_of_a_report() -> None:
+    whole = WholeModel("torch, float64, example inputs", Difference(1e-9, 1e-10))
+    assert report(whole_model=whole, remarks=("a remark",)).to_text() == (
+        "torch.fx: 1 fused, 1 refused\n"
+        "  convs         3 -> 1\n"
+        "  params        12.346 M -> 8.300 M\n"
+        "  FLOPs         2.000 G -> 1.000 G\n"
+        "  Winograd MULs 1.500 G -> 0.500 G\n"
+        "  activations   3.00 MiB -> 1.00 MiB\n"
+        "  fused    b: 2 nodes -> conv pad=1, weight 4x3x3x3, f32 1 4 5 5  error 1.0e-12\n"
+        "  refused  c (add): relu (relu) is not linear\n"
+        "a remark\n"
+        "every fused region proven in float64: differs by at most 2.0e-13 (relative)\n"
+        "the whole model differs by 1e-09 (1.0e-10 relative): torch, float64, example inputs"
+    )
+
+
+def test_what_is_not_known_is_left_out_of_the_costs() -> None:
+    unknown = Cost(1_000_000, 1, None, None, None)
+    assert cost_lines(unknown, unknown) == ["  convs         1 -> 1", "  params        1.000 M -> 1.000 M"]
+
+
+def test_a_whole_that_was_not_compared_says_how_to_have_it_compared() -> None:
+    assert report().to_text().endswith("the whole model was not compared: pass example inputs to have that done")
+
+
+def test_regions_that_were_not_proven_are_called_so() -> None:
+    found = report(fusions=(replace(FUSION, error=None, shape=""),))
+    assert found.max_error is None
+    assert "the fused regions were not proven (verify=False)" in found.to_text()
+    assert "weight 4x3x3x3, shape unknown\n" in found.to_text()
+
+
+def test_the_largest_error_is_the_relative_one() -> None:
+    other = replace(FUSION, error=Difference(1e-15, 1e-9))
+    assert report(fusions=(FUSION, other)).max_error == Difference(1e-15, 1e-9)
+
+
+def test_json_round_trips() -> None:
+    found = json.loads(report().to_json())
+    assert found["fusions"][0]["nodes"] == ["a", "b"]
+    assert found["refusals"] == [{"node": "c", "op": "add", "reason": "relu (relu) is not linear"}]
+    assert (found["before"]["params"], found["after"]["convs"], found["whole_model"]) == (12_345_678, 1, None)
+
+
+def test_reports_of_parts_carry_their_paths_and_add_up() -> None:
+    parts = [prefixed(report(), "backbone"), prefixed(report(), "head.0")]
+    whole = merged("nn.Module Detector, in parts", parts, ["a remark"])
+    assert [fusion.nodes for fusion in whole.fusions] == [("backbone.a", "backbone.b"), ("head.0.a", "head.0.b")]
+    assert [refusal.node for refusal in whole.refusals] == ["backbone.c", "head.0.c"]
+    assert (whole.before.params, whole.after.convs, whole.before.flops) == (2 * 12_345_678, 2, None)
+    assert whole.remarks == ("a remark",)
