@@ -110,7 +110,9 @@ class FxReading:
                 module = self.model.get_submodule(str(node.target))
                 read.update(id(tensor) for tensor in (*module.parameters(), *module.buffers()))
             elif node.op == "get_attr" and any(user.name not in goes for user in node.users):
-                read.add(id(_attribute(self.model, str(node.target))))
+                holder = self.model.get_submodule(str(node.target).rpartition(".")[0])  # which stays, with all that it holds
+                tensors = (*holder.parameters(), *holder.buffers()) if holder is not self.model else ()
+                read.update(id(tensor) for tensor in (*tensors, _attribute(self.model, str(node.target))))
         return read
 
     def _write(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> fx.GraphModule:
@@ -150,11 +152,10 @@ class _Writer:
     def _replace(self, nodes: dict[str, fx.Node], node: Node) -> fx.Node:
         sink = nodes[node.id]
         called = [str(nodes[i].target) for i in node.replaces if nodes[i].op == "call_module"]
-        weight = next(param for param in node.params)
         like = self._like(nodes, node)
         with torch.no_grad():
             built = new_module(node, lambda param: tensor_from(param, device=like, exact=self.exact))
-        target = self._free_name(_common_name(called) or weight.role, called)
+        target = self._free_name(_common_name(called), called)
         self.model.add_submodule(target, built)
         with self.model.graph.inserting_before(first_reader(nodes, self.before, node)):
             new = self.model.graph.call_module(target, (nodes[node.sources[0]],))
@@ -304,9 +305,7 @@ def _recorded(model: fx.GraphModule) -> dict[str, Any]:
 def _common_name(targets: Sequence[str]) -> str:
     """`stage1.0.fused` for `stage1.0.conv3.conv` and `stage1.0.conv1.bn`: a name beside theirs, never below one."""
     levels = zip(*(target.split(".")[:-1] for target in targets), strict=False)
-    return (
-        ".".join([*(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)), "fused"]) if targets else ""
-    )
+    return ".".join([*(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)), "fused"])
 
 
 def _attribute(model: nn.Module, path: str) -> object:
