@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from random_regions import RandomRegion, random_regions, sizes_to_try
 from small_models import EXACT, normal, relative_error
 from torch import fx
@@ -38,11 +38,13 @@ def check(region: tuple[RandomRegion, int, int], *, verify: bool, shapes: bool) 
     assert not any("proof failed" in refusal.reason for refusal in report.refusals), report.to_text()
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(region=random_regions())
 def test_a_fused_region_gives_the_same_values_on_sources_of_several_sizes(region: tuple[RandomRegion, int, int]) -> None:
     check(region, verify=True, shapes=True)
 
 
+@settings(max_examples=settings.default.max_examples // 3)
 @given(region=random_regions())
 def test_the_algebra_is_right_without_the_proof_and_without_shapes(region: tuple[RandomRegion, int, int]) -> None:
     check(region, verify=False, shapes=False)

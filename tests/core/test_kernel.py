@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -118,6 +118,7 @@ def conv(*size: int, into: int = 2, out: int = 2, bias: float = 0.0, **attribute
 # what each function computes
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data(), rank=ranks())
 def test_scale_multiplies_and_shifts_each_channel(data: st.DataObject, rank: int) -> None:
     kernel = data.draw(kernels(rank))
@@ -131,6 +132,7 @@ def test_scale_multiplies_and_shifts_each_channel(data: st.DataObject, rank: int
             torch.testing.assert_close(run(scaled, x), expected, **EXACT)
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(data=st.data(), rank=ranks(), merged=st.integers(1, 3), groups=st.integers(1, 3), out=st.integers(1, 2))
 def test_coarser_groups_are_the_same_operator(data: st.DataObject, rank: int, merged: int, groups: int, out: int) -> None:
     finest = merged * groups

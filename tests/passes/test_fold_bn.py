@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, randomised
 from torch import Tensor, fx, nn
@@ -16,6 +16,7 @@ from reparam_compiler.passes.fold_bn import fold_bn
 Wiring = Callable[[Pieces, Tensor], Tensor]
 
 
+@settings(max_examples=settings.default.max_examples // 4)
 @given(
     rank=st.integers(1, 3),
     groups=st.sampled_from([1, 2, 4]),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import EXACT, normal, relative_error
 
@@ -39,6 +39,7 @@ def check(one: Node, x: torch.Tensor) -> None:
     assert relative_error(evaluate_node(one, {"x": x}), evaluate_node(as_node(kernel), {"x": x})) < EXACT
 
 
+@settings(max_examples=settings.default.max_examples // 2)
 @given(
     rank=st.integers(1, 3),
     groups=st.sampled_from([1, 2]),
