@@ -1,4 +1,4 @@
-"""How all tests run: hypothesis without deadlines, two torch threads, seeded generators, third parties' warnings named."""
+"""How all tests run: hypothesis without deadlines, one torch thread, seeded generators, third parties' warnings named."""
 
 import os
 from collections.abc import Iterator
