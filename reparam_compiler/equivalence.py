@@ -22,6 +22,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _AVG_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _ADAPTIVE: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
@@ -120,6 +121,8 @@ def _apply(op: ops.Op, operands: list[Any]) -> Any:
             x, weight, bias = _three(operands)
             x = F.pad(x, _torch_padding(padding), _PAD_MODE[mode]) if any(map(any, padding)) else x
             return _CONV[len(stride)](x, weight, bias, stride, 0, dilation, groups)
+        case ops.ConvTranspose():
+            return _conv_transpose(op, *_three(operands))
         case ops.Linear():
             return F.linear(*_three(operands))
         case ops.BatchNorm(eps, training):
@@ -143,6 +146,8 @@ def _apply(op: ops.Op, operands: list[Any]) -> Any:
             return _pool(op, operands[0])
         case ops.Reduce(function, axes, keepdim):
             return _REDUCE[function](operands[0], axes, keepdim=keepdim)
+        case ops.Assign(cuts):
+            return _assign(cuts, *operands)
         case ops.Opaque(target, run):
             if run is None:
                 raise UnsupportedModelError(f"{target} cannot be run outside its model")
@@ -159,6 +164,8 @@ def _move(op: ops.Op, operands: list[Any]) -> Any:
             return x
         case ops.Concat(axis):
             return torch.cat(operands, axis)
+        case ops.Stack(axis):
+            return torch.stack(operands, axis)
         case ops.Flatten(start, end):
             return torch.flatten(x, start, end)
         case ops.Reshape(shape):
@@ -173,6 +180,27 @@ def _move(op: ops.Op, operands: list[Any]) -> Any:
             return x[index]
         case _:
             raise UnsupportedModelError(f"the interpreter has no rule for {op.name}")
+
+
+def _conv_transpose(op: ops.ConvTranspose, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """All of the output, which is then cut, or extended by the bias, at both ends: torch's own padding is symmetric."""
+    rank = len(op.stride)
+    y = _CONV_TRANSPOSE[rank](x, weight, bias, op.stride, 0, 0, op.groups, op.dilation)
+    amounts = [(-low, extra - high) for (low, high), extra in zip(op.padding, op.output_padding, strict=True)]
+    cut = F.pad(y, _torch_padding(amounts))
+    if bias is None or all(high <= 0 for _, high in amounts):
+        return cut
+    inside = F.pad(torch.ones_like(y[:1, :1]), _torch_padding(amounts))
+    return cut + (1 - inside) * bias.reshape(-1, *(1,) * rank)
+
+
+def _assign(cuts: Sequence[tuple[int, int, int | None]], x: Tensor, value: Tensor) -> Tensor:
+    index = [slice(None)] * x.ndim
+    for axis, start, stop in cuts:
+        index[axis] = slice(start, stop)
+    written = x.clone()
+    written[tuple(index)] = value
+    return written
 
 
 def _pool(op: ops.Op, x: Tensor) -> Tensor:

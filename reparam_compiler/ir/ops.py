@@ -42,6 +42,20 @@ class Conv(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class ConvTranspose(Op):
+    """(x `N C *S`, weight `C O/groups *K`, bias `O` or None): the transpose of a conv.
+
+    padding: what is cut off the full output, (low, high) for each axis; output_padding: what is added at the high end.
+    """
+
+    stride: Ints
+    padding: Pairs
+    output_padding: Ints
+    dilation: Ints
+    groups: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Linear(Op):
     """(x `… I`, weight `O I`, bias `O` or None), on the last axis."""
 
@@ -158,6 +172,25 @@ class Concat(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Stack(Op):
+    """(values …): along a new axis."""
+
+    axis: int
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class Assign(Op):
+    """(x, value): x with `x[cuts] = value`, broadcast; either may be a parameter.
+
+    cuts: (axis, start, stop) for each axis that is not written to from end to end. Negative numbers count from the end,
+    stop None is the end.
+    """
+
+    cuts: tuple[tuple[int, int, int | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Flatten(Op):
     """(x): axes `start` to `end` become one."""
 
@@ -247,6 +280,7 @@ def _compact(value: object) -> object:
 _SHORT = {"padding": "pad"}
 _PLAIN: dict[str, tuple[object, ...]] = {
     "stride": ((1,), (1, 1), (1, 1, 1), ()),
+    "output_padding": ((0,), (0, 0), (0, 0, 0), ()),
     "dilation": ((1,), (1, 1), (1, 1, 1), ()),
     "padding": (((0, 0),), ((0, 0), (0, 0)), ((0, 0), (0, 0), (0, 0)), ()),
     "coefficients": ((1.0, -1.0), *((1.0,) * n for n in range(1, 33))),
