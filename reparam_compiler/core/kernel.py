@@ -4,7 +4,8 @@ A kernel with stride s, dilation d and padding (l, h) sends a source x, extended
 
     y[o, p] = b[o] + sum_{i, t} W[o, i, t] x[i, s p + d t - l],     0 <= p <= (size + l + h - d (k - 1) - 1) // s
 
-Such operators are closed under
+A kernel that upsamples by u reads x with u - 1 zeros between each two positions, (size - 1) u + 1 long: with stride 1 it is a
+transposed conv. Such operators are closed under
 
     (a K + b) x = a (K x) + b              W' = a W, b' = a b_K + b                     scale, always exact
     (K + L) x = K x + L x                  W' = W_K + W_L on one lattice of taps        add, where both give the same positions
@@ -14,6 +15,10 @@ Such operators are closed under
 sees the padding, not what the inner kernel would give. The two agree only where the inner kernel has a single tap along the
 padded axis, so that outside its source it gives its bias, and the padding value is that bias. A 3x3 that pads over a 3x3
 that pads is therefore refused, even without a bias: it is not a 5x5.
+
+Where the taps are right but the padding is not the inner bias, b is no longer one number for each channel: it is NaN, and stays
+so through all that follows. What comes later may put it right (DBB writes its bias over the border); so whoever wants the
+operator measures b, which is its response to zero, and finds out whether it is the same everywhere.
 
 Everything is float64, rank-generic (`*K` is any number of spatial axes, none for a linear layer) and pure.
 """
@@ -43,11 +48,12 @@ class ConvKernel:
     """An affine convolution operator from `groups * Ig` to `O` channels.
 
     weight: taps, `O Ig *K`.
-    bias: `O`.
-    stride, dilation: for each spatial axis, in source positions.
+    bias: `O`; NaN where it is not known to be the same at all positions.
+    stride, dilation: for each spatial axis, in source positions (those of the upsampled source).
     padding: for each spatial axis, how far the source is extended below and above; a negative number is a crop.
     groups: blocks of the block-diagonal channel matrix.
     mode: what the extension holds.
+    upsampling: for each spatial axis; left out, it is 1.
     """
 
     weight: Weight
@@ -57,11 +63,14 @@ class ConvKernel:
     padding: Pairs
     groups: int = 1
     mode: PaddingMode = "zeros"
+    upsampling: Ints = ()
 
     def __post_init__(self) -> None:
         rank = self.weight.ndim - 2
-        if not len(self.stride) == len(self.dilation) == len(self.padding) == rank:
-            raise ValueError(f"{rank} spatial axes, but {self.stride=}, {self.dilation=}, {self.padding=}")
+        if not self.upsampling:
+            object.__setattr__(self, "upsampling", (1,) * rank)
+        if not len(self.stride) == len(self.dilation) == len(self.padding) == len(self.upsampling) == rank:
+            raise ValueError(f"{rank} spatial axes, but {self.stride=}, {self.dilation=}, {self.padding=}, {self.upsampling=}")
         if self.bias.shape != self.weight.shape[:1] or self.weight.shape[0] % self.groups:
             raise ValueError(f"weight {self.weight.shape}, bias {self.bias.shape} and groups {self.groups} do not agree")
 
@@ -91,9 +100,20 @@ class ConvKernel:
         return tuple(low + high - span for (low, high), span in zip(self.padding, self.span, strict=True))
 
     @property
+    def upsamples(self) -> bool:
+        """The source is read with zeros between its positions."""
+        return any(n > 1 for n in self.upsampling)
+
+    @property
+    def bias_varies(self) -> bool:
+        """What is added may differ from position to position."""
+        return bool(np.isnan(self.bias).any())
+
+    @property
     def is_pointwise(self) -> bool:
         """Every output reads the one source position that it stands on (stride 1, one tap, no padding)."""
-        return all(n == 1 for n in (*self.size, *self.stride)) and self.padding == ((0, 0),) * self.rank
+        ones = (*self.size, *self.stride, *self.upsampling)
+        return all(n == 1 for n in ones) and self.padding == ((0, 0),) * self.rank
 
     @property
     def is_diagonal(self) -> bool:
@@ -161,47 +181,59 @@ def concat(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
     return _superpose(kernels, starts, out, 1)
 
 
-def pad(kernel: ConvKernel, padding: Pairs, value: Bias) -> ConvKernel:
-    """The operator whose output is the kernel's, extended by `padding` positions that hold `value` (cropped where negative).
+def pad(kernel: ConvKernel, padding: Pairs, value: Bias, mode: PaddingMode = "zeros") -> ConvKernel:
+    """The operator whose output is the kernel's, extended by `padding` positions (cropped where negative).
 
-    Raises NotFusable where the kernel, evaluated at those positions, gives something else.
+    The extension holds `value`, a number for each channel, or repeats the output as another `mode` says. Where the kernel,
+    evaluated there, gives another bias, the result's is NaN.
+
+    Raises NotFusable where the kernel, evaluated at those positions, does not give a constant, or would not repeat itself.
     """
+    extends = any(low > 0 or high > 0 for low, high in padding)
+    if mode != "zeros" and extends:
+        if not kernel.is_pointwise:
+            raise NotFusable(f"pads ({mode}) over an op that is not pointwise")
+        return replace(kernel, padding=padding, mode=mode)
     for axis, (below, above) in enumerate(padding):
         if (below > 0 or above > 0) and (reason := _outside_is_not_bias(kernel, axis)):
             raise NotFusable(f"pads axis {axis} of what {reason} gave")
-    extends = any(low > 0 or high > 0 for low, high in padding)
-    if extends and not np.array_equal(kernel.bias, value):
-        raise NotFusable("pads over an inner bias with another value than that bias")
     moved = tuple(
         (low + below * s, high + above * s)
         for (low, high), (below, above), s in zip(kernel.padding, padding, kernel.stride, strict=True)
     )
     if kernel.mode == "circular" and any(min(pair) < 0 < max(pair) for pair in moved):
         raise NotFusable("crops a source that the other border is padded with")
-    return replace(kernel, padding=moved, mode="zeros" if extends else kernel.mode)
+    bias = np.where(_alike(kernel.bias, value), kernel.bias, np.nan) if extends else kernel.bias
+    return replace(kernel, bias=bias, padding=moved, mode="zeros" if extends else kernel.mode)
+
+
+def subsample(kernel: ConvKernel, steps: Ints) -> ConvKernel:
+    """The operator that keeps every so many of the kernel's outputs along each axis, the first one included."""
+    return replace(kernel, stride=tuple(s * step for s, step in zip(kernel.stride, steps, strict=True)))
 
 
 def compose(outer: ConvKernel, inner: ConvKernel) -> ConvKernel:
     """The operator x -> outer(inner(x)).
 
-    Raises NotFusable where the outer kernel pads over what the inner one never gave (see the module).
+    Raises NotFusable where the outer kernel pads over what the inner one never gave, or upsamples it (see the module).
     """
     if outer.channels[0] != inner.channels[1]:
         raise NotFusable(f"an op of {outer.channels[0]} channels reads {inner.channels[1]}")
     if outer.is_diagonal:
         return scale(inner, outer.weight.reshape(-1), outer.bias)
-    if outer.mode != "zeros":
+    if outer.upsamples:
         if not inner.is_pointwise:
-            raise NotFusable(f"pads ({outer.mode}) over an op that is not pointwise")
-        padded = replace(inner, padding=outer.padding, mode=outer.mode)
+            raise NotFusable("upsamples what an op that is not pointwise gave")
+        bias = np.where(inner.bias == 0, 0.0, np.nan)  # there is none between the positions that it is read at
+        padded = replace(inner, bias=bias, padding=outer.padding, upsampling=outer.upsampling)
     else:
-        padded = pad(inner, outer.padding, np.zeros(inner.channels[1]))
-    groups = gcd(outer.groups, inner.groups)
-    bias = outer.bias + _apply_to_constant(outer, inner.bias)
+        padded = pad(inner, outer.padding, np.zeros(inner.channels[1]), outer.mode)
+    bias = outer.bias + _apply_to_constant(outer, padded.bias)
     if inner.is_diagonal:
         into = inner.weight.reshape(outer.groups, 1, -1, *(1,) * outer.rank)
         blocks = outer.weight.reshape(outer.groups, -1, *outer.weight.shape[1:])
         return replace(outer, weight=(blocks * into).reshape(outer.weight.shape), bias=bias)
+    groups = gcd(outer.groups, inner.groups)
     return _correlate(regroup(outer, groups), regroup(padded, groups), bias)
 
 
@@ -226,7 +258,12 @@ def _correlate(outer: ConvKernel, inner: ConvKernel, bias: Bias) -> ConvKernel:
         )
         weight[(slice(None),) * 3 + place] += seen.reshape(groups, out // groups, into, *inner.size)
     stride = tuple(p * q for p, q in zip(outer.stride, inner.stride, strict=True))
-    return ConvKernel(weight.reshape(out, into, *size), bias, stride, lattice, inner.padding, groups=groups, mode=inner.mode)
+    return replace(inner, weight=weight.reshape(out, into, *size), bias=bias, stride=stride, dilation=lattice, groups=groups)
+
+
+def _alike(a: Bias, b: Bias) -> np.ndarray:
+    """Where two biases are one number, but for the rounding of two ways to compute it."""
+    return np.isclose(a, b, rtol=1e-12, atol=1e-12 * np.nan_to_num(np.abs(a)).max(initial=0.0))
 
 
 def _apply_to_constant(kernel: ConvKernel, value: Bias) -> Bias:
@@ -255,6 +292,8 @@ def _check_parallel(a: ConvKernel, b: ConvKernel, *, same_outputs: bool = True) 
         raise NotFusable(f"branches map {ai} to {ao} and {bi} to {bo} channels")
     if a.stride != b.stride:
         raise NotFusable(f"stride {_text(a.stride)} meets stride {_text(b.stride)}")
+    if a.upsampling != b.upsampling:
+        raise NotFusable(f"upsampling by {_text(a.upsampling)} meets upsampling by {_text(b.upsampling)}")
     if a.margin != b.margin:
         raise NotFusable(f"branches give different positions: padding less extent is {a.margin} and {b.margin}")
 

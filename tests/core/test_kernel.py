@@ -1,6 +1,7 @@
 """The algebra of convolution operators, each function against torch in float64 over random geometry."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -39,10 +40,28 @@ def extended(x: Tensor, padding: Sequence[tuple[int, int]], mode: PaddingMode = 
     return x
 
 
+def upsampled(x: Tensor, factors: Sequence[int]) -> Tensor:
+    """x of `N C *S` with zeros between its positions."""
+    if all(factor == 1 for factor in factors):
+        return x
+    wider = x.new_zeros(*x.shape[:2], *((n - 1) * u + 1 for n, u in zip(x.shape[2:], factors, strict=True)))
+    wider[(..., *(slice(None, None, u) for u in factors))] = x
+    return wider
+
+
+def check_same(found: ConvKernel, run_expected: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """The operator gives what is expected; one whose bias varies, but for what it gives of zeros."""
+    if found.bias_varies:
+        linear = replace(found, bias=np.zeros_like(found.bias))
+        torch.testing.assert_close(run(linear, x), run_expected(x) - run_expected(torch.zeros_like(x)), **EXACT)
+    else:
+        torch.testing.assert_close(run(found, x), run_expected(x), **EXACT)
+
+
 def run(kernel: ConvKernel, x: Tensor) -> Tensor:
     """The operator itself, from its definition."""
     weight, bias = torch.from_numpy(kernel.weight), torch.from_numpy(kernel.bias)
-    x = extended(x, kernel.padding, kernel.mode)
+    x = extended(upsampled(x, kernel.upsampling), kernel.padding, kernel.mode)
     if not kernel.rank:
         return F.conv1d(x[..., None], weight[..., None], bias, groups=kernel.groups)[..., 0]
     return CONVS[kernel.rank](x, weight, bias, kernel.stride, 0, kernel.dilation, kernel.groups)
@@ -54,15 +73,20 @@ def source(kernel_in: int, sizes: Sequence[int], seed: int = 0) -> Tensor:
 
 def gives_something(kernel: ConvKernel, sizes: Sequence[int]) -> bool:
     """Whether torch takes the operator on a source of these sizes."""
-    for size, margin, (low, high) in zip(sizes, kernel.margin, kernel.padding, strict=True):
+    for size, margin, (low, high) in zip(stuffed(kernel, sizes), kernel.margin, kernel.padding, strict=True):
         largest = {"zeros": 99, "replicate": 99, "circular": size, "reflect": size - 1}[kernel.mode]
         if size + margin < 1 or size + min(low, 0) + min(high, 0) < 1 or max(low, high) > largest:
             return False
     return True
 
 
+def stuffed(kernel: ConvKernel, sizes: Sequence[int]) -> tuple[int, ...]:
+    return tuple((size - 1) * u + 1 for size, u in zip(sizes, kernel.upsampling, strict=True))
+
+
 def output_sizes(kernel: ConvKernel, sizes: Sequence[int]) -> tuple[int, ...]:
-    return tuple((size + margin - 1) // s + 1 for size, margin, s in zip(sizes, kernel.margin, kernel.stride, strict=True))
+    sources = stuffed(kernel, sizes)
+    return tuple((size + margin - 1) // s + 1 for size, margin, s in zip(sources, kernel.margin, kernel.stride, strict=True))
 
 
 def all_sizes(rank: int, largest: int = 8) -> list[tuple[int, ...]]:
@@ -102,7 +126,9 @@ def kernels(
         padding = tuple((abs(low), abs(low)) for low, _ in padding)
     stride = pick(1, 2) if draw(st.booleans()) else (1,) * rank
     weight = random.standard_normal((out, into // groups, *size))
-    return ConvKernel(weight, bias, stride, pick(1, 3), padding, groups, draw(st.sampled_from(modes)))
+    mode = draw(st.sampled_from(modes))
+    upsampling = pick(1, 3) if mode == "zeros" and not draw(st.integers(0, 3)) else ()
+    return ConvKernel(weight, bias, stride, pick(1, 3), padding, groups, mode, upsampling)
 
 
 def conv(*size: int, into: int = 2, out: int = 2, bias: float = 0.0, **attributes: object) -> ConvKernel:
@@ -183,7 +209,7 @@ def parallel_kernels(draw: st.DrawFn, rank: int, *, same_outputs: bool) -> list[
                 low = draw(st.integers(-1, 3))
                 padding.append((low, first.margin[axis] + other.span[axis] - low))
             mode = draw(st.sampled_from([first.mode, "zeros"]))
-            other = ConvKernel(other.weight, other.bias, first.stride, other.dilation, tuple(padding), other.groups, mode)
+            other = replace(other, stride=first.stride, padding=tuple(padding), mode=mode, upsampling=first.upsampling)
         found.append(other)
     return found
 
@@ -226,7 +252,7 @@ def test_a_composition_that_is_not_refused_is_the_sequence_on_every_source(data:
         if gives_something(inner, sizes) and gives_something(outer, output_sizes(inner, sizes)):
             x = source(inner.channels[0], sizes)
             assume(gives_something(both, sizes))
-            torch.testing.assert_close(run(both, x), run(outer, run(inner, x)), **EXACT)
+            check_same(both, lambda x: run(outer, run(inner, x)), x)
 
 
 @given(data=st.data(), rank=ranks())
@@ -243,8 +269,7 @@ def test_a_padding_that_is_not_refused_is_the_padded_output_on_every_source(data
             given_sizes = output_sizes(kernel, sizes)
             if all(n + min(low, 0) + min(high, 0) >= 1 for n, (low, high) in zip(given_sizes, amounts, strict=True)):
                 x = source(kernel.channels[0], sizes)
-                expected = extended(run(kernel, x), amounts, value=torch.from_numpy(value))
-                torch.testing.assert_close(run(padded, x), expected, **EXACT)
+                check_same(padded, lambda x: extended(run(kernel, x), amounts, value=torch.from_numpy(value)), x)
 
 
 # the cases of the families in the wild, which must not be refused
@@ -309,6 +334,46 @@ def test_lora_is_a_sum_of_linear_layers() -> None:
     assert np.allclose(total.weight, dense.weight + up.weight @ down.weight, rtol=1e-12)  # float64
 
 
+# a bias that is not the same everywhere
+
+
+def test_padding_with_another_value_than_the_inner_bias_leaves_no_bias() -> None:
+    inner = conv(1, into=3, out=3, bias=0.5)
+    padded = algebra.pad(inner, ((1, 0),), np.array([0.5, 0.0, 0.5]))
+    assert np.isnan(padded.bias).tolist() == [False, True, False]
+    assert not algebra.pad(inner, ((-1, 0),), np.zeros(3)).bias_varies
+
+
+def test_a_bias_that_varies_stays_so_for_what_reads_it_and_for_nothing_else() -> None:
+    varies = algebra.pad(conv(1, bias=0.5), ((1, 1),), np.zeros(2))
+    assert algebra.compose(conv(3), varies).bias_varies
+    assert algebra.add(varies, conv(3, pad=2)).bias_varies
+    assert algebra.scale(varies, np.ones(2), np.ones(2)).bias_varies
+    beside = algebra.concat(varies, conv(1, pad=1))
+    assert np.isnan(beside.bias).tolist() == [True, True, False, False]
+
+
+def test_a_bias_computed_in_another_order_is_the_same_bias() -> None:
+    inner = conv(1, bias=0.1 + 0.2)
+    assert not algebra.pad(inner, ((1, 1),), np.full(2, 0.3)).bias_varies
+
+
+def test_upsampling_an_inner_bias_leaves_none() -> None:
+    assert algebra.compose(conv(2, upsampling=(2,)), conv(1, bias=0.5)).bias_varies
+    assert not algebra.compose(conv(2, upsampling=(2,)), conv(1)).bias_varies
+
+
+@given(data=st.data(), rank=st.integers(1, 3))
+def test_subsampling_keeps_every_so_many_outputs(data: st.DataObject, rank: int) -> None:
+    kernel = data.draw(kernels(rank))
+    steps = tuple(data.draw(st.integers(1, 3)) for _ in range(rank))
+    for sizes in all_sizes(rank):
+        if gives_something(kernel, sizes):
+            x = source(kernel.channels[0], sizes)
+            expected = run(kernel, x)[(..., *(slice(None, None, step) for step in steps))]
+            torch.testing.assert_close(run(algebra.subsample(kernel, steps), x), expected, **EXACT)
+
+
 # what must be refused, with its reason
 
 
@@ -317,7 +382,7 @@ def test_lora_is_a_sum_of_linear_layers() -> None:
     [
         (conv(3, 3, pad=1), conv(3, 3, pad=1), "pads axis 0 of what an op 3x3 wide gave"),
         (conv(1, 3, padding=((0, 0), (1, 1))), conv(1, 3), "pads axis 1 of what an op 1x3 wide gave"),
-        (conv(3, pad=1), conv(1, bias=0.5), "pads over an inner bias with another value than that bias"),
+        (conv(3, upsampling=(2,)), conv(3, pad=1), "upsamples what an op that is not pointwise gave"),
         (conv(3, pad=1), conv(1, padding=((-1, 0),)), "pads axis 0 of what a cropped op gave"),
         (conv(3, pad=1), conv(1, pad=1, mode="reflect"), "pads axis 0 of what an op with reflect padding gave"),
         (
@@ -345,6 +410,7 @@ def test_a_composition_that_reads_what_was_never_given_is_refused(outer: ConvKer
         (conv(1, out=3), conv(1, out=2), "branches map 2 to 3 and 2 to 2 channels"),
         (conv(1, into=3), conv(1, into=2), "branches map 3 to 2 and 2 to 2 channels"),
         (conv(1), conv(1, 1), "branches have 1 and 2 spatial axes"),
+        (conv(2, upsampling=(2,)), conv(2), "upsampling by 2 meets upsampling by 1"),
     ],
 )
 def test_branches_that_do_not_match_are_refused(a: ConvKernel, b: ConvKernel, reason: str) -> None:
