@@ -25,8 +25,9 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam_compiler.frontends.torch_alias import Writes, find_writes
+from reparam_compiler.frontends.torch_call import Call, Read, Unread
 from reparam_compiler.frontends.torch_modules import ModuleTensor, module_call
-from reparam_compiler.frontends.torch_ops import READERS, Call, Read, Unread
+from reparam_compiler.frontends.torch_ops import READERS
 from reparam_compiler.frontends.torch_values import lazy_param, param_of, type_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
