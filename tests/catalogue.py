@@ -1,0 +1,18 @@
+"""Every family of `docs/algebra.md` and of the design's table as a small module, spelled as its authors spell `forward`.
+
+What differs between them is why they are here: how the sum is written, where norms and constants stand, how a border is padded,
+which of the tracers takes the block.
+"""
+
+import catalogue_depthwise
+import catalogue_general
+import catalogue_padded
+import catalogue_repvgg
+from catalogue_parts import Entry
+
+ENTRIES: dict[str, Entry] = {
+    entry.name: entry
+    for family in (catalogue_repvgg, catalogue_padded, catalogue_depthwise, catalogue_general)
+    for entry in family.ENTRIES
+}
+"""The entries by name."""

@@ -1,0 +1,73 @@
+"""Every published block through every route: one conv where one is exact, the reason where none is, the same values."""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import onnx_models
+import pytest
+import torch
+from catalogue import ENTRIES
+from catalogue_parts import Entry, built
+from small_models import EXACT, relative_error, run, traced_as
+
+import reparam_compiler
+from reparam_compiler._api import frontend_for
+from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.report import FuseReport
+
+CONVS = ("conv", "conv_transpose", "linear")
+QUICK = ("repvgg_grouped", "dbb", "dyrep", "ecbsr", "fastvit", "lora_tokens")
+"""What goes through the dynamo exporter, which takes seconds for each block, even in a quick run."""
+
+
+def check(entry: Entry, after: Graph, report: FuseReport) -> None:
+    """What is left is what the entry says."""
+    refusals = [f"{refusal.op}: {refusal.reason}" for refusal in report.refusals]
+    expected = entry.refused
+    if expected is None:
+        assert not refusals
+    else:
+        assert refusals
+        assert [text for text in refusals if not re.search(expected, text)] == []
+    names = [node.op.name for node in after]
+    assert sum(name in CONVS for name in names) == entry.convs
+    assert {name for name in names if name not in (*CONVS, "input", "identity")} <= set(entry.remains)
+
+
+@pytest.mark.parametrize("kind", ["fx", "export"])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_a_block_is_one_conv_through_torch(name: str, kind: str) -> None:
+    entry = ENTRIES[name]
+    model, x = built(entry.make)
+    if kind == "export" and not entry.exports:
+        pytest.skip("torch.export does not take this block")
+    given: Any = traced_as(kind, model, (x,)) if kind == "export" or entry.symbolic else copy.deepcopy(model)  # type: ignore[arg-type]
+    fused, report = reparam_compiler.fuse(given, (x,), return_report=True)
+    assert relative_error(run(model, x), run(fused, x)) < EXACT
+    check(entry, frontend_for(fused).read(fused, (x,)).graph, report)
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamo"),
+    [
+        pytest.param(name, dynamo, marks=pytest.mark.slow if dynamo and name not in QUICK else ())
+        for name in ENTRIES
+        for dynamo in (False, True)
+    ],
+)
+def test_a_block_is_one_conv_through_onnx(name: str, dynamo: bool, tmp_path: Path) -> None:
+    entry = ENTRIES[name]
+    if dynamo and not entry.exports:
+        pytest.skip("torch.export does not take this block")
+    model, x = built(entry.make)
+    proto = onnx_models.exported(model.float(), x.float(), tmp_path, dynamo=dynamo, dynamic=False)
+    fused, report = reparam_compiler.fuse(proto, return_report=True)
+    feeds = {proto.graph.input[0].name: x.float().numpy()}
+    with torch.no_grad():
+        (expected,), (found,) = ((torch.from_numpy(y) for y in onnx_models.run(m, feeds)) for m in (proto, fused))
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found / scale, expected / scale, **onnx_models.FLOAT32)
+    check(entry, OnnxFrontend().read(fused).graph, report)
