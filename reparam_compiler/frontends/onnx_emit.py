@@ -44,6 +44,8 @@ class Emitter:
         match op:
             case ops.Conv():
                 return self._conv(node, op, outputs[0])
+            case ops.ConvTranspose():
+                return [self._conv_transpose(node, op, outputs[0])]
             case ops.Linear():
                 return self._linear(node, outputs[0])
             case ops.Flatten(1, _):
@@ -87,6 +89,27 @@ class Emitter:
         }
         inputs = [x, *(self._operand(node, index) for index in range(1, len(node.inputs)))]
         return [*before, helper.make_node("Conv", _trimmed(inputs), [output], **attributes)]
+
+    def _conv_transpose(self, node: Node, op: ops.ConvTranspose, output: str) -> NodeProto:
+        """What is cut off and what is added at the high end cancel out: runtimes add less than the stride only."""
+        pairs = zip(op.padding, op.output_padding, strict=True)
+        ends = [(low, max(high - extra, 0), max(extra - high, 0)) for (low, high), extra in pairs]
+        if any(low < 0 or extra >= stride for (low, _, extra), stride in zip(ends, op.stride, strict=True)):
+            raise RewriteError(
+                f"{node.id}: found a transposed conv with padding {op.padding} and output padding {op.output_padding}; ONNX "
+                "adds nothing at the low end, and less than the stride at the high end"
+            )
+        attributes: dict[str, Any] = {
+            "dilations": list(op.dilation),
+            "group": op.groups,
+            "kernel_shape": list(node.params[0].shape[2:]),
+            "pads": [low for low, _, _ in ends] + [high for _, high, _ in ends],
+            "strides": list(op.stride),
+        }
+        if any(extra for _, _, extra in ends):
+            attributes["output_padding"] = [extra for _, _, extra in ends]
+        inputs = _trimmed([self._operand(node, index) for index in range(len(node.inputs))])
+        return helper.make_node("ConvTranspose", inputs, [output], **attributes)
 
     def _linear(self, node: Node, output: str) -> list[NodeProto]:
         """Gemm for rows; MatMul and Add where x has other axes, or they are not known."""

@@ -15,7 +15,7 @@ import numpy as np
 from reparam_compiler.core.kernel import Ints, PaddingMode
 from reparam_compiler.frontends.onnx_call import Call, Read, Unread
 from reparam_compiler.frontends.onnx_values import decimal, dtype_word
-from reparam_compiler.frontends.onnx_windows import avg_pool, conv, max_pool
+from reparam_compiler.frontends.onnx_windows import avg_pool, conv, conv_transpose, max_pool
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Param
 
@@ -277,6 +277,7 @@ def _split(call: Call) -> Read:
 
 READERS: dict[str, Callable[[Call], Read]] = {
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "BatchNormalization": _batch_norm,
     "Add": partial(_add, (1.0, 1.0)),
     "Sub": partial(_add, (1.0, -1.0)),

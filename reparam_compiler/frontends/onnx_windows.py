@@ -1,6 +1,7 @@
 """ONNX ops that slide a window: convs and pools, their padding resolved where it is exact.
 
 SAME padding    out = ceil(size / s),  total = max((out - 1) s + d (k - 1) + 1 - size, 0)     needs the size, unless s = 1
+transposed      out = s (size - 1) + d (k - 1) + 1 + output_padding - total;   SAME: out = size s, so total needs no size
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from collections.abc import Sequence
 from reparam_compiler.core.kernel import Ints, Pairs
 from reparam_compiler.frontends.onnx_call import Call, Read, Unread
 from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Param
 
 
 def conv(call: Call) -> Read:
@@ -15,6 +17,46 @@ def conv(call: Call) -> Read:
     weight, bias = call.param(1, "weight"), call.param(2, "bias") if call.has(2) else None
     stride, padding, dilation = _geometry(call, weight.shape[2:])
     return ops.Conv(stride, padding, dilation, call.attribute("group", 1)), (call.x, weight, bias)
+
+
+def conv_transpose(call: Call) -> Read:
+    """ConvTranspose with a constant kernel, whose padding cuts the full output."""
+    weight, bias = call.param(1, "weight"), call.param(2, "bias") if call.has(2) else None
+    size, rank = weight.shape[2:], len(weight.shape) - 2
+    if not 1 <= rank <= 3:
+        raise Unread(f"ConvTranspose over {rank} axes")
+    stride, dilation = (tuple(call.attribute(key, (1,) * rank)) for key in ("strides", "dilations"))
+    extra = tuple(call.attribute("output_padding", (0,) * rank))
+    full = [d * (k - 1) + 1 + more for d, k, more in zip(dilation, size, extra, strict=True)]
+    auto_pad, wanted = call.attribute("auto_pad", "NOTSET"), call.attribute("output_shape", None)
+    if wanted is not None:
+        totals = [
+            _whole(call, axis, s, n) - w for axis, (s, n, w) in enumerate(zip(stride, full, wanted, strict=True), start=2)
+        ]
+    elif auto_pad == "VALID":
+        totals = [0] * rank
+    elif auto_pad != "NOTSET":
+        totals = [n - s for s, n in zip(stride, full, strict=True)]
+    else:
+        pads = call.attribute("pads", (0,) * (2 * rank))
+        return _transposed(call, (stride, tuple(zip(pads[:rank], pads[rank:], strict=True)), extra, dilation), weight, bias)
+    if min(totals) < 0:
+        raise Unread("an output that is larger than what the kernel reaches")
+    smaller = [(total // 2, total - total // 2) for total in totals]
+    padding = tuple(smaller if auto_pad == "SAME_UPPER" else [(high, low) for low, high in smaller])
+    return _transposed(call, (stride, padding, extra, dilation), weight, bias)
+
+
+def _transposed(call: Call, geometry: tuple[Ints, Pairs, Ints, Ints], weight: Param, bias: Param | None) -> Read:
+    return ops.ConvTranspose(*geometry, call.attribute("group", 1)), (call.x, weight, bias)
+
+
+def _whole(call: Call, axis: int, stride: int, extent: int) -> int:
+    """The size of the full output of a transposed window along an axis."""
+    size = call.shape[axis]
+    if not isinstance(size, int):
+        raise Unread("an output shape beside a size that is not known")
+    return stride * (size - 1) + extent
 
 
 def avg_pool(call: Call) -> Read:

@@ -76,6 +76,49 @@ def test_same_padding_of_an_unknown_size_is_exact_without_stride_only(stride: in
     assert isinstance(op, kind)
 
 
+@st.composite
+def transposed_windows(draw: st.DrawFn) -> dict[str, Any]:
+    """A transposed window, given by pads, by a word or by the shape of its output, which is never empty."""
+    rank = draw(st.integers(1, 3))
+    size, stride, dilation = (draw(st.tuples(*[st.integers(1, 3)] * rank)) for _ in range(3))
+    spatial = draw(st.tuples(*[st.integers(2, 5)] * rank))
+    extra = tuple(draw(st.integers(0, s - 1)) for s in stride)  # ONNX Runtime takes no more
+    full = [s * (n - 1) + d * (k - 1) + 1 for s, n, d, k in zip(stride, spatial, dilation, size, strict=True)]
+    low = [draw(st.integers(0, min(2, (whole - 1) // 2))) for whole in full]
+    high = [draw(st.integers(0, min(2, (whole - 1) // 2))) for whole in full]
+    ways: list[dict[str, Any]] = [{}, {"pads": [*low, *high]}]
+    ways += [{"auto_pad": word} for word in ("VALID", "SAME_UPPER", "SAME_LOWER")]
+    shape = [whole + more - a - b for whole, more, a, b in zip(full, extra, low, high, strict=True)]
+    ways += [{"output_shape": shape}, {"output_shape": shape, "auto_pad": "SAME_UPPER"}]
+    geometry = {"strides": stride, "dilations": dilation} | ({"output_padding": extra} if any(extra) else {})
+    return {"size": size, "spatial": spatial, "attributes": geometry | draw(st.sampled_from(ways))}
+
+
+@EXAMPLES
+@given(window=transposed_windows(), groups=st.integers(1, 3), bias=st.booleans())
+def test_transposed_conv_is_exact_or_asks_for_more_than_the_kernel_reaches(
+    window: dict[str, Any], groups: int, bias: bool
+) -> None:
+    constants = {"w": normal(2 * groups, 3, *window["size"], seed=5)} | ({"b": normal(3 * groups, seed=6)} if bias else {})
+    attributes = window["attributes"] | {"group": groups}
+    shape = (2, 2 * groups, *window["spatial"])
+    if str(attributes.get("auto_pad", "")).startswith("SAME") and "output_shape" not in attributes:
+        node = helper.make_node("ConvTranspose", ["x", *constants], ["y"], **attributes)
+        graph = OnnxFrontend().read(model_of([node], {"x": shape}, ["y"], constants)).graph
+        if isinstance(graph["y"].op, ops.Opaque):
+            reach = [d * (k - 1) + 1 for d, k in zip(attributes["dilations"], window["size"], strict=True)]
+            assert any(n < s for n, s in zip(reach, attributes["strides"], strict=True))
+            return
+    assert isinstance(check("ConvTranspose", {"x": shape}, constants, **attributes), ops.ConvTranspose)
+
+
+@pytest.mark.parametrize(("spatial", "kind"), [((6, 5), ops.ConvTranspose), (("h", "w"), ops.Opaque)])
+def test_the_output_shape_of_a_transposed_conv_needs_a_known_size(spatial: tuple[Any, Any], kind: type[ops.Op]) -> None:
+    node = helper.make_node("ConvTranspose", ["x", "w"], ["y"], strides=[2, 2], output_shape=[12, 10])
+    model = model_of([node], {"x": (1, 2, *spatial)}, ["y"], {"w": normal(2, 3, 3, 3)})
+    assert isinstance(OnnxFrontend().read(model).graph["y"].op, kind)
+
+
 @EXAMPLES
 @given(window=windows(), include=st.booleans(), ceil=st.booleans())
 def test_average_pool_is_exact_or_opaque(window: dict[str, Any], include: bool, ceil: bool) -> None:

@@ -112,6 +112,40 @@ def test_every_conv_that_a_pass_can_make_is_written(op: ops.Conv, opset: int) ->
     np.testing.assert_allclose(run(written, FEEDS)[0], evaluated(after, FEEDS)[0], **FLOAT32)
 
 
+TRANSPOSED = [
+    ops.ConvTranspose((1, 1), ((0, 0), (0, 0)), (0, 0), (1, 1)),
+    ops.ConvTranspose((2, 3), ((1, 0), (0, 2)), (1, 0), (1, 1)),
+    ops.ConvTranspose((2, 3), ((1, 0), (1, 1)), (0, 2), (2, 1), 2),
+    ops.ConvTranspose((2, 3), ((0, 0), (0, 0)), (1, 2), (1, 2)),
+]
+
+
+@pytest.mark.parametrize("op", TRANSPOSED)
+@pytest.mark.parametrize("opset", [9, 13, 22])
+@pytest.mark.parametrize("bias", [False, True])
+def test_every_transposed_conv_that_a_pass_can_make_is_written(op: ops.ConvTranspose, opset: int, bias: bool) -> None:
+    model = small([helper.make_node("ConvTranspose", ["x", "w"], ["y"])], {"w": normal(4, 6, 3, 3)}, ["y"], opset=opset)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    reading = OnnxFrontend().read(model)
+    weight = Param.of(normal(4, 6 // op.groups, 3, 2, seed=7).astype(np.float64), role="weight", dtype="f32")
+    shift = Param.of(normal(6, seed=8).astype(np.float64), role="bias", dtype="f32") if bias else None
+    node = replace(reading.graph["y"], op=op, inputs=("x", weight, shift), replaces=("y",))
+    after = reading.graph.rewrite({"y": node})
+    written = reading.write(after)
+    np.testing.assert_allclose(run(written, FEEDS)[0], evaluated(after, FEEDS)[0], **FLOAT32)
+
+
+@pytest.mark.parametrize(("padding", "extra"), [((-1, 0), 0), ((0, 0), 2), ((0, -2), 0)])
+def test_a_transposed_conv_that_onnx_has_not_is_refused(padding: tuple[int, int], extra: int) -> None:
+    reading = OnnxFrontend().read(
+        small([helper.make_node("ConvTranspose", ["x", "w"], ["y"])], {"w": normal(4, 6, 3, 3)}, ["y"])
+    )
+    old = reading.graph["y"]
+    op = ops.ConvTranspose((2, 2), (padding, (0, 0)), (extra, 0), (1, 1))
+    with pytest.raises(RewriteError, match="y: found a transposed conv"):
+        reading.write(reading.graph.rewrite({"y": replace(old, op=op, replaces=("y",))}))
+
+
 def test_circular_padding_needs_opset_19() -> None:
     op = ops.Conv((1, 1), ((1, 1), (1, 1)), (1, 1), 1, "circular")
     for opset in (17, 20):
