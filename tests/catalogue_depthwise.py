@@ -4,7 +4,7 @@ import torch
 from catalogue_parts import NORMS, Entry, conv, conv_bn, depthwise, depthwise_bn, on, random_parameter
 from torch import Tensor, nn
 
-TOKENS = ("permute", "reshape", "flatten", "slice", "concat")
+TOKENS = ("permute", "reshape", "view", "flatten", "slice", "concat")
 """What stands round a conv that reads tokens."""
 
 

@@ -162,7 +162,7 @@ class PlainUSR(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.expand, self.reduce, self.code = (
+        self.expand, self.reduce, self.seed = (
             conv(8, 16, 1, bias=True),
             conv(16, 8, 3, padding=0, bias=True),
             random_parameter(1, 8),
@@ -170,7 +170,7 @@ class PlainUSR(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8))
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = torch.sigmoid(self.mlp(self.code)).view(1, 8, 1, 1)
+        gate = torch.sigmoid(self.mlp(self.seed)).view(1, 8, 1, 1)
         out = assigned_border(F.pad(self.expand(x), (1, 1, 1, 1)), self.expand.bias)  # type: ignore[arg-type]
         return torch.relu(self.reduce(out) * gate + x)
 
