@@ -21,16 +21,22 @@ from reparam_compiler.frontends.torch_read import TorchReader
 from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
 from reparam_compiler.frontends.torch_write import (
     erase_unread,
+    exchanged_params,
     first_reader,
     name_writes,
-    new_params,
     set_tensor_argument,
+    transposed_padding,
     update_arguments,
 )
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param, diff
 
 _CONVS = {1: torch.ops.aten.conv1d.default, 2: torch.ops.aten.conv2d.default, 3: torch.ops.aten.conv3d.default}
+_CONVS_TRANSPOSED = {
+    1: torch.ops.aten.conv_transpose1d.default,
+    2: torch.ops.aten.conv_transpose2d.input,
+    3: torch.ops.aten.conv_transpose3d.input,
+}
 _PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
@@ -143,6 +149,10 @@ class _Writer:
                         x = self._call(torch.ops.aten.pad.default, x, amounts, _PAD_MODE[mode])
                     lows = [low if symmetric else 0 for low, _ in padding]
                     new = self._call(_CONVS[len(stride)], x, weight, bias, list(stride), lows, list(dilation), groups)
+                case ops.ConvTranspose() as op:
+                    cut, extra = map(list, transposed_padding(node.id, op))
+                    rest = (list(op.stride), cut, extra, op.groups, list(op.dilation))
+                    new = self._call(_CONVS_TRANSPOSED[len(op.stride)], x, weight, bias, *rest)
                 case _:
                     raise RewriteError(f"{node.id}: {node.op.name} has no aten call; a pass may make convs and linears only")
         sink.replace_all_uses_with(new)
@@ -151,7 +161,7 @@ class _Writer:
     def update(self, node: Node) -> None:
         """New parameters and attributes for a node of the program's own."""
         fx_node = self.nodes[node.id]
-        for index, param in new_params(self.before, node):
+        for index, param in exchanged_params(self.before, node, fx_node):
             if param.origin is None:
                 set_tensor_argument(fx_node, self.before, node, index, self._parameter(f"{fx_node.name}.{param.role}", param))
                 continue

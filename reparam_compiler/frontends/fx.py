@@ -6,7 +6,7 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -22,10 +22,10 @@ from reparam_compiler.frontends.torch_read import TorchReader
 from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
 from reparam_compiler.frontends.torch_write import (
     erase_unread,
+    exchanged_params,
     first_reader,
     name_writes,
     new_module,
-    new_params,
     set_tensor_argument,
     update_arguments,
     update_module,
@@ -55,7 +55,7 @@ class FxFrontend:
             if node.op == "get_attr" and isinstance(tensor := _attribute(model, str(node.target)), Tensor):
                 tensors[node.name] = (str(node.target), tensor)
         reader = TorchReader(model.graph, model, tensors, values)
-        graph = reader.read()
+        graph = replace(reader.read(), sizes_are_fixed=False)  # a trace runs on other sizes as well
         return FxReading(model, graph, {n.name: tuple(o.name for o in old) for n, old in reader.writes.rebound.items()})
 
 
@@ -180,7 +180,7 @@ class _Writer:
             plain = new_module(node, lambda param: tensor_from(param, exact=self.exact))
             self.model.set_submodule(str(fx_node.target), plain)
             return
-        for index, param in new_params(self.before, node):
+        for index, param in exchanged_params(self.before, node, fx_node):
             if param.origin is None:
                 self._exchange(fx_node, node, index, param)
             elif param.origin not in updated:

@@ -63,7 +63,7 @@ class Call:
         return found
 
     @property
-    def x(self) -> Operand:
+    def x(self) -> str:
         """The first argument, which must be computed in the graph."""
         found = self.operand_of(self.first, "const")
         if not isinstance(found, str):

@@ -41,6 +41,10 @@ def _conv(m: Any, path: str) -> tuple[Any, ...]:
     return (*_tensors(path, "weight", "bias"), m.stride, m.padding, m.dilation, m.groups)
 
 
+def _conv_transpose(m: Any, path: str) -> tuple[Any, ...]:
+    return (*_tensors(path, "weight", "bias"), m.stride, m.padding, m.output_padding, m.groups, m.dilation)
+
+
 def _batch_norm(m: Any, path: str) -> tuple[Any, ...]:
     training = m.training or m.running_mean is None
     return (*_tensors(path, "weight", "bias", "running_mean", "running_var"), training, 0.0, m.eps)
@@ -54,6 +58,9 @@ MODULES: dict[type, ModuleCall] = {
     nn.Conv1d: ModuleCall("conv1d", _conv),
     nn.Conv2d: ModuleCall("conv2d", _conv),
     nn.Conv3d: ModuleCall("conv3d", _conv),
+    nn.ConvTranspose1d: ModuleCall("conv_transpose1d", _conv_transpose),
+    nn.ConvTranspose2d: ModuleCall("conv_transpose2d", _conv_transpose),
+    nn.ConvTranspose3d: ModuleCall("conv_transpose3d", _conv_transpose),
     nn.Linear: ModuleCall("linear", lambda m, path: _tensors(path, "weight", "bias")),
     nn.BatchNorm1d: ModuleCall("batch_norm", _batch_norm),
     nn.BatchNorm2d: ModuleCall("batch_norm", _batch_norm),

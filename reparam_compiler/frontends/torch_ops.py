@@ -10,14 +10,11 @@ from functools import partial
 from typing import Any
 
 from reparam_compiler.frontends.torch_call import Call, Read, Reader, Unread
+from reparam_compiler.frontends.torch_linear import LINEARS
 from reparam_compiler.frontends.torch_shapes import SHAPES
 from reparam_compiler.frontends.torch_windows import WINDOWS
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Operand, Param
-
-
-def _linear(call: Call) -> Read:
-    return ops.Linear(), (call.x, call.param(1, "weight", "weight"), call.param(2, "bias", "bias", None))
 
 
 def _batch_norm(training: int | None, order: tuple[int, int, int, int], eps: int, call: Call) -> Read:
@@ -101,8 +98,8 @@ def _clamp(call: Call) -> Read:
 
 READERS: dict[str, Reader] = {
     **WINDOWS,
+    **LINEARS,
     **SHAPES,
-    "linear": _linear,
     "functional.batch_norm": partial(_batch_norm, 5, (3, 4, 1, 2), 7),
     "batch_norm": partial(_batch_norm, 5, (1, 2, 3, 4), 7),
     "_native_batch_norm_legit_no_training": partial(_batch_norm, None, (1, 2, 3, 4), 6),

@@ -7,6 +7,7 @@ from typing import Any
 from reparam_compiler.core.kernel import PaddingMode, Pairs
 from reparam_compiler.frontends.torch_call import Call, Read, Reader, Unread, both, spread
 from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Param
 
 
 def conv_padding(padding: Any, size: Sequence[int], dilation: Sequence[int]) -> Pairs:
@@ -19,23 +20,37 @@ def conv_padding(padding: Any, size: Sequence[int], dilation: Sequence[int]) -> 
     return both(spread(padding, len(size)))
 
 
-def _conv(rank: int, call: Call) -> Read:
+def _weights(call: Call) -> tuple[str, Param, Param | None]:
+    """The operands of a conv, whose x has a batch axis; one without is another op to everybody else."""
     weight, bias = call.param(1, "weight", "weight"), call.param(2, "bias", "bias", None)
-    if weight is None:
-        raise Unread("a conv without weight")
+    known = call.type_of(call.first)
+    if weight is None or (known is not None and len(known.shape) != len(weight.shape)):
+        raise Unread("a conv without weight or batch axis")
+    return call.x, weight, bias
+
+
+def _conv(rank: int, call: Call) -> Read:
+    x, weight, bias = _weights(call)
     dilation = spread(call.constant(5, "dilation", 1), rank)
     padding = conv_padding(call.constant(4, "padding", 0), weight.shape[2:], dilation)
     stride = spread(call.constant(3, "stride", 1), rank)
-    return ops.Conv(stride, padding, dilation, call.constant(6, "groups", 1)), (call.x, weight, bias)
+    return ops.Conv(stride, padding, dilation, call.constant(6, "groups", 1)), (x, weight, bias)
+
+
+def _conv_transpose(rank: int, call: Call) -> Read:
+    keys = ((3, "stride", 1), (4, "padding", 0), (5, "output_padding", 0), (7, "dilation", 1))
+    stride, padding, extra, dilation = (spread(call.constant(i, key, default), rank) for i, key, default in keys)
+    return ops.ConvTranspose(stride, both(padding), extra, dilation, call.constant(6, "groups", 1)), _weights(call)
 
 
 def _convolution(call: Call) -> Read:
-    weight, bias = call.param(1, "weight", "weight"), call.param(2, "bias", "bias", None)
-    if weight is None or call.constant(6, "transposed"):
-        raise Unread("a transposed convolution")
+    x, weight, bias = _weights(call)
     rank = len(weight.shape) - 2
-    stride, padding, dilation = (spread(call.constant(i, ""), rank) for i in (3, 4, 5))
-    return ops.Conv(stride, both(padding), dilation, call.constant(8, "groups")), (call.x, weight, bias)
+    stride, padding, dilation, extra = (spread(call.constant(i, ""), rank) for i in (3, 4, 5, 7))
+    groups = call.constant(8, "groups")
+    if call.constant(6, "transposed"):
+        return ops.ConvTranspose(stride, both(padding), extra, dilation, groups), (x, weight, bias)
+    return ops.Conv(stride, both(padding), dilation, groups), (x, weight, bias)
 
 
 def _avg_pool(rank: int, call: Call) -> Read:
@@ -87,6 +102,7 @@ def _padded(call: Call, mode: str, value: float | None) -> Read:
 
 WINDOWS: dict[str, Reader] = {
     **{f"conv{n}d": partial(_conv, n) for n in (1, 2, 3)},
+    **{f"conv_transpose{n}d": partial(_conv_transpose, n) for n in (1, 2, 3)},
     "convolution": _convolution,
     **{f"avg_pool{n}d": partial(_avg_pool, n) for n in (1, 2, 3)},
     **{f"max_pool{n}d": partial(_max_pool, n) for n in (1, 2, 3)},

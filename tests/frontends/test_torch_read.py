@@ -113,7 +113,7 @@ def test_every_spelling_is_read_as_the_op_and_gives_its_values(
 
 
 OPAQUE: list[Callable[[Holder, Tensor], Any]] = [
-    lambda m, x: F.conv_transpose2d(x, m.weight),
+    lambda m, x: F.conv_transpose2d(x, x[:, :, :2, :2].mean(0, keepdim=True).expand(4, 4, 2, 2)),
     lambda m, x: F.conv2d(x, torch.sigmoid(x[:, :, :3, :3].mean(0, keepdim=True)).expand(4, 4, 3, 3)),
     lambda m, x: F.instance_norm(x),
     lambda m, x: F.batch_norm(x, None, None, training=True),
