@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam_compiler.calibration import Calibration, batches
-from reparam_compiler.cost import cost
+from reparam_compiler.cost import USUAL, CostModel, cost
 from reparam_compiler.equivalence import difference, evaluate
 from reparam_compiler.errors import UnrepairedPruneWarning, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.base import Frontend, Reading
@@ -23,8 +23,9 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes import pipeline, prune_channels
 from reparam_compiler.passes.allocate import AllocationName
-from reparam_compiler.passes.fuse_branches import PassResult
+from reparam_compiler.passes.fuse_branches import Options, PassResult
 from reparam_compiler.passes.importance import Criterion
+from reparam_compiler.passes.plan import Policy
 from reparam_compiler.report import UNREPAIRED, FuseReport, PruneReport, WholeModel, merged, prefixed
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def fuse(
     model: Model,
     example_inputs: Sequence[Any] | None = None,
     *,
+    policy: Policy = "cost",
+    cost_model: CostModel | None = None,
+    keep_bn: bool = False,
     verify: bool = True,
     inplace: bool = False,
     return_report: Literal[False] = False,
@@ -51,6 +55,9 @@ def fuse(
     model: Model,
     example_inputs: Sequence[Any] | None = None,
     *,
+    policy: Policy = "cost",
+    cost_model: CostModel | None = None,
+    keep_bn: bool = False,
     verify: bool = True,
     inplace: bool = False,
     return_report: Literal[True],
@@ -59,6 +66,9 @@ def fuse(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
     *,
+    policy: Policy = "cost",
+    cost_model: CostModel | None = None,
+    keep_bn: bool = False,
     verify: bool = True,
     inplace: bool = False,
     return_report: bool = False,
@@ -70,6 +80,9 @@ def fuse(
             `nn.Module`, in evaluation mode. A module is traced, else exported with `example_inputs`; where neither takes the
             whole of it, every child that can be traced is fused by itself.
         example_inputs: what the model is called with, in a tuple. With them shapes are known and the whole model is compared.
+        policy: "cost" fuses where that makes the model faster, by `cost_model`; "always" wherever it is exact.
+        cost_model: the speed of the machine that the model is for; None is a usual CPU, `CostModel.measured()` this one.
+        keep_bn: leave a batch norm that ends a block or follows a lone conv, for quantization-aware training.
         verify: prove every rewritten region, and compare the whole model where there are inputs. Without, no copies are held.
         inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
             then shares its tensors.)
@@ -85,19 +98,22 @@ def fuse(
 
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
-    model = _opened(model)
+    options = Options(verify=verify, policy=policy, model=cost_model or USUAL, keep_bn=keep_bn)
+    fused, report = _fused(_opened(model), example_inputs, options, inplace=inplace)
+    return (fused, report) if return_report else fused
+
+
+def _fused(model: Any, example_inputs: Sequence[Any] | None, options: Options, *, inplace: bool) -> tuple[Any, FuseReport]:
     if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
         graph_module = traced(model, example_inputs, copy=not inplace)
         if graph_module is None:
-            result, report = _fuse_parts(model, example_inputs, verify=verify, copy=not inplace)
-            return (result, report) if return_report else result
+            return _fuse_parts(model, example_inputs, options, copy=not inplace)
         model, inplace = graph_module, True
     frontend = frontend_for(model)
     reading = frontend.read(model, example_inputs)
-    found = pipeline.run(reading.graph, verify=verify)
-    report = _report(frontend, reading, found, example_inputs, compare=verify)
-    written = reading.write(found.graph, inplace=inplace)
-    return (written, report) if return_report else written
+    found = pipeline.run(reading.graph, options)
+    report = _report(frontend, reading, found, example_inputs, compare=options.verify)
+    return reading.write(found.graph, inplace=inplace), report
 
 
 @overload
@@ -264,31 +280,39 @@ def tune(
     )
 
 
-def inspect(model: Any, example_inputs: Sequence[Any] | None = None) -> FuseReport:
+def inspect(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    policy: Policy = "cost",
+    cost_model: CostModel | None = None,
+    keep_bn: bool = False,
+) -> FuseReport:
     """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`."""
+    options = Options(policy=policy, model=cost_model or USUAL, keep_bn=keep_bn)
     model = _opened(model)
     if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
         graph_module = traced(model, example_inputs, copy=True)
         if graph_module is None:
-            return _fuse_parts(model, None, verify=True, copy=True)[1]
+            return _fuse_parts(model, None, options, copy=True)[1]
         model = graph_module
     frontend = frontend_for(model)
     reading = frontend.read(model, example_inputs)
-    return _report(frontend, reading, pipeline.run(reading.graph), example_inputs, compare=False)
+    return _report(frontend, reading, pipeline.run(reading.graph, options), example_inputs, compare=False)
 
 
 def _fuse_parts(
-    model: nn.Module, example_inputs: Sequence[Any] | None, *, verify: bool, copy: bool
+    model: nn.Module, example_inputs: Sequence[Any] | None, options: Options, *, copy: bool
 ) -> tuple[nn.Module, FuseReport]:
     """A model that no tracer takes whole."""
-    result, reports = fuse_parts(model, lambda part: fuse(part, verify=verify, inplace=True, return_report=True), copy=copy)
+    result, reports = fuse_parts(model, lambda part: _fused(part, None, options, inplace=True), copy=copy)
     kind = type(model).__name__
     report = merged(
         f"nn.Module {kind}, in parts",
         [prefixed(part, path) for path, part in reports.items()],
         [f"{kind} cannot be traced whole; {len(reports)} of its parts were fused: {', '.join(reports) or 'none'}"],
     )
-    if not (verify and copy and example_inputs is not None and report.fusions):
+    if not (options.verify and copy and example_inputs is not None and report.fusions):
         return result, report
 
     def copies(exact: bool) -> tuple[nn.Module, nn.Module]:

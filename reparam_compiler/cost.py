@@ -2,16 +2,81 @@
 
 FLOPs   a multiply-add of a conv counts one: O * I/groups * |K| for each output position; the linear layer is left out
 MULs    F(2x2, 3x3) needs 16 multiplications where a 3x3 conv of stride 1 has 36: it counts 4/9, every other conv in full
+
+and how long an op takes by a roofline, which is what decides whether a fusion pays:
+
+    seconds = max(MULs / rate, bytes / bandwidth) + launch
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node
+from reparam_compiler.ir.graph import Graph, Node, Param
 
 BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2}
 """Bytes of an element; one of every other dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one op, or several, do in one run.
+
+    multiply_adds: of convs and linear layers. muls: the same with F(2x2, 3x3). bytes: read and written, weights too.
+    launches: how many ops there are that compute.
+    """
+
+    multiply_adds: int
+    muls: float
+    bytes: int
+    launches: int
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            self.multiply_adds + other.multiply_adds,
+            self.muls + other.muls,
+            self.bytes + other.bytes,
+            self.launches + other.launches,
+        )
+
+
+NO_WORK = Work(0, 0.0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """How fast a machine is; the defaults are those of two AVX2 cores, and what is compared is mostly far apart.
+
+    muls_per_second, bytes_per_second, launch_seconds: as in the equation above.
+    """
+
+    muls_per_second: float = 5e10
+    bytes_per_second: float = 1e10
+    launch_seconds: float = 5e-6
+
+    def seconds(self, work: Work) -> float:
+        """An estimate for one op."""
+        moved = work.bytes / self.bytes_per_second
+        return max(work.muls / self.muls_per_second, moved) + work.launches * self.launch_seconds
+
+
+USUAL = CostModel()
+"""A usual CPU."""
+
+
+def work(op: ops.Op, params: Sequence[Param], read: int, written: int) -> Work:
+    """What an op does that reads and writes so many elements; one that only names its input anew does nothing."""
+    if isinstance(op, ops.Identity | ops.Flatten | ops.Reshape | ops.Slice | ops.Split | ops.Item | ops.Input):
+        return NO_WORK
+    element = BYTES.get(params[0].dtype, 4) if params else 4
+    size = element * (read + written + sum(param.count for param in params))
+    if not params or not isinstance(op, ops.Conv | ops.ConvTranspose | ops.Linear):
+        return Work(0, 0.0, size, 1)
+    multiply_adds = (read if isinstance(op, ops.ConvTranspose) else written) * prod(params[0].shape[1:])
+    is_dense = isinstance(op, ops.Conv) and params[0].shape[1] > 1 and op.dilation == (1,) * len(op.dilation)
+    winograd = is_dense and isinstance(op, ops.Conv) and params[0].shape[2:] == (3, 3) and op.stride == (1, 1)
+    return Work(multiply_adds, multiply_adds * 4 / 9 if winograd else float(multiply_adds), size, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +84,7 @@ class Cost:
     """What one run of a graph costs, for the shapes that it was read with.
 
     params: numbers in weights and biases (statistics of norms are not counted, and shared ones once).
-    convs: how many there are.
+    convs: how many there are, transposed ones too.
     flops: multiply-adds of all convs, for the whole batch; None where a shape is not known.
     winograd_muls: multiplications of the same with F(2x2, 3x3); None likewise.
     activation_bytes: the most that values alive at one time take, elementwise ops done in place where they can be (Fig. 3);
@@ -35,8 +100,8 @@ class Cost:
 
 def cost(graph: Graph) -> Cost:
     """The cost of a graph."""
-    convs = [node for node in graph if isinstance(node.op, ops.Conv)]
-    counts = [_multiply_adds(node) for node in convs]
+    convs = [node for node in graph if isinstance(node.op, ops.Conv | ops.ConvTranspose)]
+    counts = [_multiply_adds(node, graph) for node in convs]
     known = [count for count in counts if count is not None]
     whole = len(known) == len(counts)
     return Cost(
@@ -48,8 +113,10 @@ def cost(graph: Graph) -> Cost:
     )
 
 
-def _multiply_adds(node: Node) -> int | None:
-    shape = node.type.static_shape if node.type is not None else None
+def _multiply_adds(node: Node, graph: Graph) -> int | None:
+    """Of a conv, by its output; a transposed one uses each of its weights once for each position of its input."""
+    counted = graph[node.sources[0]] if isinstance(node.op, ops.ConvTranspose) else node
+    shape = counted.type.static_shape if counted.type is not None else None
     return None if shape is None else prod(shape) * prod(node.params[0].shape[1:])
 
 

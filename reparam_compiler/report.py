@@ -151,10 +151,15 @@ def _sum(costs: Sequence[Cost]) -> Cost:
 
 
 def _fusion_line(fusion: Fusion) -> str:
-    error = "" if fusion.error is None else f"  error {fusion.error.max_abs:.1e}"
-    weight = "x".join(map(str, fusion.weight))
-    shape = fusion.shape or "shape unknown"
-    return f"  fused    {fusion.node}: {len(fusion.nodes)} nodes -> {fusion.op}, weight {weight}, {shape}{error}"
+    weight, (low, high) = "x".join(map(str, fusion.weight)), fusion.weight_range
+    parts = [
+        f"weight {weight} in [{low:.3g}, {high:.3g}]",
+        fusion.shape or "shape unknown",
+        f"{fusion.before.multiply_adds / 1e6:.4g} -> {fusion.after.multiply_adds / 1e6:.4g} M multiply-adds",
+        f"{fusion.before.bytes / 1e6:.4g} -> {fusion.after.bytes / 1e6:.4g} MB moved",
+    ]
+    error = [] if fusion.error is None else [f"error {fusion.error.max_abs:.1e}"]
+    return f"  fused    {fusion.node}: {len(fusion.nodes)} nodes -> {fusion.op}; {', '.join([*parts, *error])}"
 
 
 def _refusal_line(refusal: Refusal) -> str:

@@ -34,7 +34,8 @@ from torch.export import ExportedProgram
 import reparam_compiler
 from reparam_compiler import UnsupportedModelError, VerificationError
 from reparam_compiler.core import affine
-from reparam_compiler.passes import fuse_branches, registry
+from reparam_compiler.passes import proof, registry, rules
+from reparam_compiler.passes.carried import Signal
 
 FUSABLE = [name for name in BLOCKS if name not in ("padded_conv_after_conv",)]
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -515,8 +516,8 @@ def test_a_norm_without_statistics_is_left_alone() -> None:
 
 
 def test_a_failed_proof_leaves_the_region_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(node: Any, reads: registry.Signal) -> Any:
-        right = registry.batch_norm(node, reads)
+    def wrong(node: Any, reads: Signal) -> Any:
+        right = rules.batch_norm(node, reads)
         return affine.diagonal(right.weight.reshape(-1), right.bias + 1e-6, reads.rank)
 
     monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
@@ -530,12 +531,12 @@ def test_a_failed_proof_leaves_the_region_and_says_so(monkeypatch: pytest.Monkey
 
 
 def test_a_whole_model_that_is_off_raises_and_leaves_the_caller_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(node: Any, reads: registry.Signal) -> Any:
-        right = registry.batch_norm(node, reads)
+    def wrong(node: Any, reads: Signal) -> Any:
+        right = rules.batch_norm(node, reads)
         return affine.diagonal(right.weight.reshape(-1) * 1.001, right.bias, reads.rank)
 
     monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
-    monkeypatch.setattr(fuse_branches, "TOLERANCE", 1.0)
+    monkeypatch.setattr(proof, "TOLERANCE", 1.0)
     registry.register_linear("batch_norm", override=True)(wrong)
     model, x = repvgg()
     given = traced_as("fx", model, (x,))

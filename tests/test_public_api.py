@@ -58,7 +58,14 @@ def test_what_follows_the_model_and_its_inputs_is_keyword_only(name: str) -> Non
 def test_fuse_takes_these_options_with_these_defaults() -> None:
     parameters = list(inspect.signature(reparam_compiler.fuse).parameters.values())[2:]
     defaults = {parameter.name: parameter.default for parameter in parameters}
-    assert defaults == {"verify": True, "inplace": False, "return_report": False}
+    assert defaults == {
+        "policy": "cost",
+        "cost_model": None,
+        "keep_bn": False,
+        "verify": True,
+        "inplace": False,
+        "return_report": False,
+    }
 
 
 def test_every_error_is_a_reparam_error() -> None:

@@ -3,14 +3,25 @@
 import json
 from dataclasses import replace
 
-from reparam_compiler.cost import Cost
+from reparam_compiler.cost import Cost, Work
 from reparam_compiler.equivalence import Difference
 from reparam_compiler.passes.fuse_branches import Fusion, Refusal
 from reparam_compiler.report import FuseReport, WholeModel, cost_lines, merged, prefixed
 
 BEFORE = Cost(12_345_678, 3, 2_000_000_000, 1.5e9, 3 * 2**20)
 AFTER = Cost(8_300_000, 1, 1_000_000_000, 0.5e9, 2**20)
-FUSION = Fusion(("a", "b"), "x", "b", "conv pad=1", (4, 3, 3, 3), "f32 1 4 5 5", Difference(1e-12, 2e-13))
+FUSION = Fusion(
+    nodes=("a", "b"),
+    source="x",
+    node="b",
+    op="conv pad=1",
+    weight=(4, 3, 3, 3),
+    weight_range=(-0.75, 1.5),
+    shape="f32 1 4 5 5",
+    error=Difference(1e-12, 2e-13),
+    before=Work(3_000_000, 2_500_000.0, 40_000, 2),
+    after=Work(2_700_000, 1_200_000.0, 30_000, 1),
+)
 REFUSAL = Refusal("c", "add", "relu (relu) is not linear")
 
 
@@ -28,7 +39,8 @@ def test_the_text_of_a_report() -> None:
         "  FLOPs         2.000 G -> 1.000 G\n"
         "  Winograd MULs 1.500 G -> 0.500 G\n"
         "  activations   3.00 MiB -> 1.00 MiB\n"
-        "  fused    b: 2 nodes -> conv pad=1, weight 4x3x3x3, f32 1 4 5 5  error 1.0e-12\n"
+        "  fused    b: 2 nodes -> conv pad=1; weight 4x3x3x3 in [-0.75, 1.5], f32 1 4 5 5, "
+        "3 -> 2.7 M multiply-adds, 0.04 -> 0.03 MB moved, error 1.0e-12\n"
         "  refused  c (add): relu (relu) is not linear\n"
         "a remark\n"
         "every fused region proven in float64: differs by at most 2.0e-13 (relative)\n"
@@ -49,7 +61,7 @@ def test_regions_that_were_not_proven_are_called_so() -> None:
     found = report(fusions=(replace(FUSION, error=None, shape=""),))
     assert found.max_error is None
     assert "the fused regions were not proven (verify=False)" in found.to_text()
-    assert "weight 4x3x3x3, shape unknown\n" in found.to_text()
+    assert "weight 4x3x3x3 in [-0.75, 1.5], shape unknown, 3 -> 2.7 M multiply-adds" in found.to_text()
 
 
 def test_the_largest_error_is_the_relative_one() -> None:

@@ -263,7 +263,8 @@ def _correlate(outer: ConvKernel, inner: ConvKernel, bias: Bias) -> ConvKernel:
 
 def _alike(a: Bias, b: Bias) -> np.ndarray:
     """Where two biases are one number, but for the rounding of two ways to compute it."""
-    return np.isclose(a, b, rtol=1e-12, atol=1e-12 * np.nan_to_num(np.abs(a)).max(initial=0.0))
+    same: np.ndarray = np.isclose(a, b, rtol=1e-12, atol=1e-12 * np.nan_to_num(np.abs(a)).max(initial=0.0))
+    return same
 
 
 def _apply_to_constant(kernel: ConvKernel, value: Bias) -> Bias:

@@ -103,20 +103,24 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in topological order, and the ids that the model returns."""
+    """Nodes in topological order, and the ids that the model returns.
+
+    sizes_are_fixed: the sizes in the nodes' types are those of every run, not of one example.
+    """
 
     nodes: Mapping[NodeId, Node]
     outputs: tuple[NodeId, ...]
+    sizes_are_fixed: bool = True
 
     @staticmethod
-    def of(nodes: Iterable[Node], outputs: Iterable[NodeId]) -> "Graph":
+    def of(nodes: Iterable[Node], outputs: Iterable[NodeId], *, sizes_are_fixed: bool = True) -> "Graph":
         """A graph of these nodes, which must come in topological order; raises InvalidGraphError for an id given twice."""
         table: dict[NodeId, Node] = {}
         for node in nodes:
             if node.id in table:
                 raise InvalidGraphError(f"two nodes have the id {node.id}; ids must be unique in a graph")
             table[node.id] = node
-        return Graph(MappingProxyType(table), tuple(outputs))
+        return Graph(MappingProxyType(table), tuple(outputs), sizes_are_fixed)
 
     def __getitem__(self, node_id: NodeId) -> Node:
         return self.nodes[node_id]
@@ -174,7 +178,7 @@ class Graph:
             for source in gone.sources:
                 readers[source] -= 1
                 lost.append(source)
-        return Graph(MappingProxyType(table), self.outputs)
+        return Graph(MappingProxyType(table), self.outputs, self.sizes_are_fixed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import networkx as nx
 
 from reparam_compiler.ir.graph import Graph, NodeId
+from reparam_compiler.ir.ops import Opaque
 
 ENTRY = "(entry)"
 """A virtual node that feeds every node without sources, so that dominators are defined; no real id has parentheses first."""
@@ -39,3 +40,20 @@ def between(graph: Graph, source: NodeId, sink: NodeId) -> list[NodeId]:
         found.add(node_id)
         stack.extend(graph[node_id].sources)
     return sorted(found, key=graph.position.__getitem__)
+
+
+def still_nodes(graph: Graph) -> frozenset[NodeId]:
+    """The ids whose values depend on the sizes of the model's inputs and not on their elements."""
+    found: set[NodeId] = set()
+    for node in graph:
+        asks = isinstance(node.op, Opaque) and node.op.target in _SIZE_QUERIES
+        if asks or (node.sources and all(source in found for source in node.sources)):
+            found.add(node.id)
+    return frozenset(found)
+
+
+_SIZE_QUERIES = frozenset(
+    {"size", "shape", "dim", "ndim", "ndimension", "numel", "sym_size", "sym_numel", "Shape", "Size"}
+    | {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
+)
+"""What a frontend calls an op that looks at the sizes of its input only."""

@@ -6,16 +6,16 @@ identities. The mechanics are those of `fuse_branches`.
 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.fuse_branches import PassResult, rewrite_regions
+from reparam_compiler.passes.fuse_branches import DEFAULTS, Options, PassResult, rewrite_regions
 
 
-def fold_bn(graph: Graph, *, verify: bool = True) -> PassResult:
+def fold_bn(graph: Graph, options: Options = DEFAULTS) -> PassResult:
     """Rewrites every chain of one conv and the affine ops round it; reports the norms that stay."""
     return rewrite_regions(
         graph,
         wants=lambda region: len(region.kernels) == 1 and not region.merges and any(_folds(node.op) for node in region.nodes),
         reports=lambda node: isinstance(node.op, ops.BatchNorm),
-        verify=verify,
+        options=options,
     )
 
 

@@ -1,28 +1,47 @@
 """A linear region becomes one conv: parallel branches, and convs in sequence where that costs less (Eq. 1, 3, 4).
 
-Sinks are tried from the outputs upwards, each with its largest region first. A region is rewritten where the interpretation
-is exact, the one conv costs no more multiply-adds and no more weights than the region does, and the proof holds: both forms
-evaluated in float64. What is refused is reported with the first node that stands in the way.
+Which regions are rewritten is planned (`plan.py`); a region can be where its interpretation is exact and its proof holds: both
+forms evaluated in float64. What is refused is reported with the first node that stands in the way.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from math import prod
 
-from reparam_compiler.core.kernel import ConvKernel, NotFusable
-from reparam_compiler.equivalence import Difference, region_difference
+import numpy as np
+
+from reparam_compiler.core.kernel import ConvKernel, NotFusable, regroup
+from reparam_compiler.cost import USUAL, CostModel, Work
+from reparam_compiler.equivalence import Difference
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.text import type_text
-from reparam_compiler.ir.view import immediate_dominators
-from reparam_compiler.passes.regions import Blocked, Interpretation, Region, interpret, is_merge, regions_ending_at
+from reparam_compiler.ir.view import immediate_dominators, still_nodes
+from reparam_compiler.passes.plan import Built, Candidate, Planner, Policy
+from reparam_compiler.passes.proof import Trial, measured_bias, prove
+from reparam_compiler.passes.regions import Interpretation, Region, Regions, interpret, is_merge
 
 logger = logging.getLogger(__name__)
 _BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16}
-TOLERANCE = 1e-9
-"""The largest relative difference, in float64, of a region and the conv that replaces it."""
+KEPT = 2**28
+"""Bytes of folded weights, in float64, that are kept; those beyond are folded anew when they are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to fuse.
+
+    verify: prove every region. policy, model: see `plan.Planner`.
+    keep_bn: leave a batch norm that ends a region, for quantization-aware training.
+    """
+
+    verify: bool = True
+    policy: Policy = "cost"
+    model: CostModel = USUAL
+    keep_bn: bool = False
+
+
+DEFAULTS = Options()
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +49,10 @@ class Fusion:
     """One region that became one op.
 
     nodes: the ids of what was replaced, sources first. node: the id of the new op (that of the last one replaced).
-    op: the new op as the printer shows it. weight: its shape.
+    op: the new op as the printer shows it. weight: its shape. weight_range: its least and largest element.
     shape: the type of its output, where it is known.
     error: the measured difference of both forms in float64; None where it was not asked for.
+    before, after: what the region and the op do in one run (sizes that are not known count as nominal ones).
     """
 
     nodes: tuple[NodeId, ...]
@@ -40,8 +60,11 @@ class Fusion:
     node: NodeId
     op: str
     weight: tuple[int, ...]
+    weight_range: tuple[float, float]
     shape: str
     error: Difference | None
+    before: Work
+    after: Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,90 +85,120 @@ class PassResult:
     refusals: tuple[Refusal, ...] = ()
 
 
-def fuse_branches(graph: Graph, *, verify: bool = True) -> PassResult:
-    """Rewrites every region that merges branches or composes convs."""
+def fuse_branches(graph: Graph, options: Options = DEFAULTS) -> PassResult:
+    """Rewrites the regions that merge branches or compose convs, where that pays."""
     return rewrite_regions(
         graph,
         wants=lambda region: bool(region.kernels) and (region.merges or len(region.kernels) > 1),
         reports=is_merge,
-        verify=verify,
+        options=options,
     )
 
 
 def rewrite_regions(
-    graph: Graph, *, wants: Callable[[Region], bool], reports: Callable[[Node], bool], verify: bool
+    graph: Graph, *, wants: Callable[[Region], bool], reports: Callable[[Node], bool], options: Options
 ) -> PassResult:
-    """Rewrites the regions that `wants` takes; refusals are kept for the nodes that `reports` takes."""
-    dominators = immediate_dominators(graph)
-    replacements: dict[NodeId, Node] = {}
-    taken: set[NodeId] = set()
-    fusions: list[Fusion] = []
-    refusals: list[Refusal] = []
-    for sink in reversed(tuple(graph.nodes)):
-        if sink in taken or not (graph.users[sink] or sink in graph.outputs):
-            continue
-        *regions, blocked = regions_ending_at(graph, sink, dominators)
-        outcome = _first_exact(graph, [r for r in regions if isinstance(r, Region) and wants(r)], verify=verify)
-        if isinstance(outcome, Fused):
-            replacements[sink] = outcome.node
-            taken.update(node.id for node in outcome.region.nodes)
-            fusions.append(_described(outcome))
-            logger.debug("%s: fused %d nodes", sink, len(outcome.region.nodes))
-        elif reports(graph[sink]):
-            reason = outcome or (blocked.reason if isinstance(blocked, Blocked) else "")
-            refusals.append(Refusal(sink, graph[sink].op.name, reason))
-    return PassResult(graph.rewrite(replacements), tuple(reversed(fusions)), tuple(reversed(refusals)))
+    """Rewrites the best of the regions that `wants` takes; refusals are kept for the nodes that `reports` takes."""
+    still = still_nodes(graph)
+    builder = _Builder(graph, still, options.verify)
+    planner = Planner(
+        graph,
+        Regions(graph, immediate_dominators(graph), still),
+        wants=lambda region: wants(region) and not (options.keep_bn and isinstance(graph[region.sink].op, ops.BatchNorm)),
+        build=builder.build,
+        policy=options.policy,
+        model=options.model,
+    )
+    chosen = planner.plan(tuple(graph)).chosen
+    gone = {node.id for candidate in chosen for node in candidate.region.nodes}
+    refusals = tuple(
+        Refusal(node.id, node.op.name, planner.reasons.get(node.id, ""))
+        for node in graph
+        if node.id not in gone and reports(node) and (graph.users[node.id] or node.id in graph.outputs)
+    )
+    ordered = sorted(chosen, key=lambda candidate: graph.position[candidate.node.id])
+    fusions = tuple(_described(candidate, builder.ranges[candidate.node.id]) for candidate in ordered)
+    return PassResult(graph.rewrite({candidate.node.id: candidate.node for candidate in ordered}), fusions, refusals)
 
 
-@dataclass(frozen=True, slots=True)
-class Fused:
-    """A region, the node that replaces it, and the proof."""
+class _Builder:
+    """Makes the op of a region."""
 
-    region: Region
-    node: Node
-    error: Difference | None
+    def __init__(self, graph: Graph, still: Set[NodeId], verify: bool) -> None:
+        self.graph, self.still, self.verify = graph, still, verify
+        self.ranges: dict[NodeId, tuple[float, float]] = {}
+        self._kept = 0
+
+    def build(self, region: Region) -> Built:
+        """The conv, transposed conv or linear that computes a region, under the id of its sink; raises NotFusable."""
+        found = self._understand(region)
+        node = self._node(region, found)
+        error = None
+        if self.verify or found.must_be_proven:
+            error = prove(self._trial(region, found), node)
+        weight = node.params[0]
+        array = weight.load()
+        self.ranges[node.id] = float(array.min()), float(array.max())
+        self._kept += array.nbytes
+        if self._kept > KEPT:
+            folds_anew = Param(weight.role, weight.dtype, weight.shape, lambda: self._weight(region))
+            node = replace(node, inputs=(node.inputs[0], folds_anew, *node.inputs[2:]))
+        logger.debug("%s: %d nodes can be one", region.sink, len(region.nodes))
+        return Built(node, found, error)
+
+    def _understand(self, region: Region) -> Interpretation:
+        found = interpret(self.graph, region, self.still)
+        if not found.kernel.weight.size:
+            raise NotFusable("nothing is left")
+        if not found.kernel.bias_varies:
+            return found
+        bias = measured_bias(self._trial(region, found))
+        if bias is None:
+            raise NotFusable(found.varies_at)
+        return replace(found, kernel=replace(found.kernel, bias=bias), must_be_proven=True)
+
+    def _trial(self, region: Region, found: Interpretation) -> Trial:
+        return Trial(region.nodes, region.source, found.kernel, found.signal, self.graph[region.source].type)
+
+    def _weight(self, region: Region) -> np.ndarray:
+        return self._node(region, self._understand(region)).params[0].load()
+
+    def _node(self, region: Region, found: Interpretation) -> Node:
+        sink, first = self.graph[region.sink], region.kernels[0].params[0]
+        _check_promotion(self.graph, region, first)
+        op, array = _op(found.kernel, last=found.signal.last)
+        weight = Param.of(array, role="weight", dtype=first.dtype)
+        bias = Param.of(found.kernel.bias, role="bias", dtype=first.dtype)
+        has_bias = bool(found.kernel.bias.any()) or any(_may_have_bias(node) for node in region.nodes)
+        ids = tuple(replaced for node in region.nodes for replaced in (node.replaces or (node.id,)))
+        return replace(sink, op=op, inputs=(region.source, weight, bias if has_bias else None), replaces=ids)
 
 
-def _first_exact(graph: Graph, regions: list[Region], *, verify: bool) -> Fused | str:
-    """The largest region that one conv can do, or why the smallest cannot (an empty reason where there is none)."""
-    reason = ""
-    for region in reversed(regions):
-        try:
-            found = interpret(graph, region)
-            _check_cost(found)
-            node = _node(graph, region, found.kernel)
-            return Fused(region, node, _prove(region, node, found.kernel) if verify else None)
-        except NotFusable as refusal:
-            reason = str(refusal)
-    return reason
+def _op(kernel: ConvKernel, *, last: bool) -> tuple[ops.Op, np.ndarray]:
+    """The op that computes a kernel, and its weight as that op has it."""
+    if last:
+        return ops.Linear(), regroup(kernel, 1).weight
+    if kernel.upsamples:
+        return _transposed(kernel)
+    return ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode), kernel.weight
 
 
-def _check_cost(found: Interpretation) -> None:
-    """The one conv must not cost more than what it replaces."""
-    kernel = found.kernel
-    if not kernel.weight.size:
-        raise NotFusable("nothing is left")
-    multiply_adds = Fraction(kernel.multiply_adds, prod(kernel.stride))
-    if multiply_adds > found.multiply_adds or kernel.weight.size > found.weights:
-        now, then = float(found.multiply_adds), float(multiply_adds)
-        raise NotFusable(
-            f"one conv would cost more: {then:.4g} multiply-adds a position instead of {now:.4g},"
-            f" {kernel.weight.size} weights instead of {found.weights}"
-        )
-
-
-def _node(graph: Graph, region: Region, kernel: ConvKernel) -> Node:
-    """The conv or linear that computes a kernel, under the id of the region's sink."""
-    sink, first = graph[region.sink], region.kernels[0].params[0]
-    _check_promotion(graph, region, first)
-    weight = Param.of(kernel.weight, role="weight", dtype=first.dtype)
-    bias = Param.of(kernel.bias, role="bias", dtype=first.dtype)
-    op: ops.Op = ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode)
-    if kernel.rank == 0 and isinstance(region.kernels[0].op, ops.Linear):
-        op = ops.Linear()
-    has_bias = bool(kernel.bias.any()) or any(node.op.name == "batch_norm" or _has_bias(node) for node in region.nodes)
-    ids = tuple(replaced for node in region.nodes for replaced in (node.replaces or (node.id,)))
-    return replace(sink, op=op, inputs=(region.source, weight, bias if has_bias else None), replaces=ids)
+def _transposed(kernel: ConvKernel) -> tuple[ops.Op, np.ndarray]:
+    """The inverse of the rule of a transposed conv (`rules.py`); raises NotFusable for what it cannot say."""
+    if any(s != 1 for s in kernel.stride):
+        raise NotFusable("upsampling and a stride are not one op")
+    cuts, extras = [], []
+    for (low, high), span, step, d in zip(kernel.padding, kernel.span, kernel.upsampling, kernel.dilation, strict=True):
+        cut = span - low
+        extra = high - (span - cut)
+        if cut < 0 or not 0 <= extra < max(step, d):
+            raise NotFusable(f"a transposed conv that cuts {cut} off one end and {span - high} off the other")
+        cuts.append((cut, cut))
+        extras.append(extra)
+    blocks = kernel.weight.reshape(kernel.groups, -1, *kernel.weight.shape[1:]).swapaxes(1, 2)
+    flipped = np.flip(blocks, axis=tuple(range(3, blocks.ndim))).reshape(-1, blocks.shape[2], *kernel.size)
+    op = ops.ConvTranspose(kernel.upsampling, tuple(cuts), tuple(extras), kernel.dilation, kernel.groups)
+    return op, np.ascontiguousarray(flipped)
 
 
 def _check_promotion(graph: Graph, region: Region, weight: Param) -> None:
@@ -159,37 +212,22 @@ def _check_promotion(graph: Graph, region: Region, weight: Param) -> None:
                 raise NotFusable(f"{node.id}: a constant of {param.dtype} makes {param.dtype} of {weight.dtype}")
 
 
-def _has_bias(node: Node) -> bool:
-    return isinstance(node.op, ops.Conv | ops.Linear) and len(node.params) > 1
+def _may_have_bias(node: Node) -> bool:
+    is_kernel = isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear)
+    return isinstance(node.op, ops.BatchNorm) or (is_kernel and len(node.params) > 1)
 
 
-def _prove(region: Region, node: Node, kernel: ConvKernel) -> Difference:
-    """Both forms in float64 on sources just wider than the kernel, so that most outputs see the border.
-
-    No axis has the size of another, and a strided kernel is tried on odd and even sizes.
-    """
-    base = [
-        max(span, *map(abs, pair)) + sum(abs(min(amount, 0)) for amount in pair) + s + 1
-        for span, s, pair in zip(kernel.span, kernel.stride, kernel.padding, strict=True)
-    ]
-    sizes = [tuple(size + axis for axis, size in enumerate(base))]
-    if any(s > 1 for s in kernel.stride):
-        sizes.append(tuple(size + 2 * len(base) - 1 - axis for axis, size in enumerate(base)))
-    shapes = [(1 if spatial else 3, kernel.channels[0], *spatial) for spatial in sizes]
-    found = region_difference(region.nodes, (node,), region.source, region.sink, shapes)
-    if not found.relative <= TOLERANCE:
-        raise NotFusable(f"the proof failed: both forms differ by {found.max_abs:.3g} ({found.relative:.3g} relative)")
-    return found
-
-
-def _described(fused: Fused) -> Fusion:
-    node = fused.node
+def _described(candidate: Candidate, weight_range: tuple[float, float]) -> Fusion:
+    node = candidate.node
     return Fusion(
         nodes=node.replaces,
-        source=fused.region.source,
+        source=candidate.region.source,
         node=node.id,
         op=" ".join([node.op.name, *(f"{key}={value}" for key, value in ops.attributes(node.op).items())]),
         weight=node.params[0].shape,
+        weight_range=weight_range,
         shape=type_text(node.type),
-        error=fused.error,
+        error=candidate.error,
+        before=candidate.before,
+        after=candidate.after,
     )

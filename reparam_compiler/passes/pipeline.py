@@ -13,7 +13,7 @@ from reparam_compiler.ir.graph import Graph
 from reparam_compiler.ir.invariants import check
 from reparam_compiler.ir.text import to_text
 from reparam_compiler.passes.fold_bn import fold_bn
-from reparam_compiler.passes.fuse_branches import Fusion, PassResult, Refusal, fuse_branches
+from reparam_compiler.passes.fuse_branches import DEFAULTS, Fusion, Options, PassResult, Refusal, fuse_branches
 
 logger = logging.getLogger(__name__)
 Dump = Callable[[str, Graph], None]
@@ -22,7 +22,7 @@ Dump = Callable[[str, Graph], None]
 class Pass(Protocol):
     """A rewrite of the graph."""
 
-    def __call__(self, graph: Graph, /, *, verify: bool) -> PassResult:
+    def __call__(self, graph: Graph, options: Options, /) -> PassResult:
         """The rewritten graph, the same object where there was nothing to do."""
         ...
 
@@ -38,13 +38,19 @@ class Phase:
 FUSE: tuple[Phase, ...] = (Phase("fuse_branches", fuse_branches), Phase("fold_bn", fold_bn))
 
 
-def run(graph: Graph, phases: tuple[Phase, ...] = FUSE, *, verify: bool = True, dump: Dump | None = None) -> PassResult:
+def run(
+    graph: Graph,
+    options: Options = DEFAULTS,
+    phases: tuple[Phase, ...] = FUSE,
+    *,
+    dump: Dump | None = None,
+) -> PassResult:
     """Runs the phases; raises InvalidGraphError where one of them leaves a graph that breaks an invariant."""
     check(graph)
     fusions: list[Fusion] = []
     refusals: list[Refusal] = []
     for phase in phases:
-        result = phase.run(graph, verify=verify)
+        result = phase.run(graph, options)
         graph = result.graph
         check(graph)
         fusions += result.fusions

@@ -3,19 +3,28 @@
 A region has one source, which dominates its sink; every node between the two is linear and is read only inside. It is found by
 walking up the sink's dominators as long as that holds, and understood by abstract interpretation: each node is carried as
 the `ConvKernel` from the source to it, one rule a node (`registry.py`). No architecture is known here.
+
+Where there is an affine op without a rule the region is probed instead (`probe.py`).
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
-from math import prod
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 
 from reparam_compiler.core.affine import identity
+from reparam_compiler.core.channels import finest
 from reparam_compiler.core.kernel import ConvKernel, NotFusable, compose
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.view import ENTRY, between
-from reparam_compiler.passes.registry import Signal, is_linear, linear_rule, merge_rule
+from reparam_compiler.passes import probe
+from reparam_compiler.passes.carried import Carried, Operand, Signal, Still
+from reparam_compiler.passes.merges import output_sizes
+from reparam_compiler.passes.registry import is_linear, linear_rule, merge_rule
+
+KERNELS = ops.Conv | ops.ConvTranspose | ops.Linear
+"""The ops whose place a fused one can take."""
+_LONGEST = 64
+"""How many dominators a region is followed up; longer chains of linear ops are not met in nets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +37,8 @@ class Region:
 
     @property
     def kernels(self) -> tuple[Node, ...]:
-        """Its convs and linears."""
-        return tuple(node for node in self.nodes if isinstance(node.op, ops.Conv | ops.Linear))
+        """Its convs, transposed convs and linears."""
+        return tuple(node for node in self.nodes if isinstance(node.op, KERNELS))
 
     @property
     def merges(self) -> bool:
@@ -45,120 +54,182 @@ class Blocked:
 
 
 def is_merge(node: Node) -> bool:
-    """True for an add or concat of at least two computed values."""
-    return isinstance(node.op, ops.Add | ops.Concat) and len(node.sources) > 1
+    """True where at least two computed values are added, joined or stacked."""
+    return isinstance(node.op, ops.Add | ops.Concat | ops.Stack) and len(node.sources) > 1
 
 
-def regions_ending_at(graph: Graph, sink: NodeId, dominators: Mapping[NodeId, NodeId]) -> Iterator[Region | Blocked]:
-    """The regions of one sink, from the smallest to the largest, and then why there is no larger one."""
-    if not is_linear(graph[sink]):
-        yield Blocked(f"{sink} ({graph[sink].op.name}) is not linear")
-        return
-    checked: set[NodeId] = {sink}
-    source = dominators[sink]
-    while source != ENTRY:
-        inside = between(graph, source, sink)
-        for node_id in inside:
-            if node_id not in checked and (reason := _not_inside(graph, node_id, set(inside))):
-                yield Blocked(reason)
-                return
-            checked.add(node_id)
-        yield Region(source, sink, tuple(graph[node_id] for node_id in inside))
-        if reason := _not_inside(graph, source, {*inside, source}):
+class Regions:
+    """The regions of one graph."""
+
+    def __init__(self, graph: Graph, dominators: Mapping[NodeId, NodeId], still: Set[NodeId]) -> None:
+        self.graph, self.dominators, self.still = graph, dominators, still
+
+    def ending_at(self, sink: NodeId) -> Iterator[Region | Blocked]:
+        """The regions of one sink, from the smallest to the largest, and then why there is no larger one."""
+        if reason := self._not_affine(sink):
             yield Blocked(reason)
             return
-        source = dominators[source]
-    yield Blocked(f"{sink} reads no single value")
+        checked: set[NodeId] = {sink}
+        source = self.dominators[sink]
+        for _ in range(_LONGEST):
+            if source == ENTRY:
+                yield Blocked(f"{sink} reads no single value")
+                return
+            inside = between(self.graph, source, sink)
+            for node_id in inside:
+                if node_id not in checked and (reason := self._not_inside(node_id, set(inside))):
+                    yield Blocked(reason)
+                    return
+                checked.add(node_id)
+            yield Region(source, sink, tuple(self.graph[node_id] for node_id in inside))
+            if reason := self._not_inside(source, {*inside, source}):
+                yield Blocked(reason)
+                return
+            source = self.dominators[source]
+        yield Blocked(f"more than {_LONGEST} linear ops in a row")
 
-
-def _not_inside(graph: Graph, node_id: NodeId, inside: set[NodeId]) -> str | None:
-    """Why a node cannot stand inside a region of these nodes."""
-    node = graph[node_id]
-    if not is_linear(node):
+    def _not_affine(self, node_id: NodeId) -> str | None:
+        node = self.graph[node_id]
+        if is_linear(node) or node_id in self.still or probe.is_affine(node):
+            return None
         return f"{node_id} ({node.op.name}) is not linear"
-    if node_id in graph.outputs:
-        return f"{node_id} is an output of the model"
-    readers = [reader for reader in graph.users[node_id] if reader not in inside]
-    return f"{node_id} is also read by {readers[0]}" if readers else None
+
+    def _not_inside(self, node_id: NodeId, inside: Set[NodeId]) -> str | None:
+        """Why a node cannot stand inside a region of these nodes."""
+        if reason := self._not_affine(node_id):
+            return reason
+        if node_id in self.graph.outputs:
+            return f"{node_id} is an output of the model"
+        readers = [reader for reader in self.graph.users[node_id] if reader not in inside]
+        return f"{node_id} is also read by {readers[0]}" if readers else None
 
 
 @dataclass(frozen=True, slots=True)
 class Interpretation:
     """The operator of a region.
 
-    multiply_adds: of the region as it is, for each position of its source; a mark of what it costs today.
-    weights: the numbers of its convs' weights.
+    signal: what its source gives. kernels: the operators from there to each of its nodes.
+    varies_at: where the bias first came to depend on the position, in words; empty where it never did.
+    must_be_proven: it was measured rather than derived.
     """
 
     kernel: ConvKernel
-    multiply_adds: Fraction
-    weights: int
+    signal: Signal
+    kernels: Mapping[NodeId, ConvKernel]
+    varies_at: str = ""
+    must_be_proven: bool = False
 
 
-def interpret(graph: Graph, region: Region) -> Interpretation:
+class NoRule(NotFusable):
+    """An op is affine, but no rule says which operator it is."""
+
+
+def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset()) -> Interpretation:
     """Carries a kernel from the source to the sink; raises NotFusable with the node and the reason where there is none."""
+    try:
+        return _by_rules(graph, region, still)
+    except NoRule as refusal:
+        channels, rank = _channels_first(graph, region)
+        known = graph[region.source].type
+        try:
+            kernel = probe.identify(region.nodes, region.source, channels, rank, known)
+        except NotFusable as reason:
+            raise NotFusable(f"{refusal}; probed: {reason}") from reason
+        return Interpretation(kernel, Signal(channels, rank), {region.sink: kernel}, must_be_proven=True)
+
+
+def _by_rules(graph: Graph, region: Region, still: Set[NodeId]) -> Interpretation:
     signal = _signal(graph, region)
-    kernels: dict[NodeId, ConvKernel] = {}
-    multiply_adds, weights = Fraction(0), 0
+    carried: dict[NodeId, Carried] = {}
+    varies_at = ""
     for node in region.nodes:
         try:
-            kernels[node.id] = kernel = _carry(node, region.source, kernels, signal)
+            carried[node.id] = found = _carry(node, region.source, carried, signal, still)
         except NotFusable as refusal:
             text = str(refusal)
-            raise NotFusable(text if text.startswith(node.id) else f"{text} at {node.id}") from refusal
-        if node in region.kernels:
-            count = prod(node.params[0].shape)
-            weights += count
-            multiply_adds += Fraction(count, prod(kernel.stride))
-    return Interpretation(kernels[region.sink], multiply_adds, weights)
+            raise type(refusal)(text if text.startswith(f"{node.id}:") else f"{text} at {node.id}") from refusal
+        if not varies_at and isinstance(found, ConvKernel) and found.bias_varies:
+            varies_at = f"pads over an inner bias with another value than that bias at {node.id}"
+    kernel = carried[region.sink]
+    if not isinstance(kernel, ConvKernel):
+        raise NotFusable(f"{region.sink} gives more than one value")
+    if any(isinstance(node.op, ops.Slice | ops.Split | ops.Concat) for node in region.nodes):
+        kernel = finest(kernel)
+    kernels = {node_id: value for node_id, value in carried.items() if isinstance(value, ConvKernel)}
+    return Interpretation(kernel, signal, kernels, varies_at)
 
 
-def _carry(node: Node, source: NodeId, kernels: Mapping[NodeId, ConvKernel], signal: Signal) -> ConvKernel:
+def _carry(node: Node, source: NodeId, carried: Mapping[NodeId, Carried], signal: Signal, still: Set[NodeId]) -> Carried:
+    if node.id in still:
+        return Still(None if node.type is None else node.type.shape)
     if rule := linear_rule(node):
-        if len(node.sources) != 1:
+        computed = [value for value in node.sources if value == source or not isinstance(carried[value], Still)]
+        if len(computed) != 1:
             raise NotFusable(f"{node.op.name} of {len(node.sources)} computed values")
-        inner = kernels.get(node.sources[0])
-        if inner is None:
+        if computed[0] == source:
             return rule(node, signal)
-        return compose(rule(node, Signal(inner.channels[1], inner.rank)), inner)
-    operands: list[ConvKernel | Param] = []
+        inner = carried[computed[0]]
+        if not isinstance(inner, ConvKernel):
+            raise NotFusable(f"{node.op.name} of stacked values")
+        return compose(rule(node, _after(signal, inner)), inner)
+    merge = merge_rule(node)
+    if merge is None:
+        raise NoRule(f"{node.op.name} has no rule")
+    operands: list[Operand] = []
     for operand in node.inputs:
         if isinstance(operand, Param):
             operands.append(operand)
         elif operand is not None:
-            operands.append(identity(signal.channels, signal.rank) if operand == source else kernels[operand])
-    merge = merge_rule(node)
-    if merge is None:
-        raise NotFusable(f"{node.op.name} is not linear")
-    return merge(node, operands)
+            operands.append(identity(signal.channels, signal.rank) if operand == source else carried[operand])
+    return merge(node, operands, signal)
+
+
+def _after(signal: Signal, kernel: ConvKernel) -> Signal:
+    return replace(signal, channels=kernel.channels[1], rank=kernel.rank, sizes=output_sizes(kernel, signal.sizes))
 
 
 def _signal(graph: Graph, region: Region) -> Signal:
     """What the source gives, told by the ops that read it, or by its type."""
-    ranks = {rank for node in region.nodes if (rank := _rank(node)) is not None}
+    last = any(isinstance(node.op, ops.Linear) for node in region.nodes)
+    ranks = {0} if last else set()
+    ranks |= {rank for node in region.nodes if (rank := _rank(node)) is not None}
     known = graph[region.source].type
-    if known is not None:
+    if known is not None and not last:
         ranks.add(len(known.shape) - 2)
     if len(ranks) != 1 or min(ranks) < 0:
-        raise NotFusable(f"{region.source} has an unknown number of axes" if not ranks else f"axes {sorted(ranks)} meet")
+        refusal = NoRule if last else NotFusable
+        raise refusal(f"{region.source} has an unknown number of axes" if not ranks else f"axes {sorted(ranks)} meet")
     counts = {count for node in region.nodes if region.source in node.sources and (count := _channels_read(node))}
-    if known is not None and len(known.shape) > 1 and isinstance(known.shape[1], int):
-        counts.add(known.shape[1])
+    if known is not None and len(known.shape) > 1 and isinstance(size := known.shape[-1 if last else 1], int):
+        counts.add(size)
     if len(counts) != 1:
         raise NotFusable(
             f"{region.source} has an unknown number of channels" if not counts else f"{sorted(counts)} channels meet"
         )
-    return Signal(counts.pop(), ranks.pop())
+    sizes = None
+    if graph.sizes_are_fixed and known is not None and not last:
+        spatial = tuple(size for size in known.shape[2:] if isinstance(size, int))
+        sizes = spatial if len(spatial) == len(known.shape) - 2 else None
+    return Signal(counts.pop(), ranks.pop(), last, None if known is None else len(known.shape), sizes)
+
+
+def _channels_first(graph: Graph, region: Region) -> tuple[int, int]:
+    """Channels and spatial axes of a source whose channels are second."""
+    known = graph[region.source].type
+    counts = {n for node in region.nodes if region.source in node.sources and (n := _channels_read(node))}
+    ranks = {rank for node in region.nodes if (rank := _rank(node)) is not None}
+    if known is not None:
+        ranks = {len(known.shape) - 2}
+        counts = {size} if len(known.shape) > 1 and isinstance(size := known.shape[1], int) else counts
+    if len(ranks) != 1 or len(counts) != 1:
+        raise NotFusable(f"{region.source} has an unknown number of axes or channels")
+    return counts.pop(), ranks.pop()
 
 
 def _rank(node: Node) -> int | None:
     match node.op:
-        case ops.Conv(stride=stride) | ops.AvgPool(stride=stride):
+        case ops.Conv(stride=stride) | ops.AvgPool(stride=stride) | ops.ConvTranspose(stride=stride):
             return len(stride)
-        case ops.Linear():
-            if node.type is None or len(node.type.shape) != 2:
-                raise NotFusable("linear on what is not known to have two axes")
-            return 0
         case _:
             return None
 
@@ -167,6 +238,8 @@ def _channels_read(node: Node) -> int | None:
     match node.op:
         case ops.Conv(groups=groups):
             return node.params[0].shape[1] * groups
+        case ops.ConvTranspose():
+            return node.params[0].shape[0]
         case ops.Linear():
             return node.params[0].shape[1]
         case ops.BatchNorm():

@@ -11,7 +11,7 @@ from reparam_compiler.frontends.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.ir.text import to_text
 from reparam_compiler.passes import pipeline
-from reparam_compiler.passes.fuse_branches import PassResult
+from reparam_compiler.passes.fuse_branches import Options, PassResult
 
 
 def graph_of(name: str) -> Graph:
@@ -38,21 +38,21 @@ def test_a_refusal_of_a_node_that_a_later_phase_rewrote_is_not_reported() -> Non
 
 
 def test_a_pass_that_breaks_an_invariant_is_stopped() -> None:
-    def breaks(graph: Graph, /, *, verify: bool) -> PassResult:
+    def breaks(graph: Graph, options: Options, /) -> PassResult:
         _, *others = graph.nodes
         return PassResult(Graph.of([graph[node_id] for node_id in others], graph.outputs))
 
     with pytest.raises(InvalidGraphError, match="does not come before it in the graph"):
-        pipeline.run(graph_of("repvgg"), (pipeline.Phase("breaks", breaks),))
+        pipeline.run(graph_of("repvgg"), phases=(pipeline.Phase("breaks", breaks),))
 
 
 def test_a_graph_that_is_broken_already_is_stopped_before_any_phase() -> None:
     graph = graph_of("repvgg")
     broken = Graph(dict(graph.nodes) | {"x": replace(graph["x"], id="y")}, graph.outputs)
     with pytest.raises(InvalidGraphError, match="x: the node under this id calls itself y"):
-        pipeline.run(broken, ())
+        pipeline.run(broken, phases=())
 
 
 def test_without_verify_nothing_is_measured() -> None:
-    assert all(fusion.error is None for fusion in pipeline.run(graph_of("nested"), verify=False).fusions)
+    assert all(fusion.error is None for fusion in pipeline.run(graph_of("nested"), Options(verify=False)).fusions)
     assert all(fusion.error is not None for fusion in pipeline.run(graph_of("nested")).fusions)

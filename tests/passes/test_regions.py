@@ -12,10 +12,11 @@ from reparam_compiler.core import affine
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
 from reparam_compiler.frontends.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph, Node
-from reparam_compiler.ir.view import immediate_dominators
-from reparam_compiler.passes import registry
+from reparam_compiler.ir.view import immediate_dominators, still_nodes
+from reparam_compiler.passes import registry, rules
+from reparam_compiler.passes.carried import Signal
 from reparam_compiler.passes.pipeline import run as run_pipeline
-from reparam_compiler.passes.regions import Blocked, Region, interpret, regions_ending_at
+from reparam_compiler.passes.regions import Blocked, Region, Regions, interpret
 
 Wiring = Callable[[Pieces, Tensor], Tensor]
 
@@ -26,7 +27,7 @@ def graph_of(model: nn.Module, *inputs: Tensor) -> Graph:
 
 def found(graph: Graph, sink: str) -> tuple[list[tuple[str, int]], str]:
     """The regions of a sink as (source, number of nodes), and why there is no larger one."""
-    *regions, blocked = regions_ending_at(graph, sink, immediate_dominators(graph))
+    *regions, blocked = Regions(graph, immediate_dominators(graph), still_nodes(graph)).ending_at(sink)
     assert all(isinstance(region, Region) for region in regions)
     assert isinstance(blocked, Blocked)
     return [(region.source, len(region.nodes)) for region in regions], blocked.reason
@@ -63,12 +64,16 @@ def test_two_inputs_are_no_source() -> None:
     assert found(graph_of(Two()), "add") == ([], "add reads no single value")
 
 
-def test_the_interpretation_counts_what_the_region_costs_today() -> None:
+def test_the_interpretation_carries_a_kernel_to_each_node() -> None:
     graph = graph_of(Pieces(lambda m, x: m.wide(x) + m.point(x)))
-    (region, _) = regions_ending_at(graph, "add", immediate_dominators(graph))
+    (region, _) = Regions(graph, immediate_dominators(graph), still_nodes(graph)).ending_at("add")
     assert isinstance(region, Region)
     understood = interpret(graph, region)
-    assert (understood.multiply_adds, understood.weights) == (160, 160)
+    assert {node_id: kernel.size for node_id, kernel in understood.kernels.items()} == {
+        "wide": (3, 3),
+        "point": (1, 1),
+        "add": (3, 3),
+    }
     assert understood.kernel.size == (3, 3)
 
 
@@ -82,9 +87,11 @@ def test_the_interpretation_counts_what_the_region_costs_today() -> None:
         (lambda m, x: m.wide(m.point(x)) + m.point(x), "pads over an inner bias with another value than that bias"),
         (lambda m, x: torch.cat([m.wide(x), m.point(x)], 0), "a concat of other things than channels at cat"),
         (lambda m, x: m.wide(x) + F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), "divides by less at the border"),
-        (lambda m, x: F.avg_pool2d(m.wide(x), 2, ceil_mode=True) + F.avg_pool2d(m.point(x), 2, ceil_mode=True), "ceil_mode"),
-        (lambda m, x: m.wide(x)[:, :, 1:] + m.point(x)[:, :, 1:], "(slice) is not linear"),
-        (lambda m, x: m.wide(x) + m.point(x).transpose(2, 3), "transpose (permute) is not linear"),
+        (lambda m, x: F.avg_pool2d(m.wide(x), 5, 2, ceil_mode=True) + m.point(x)[:, :, :2, :2], "ceil_mode"),
+        (lambda m, x: m.wide(x) + m.point(x).transpose(2, 3), "permute has no rule at transpose; probed: its response"),
+        (lambda m, x: m.wide(x) + m.point(x).flip(2), "flip has no rule at flip; probed: its response does not move"),
+        (lambda m, x: m.wide(x) + m.point(x)[:1], "a slice of the batch"),
+        (lambda m, x: m.wide(x) + m.point(x).mean(1, keepdim=True), "mean over other axes than that of a stack at mean"),
     ],
 )
 def test_what_is_not_linear_or_not_exact_is_refused_with_its_reason(wiring: Wiring, reason: str, kind: Kind) -> None:
@@ -151,11 +158,11 @@ class TestRules:
         registry.register_linear("maximum")(lambda node, reads: affine.identity(reads.channels, reads.rank))
         fused = fuse_in_float64(Pieces(lambda m, x: m.point(torch.maximum(m.wide(x), m.norm(x))) + x), normal(1, 4, 6, 5))
         assert fused.error < EXACT
-        assert fused.reasons[0] == "maximum of 2 computed values"
+        assert fused.reasons[0] == "maximum of 2 computed values at maximum"
 
     def test_a_wrong_rule_is_caught_by_the_proof_and_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def wrong(node: Node, reads: registry.Signal) -> ConvKernel:
-            right = registry.batch_norm(node, reads)
+        def wrong(node: Node, reads: Signal) -> ConvKernel:
+            right = rules.batch_norm(node, reads)
             return affine.diagonal(right.weight.reshape(-1) * 1.0001, right.bias, reads.rank)
 
         monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
@@ -167,7 +174,7 @@ class TestRules:
         assert fused.reasons[0].startswith("the proof failed: both forms differ by")
 
     def test_a_refusal_names_its_node_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuses(node: Node, reads: registry.Signal) -> ConvKernel:
+        def refuses(node: Node, reads: Signal) -> ConvKernel:
             raise NotFusable(f"{node.id}: never")
 
         monkeypatch.setattr(registry, "RULES", dict(registry.RULES))

@@ -1,0 +1,56 @@
+"""What abstract interpretation carries from the source of a region to its sink, in place of a tensor.
+
+ConvKernel      the convolution operator from the source to here
+Stacked         several of them side by side along an axis of the value's own, until they are added up or taken apart
+Still           a value that does not depend on the elements of the source, only on its sizes; known when it is run
+Param           a constant of the model
+"""
+
+from dataclasses import dataclass
+
+from reparam_compiler.core.kernel import ConvKernel
+from reparam_compiler.ir.graph import Dim, Param
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """What an op reads: how many channels, over how many spatial axes.
+
+    last: the channels stand on the last axis, and all others are positions that nothing mixes; rank is 0 then.
+    axes: how many axes the value has, where that is known.
+    sizes: of the spatial axes where every run has the same ones, else None.
+    """
+
+    channels: int
+    rank: int
+    last: bool = False
+    axes: int | None = None
+    sizes: tuple[int, ...] | None = None
+
+    @property
+    def channel_axis(self) -> int | None:
+        """Where the channels stand, counted from the front; None where that is not known."""
+        if not self.last:
+            return 1
+        return None if self.axes is None else self.axes - 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stacked:
+    """Kernels side by side. axes: where the new axis may be (it is 1 long where there are several, and all are the same)."""
+
+    kernels: tuple[ConvKernel, ...]
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Still:
+    """A value that is the same whatever the source holds. shape: where it is known."""
+
+    shape: tuple[Dim, ...] | None = None
+
+
+Value = ConvKernel | Stacked | Still
+Carried = Value | tuple[Value, ...]
+"""Of a node; a tuple for one that gives several values."""
+Operand = Carried | Param

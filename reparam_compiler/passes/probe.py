@@ -1,0 +1,247 @@
+"""What no rule knows, identified by its response to impulses.
+
+A region of ops that are known to be affine is the convolution
+
+    y[o, q] = b[o] + sum_{c, u} W[o, c, u] x[c, s q + u]
+
+if it is one at all. Then b is its response to zero; s the least step of an impulse that moves the response by one; and an
+impulse in channel c at position p gives W[:, c, p - s q] at every q: C impulses for each of the s residues of p are the kernel.
+All in float64, far from the border; what the border reads (zeros, or the mirrored source) is then tried. The kernel counts only
+if it gives what the region gives on random sources of several sizes that are not square and just wider than it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice, product
+from math import gcd, prod
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam_compiler.core.channels import finest
+from reparam_compiler.core.kernel import ConvKernel, Ints, NotFusable, PaddingMode
+from reparam_compiler.equivalence import difference, evaluate_node
+from reparam_compiler.errors import ReparamError
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Node, NodeId, Param, TensorType
+
+TOLERANCE = 1e-10
+"""The largest relative difference, in float64, of a region and the kernel that it seems to be."""
+LARGEST_BATCH = 2**24
+"""Elements of the sources of one batch of impulses."""
+LARGEST_PROBE = 2**31
+"""Elements of all of them: beyond, a region is not probed."""
+_NOISE = 1e-13
+"""A tap below this share of the largest is the rounding of a zero."""
+
+_STRUCTURE = (ops.Permute, ops.Flatten, ops.Reshape, ops.Slice, ops.Split, ops.Item, ops.Stack, ops.Concat, ops.AdaptiveAvgPool)
+_LINEAR = frozenset(  # in all that they read, taken together
+    {"roll", "flip", "rot90", "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "view", "reshape"}
+    | {"unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "tile", "narrow", "select", "unbind", "split"}
+    | {"chunk", "stack", "cat", "pad", "unfold", "im2col", "fold", "col2im", "pixel_shuffle", "pixel_unshuffle", "hstack"}
+    | {"channel_shuffle", "slice_scatter", "select_scatter", "sum", "mean", "neg", "cumsum", "contiguous", "vstack", "dstack"}
+    | {"repeat_interleave", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "Unfold", "Fold", "Unflatten", "getitem"}
+    | {"Transpose", "Reshape", "Expand", "Tile", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Flatten", "Identity"}
+    | {"ReduceSum", "ReduceMean", "DepthToSpace", "SpaceToDepth", "Pad", "Sum", "Mean", "AveragePool", "CumSum", "Trilu"}
+    | {"tril", "triu", "tensor_split", "hsplit", "vsplit", "dsplit", "flatten", "as_strided", "diagonal", "Neg"}
+)
+_BILINEAR = frozenset(  # in one of two, the other one a constant
+    {"mul", "matmul", "mm", "bmm", "einsum", "tensordot", "linear", "addmm", "baddbmm", "conv1d", "conv2d", "conv3d"}
+    | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "index_select", "gather", "take", "where"}
+    | {"lerp", "addcmul", "Einsum", "MatMul", "Mul", "Gather", "GatherND", "ScatterND", "Where", "Conv", "ConvTranspose"}
+    | {"masked_fill", "index_put", "index_copy", "scatter", "Resize", "div", "Div"}
+)
+
+
+def is_affine(node: Node) -> bool:
+    """True for an op that is affine in what it reads, whatever its rule says, and that can be run."""
+    op = node.op
+    if isinstance(op, ops.Opaque):
+        computed = len(node.sources)
+        return op.run is not None and (op.target in _LINEAR or (op.target in _BILINEAR and computed == 1))
+    return isinstance(op, _STRUCTURE) or (isinstance(op, ops.Reduce) and op.function != "max")
+
+
+def identify(nodes: Sequence[Node], source: NodeId, channels: int, rank: int, known: TensorType | None) -> ConvKernel:
+    """The operator of a region.
+
+    Args:
+        nodes: the region, in order; the last is its sink.
+        source: what it reads, of `channels` channels and `rank` spatial axes, channels second.
+        known: the type of the source, for regions that run on its sizes alone.
+
+    Raises NotFusable where the region is no convolution, or is too large to find out.
+    """
+    if rank < 1:
+        raise NotFusable("a region without spatial axes")
+    run = _runner(nodes, source)
+    sizes, batch = _sizes(run, nodes, channels, rank, known)
+    if channels * channels * prod(sizes) > LARGEST_PROBE:
+        raise NotFusable(f"{channels} channels at {'x'.join(map(str, sizes))} are too many to probe")
+    still = run(torch.zeros(batch, channels, *sizes, dtype=torch.float64))
+    if still.ndim != rank + 2 or still.shape[0] != batch or not still.numel():
+        raise NotFusable(f"it gives a value of shape {tuple(still.shape)} for one of {(batch, channels, *sizes)}")
+    bias = _same_everywhere(still)
+    respond = _Responses(run, channels, sizes, still, batch)
+    stride = tuple(_stride(respond, axis) for axis in range(rank))
+    taps, first = respond.taps(stride)
+    kernel = _trimmed(taps, bias, stride, first)
+    return _confirmed(kernel, run, sizes, batch, still.shape[2:])
+
+
+Run = Callable[[Tensor], Tensor]
+
+
+def _runner(nodes: Sequence[Node], source: NodeId) -> Run:
+    def run(x: Tensor) -> Tensor:
+        values = {source: x}
+        with torch.no_grad():
+            for node in nodes:
+                values[node.id] = evaluate_node(node, values)
+        found = values[nodes[-1].id]
+        if not isinstance(found, Tensor):
+            raise NotFusable("it gives several values")
+        return found
+
+    return run
+
+
+def _tried(run: Run, x: Tensor) -> Tensor | None:
+    """None where the region does not run on this size."""
+    try:
+        return run(x)
+    except (ReparamError, RuntimeError):
+        return None
+
+
+def _sizes(run: Run, nodes: Sequence[Node], channels: int, rank: int, known: TensorType | None) -> tuple[Ints, int]:
+    """Small sizes that the region runs on, or those that it was recorded with; and the batch."""
+    reach = [2] * rank
+    for node in nodes:
+        if isinstance(node.op, ops.Conv | ops.AvgPool) and len(node.op.stride) == rank:
+            size = node.op.size if isinstance(node.op, ops.AvgPool) else node.params[0].shape[2:]
+            dilation = node.op.dilation if isinstance(node.op, ops.Conv) else (1,) * rank
+            reach = [n + d * (k - 1) * s for n, k, d, s in zip(reach, size, dilation, node.op.stride, strict=True)]
+    small = tuple(2 * n + 3 + axis for axis, n in enumerate(reach))
+    if (y := _tried(run, torch.zeros(1, channels, *small, dtype=torch.float64))) is not None and y.ndim == rank + 2:
+        return small, 1
+    shape = known.shape if known is not None else ()
+    sizes = tuple(size for size in shape[2:] if isinstance(size, int))
+    batch = shape[0] if shape and isinstance(shape[0], int) else 1
+    if len(sizes) == rank and _tried(run, torch.zeros(batch, channels, *sizes, dtype=torch.float64)) is not None:
+        return sizes, batch
+    raise NotFusable("it does not run on its own")
+
+
+def _same_everywhere(still: Tensor) -> np.ndarray:
+    """The response to zero as one number for each channel."""
+    first = still[(slice(0, 1), slice(None), *(slice(0, 1),) * (still.ndim - 2))]
+    if difference(first.expand_as(still), still).relative > TOLERANCE:
+        raise NotFusable("what it adds differs from position to position")
+    array: np.ndarray = first.reshape(-1).numpy().copy()
+    return array
+
+
+class _Responses:
+    """Responses to impulses near the middle of the source, less the response to zero."""
+
+    def __init__(self, run: Run, channels: int, sizes: Ints, still: Tensor, batch: int) -> None:
+        self.run, self.channels, self.sizes, self.still, self.batch = run, channels, sizes, still, batch
+        self.middle = tuple(size // 2 for size in sizes)
+        flexible = _tried(run, torch.zeros(batch + 1, channels, *sizes, dtype=torch.float64))
+        self.free_batch = flexible is not None and flexible.shape[0] == batch + 1
+
+    def one(self, place: Ints) -> Tensor:
+        """To a random vector of channels at a place."""
+        x = torch.zeros(self.batch, self.channels, *self.sizes, dtype=torch.float64)
+        random = torch.Generator().manual_seed(1)
+        at: tuple[slice | int, ...] = (slice(None), *place)
+        x[0][at] = torch.randn(self.channels, dtype=torch.float64, generator=random)
+        return (self.run(x) - self.still)[0]
+
+    def each_channel(self, place: Ints) -> Iterator[tuple[int, Tensor]]:
+        """(channel, response) for a 1 in each channel."""
+        most = max(1, LARGEST_BATCH // (self.channels * prod(self.sizes))) if self.free_batch else self.batch
+        for start in range(0, self.channels, most):
+            count = min(most, self.channels - start)
+            x = torch.zeros(count if self.free_batch else self.batch, self.channels, *self.sizes, dtype=torch.float64)
+            for index in range(count):
+                x[index, start + index][place] = 1.0
+            found = self.run(x) - self.still[:1]
+            yield from ((start + index, found[index]) for index in range(count))
+
+    def taps(self, stride: Ints) -> tuple[np.ndarray, Ints]:
+        """W[o, c, u] on all offsets u that the responses show, and the first of them for each axis."""
+        counts = self.still.shape[2:]
+        first = tuple(p - s * (n - 1) for p, s, n in zip(self.middle, stride, counts, strict=True))
+        width = tuple(s * n for s, n in zip(stride, counts, strict=True))
+        taps = np.zeros((self.still.shape[1], self.channels, *width))
+        for residue in product(*(range(s) for s in stride)):
+            place = tuple(p + r for p, r in zip(self.middle, residue, strict=True))
+            at = tuple(slice(r, None, s) for r, s in zip(residue, stride, strict=True))
+            for channel, response in self.each_channel(place):
+                taps[:, channel][(slice(None), *at)] = response.flip(tuple(range(1, response.ndim))).numpy()
+        return taps, first
+
+
+def _stride(respond: _Responses, axis: int) -> int:
+    """The least step of an impulse that moves its response by one."""
+    here = respond.one(respond.middle)
+    scale = float(here.abs().max()) or 1.0
+    for step in range(1, respond.sizes[axis] - respond.middle[axis]):
+        place = tuple(p + (step if a == axis else 0) for a, p in enumerate(respond.middle))
+        there = respond.one(place)
+        moved = torch.zeros_like(here)
+        moved.narrow(axis + 1, 1, here.shape[axis + 1] - 1).copy_(here.narrow(axis + 1, 0, here.shape[axis + 1] - 1))
+        if float((there - moved).abs().max()) <= TOLERANCE * scale:
+            return step
+    raise NotFusable(f"its response does not move along axis {axis} as an impulse does")
+
+
+def _trimmed(taps: np.ndarray, bias: np.ndarray, stride: Ints, first: Ints) -> ConvKernel:
+    """The taps that are not zero, on their coarsest lattice, with padding that reads from the first of them on."""
+    taps[np.abs(taps) <= _NOISE * np.abs(taps).max()] = 0.0
+    cuts, lattice, lows = [], [], []
+    for axis, start in enumerate(first):
+        used = np.flatnonzero(taps.any(axis=tuple(a for a in range(taps.ndim) if a != axis + 2)))
+        if not len(used):
+            raise NotFusable("it does not depend on its source")
+        step = gcd(*(used - used[0]).tolist()) or 1
+        cuts.append(slice(used[0], used[-1] + 1, step))
+        lattice.append(step)
+        lows.append(-(start + int(used[0])))
+    weight = np.ascontiguousarray(taps[(slice(None), slice(None), *cuts)])
+    padding = tuple((low, 0) for low in lows)
+    return finest(ConvKernel(weight, bias, stride, tuple(lattice), padding))
+
+
+def _confirmed(kernel: ConvKernel, run: Run, sizes: Ints, batch: int, counts: Sequence[int]) -> ConvKernel:
+    """The kernel with the padding that gives what the region gives, on random sources."""
+    least = [
+        s * (n - 1) + span + 1 - size - low
+        for s, n, span, size, (low, _) in zip(kernel.stride, counts, kernel.span, sizes, kernel.padding, strict=True)
+    ]
+    wider = (tuple(size + extra + axis for axis, size in enumerate(sizes)) for extra in range(1, 2 + max(kernel.stride)))
+    sources = [torch.randn(batch, kernel.channels[0], *s, dtype=torch.float64) for s in (sizes, *wider)]
+    expected = [(x, y) for x in sources if (y := _tried(run, x)) is not None and y.ndim == x.ndim]
+    for mode in get_args(PaddingMode):
+        for more in islice(product(*(range(s) for s in kernel.stride)), 64):
+            padding = tuple((low, h + m) for (low, _), h, m in zip(kernel.padding, least, more, strict=True))
+            candidate = replace(kernel, padding=padding, mode=mode)
+            if all(_gives(candidate, x, y) for x, y in expected):
+                return candidate
+        if not any(low > 0 or high > 0 for low, high in zip((p[0] for p in kernel.padding), least, strict=True)):
+            break
+    raise NotFusable("it is not the convolution that its impulse response seems to be")
+
+
+def _gives(kernel: ConvKernel, x: Tensor, y: Tensor) -> bool:
+    op = ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode)
+    weight, bias = (Param.of(a, role="weight", dtype="f64") for a in (kernel.weight, kernel.bias))
+    try:
+        found = evaluate_node(Node("probe", op, ("x", weight, bias)), {"x": x})
+    except ReparamError:
+        return False
+    return difference(y, found).relative <= TOLERANCE

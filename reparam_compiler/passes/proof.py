@@ -1,0 +1,107 @@
+"""What is measured before a region is rewritten: its response to zero, and both of its forms on random sources.
+
+Sources are just wider than the kernel, so that most outputs see the border; no axis has the size of another, and a strided
+kernel is tried on even and odd sizes. A region that depends on the sizes that it was recorded with, or runs on no others, is
+run on those.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam_compiler.core.kernel import Bias, ConvKernel, Ints, NotFusable
+from reparam_compiler.equivalence import EXACT, Difference, difference, evaluate_region
+from reparam_compiler.errors import ReparamError
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Node, NodeId, TensorType
+from reparam_compiler.passes.carried import Signal
+
+TOLERANCE = 1e-9
+"""The largest relative difference, in float64, of a region and the conv that replaces it."""
+
+
+class Trial:
+    """A region and the sources that it is tried on.
+
+    known: the type of the source; its sizes are tried where no smaller ones can be.
+    """
+
+    def __init__(
+        self, nodes: Sequence[Node], source: NodeId, kernel: ConvKernel, signal: Signal, known: TensorType | None
+    ) -> None:
+        self.nodes, self.source, self.signal = nodes, source, signal
+        recorded = () if known is None or any(not isinstance(n, int) for n in known.shape[1:]) else known.shape
+        self._recorded = tuple(size if isinstance(size, int) else 2 for size in recorded)
+        self._small = [] if self._recorded and any(map(_counts_positions, nodes)) else _small_shapes(kernel, signal)
+
+    def run(self, draw: Callable[[Ints, int], Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """(source, what the region gives) for sources that are drawn by shape and number.
+
+        Raises NotFusable where the region runs on none.
+        """
+        found = []
+        for shapes in (self._small, [self._recorded] if self._recorded else []):
+            for number, shape in enumerate(shapes):
+                x = draw(shape, number)
+                try:
+                    found.append((x, evaluate_region(self.nodes, self.source, x)))
+                except ReparamError:  # a reshape to other sizes, say; the next shape may do
+                    continue
+            if found:
+                return found
+        raise NotFusable("the proof failed: the region does not run on its own")
+
+
+def _small_shapes(kernel: ConvKernel, signal: Signal) -> list[Ints]:
+    if signal.last:
+        return [(*(3, 2, 5, 4)[: (signal.axes or 2) - 1], signal.channels)]
+    base = [
+        max(span, *map(abs, pair)) + sum(abs(min(amount, 0)) for amount in pair) + s + 1
+        for span, s, pair in zip(kernel.span, kernel.stride, kernel.padding, strict=True)
+    ]
+    sizes = [tuple(size + axis for axis, size in enumerate(base))]
+    if any(s > 1 for s in kernel.stride):
+        sizes.append(tuple(size + 2 * len(base) - 1 - axis for axis, size in enumerate(base)))
+    return [(1 if spatial else 3, signal.channels, *spatial) for spatial in sizes]
+
+
+def _counts_positions(node: Node) -> bool:
+    """True for an op that means a certain position of the sizes that it was recorded with."""
+    match node.op:
+        case ops.Slice(axis, _, stop, _):
+            return axis >= 2 and stop is not None and stop > 0
+        case ops.Assign(cuts):
+            return any(start > 0 for _, start, _ in cuts)
+        case ops.AvgPool():
+            return node.op.ceil_mode
+        case _:
+            return False
+
+
+def measured_bias(trial: Trial) -> Bias | None:
+    """The response of a region to zero, one number for each channel; None where it differs from position to position."""
+    runs = trial.run(lambda shape, _: torch.zeros(shape, dtype=torch.float64))
+    by_channel = torch.cat([y.movedim(-1 if trial.signal.last else 1, 0).flatten(1) for _, y in runs], 1)
+    first = by_channel[:, :1]
+    if difference(first.expand_as(by_channel), by_channel).relative > TOLERANCE:
+        return None
+    return np.array(first.reshape(-1).numpy())
+
+
+def prove(trial: Trial, after: Node) -> Difference:
+    """The largest difference of a region and the node that replaces it, on normal random sources.
+
+    Raises NotFusable where it is above `TOLERANCE`.
+    """
+
+    def draw(shape: Ints, seed: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    worst = EXACT
+    for x, expected in trial.run(draw):
+        worst = max(worst, difference(expected, evaluate_region([after], trial.source, x)), key=lambda d: d.relative)
+    if not worst.relative <= TOLERANCE:
+        raise NotFusable(f"the proof failed: both forms differ by {worst.max_abs:.3g} ({worst.relative:.3g} relative)")
+    return worst
