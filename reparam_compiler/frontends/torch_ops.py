@@ -87,7 +87,9 @@ def _reduce(function: Any, call: Call) -> Read:
     axes = call.constant(1, "dim", call.kwargs.get("axis"))
     if axes is None or call.kwargs.get("dtype") is not None:
         raise Unread(f"{function} over everything")
-    axes = axes if isinstance(axes, list | tuple) else (axes,)
+    axes = tuple(axes) if isinstance(axes, list | tuple) else (axes,)
+    if not axes:
+        raise Unread(f"{function} over everything")
     keepdim = bool(call.constant(2, "keepdim", False))
     return ops.Reduce(function, tuple(sorted(call.axis(a) for a in axes)), keepdim), (call.x,)
 

@@ -1,5 +1,6 @@
 """Ops that move elements: concat, reshape, permute, split, slice and their like."""
 
+from collections.abc import Callable
 from typing import Any
 
 from reparam_compiler.frontends.torch_call import Call, Read, Reader, Unread
@@ -17,6 +18,41 @@ def _concat(call: Call) -> Read:
             raise Unread("concat along an axis counted from the end, of values whose shape is not known")
         axis += len(known.shape)
     return ops.Concat(axis), tuple(call.operand_of(value, "const") for value in values)
+
+
+def _stack(call: Call) -> Read:
+    values = call.raw(0, "tensors")
+    if not isinstance(values, list | tuple):
+        raise Unread("stack of a computed list")
+    return ops.Stack(_new_axis(call, call.constant(1, "dim", 0), values[0])), tuple(call.operand_of(v, "const") for v in values)
+
+
+def _unsqueeze(call: Call) -> Read:
+    """A stack of one, which needs to know no sizes."""
+    return ops.Stack(_new_axis(call, call.constant(1, "dim"), call.first)), (call.x,)
+
+
+def _new_axis(call: Call, axis: int, value: Any) -> int:
+    if axis >= 0:
+        return axis
+    known = call.type_of(value)
+    if known is None:
+        raise Unread(f"{call.name} along an axis counted from the end, of values whose shape is not known")
+    return axis + len(known.shape) + 1
+
+
+def _squeeze(call: Call) -> Read:
+    """Sizes before the axes that go are kept as they are, and one after them is what is left."""
+    axes = call.sizes(1, "dim")
+    if not axes or any(not isinstance(axis, int) for axis in axes):
+        raise Unread("squeeze of whatever axes are 1 long")
+    gone = {call.axis(axis) for axis in axes}
+    if 0 in gone or any(call.shape[axis] != 1 for axis in gone):
+        raise Unread("squeeze of an axis that is not known to be 1 long in every run")
+    first, after = min(gone), call.rank - min(gone) - len(gone)
+    if after > 1:
+        raise Unread("squeeze before more than one axis")
+    return ops.Reshape((0,) * first + (-1,) * after), (call.x,)
 
 
 def _flatten(call: Call) -> Read:
@@ -77,15 +113,41 @@ def _chunk(call: Call) -> Read:
 
 
 def _getitem(call: Call) -> Read:
+    """One slice is a slice; several are a crop, where they count from both ends and leave nothing out."""
     index = call.raw(1, "index")
     if call.type_of(call.first) is None and isinstance(index, int):
         return ops.Item(index), (call.x,)
-    parts = index if isinstance(index, tuple) else (index,)
-    cuts = [(axis, part) for axis, part in enumerate(parts) if part != slice(None)]
-    if len(cuts) != 1 or not isinstance(cuts[0][1], slice) or Ellipsis in parts:
-        raise Unread("an index that is not one slice")
-    axis, cut = cuts[0]
-    return _one_slice(call, axis, cut.start, cut.stop, cut.step)
+    cuts = index_cuts(index, lambda: call.rank)
+    if len(cuts) == 1:
+        return _one_slice(call, *cuts[0])
+    padding = [(0, 0)] * call.rank
+    for axis, start, stop, step in cuts:
+        if step != 1 or not all(isinstance(n, int) for n in (start, stop or 0)) or start < 0 or (stop or -1) >= 0:
+            raise Unread("slices that are not one crop")
+        padding[axis] = (-start, stop or 0)
+    return ops.Pad(tuple(padding)), (call.x,)
+
+
+def index_cuts(index: Any, rank: Callable[[], int]) -> list[tuple[int, Any, Any, Any]]:
+    """(axis, start, stop, step) for each slice of an index that is not from end to end; raises Unread for other indices."""
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if any(part is not Ellipsis and not isinstance(part, slice) for part in parts):
+        raise Unread("an index that is not slices")
+    if Ellipsis in parts:
+        place = parts.index(Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (rank() - len(parts) + 1)
+    cuts = ((axis, part.start or 0, part.stop, part.step or 1) for axis, part in enumerate(parts))
+    found = [cut for cut in cuts if cut[1:] != (0, None, 1)]
+    if not found:
+        raise Unread("an index that takes everything")
+    return found
+
+
+def _narrow(call: Call) -> Read:
+    start, length = call.constant(2, "start"), call.constant(3, "length")
+    if start < 0:
+        raise Unread("narrow from a place counted from the end")
+    return _one_slice(call, call.axis(call.constant(1, "dim")), start, start + length, 1)
 
 
 def _slice(call: Call) -> Read:
@@ -100,6 +162,8 @@ def _one_slice(call: Call, axis: int, start: Any, stop: Any, step: Any) -> Read:
     if not all(isinstance(n, int | None) for n in (start, stop, step)):
         raise Unread("a slice with computed bounds")
     whole = call.shape[axis] if call.type_of(call.first) is not None else None
+    if axis >= 2 and start >= 0 and stop is not None and stop < 0:
+        return ops.Slice(axis, start, stop, step), (call.x,)  # so it is right for every size
     if start < 0 or (stop is not None and stop < 0):
         if not isinstance(whole, int):
             raise Unread("a slice counted from an end that is not known")
@@ -111,6 +175,9 @@ def _one_slice(call: Call, axis: int, start: Any, stop: Any, step: Any) -> Read:
 
 SHAPES: dict[str, Reader] = {
     **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
+    "stack": _stack,
+    "unsqueeze": _unsqueeze,
+    "squeeze": _squeeze,
     "flatten": _flatten,
     **dict.fromkeys(("view", "reshape", "_unsafe_view"), _reshape),
     "permute": _permute,
@@ -119,5 +186,6 @@ SHAPES: dict[str, Reader] = {
     "chunk": _chunk,
     "getitem": _getitem,
     "slice": _slice,
+    "narrow": _narrow,
 }
 """For each function its reader."""

@@ -95,7 +95,23 @@ SPELLINGS: list[tuple[ops.Op, Callable[[Holder, Tensor], Tensor]]] = [
     (ops.Pad(((0, 0), (0, 0), (2, 0), (1, -1))), lambda m, x: F.pad(x, (1, -1, 2, 0))),
     (ops.Pad(((0, 0), (0, 0), (0, 0), (1, 1)), "reflect"), lambda m, x: F.pad(x, (1, 1, 0, 0), mode="reflect")),
     (ops.Slice(2, 1, None), lambda m, x: x[:, :, 1:]),
-    (ops.Slice(3, 0, 5), lambda m, x: x[:, :, :, :-1]),
+    (ops.Slice(3, 0, -1), lambda m, x: x[:, :, :, :-1]),
+    (ops.Slice(3, 0, -1), lambda m, x: x[..., :-1]),
+    (ops.Slice(1, 0, 3), lambda m, x: x[:, :-1]),
+    (ops.Slice(1, 1, None), lambda m, x: x[:, -3:]),
+    (ops.Slice(2, 5, None), lambda m, x: x[..., -2:, :]),
+    (ops.Slice(2, 1, 4), lambda m, x: x.narrow(2, 1, 3)),
+    (ops.Slice(2, 0, None, 2), lambda m, x: x[:, :, ::2]),
+    (ops.Stack(0), lambda m, x: torch.stack([x, x])),
+    (ops.Stack(4), lambda m, x: torch.stack((x, x, x), dim=-1)),
+    (ops.Stack(1), lambda m, x: torch.stack([x, m.weight[:2, :, :1, :1].expand(2, 4, 7, 6)], 1)),
+    (ops.Stack(1), lambda m, x: x.unsqueeze(1)),
+    (ops.Stack(4), lambda m, x: torch.unsqueeze(x, dim=-1)),
+    (ops.Reshape((0, 0)), lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze((2, 3))),
+    (ops.Reshape((0, 0, 0)), lambda m, x: F.adaptive_avg_pool2d(x, 1).squeeze(-1)),
+    (ops.Reshape((0, 0, -1)), lambda m, x: F.adaptive_avg_pool2d(x, (1, 3)).squeeze(2)),
+    (ops.Reduce("sum", (0,), False), lambda m, x: torch.stack([x, x]).sum(0)),
+    (ops.Reduce("mean", (1,), True), lambda m, x: torch.mean(x, dim=1, keepdim=True)),
 ]
 
 
@@ -122,7 +138,17 @@ OPAQUE: list[Callable[[Holder, Tensor], Any]] = [
     lambda m, x: x[:, None],
     lambda m, x: x[:, 0],
     lambda m, x: x.sum(),
-    lambda m, x: torch.stack([x, x]),
+    lambda m, x: torch.stack(x.unbind(1)),
+    lambda m, x: x.unbind(1)[2],
+    lambda m, x: x.select(1, -1),
+    lambda m, x: x.squeeze(),
+    lambda m, x: x[:, :, ::2, ::2],
+    lambda m, x: x[:, :, 1:3, 1:3],
+    lambda m, x: x[..., -2:, -2:],
+    lambda m, x: x[:1].squeeze(0),
+    lambda m, x: x.narrow(1, -2, 1),
+    lambda m, x: x.sum(()),
+    lambda m, x: x.unsqueeze(-1),
     lambda m, x: F.layer_norm(x, (6,)),
     lambda m, x: torch.maximum(x, x * 2),
 ]
@@ -136,6 +162,16 @@ def test_what_has_no_exact_form_is_opaque_and_still_runs(function: Callable[[Hol
         (source,) = [node.id for node in graph if isinstance(node.op, ops.Input)]
         expected = function(Holder(function), X)
         assert relative_error(expected.detach(), evaluate(graph, {source: X})[graph.outputs[0]]) < EXACT
+
+
+def test_slices_along_several_axes_are_one_crop() -> None:
+    """Export writes a call for each axis; an fx trace has one."""
+    crop = ops.Pad(((0, 0), (0, 0), (-1, -2), (-2, 0)))
+    for function in (lambda m, x: x[:, :, 1:-2, 2:], lambda m, x: x[..., 1:-2, 2:]):
+        graph = graph_of(function, "fx")
+        assert last_op(graph) == crop
+        (source,) = [node.id for node in graph if isinstance(node.op, ops.Input)]
+        assert torch.equal(evaluate(graph, {source: X})[graph.outputs[0]], X[:, :, 1:-2, 2:])
 
 
 def test_sizes_taken_from_the_value_are_no_shapes() -> None:
