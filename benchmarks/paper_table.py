@@ -12,6 +12,7 @@ import torch
 from reparam_compiler.cost import Cost, cost
 from reparam_compiler.frontends.fx import FxFrontend
 from reparam_compiler.passes import pipeline
+from reparam_compiler.passes.fuse_branches import Options
 from reparam_compiler.zoo.repvgg import REPVGG
 
 
@@ -26,7 +27,7 @@ def fused_cost(name: str) -> Cost:
     """What a model of the zoo costs when it is fused, for one image."""
     model = torch.fx.symbolic_trace(REPVGG[name]().eval())
     graph = FxFrontend().read(model, (torch.zeros(1, 3, 224, 224),)).graph
-    return cost(pipeline.run(graph, verify=False).graph)
+    return cost(pipeline.run(graph, Options(verify=False)).graph)
 
 
 def as_printed(found: Cost) -> tuple[str, str, str]:
