@@ -1,4 +1,8 @@
-"""The graph before and after, as text, compared whole: `UPDATE_GOLDENS=1 pytest` writes the texts anew."""
+"""The graph before and after, as text, compared whole: `UPDATE_GOLDENS=1 pytest` writes the texts anew.
+
+FX and export give the same text, but for blocks of the catalogue that torch.export spells with other ops: those have a golden
+of their own for it.
+"""
 
 import os
 import re
@@ -56,18 +60,23 @@ def golden(name: str, before: Graph, after: PassResult) -> str:
 def _numbered(reason: str, graph: Graph) -> str:
     """A reason with the numbers of values for their ids, which differ from frontend to frontend."""
     for index, node_id in enumerate(graph.nodes):
-        reason = re.sub(rf"\b{re.escape(node_id)}\b(?! \(\w+\))(?!\))", f"%{index}", reason, count=1)
+        reason = re.sub(rf"(^|\b(?:at|by) ){re.escape(node_id)}\b(?! \(\w+\))", rf"\1%{index}", reason, count=1)
     return re.sub(r"^\w+ \((\w+)\)", r"a value (\1)", reason)
 
 
 @CASES
 def test_the_graph_before_and_after_is_the_golden(name: str, kind: str) -> None:
-    path = GOLDENS / f"{name}.txt"
     found = golden(name, graph_of(name, kind), fused(name, kind))
-    if os.environ.get("UPDATE_GOLDENS") and kind == KINDS[name][0]:
+    path, own = GOLDENS / f"{name}.txt", GOLDENS / f"{name}.{kind}.txt"
+    if os.environ.get("UPDATE_GOLDENS"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(found)
-    assert found == path.read_text()
+        if kind == KINDS[name][0]:
+            path.write_text(found)
+        elif name in CATALOGUE and found != path.read_text():
+            own.write_text(found)
+        else:
+            own.unlink(missing_ok=True)
+    assert found == (own if own.exists() else path).read_text()
 
 
 @CASES
@@ -86,7 +95,7 @@ def test_the_fused_graph_gives_the_same_values_in_float64(name: str, kind: str) 
 
 
 def test_every_golden_has_a_block() -> None:
-    assert {path.stem for path in GOLDENS.glob("*.txt")} == set(BLOCKS | CATALOGUE)
+    assert {path.name.partition(".")[0] for path in GOLDENS.glob("*.txt")} == set(BLOCKS | CATALOGUE)
 
 
 @pytest.mark.parametrize("name", BLOCKS | CATALOGUE)
