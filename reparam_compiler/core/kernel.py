@@ -315,11 +315,14 @@ def _superpose(kernels: Sequence[ConvKernel], starts: Sequence[int], out: int, g
     lattice, padding = _common_lattice(kernels)
     span = tuple(low + high - margin for (low, high), margin in zip(padding, kernels[0].margin, strict=True))
     size = tuple(n // g + 1 for n, g in zip(span, lattice, strict=True))
-    weight, bias = np.zeros((out, kernels[0].channels[0] // groups, *size)), np.zeros(out)
-    for kernel, start in zip(kernels, starts, strict=True):
+    shape, bias = (out, kernels[0].channels[0] // groups, *size), np.zeros(out)
+    whole = next((i for i, k in enumerate(kernels) if k.weight.shape == shape and k.groups == groups), None)
+    weight = np.zeros(shape) if whole is None else kernels[whole].weight.copy()
+    for index, (kernel, start) in enumerate(zip(kernels, starts, strict=True)):
         rows = slice(start, start + kernel.channels[1])
         bias[rows] += kernel.bias
-        _deposit(kernel, weight[rows], groups, _places(kernel, lattice, padding))
+        if index != whole:
+            _deposit(kernel, weight[rows], groups, _places(kernel, lattice, padding))
     return replace(
         kernels[0], weight=weight, bias=bias, dilation=lattice, padding=padding, groups=groups, mode=_common_mode(kernels)
     )

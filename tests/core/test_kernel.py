@@ -227,6 +227,12 @@ def test_a_sum_that_is_not_refused_is_the_sum_on_every_source(data: st.DataObjec
             torch.testing.assert_close(run(total, x), sum(run(kernel, x) for kernel in branches), **EXACT)
 
 
+def test_a_branch_that_is_added_twice_counts_twice() -> None:
+    kernel = conv(3, pad=1, bias=0.5)
+    x = source(2, (4,))
+    torch.testing.assert_close(run(algebra.add(kernel, kernel, kernel), x), 3 * run(kernel, x), **EXACT)
+
+
 @given(data=st.data(), rank=ranks())
 def test_a_concat_that_is_not_refused_is_the_concat_on_every_source(data: st.DataObject, rank: int) -> None:
     branches = data.draw(parallel_kernels(rank, same_outputs=False))
