@@ -29,6 +29,8 @@ class Call:
     param_of: a constant as an operand in a role; transposed where the flag is set.
     dtype_of, type_of: of the value of this name, where they are known.
     sizes_of: the elements of a value that is made of sizes, or None.
+    samples_of, shapes_of: the elements of a value that depends on no data, and the shape of any, for several sizes of the axes
+        that the model leaves open; None where there are none.
     """
 
     node: NodeProto
@@ -38,6 +40,8 @@ class Call:
     dtype_of: Callable[[str], str | None]
     type_of: Callable[[str], TensorType | None]
     sizes_of: Callable[[str], tuple[Size, ...] | None]
+    samples_of: Callable[[str], list[np.ndarray] | None]
+    shapes_of: Callable[[str], list[tuple[int, ...]] | None]
 
     def has(self, index: int) -> bool:
         """True where the optional input is given."""
@@ -69,6 +73,20 @@ class Call:
         """Sizes that are constant, or are taken from the shapes of values."""
         found = self.sizes_of(self.node.input[index])
         return tuple(int(n) for n in self.constant(index).reshape(-1)) if found is None else found
+
+    def samples(self, index: int) -> list[np.ndarray]:
+        """The elements of an input that depends on sizes at most, for each try of those that are open."""
+        found = self.samples_of(self.node.input[index])
+        if found is None:
+            raise Unread(f"{self.node.op_type}: input {index} is computed")
+        return found
+
+    def shapes(self, index: int) -> list[tuple[int, ...]]:
+        """The shape of an input for each try of open sizes."""
+        found = self.shapes_of(self.node.input[index])
+        if found is None:
+            raise Unread(f"{self.node.op_type}: the shape is not known")
+        return found
 
     def kept_size(self, size: tuple[str, int], place: int) -> int:
         """The size of an axis of a value: 0 where it is that of axis `place` of the first input, else its number."""

@@ -16,7 +16,7 @@ from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends import onnx_io
 from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.onnx_read import OnnxReader, Stored, overridable_names
-from reparam_compiler.frontends.onnx_values import ARRAYS, type_of
+from reparam_compiler.frontends.onnx_values import ARRAYS, Constant, type_of
 from reparam_compiler.frontends.onnx_write import OnnxWriter, apply
 from reparam_compiler.ir.graph import Graph, NodeId, Param
 
@@ -40,7 +40,7 @@ class OnnxFrontend:
         """
         given = _given(model, example_inputs) if example_inputs is not None else {}
         reader = OnnxReader(model, {name: array.shape for name, array in given.items()})
-        return OnnxReading(model, reader.read(), reader.natives, reader.stored)
+        return OnnxReading(model, reader.read(), reader.natives, reader.stored, reader.sized)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +49,18 @@ class OnnxReading:
 
     natives: for each id of a graph node that is a node of the model, its index there.
     stored: for each parameter that stands for a value of the model, that value.
+    sized: the values of the model that were taken from the sizes of others, and so are constant only as long as those stay.
     """
 
     model: ModelProto
     graph: Graph
     natives: Mapping[NodeId, int]
     stored: Mapping[Param, Stored]
+    sized: Mapping[str, Constant]
 
     def write(self, after: Graph, *, inplace: bool = False) -> ModelProto:
         """The model that computes `after`: the original protobufs, and new ones for what changed."""
-        edit = OnnxWriter(self.model, self.graph, after, self.natives, self.stored).plan()
+        edit = OnnxWriter(self.model, self.graph, after, self.natives, self.stored, self.sized).plan()
         model = self.model if inplace else onnx_io.copy_without(self.model, edit.dropped)
         apply(edit, model)
         return model

@@ -14,6 +14,7 @@ import numpy as np
 
 from reparam_compiler.core.kernel import Ints, PaddingMode
 from reparam_compiler.frontends.onnx_call import Call, Read, Unread
+from reparam_compiler.frontends.onnx_scatter import scatter
 from reparam_compiler.frontends.onnx_values import decimal, dtype_word
 from reparam_compiler.frontends.onnx_windows import avg_pool, conv, conv_transpose, max_pool
 from reparam_compiler.ir import ops
@@ -183,16 +184,37 @@ def _flatten(call: Call) -> Read:
 
 def _reshape(call: Call) -> Read:
     """A computed size is read where it is that of the same axis of x; what leaves only the first axis is a flatten."""
-    shape: list[int] = []
-    for place, size in enumerate(call.sizes(1)):
-        if size == 0 and call.attribute("allowzero", 0):
-            raise Unread("Reshape to nothing")
-        shape.append(size if isinstance(size, int) else call.kept_size(size, place))
+    shape = _shape(call)
+    if 0 in shape and call.attribute("allowzero", 0):
+        raise Unread("Reshape to nothing")
     if shape.count(-1) > 1:
         raise Unread("Reshape to a shape that is not known")
     if len(shape) == 2 and _makes_rows(call, shape):
         return ops.Flatten(1, call.rank - 1), (call.x,)
     return ops.Reshape(tuple(shape)), (call.x,)
+
+
+def _shape(call: Call) -> list[int]:
+    """The shape that is asked for: numbers, 0 for the size of the same axis, and -1 for what depends on open sizes."""
+    try:
+        return [size if isinstance(size, int) else call.kept_size(size, place) for place, size in enumerate(call.sizes(1))]
+    except Unread:
+        asked, whole = call.samples(1), call.shapes(0)
+        if len({len(sizes) for sizes in asked}) != 1:
+            raise
+    shape = []
+    for place, found in enumerate(zip(*(map(int, sizes) for sizes in asked), strict=True)):
+        kept = all(len(own) > place and own[place] == size for own, size in zip(whole, found, strict=True))
+        shape.append(0 if kept else found[0] if len(set(found)) == 1 else -1)
+    return shape
+
+
+def _expand(call: Call) -> Read:
+    """Expand to the shape that x has."""
+    for own, asked in zip(call.shapes(0), call.samples(1), strict=True):
+        if len(asked) > len(own) or any(n not in (1, size) for n, size in zip(reversed(asked), reversed(own), strict=False)):
+            raise Unread("an expansion")
+    return ops.Identity(), (call.x,)
 
 
 def _makes_rows(call: Call, shape: Sequence[int]) -> bool:
@@ -241,26 +263,34 @@ def _transpose(call: Call) -> Read:
 
 
 def _slice(call: Call) -> Read:
+    """Along one axis a slice; along several, without steps, a crop."""
     starts, stops = call.values(1, "starts"), call.values(2, "ends")
     if starts is None or stops is None:
         raise Unread("a slice without bounds")
     axes = call.values(3, "axes") or tuple(range(len(starts)))
     steps = call.values(4, "steps") or (1,) * len(starts)
-    cuts = []
+    cuts: list[ops.Slice] = []
+    crop = [(0, 0)] * call.rank
     for start, stop, axis, step in zip(starts, stops, map(call.axis, axes), steps, strict=True):
         if step < 1:
             raise Unread("a slice that runs backwards")
         size = call.shape[axis]
         if isinstance(size, int):
             start, stop = (min(max(n + size if n < 0 else n, 0), size) for n in (start, stop))
-        elif start < 0 or stop < 0:
+        elif start < 0:
             raise Unread("a slice counted from an end that is not known")
         to_end = stop == size or stop >= 2**31 - 1
         if start or step > 1 or not to_end:
             cuts.append(ops.Slice(axis, start, None if to_end else stop, step))
-    if len(cuts) > 1:
-        raise Unread("a slice along several axes")
-    return (cuts[0] if cuts else ops.Identity()), (call.x,)
+            high = 0 if to_end else stop - size if isinstance(size, int) else stop
+            crop[axis] = (-start, high)
+    if len(cuts) < 2 and all(cut.stop is None or cut.stop >= 0 for cut in cuts):
+        return (cuts[0] if cuts else ops.Identity()), (call.x,)
+    if any(cut.step > 1 or high > 0 for cut in cuts for _, high in [crop[cut.axis]]):
+        raise Unread("a slice along several axes, with steps or to a place that is not known from the end")
+    if any(isinstance(size, int) and size + low + high <= 0 for size, (low, high) in zip(call.shape, crop, strict=True)):
+        raise Unread("a slice that leaves nothing")
+    return ops.Pad(tuple(crop)), (call.x,)
 
 
 def _split(call: Call) -> Read:
@@ -320,12 +350,14 @@ READERS: dict[str, Callable[[Call], Read]] = {
     "ReduceSum": partial(_reduce, "sum"),
     "ReduceMax": partial(_reduce, "max"),
     "Concat": _concat,
+    "Expand": _expand,
     "Flatten": _flatten,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Transpose": _transpose,
     "Slice": _slice,
+    "ScatterND": scatter,
     "Split": _split,
 }
 """For each op of ONNX's own domain its reader."""

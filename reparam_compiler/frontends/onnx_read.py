@@ -17,15 +17,13 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx_call import Call, Read, Unread
+from reparam_compiler.frontends.onnx_derived import Derived
 from reparam_compiler.frontends.onnx_ops import NOT_FOLDED, RANDOM, READERS
-from reparam_compiler.frontends.onnx_run import captured, fold, runner
-from reparam_compiler.frontends.onnx_types import Sizes, Types, infer_types, refined
-from reparam_compiler.frontends.onnx_values import ARRAYS, Constant, constant_of, dtype_word
+from reparam_compiler.frontends.onnx_run import captured, runner
+from reparam_compiler.frontends.onnx_types import OWN_DOMAIN, Sizes, Types, infer_outputs, infer_types, opset_of, refined
+from reparam_compiler.frontends.onnx_values import ARRAYS, FLOATING, Constant, constant_of, dtype_word
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
-
-OLDEST_OPSET = 7
-_OWN_DOMAIN = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,8 @@ class OnnxReader:
         self._types: Types = infer_types(self.model)
         self._examples = infer_types(self.model, self.shapes).types if self.shapes else {}
         self._sizes = Sizes(self._constants.get, self._types.types)
+        self._derived = Derived(self.model, self._constants.get, self._dtype, self._type)
+        self._better: set[str] = set()
         self._read_by = self._readers()
         self._names = self._check_names()
         overridable = overridable_names(self.model)
@@ -76,14 +76,33 @@ class OnnxReader:
             self._emit(sparse.values.name, ops.Opaque("sparse_initializer"), ())
         for index, node in enumerate(graph.node):
             self._check_inputs(node)
-            if not self._fold(node):
+            if not self._derive(node, index):
                 self._read_node(node, index)
         for value in graph.output:
-            if value.name in self._constants:
+            if value.name in self._derived and self._constant(value.name) is None:
+                self._emit_derived(value.name)
+            elif value.name in self._constants:
                 self._emit(value.name, ops.Identity(), (self._param(value.name, "const", False),))
             elif value.name not in self._ids:
                 raise UnsupportedModelError(f"the output {value.name} is given by no node; run onnx.checker on the model")
-        return Graph.of(self._nodes, [value.name for value in graph.output])
+        outputs = [value.name for value in graph.output]
+        return Graph.of(self._read_nodes(set(outputs)), outputs, sizes_are_fixed=not self._examples)
+
+    @property
+    def sized(self) -> dict[str, Constant]:
+        """The constants that were taken from the sizes of computed values."""
+        return {name: constant for name, constant in self._constants.items() if self._derived.is_sized(name)}
+
+    def _read_nodes(self, needed: set[NodeId]) -> list[Node]:
+        """Without those whose every reader asks for sizes alone: they stay in the model, and are nothing to the graph."""
+        kept = []
+        for node in reversed(self._nodes):
+            if node.id in self._read_by and node.id not in needed and not isinstance(node.op, ops.Input):
+                self.natives.pop(node.id, None)
+                continue
+            needed.update(node.sources)
+            kept.append(node)
+        return kept[::-1]
 
     def _readers(self) -> set[str]:
         """The values that something reads."""
@@ -109,28 +128,63 @@ class OnnxReader:
 
     def _check_inputs(self, node: NodeProto) -> None:
         for name in filter(None, (*node.input, *captured(node))):
-            if name not in self._constants and name not in self._ids:
+            if name not in self._constants and name not in self._ids and name not in self._derived:
                 found = "comes later" if name in self._names else "does not exist"
                 raise UnsupportedModelError(
                     f"{_called(node)} reads {name}, which {found}; nodes must come in topological order: "
                     "run onnx.checker on the model"
                 )
 
-    def _fold(self, node: NodeProto) -> bool:
-        """Makes a node that depends on no input a constant; False for every other node."""
-        if node.domain not in _OWN_DOMAIN or node.op_type in RANDOM | NOT_FOLDED or self._is_function(node):
+    def _derive(self, node: NodeProto, place: int) -> bool:
+        """Notes what depends on constants and sizes alone; False for every other node."""
+        if node.domain not in OWN_DOMAIN or node.op_type in RANDOM | NOT_FOLDED or self._is_function(node):
             return False
         if node.op_type == "Constant":
             return self._read_constant(node)
-        names = [name for name in node.input if name]
-        if not names or any(name not in self._constants for name in (*names, *captured(node))):
-            return False
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
             return False
-        if node.op_type == "Identity":
+        if node.op_type == "Identity" and node.input[0] in self._constants:
             self._constants[node.output[0]] = self._constants[node.input[0]]
             return True
-        return self._compute(node, names)
+        if not self._derived.follow(node, place):
+            return False
+        self._sizes.follow(node)
+        self._refine(node)
+        outputs = [name for name in node.output if name]
+        found = {name: self._computed(name) for name in outputs if not self._derived.is_open(name)}
+        if not all(found.values()):
+            self._derived.forget(node)
+            return False
+        self._constants.update((name, constant) for name, constant in found.items() if constant)
+        return True
+
+    def _computed(self, name: str) -> Constant | None:
+        """A constant that is computed when it is asked for, or at once where its shape is not known; None where that fails."""
+        known = self._types.types.get(name)
+        shape = known.static_shape if known else None
+        if known and shape is not None:
+            return Constant(name, known.dtype, shape, lambda: self._derived.evaluate(name).reshape(shape), computed=True)
+        try:
+            value = self._derived.evaluate(name)
+        except UnsupportedModelError:
+            return None
+        return None if value.dtype.kind in "OSU" else self._evaluated(name, value)
+
+    def _evaluated(self, name: str, value: np.ndarray) -> Constant:
+        dtype = self._types.dtypes.get(name)
+        if dtype is None:
+            given = (self._dtype(source) for source in self._derived.node(name)[1].input)
+            floating = next((word for word in given if word in FLOATING), "f32")
+            dtype = floating if value.dtype.kind == "f" else dtype_word(helper.np_dtype_to_tensor_dtype(value.dtype))
+        return Constant(name, dtype, value.shape, lambda: value, computed=True)
+
+    def _constant(self, name: str) -> Constant | None:
+        """The constant of this name: where open sizes have a part in it, it is constant if they do not matter."""
+        if name not in self._constants and name not in self._ids and self._derived.is_open(name):
+            value = self._derived.same_in_all(name)
+            if value is not None:
+                self._constants[name] = self._evaluated(name, value)
+        return self._constants.get(name)
 
     def _read_constant(self, node: NodeProto) -> bool:
         name, attribute = node.output[0], node.attribute[0] if node.attribute else None
@@ -145,51 +199,48 @@ class OnnxReader:
         self._constants[name] = constant_of(tensor, name)
         return True
 
-    def _compute(self, node: NodeProto, names: Sequence[str]) -> bool:
-        """Constants that are computed when they are asked for, or at once where their types are not known."""
-        sources = {name: self._constants[name] for name in names}
-
-        def compute() -> list[np.ndarray]:
-            found = fold(self.model, node, {name: source.load() for name, source in sources.items()})
-            if found is None:
-                raise UnsupportedModelError(
-                    f"{_called(node)} depends on constants alone, but cannot be evaluated; fold it before, with onnxruntime"
-                )
-            return found
-
+    def _refine(self, node: NodeProto) -> None:
+        """Types that ONNX's inference missed, because it does not see what a shape is made of."""
+        types, given = self._types.types, [name for name in node.input if name]
+        better = any(name in self._better or name in self._derived for name in given)
         outputs = [name for name in node.output if name]
-        types = [self._types.types.get(name) for name in outputs]
-        for place, (name, known) in enumerate(zip(outputs, types, strict=True)):
-            shape = known.static_shape if known else None
-            if known and shape is not None:
-                load = lambda place=place, shape=shape: compute()[place].reshape(shape)  # noqa: E731
-                self._constants[name] = Constant(name, known.dtype, shape, load, computed=True)
-                continue
-            found = fold(self.model, node, {n: source.load() for n, source in sources.items()})
-            if found is None or found[place].dtype.kind in "OSU":
-                return False
-            tensor = numpy_helper.from_array(found[place], name)
-            value = found[place]
-            load_known = lambda value=value: value  # noqa: E731
-            self._constants[name] = Constant(name, dtype_word(tensor.data_type), value.shape, load_known, computed=True)
-        return True
+        if not better or all(name in types and types[name].static_shape is not None for name in outputs):
+            return
+        inputs = {name: self._constants.get(name) or types.get(name) for name in given}
+        known = {name: found for name, found in inputs.items() if found is not None}
+        if node.domain not in OWN_DOMAIN or len(known) < len(inputs):
+            return
+        for name, found in infer_outputs(self.model, node, known).items():
+            if name not in types or _known_sizes(found) > _known_sizes(types[name]):
+                types[name] = found
+                self._types.dtypes[name] = found.dtype
+                self._better.add(name)
 
     def _read_node(self, node: NodeProto, index: int) -> None:
         used = [name for name in node.output if name and name in self._read_by]
         try:
-            if node.domain not in _OWN_DOMAIN or self._is_function(node) or node.op_type not in READERS:
+            if node.domain not in OWN_DOMAIN or self._is_function(node) or node.op_type not in READERS:
                 raise Unread(node.op_type)
             op, operands = READERS[node.op_type](self._call(node))
             if not isinstance(op, ops.Split) and [name for name in used if name != node.output[0]]:
                 raise Unread(f"{node.op_type} with several outputs")
         except Unread:
             op, operands = self._opaque(node)
+        for operand in operands:
+            if isinstance(operand, str) and operand not in self._ids:
+                self._emit_derived(operand)
+        self._refine(node)
         outputs = [name for name in node.output if name]
         if isinstance(op, ops.Split) or (isinstance(op, ops.Opaque) and len(outputs) != 1):
             self._emit_tuple(node, index, op, operands, outputs)
         else:
             self._emit(node.output[0], op, operands, index)
             self._sizes.follow(node)
+
+    def _emit_derived(self, name: str) -> None:
+        """Adds what computes a value from open sizes, now that something reads it."""
+        place, node = self._derived.node(name)
+        self._read_node(node, place)
 
     def _emit_tuple(
         self, node: NodeProto, index: int, op: ops.Op, operands: tuple[Operand, ...], outputs: Sequence[str]
@@ -198,6 +249,7 @@ class OnnxReader:
         numbered = (wanted if i == 0 else f"{wanted}:{i}" for i in range(len(self._names) + 1))
         whole = next(name for name in numbered if name not in self._names)
         self._names.add(whole)
+        self._read_by.add(whole)
         self._emit(whole, op, operands, index)
         for place, name in enumerate(outputs):
             self._emit(name, ops.Item(place), (whole,))
@@ -206,7 +258,7 @@ class OnnxReader:
         names = [*node.input, *captured(node)]
         given = [name for name in names if name]
         arrays = {name: ARRAYS[dtype] for name in given if (dtype := self._dtype(name)) in ARRAYS}
-        known = node.domain in _OWN_DOMAIN or self._is_function(node)
+        known = node.domain in OWN_DOMAIN or self._is_function(node)
         run = None
         if known and node.op_type not in RANDOM - {"Dropout"}:
             run = runner(self.model, node, names, arrays, sum(map(bool, node.output)))
@@ -214,10 +266,22 @@ class OnnxReader:
         return ops.Opaque(node.op_type, run), operands
 
     def _operand(self, name: str) -> Operand:
-        return self._param(name, "const", False) if name in self._constants else name
+        return name if self._constant(name) is None else self._param(name, "const", False)
 
     def _call(self, node: NodeProto) -> Call:
-        return Call(node, self._opset, self._constants.get, self._param, self._dtype, self._type, self._sizes.of)
+        return Call(
+            node, self._opset, self._constant, self._param, self._dtype, self._type, self._sizes.of, self._samples, self._shapes
+        )
+
+    def _samples(self, name: str) -> list[np.ndarray] | None:
+        if name in self._derived:
+            return self._derived.sampled(name)
+        constant = self._constants.get(name)
+        return None if constant is None else [constant.load()] * self._derived.tries
+
+    def _shapes(self, name: str) -> list[tuple[int, ...]] | None:
+        known = self._type(name)
+        return None if known is None else self._derived.shapes(known)
 
     def _param(self, name: str, role: str, transposed: bool) -> Param:
         """One parameter for each constant, so that it is seen where it is shared; the first reader gives it its role."""
@@ -239,6 +303,8 @@ class OnnxReader:
 
     def _emit(self, node_id: NodeId, op: ops.Op, operands: tuple[Operand, ...], index: int | None = None) -> None:
         """Adds a node. Where inference knew no dtype, exact ops of floats pass that of an operand on."""
+        if isinstance(op, ops.Identity) or (isinstance(op, ops.Reshape) and not any(op.shape)):
+            self._pass_type_on(operands[0], node_id)
         known = refined(self._types.types.get(node_id), self._examples.get(node_id))
         self._nodes.append(Node(node_id, op, operands, known))
         self._ids.add(node_id)
@@ -249,19 +315,22 @@ class OnnxReader:
             if found := next(filter(None, dtypes), None):
                 self._types.dtypes[node_id] = found
 
+    def _pass_type_on(self, operand: Operand, node_id: NodeId) -> None:
+        types = self._types.types
+        known = types.get(operand) if isinstance(operand, str) else None
+        if known is None or self._dtype(node_id) not in (known.dtype, None):
+            return
+        if node_id not in types or _known_sizes(known) > _known_sizes(types[node_id]):
+            types[node_id] = known
+            self._better.add(node_id)
+
     def _is_function(self, node: NodeProto) -> bool:
         return (node.domain, node.op_type) in self._functions
 
 
-def opset_of(model: ModelProto) -> int:
-    """The version of ONNX's own domain; raises UnsupportedModelError for one that is too old, or where there is none."""
-    versions = [entry.version for entry in model.opset_import if entry.domain in _OWN_DOMAIN]
-    if not versions or versions[0] < OLDEST_OPSET:
-        raise UnsupportedModelError(
-            f"the model's opset is {versions[0] if versions else 'missing'}, at least {OLDEST_OPSET} was expected; "
-            "convert it with onnx.version_converter"
-        )
-    return int(versions[0])
+def _known_sizes(known: TensorType) -> tuple[int, int]:
+    """How much a type says: sizes, then names of sizes."""
+    return sum(isinstance(size, int) for size in known.shape), sum(size is not None for size in known.shape)
 
 
 def overridable_names(model: ModelProto) -> set[str]:

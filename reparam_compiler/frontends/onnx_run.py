@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
-_FAILURES = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
+FAILURES = (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """What the reference evaluator raises for an op, a dtype or a shape that it does not take."""
 
 
@@ -55,7 +55,7 @@ def runner(
         feeds = {name: value.numpy() for name, value in zip(names, values, strict=True) if isinstance(value, Tensor)}
         try:
             found = run_arrays(model, node, feeds)
-        except _FAILURES:
+        except FAILURES:
             found = run_arrays(
                 model, node, {name: value.astype(arrays.get(name, value.dtype)) for name, value in feeds.items()}
             )
@@ -71,11 +71,3 @@ def _tensor(value: Any, floating: torch.dtype) -> Any:
     if array.dtype.kind in "fV":  # V: ml_dtypes
         return torch.from_numpy(np.ascontiguousarray(array.astype(np.float64)).reshape(array.shape)).to(floating)
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape)) if array.dtype.kind in "iub" else value
-
-
-def fold(model: ModelProto, node: NodeProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
-    """The outputs of a node on constants; None where the evaluator does not take it."""
-    try:
-        return [np.asarray(value) for value in run_arrays(model, node, feeds)]
-    except _FAILURES:
-        return None

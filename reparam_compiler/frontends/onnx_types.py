@@ -4,17 +4,22 @@ Shapes are inferred on a skeleton of the model in which big tensors are only dec
 """
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx_call import Size
-from reparam_compiler.frontends.onnx_values import Constant, type_of
+from reparam_compiler.frontends.onnx_values import Constant, element_type, type_of
 from reparam_compiler.ir.graph import TensorType
 
 logger = logging.getLogger(__name__)
+OLDEST_OPSET = 7
+OWN_DOMAIN = ("", "ai.onnx")
 SMALL = 256
 """Elements of a tensor that may stand for a shape, and so goes into the skeleton."""
 
@@ -46,9 +51,43 @@ def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = Mappi
         if dtype:
             dtypes[value.name] = dtype
         if known:
-            shape = (None if isinstance(size, str) and size not in named else size for size in known.shape)
-            types[value.name] = TensorType(known.dtype, tuple(shape))
+            types[value.name] = _named(known, named)
     return Types(dtypes, types)
+
+
+def infer_outputs(model: ModelProto, node: NodeProto, inputs: Mapping[str, TensorType | Constant]) -> dict[str, TensorType]:
+    """The types of a node's outputs that ONNX infers from these types, and from the elements of small integer constants."""
+    types = {name: helper.make_tensor_type_proto(element_type(known.dtype), known.shape) for name, known in inputs.items()}
+    data = {
+        name: numpy_helper.from_array(np.asarray(known.load()), name)
+        for name, known in inputs.items()
+        if isinstance(known, Constant) and known.dtype in ("i64", "i32") and math.prod(known.shape) <= SMALL
+    }
+    try:
+        schema = defs.get_schema(node.op_type, opset_of(model), "")
+        found = shape_inference.infer_node_outputs(
+            schema, node, types, data, opset_imports=list(model.opset_import), ir_version=model.ir_version
+        )
+    except (defs.SchemaError, shape_inference.InferenceError, RuntimeError, ValueError, UnsupportedModelError):
+        return {}
+    symbols = {size for known in inputs.values() for size in known.shape if isinstance(size, str)}
+    return {name: _named(known, symbols) for name, proto in found.items() if (known := type_of(proto)[1])}
+
+
+def _named(known: TensorType, symbols: set[str]) -> TensorType:
+    """The type without the sizes whose names inference made up."""
+    return TensorType(known.dtype, tuple(None if isinstance(n, str) and n not in symbols else n for n in known.shape))
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own domain; raises UnsupportedModelError for one that is too old, or where there is none."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in OWN_DOMAIN]
+    if not versions or versions[0] < OLDEST_OPSET:
+        raise UnsupportedModelError(
+            f"the model's opset is {versions[0] if versions else 'missing'}, at least {OLDEST_OPSET} was expected; "
+            "convert it with onnx.version_converter"
+        )
+    return int(versions[0])
 
 
 def _symbols(model: ModelProto) -> set[str]:
@@ -108,9 +147,11 @@ class Sizes:
 
     def of(self, name: str) -> tuple[Size, ...] | None:
         """The elements of a value, or None for one that is not made of sizes."""
+        if name in self._known:
+            return self._known[name]
         constant = self._constant_of(name)
         if constant is None:
-            return self._known.get(name)
+            return None
         if constant.dtype not in ("i64", "i32") or len(constant.shape) > 1 or max(constant.shape, default=1) > SMALL:
             return None
         return tuple(int(n) for n in constant.load().reshape(-1))

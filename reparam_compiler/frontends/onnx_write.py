@@ -17,14 +17,27 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.onnx_emit import Emitter
-from reparam_compiler.frontends.onnx_read import Stored, opset_of
+from reparam_compiler.frontends.onnx_read import Stored
 from reparam_compiler.frontends.onnx_run import captured
-from reparam_compiler.frontends.onnx_values import set_type, tensor_from
+from reparam_compiler.frontends.onnx_types import opset_of
+from reparam_compiler.frontends.onnx_values import Constant, set_type, tensor_from
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Diff, Graph, Node, NodeId, Param, TensorType, diff
 
-HOLD_WIDTHS = (ops.Flatten, ops.Reshape, ops.Slice, ops.Split)
+HOLD_WIDTHS: tuple[tuple[type[ops.Op], frozenset[str]], ...] = (
+    (ops.Flatten, frozenset({"Reshape"})),
+    (ops.Reshape, frozenset({"Reshape"})),
+    (ops.Slice, frozenset({"Slice"})),
+    (ops.Pad, frozenset({"Slice"})),
+    (ops.Split, frozenset({"Split"})),
+    (ops.Identity, frozenset({"Expand"})),
+)
 """Ops whose ONNX form may hold a width, or count from an end, where the graph's does not."""
+
+
+def holds_widths(op: ops.Op, native: NodeProto) -> bool:
+    """True where the node must be written anew when a width changes."""
+    return any(isinstance(op, kind) and native.op_type in forms for kind, forms in HOLD_WIDTHS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,7 @@ class Edit:
 class OnnxWriter:
     """Plans the write-back of one difference; the model is only read.
 
-    natives, stored: as the reader left them.
+    natives, stored, sized: as the reader left them.
     """
 
     model: ModelProto
@@ -77,6 +90,7 @@ class OnnxWriter:
     after: Graph
     natives: Mapping[NodeId, int]
     stored: Mapping[Param, Stored]
+    sized: Mapping[str, Constant]
     _tensors: list[NewTensor] = field(default_factory=list)
     _alike: dict[tuple[str | Param, str, bool], list[NewTensor]] = field(default_factory=dict)
 
@@ -92,6 +106,7 @@ class OnnxWriter:
             if (index := self.natives.get(node.id)) is None:
                 raise RewriteError(f"{node.id}: {node.op.name} is no node of the model, so it cannot be changed")
             replaced[index] = self._replacement(node, self.model.graph.node[index])
+        self._keep_sizes(changes, replaced)
         alive = self._alive(replaced)
         nodes = [
             node
@@ -101,16 +116,31 @@ class OnnxWriter:
         ]
         return self._edit(changes, replaced, nodes)
 
+    def _keep_sizes(self, changes: Diff, replaced: dict[int, list[NodeProto]]) -> None:
+        """Sizes of values that are gone, or have others now, become the tensors that they were read as."""
+        stale = set(changes.removed) | {node.id for node in self.after if self._is_retyped(node.id)}
+        if not stale or not self.sized:
+            return
+        known = set(self.natives.values())
+        for index, node in enumerate(self.model.graph.node):
+            if index in known or not stale.intersection(node.input):
+                continue
+            stale.update(node.output)
+            outputs = [self.sized[name] for name in node.output if name in self.sized]
+            if len(outputs) == len(node.output):
+                replaced[index] = []
+                self._tensors += [NewTensor(c.name, c.param("const"), c.dtype, False, None) for c in outputs]
+
     def _touched(self, changes: Diff) -> list[Node]:
         """The nodes that must be written: those that changed, and those that hold a width that changed."""
         found = [node for node in changes.changed if not isinstance(node.op, ops.Item)]
         known = {node.id for node in found}
         for node in self.after:
-            if isinstance(node.op, HOLD_WIDTHS) and node.id not in known:
-                native = self.model.graph.node[self.natives[node.id]]
-                values = (node.id, *node.sources)
-                if native.op_type not in ("Flatten", "Squeeze", "Unsqueeze") and any(map(self._is_retyped, values)):
-                    found.append(node)
+            index = self.natives.get(node.id)
+            if index is None or node.id in known or not holds_widths(node.op, self.model.graph.node[index]):
+                continue
+            if any(map(self._is_retyped, (node.id, *node.sources))):
+                found.append(node)
         return found
 
     def _is_retyped(self, node_id: NodeId) -> bool:
@@ -118,7 +148,7 @@ class OnnxWriter:
 
     def _replacement(self, node: Node, native: NodeProto) -> list[NodeProto]:
         old = self.before[node.id]
-        keeps_op = not node.replaces and old.op == node.op and not isinstance(node.op, HOLD_WIDTHS)
+        keeps_op = not (node.replaces or old.op != node.op or isinstance(node.op, ops.Assign) or holds_widths(node.op, native))
         if keeps_op and (clone := self._clone(node, old, native)) is not None:
             return [clone]
         if isinstance(node.op, ops.Opaque | ops.Input):

@@ -277,11 +277,32 @@ def test_slice(axis: int, start: int, stop: int, step: int) -> None:
     assert isinstance(check("Slice", {"x": (4, 5, 6)}, bounds), ops.Slice | ops.Identity)
 
 
-def test_slice_along_two_axes_or_backwards_is_opaque() -> None:
-    two = {"starts": np.array([1, 1]), "ends": np.array([3, 3])}
-    assert isinstance(check("Slice", {"x": (4, 5, 6)}, two), ops.Opaque)
+@EXAMPLES
+@given(bounds=st.lists(st.tuples(st.integers(-7, 7), st.integers(-7, 9)), min_size=2, max_size=3))
+def test_a_slice_along_several_axes_is_a_crop(bounds: list[tuple[int, int]]) -> None:
+    constants = {"starts": np.array([a for a, _ in bounds]), "ends": np.array([b for _, b in bounds])}
+    shape = (4, 5, 6)
+    op = check("Slice", {"x": shape}, constants)
+    left = [len(range(size)[a:b]) for size, (a, b) in zip(shape, bounds, strict=False)]
+    assert isinstance(op, ops.Pad | ops.Slice | ops.Identity) or min(left) == 0
+
+
+def test_a_crop_of_open_sizes_is_counted_from_both_ends() -> None:
+    constants = {"starts": np.array([1, 2]), "ends": np.array([-1, 2**62]), "axes": np.array([2, 3])}
+    shapes = {"x": (1, 2, "h", "w")}
+    op = check("Slice", {"x": (1, 2, 8, 7)}, constants, shapes=shapes)
+    assert op == ops.Pad(((0, 0), (0, 0), (-1, -1), (-2, 0)))
+    one = {"starts": np.array([0]), "ends": np.array([-2]), "axes": np.array([3])}
+    assert check("Slice", {"x": (1, 2, 8, 7)}, one, shapes=shapes) == ops.Pad(((0, 0), (0, 0), (0, 0), (0, -2)))
+    near = constants | {"ends": np.array([5, 6])}
+    assert isinstance(check("Slice", {"x": (1, 2, 8, 7)}, near, shapes=shapes), ops.Opaque)
+
+
+def test_a_slice_backwards_or_with_steps_along_two_axes_is_opaque() -> None:
     back = {"starts": np.array([-1]), "ends": np.array([-(2**62)]), "axes": np.array([0]), "steps": np.array([-1])}
     assert isinstance(check("Slice", {"x": (4, 5, 6)}, back), ops.Opaque)
+    two = {"starts": np.array([0, 0]), "ends": np.array([9, 9]), "axes": np.array([1, 2]), "steps": np.array([2, 2])}
+    assert isinstance(check("Slice", {"x": (4, 5, 6)}, two), ops.Opaque)
 
 
 def test_movements_of_elements() -> None:
@@ -352,3 +373,46 @@ def test_what_is_not_in_the_table_is_opaque_and_still_runs(
 def test_integers_are_opaque_because_they_divide_in_another_way() -> None:
     model = model_of([helper.make_node("Div", ["x", "x"], ["y"])], {"x": (2,)}, ["y"], dtype=7)
     assert isinstance(OnnxFrontend().read(model).graph["y"].op, ops.Opaque)
+
+
+@EXAMPLES
+@given(data=st.data(), rank=st.integers(1, 3), constant=st.booleans())
+def test_a_scatter_to_a_box_is_an_assignment(data: st.DataObject, rank: int, constant: bool) -> None:
+    shape = data.draw(st.tuples(*[st.integers(1, 5)] * 3))
+    starts = [data.draw(st.integers(0, size - 1)) for size in shape[:rank]]
+    counts = [data.draw(st.integers(1, size - start)) for size, start in zip(shape, starts, strict=False)]
+    places = [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    if data.draw(st.booleans()):  # counted from the end
+        places = [place - size for place, size in zip(places, shape, strict=False)]
+    index = np.stack(np.meshgrid(*places, indexing="ij"), -1)
+    updates = (*counts, *shape[rank:])
+    given = {"x": shape} | ({} if constant else {"v": updates})
+    constants = {"index": index} | ({"v": normal(*updates, seed=9)} if constant else {})
+    assert isinstance(check("ScatterND", given, constants, reads=["x", "index", "v"]), ops.Assign)
+
+
+@pytest.mark.parametrize("index", [[[0], [2]], [[2], [1]], [[[0, 0], [1, 1]]], [[0, 1], [1, 2]]])
+def test_a_scatter_to_scattered_places_is_opaque(index: list[Any]) -> None:
+    places = np.array(index)
+    updates = (*places.shape[:-1], *(5, 4, 3)[places.shape[-1] :])
+    constants = {"index": places, "v": normal(*updates)}
+    assert isinstance(check("ScatterND", {"x": (5, 4, 3)}, constants), ops.Opaque)
+
+
+def test_a_scatter_that_adds_is_opaque() -> None:
+    constants = {"index": np.array([[0]]), "v": normal(1, 4)}
+    assert isinstance(check("ScatterND", {"x": (5, 4)}, constants, opset=18, reduction="add"), ops.Opaque)
+
+
+def test_an_assigned_constant_is_as_small_as_it_can_be() -> None:
+    value = np.broadcast_to(normal(1, 3, 1), (2, 3, 4)).copy()
+    node = helper.make_node("ScatterND", ["x", "index", "v"], ["y"])
+    model = model_of([node], {"x": (5, 3, 4)}, ["y"], {"index": np.array([[0], [1]]), "v": value})
+    graph = OnnxFrontend().read(model).graph
+    assert [param.shape for param in graph["y"].params] == [(1, 3, 1)]
+
+
+def test_an_expansion_to_the_shape_of_its_input_is_an_identity() -> None:
+    assert check("Expand", {"x": (2, 3, 1)}, {"shape": np.array([3, 1])}) == ops.Identity()
+    assert isinstance(check("Expand", {"x": (2, 3, 1)}, {"shape": np.array([3, 4])}), ops.Opaque)
+    assert isinstance(check("Expand", {"x": (3, 1)}, {"shape": np.array([1, 3, 1])}), ops.Opaque)

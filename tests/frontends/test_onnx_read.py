@@ -8,7 +8,9 @@ from onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 from reparam_compiler.equivalence import evaluate
 from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends import onnx_derived
 from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+from reparam_compiler.frontends.onnx_run import run_arrays
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param, TensorType
 
@@ -229,3 +231,92 @@ def test_a_broken_model_is_refused_with_its_reason(broken: object, message: str)
 def test_the_wrong_number_of_example_inputs_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"takes 1 inputs, \['x'\], but 2"):
         OnnxFrontend().read(model_of([conv()], X, ["y"], {"w": WEIGHT}), [1, 2])
+
+
+def test_a_kernel_that_is_computed_is_computed_in_float64() -> None:
+    """Weight standardisation: scale (w - mean) / sqrt(var + eps), as an exporter leaves it."""
+    nodes = [
+        helper.make_node("ReduceMean", ["w"], ["mean"], axes=[1, 2, 3]),
+        helper.make_node("Sub", ["w", "mean"], ["centred"]),
+        helper.make_node("Mul", ["centred", "centred"], ["square"]),
+        helper.make_node("ReduceMean", ["square"], ["var"], axes=[1, 2, 3]),
+        helper.make_node("Add", ["var", "eps"], ["safe"]),
+        helper.make_node("Sqrt", ["safe"], ["deviation"]),
+        helper.make_node("Div", ["centred", "deviation"], ["normed"]),
+        helper.make_node("Mul", ["normed", "scale"], ["kernel"]),
+        conv("kernel"),
+    ]
+    w, scale, eps = normal(3, 2, 3, 3), normal(3, 1, 1, 1, seed=1), np.array(1e-5, np.float32)
+    graph = read(model_of(nodes, X, ["y"], {"w": w, "scale": scale, "eps": eps}))
+    weight = graph["y"].param(1)
+    assert weight is not None
+    assert weight.dtype == "f32"
+    centred = w.astype(np.float64) - w.astype(np.float64).mean((1, 2, 3), keepdims=True)
+    expected = scale * centred / np.sqrt((centred**2).mean((1, 2, 3), keepdims=True) + float(eps))
+    np.testing.assert_allclose(weight.float64(), expected, rtol=1e-14)
+
+
+def test_a_cast_on_purpose_rounds() -> None:
+    nodes = [
+        helper.make_node("Mul", ["w", "s"], ["exact"]),
+        helper.make_node("Cast", ["exact"], ["half"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["half"], ["kernel"], to=TensorProto.FLOAT),
+        conv("kernel"),
+    ]
+    scale = np.array(0.3, np.float32)
+    weight = read(model_of(nodes, X, ["y"], {"w": WEIGHT, "s": scale}))["y"].param(1)
+    assert weight is not None
+    np.testing.assert_array_equal(weight.float64(), (WEIGHT * scale).astype(np.float16).astype(np.float64))
+
+
+def test_a_shared_step_of_a_computed_kernel_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+    monkeypatch.setattr(onnx_derived, "run_arrays", lambda *given: runs.append(given[1].output[0]) or run_arrays(*given))
+    doublings = [helper.make_node("Add", [f"k{i}", f"k{i}"], [f"k{i + 1}"]) for i in range(20)]
+    weight = read(model_of([*doublings, conv("k20")], X, ["y"], {"k0": WEIGHT}))["y"].param(1)
+    assert weight is not None
+    assert not runs
+    np.testing.assert_array_equal(weight.float64(), 2.0**20 * WEIGHT)
+    assert runs == [f"k{i + 1}" for i in range(20)]
+
+
+def test_the_number_of_channels_taken_from_an_open_shape_is_constant() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "axis"], ["count"]),
+        helper.make_node("Div", ["count", "axes"], ["half"]),
+        helper.make_node("Slice", ["x", "start", "half", "axis"], ["y"]),
+    ]
+    constants = {"axis": np.array([1]), "axes": np.array([2]), "start": np.array([0])}
+    model = model_of(nodes, {"x": ("batch", 6, 5, 4)}, ["y"], constants)
+    graph = read(model)
+    assert list(graph.nodes) == ["x", "y"]
+    assert graph["y"].op == ops.Slice(1, 0, 3)
+    assert graph["y"].type == TensorType("f32", ("batch", 3, 5, 4))
+
+
+def test_a_bound_that_follows_an_open_size_is_computed() -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "axis"], ["count"]),
+        helper.make_node("Div", ["count", "two"], ["half"]),
+        helper.make_node("Slice", ["x", "start", "half", "axis"], ["y"]),
+    ]
+    constants = {"axis": np.array([2]), "two": np.array([2]), "start": np.array([0])}
+    model = model_of(nodes, {"x": (2, 6, "height", 4)}, ["y"], constants)
+    graph = read(model)
+    assert isinstance(graph["y"].op, ops.Opaque)
+    for height in (6, 9):
+        feeds = {"x": normal(2, 6, height, 4)}
+        np.testing.assert_allclose(evaluated(graph, feeds)[0], run(model, feeds)[0], **FLOAT32)
+
+
+def test_constants_that_cannot_be_evaluated_say_which_node() -> None:
+    nodes = [helper.make_node("Reshape", ["w", "odd"], ["kernel"]), conv("kernel")]
+    model = model_of(nodes, X, ["y"])
+    model.graph.initializer.extend([numpy_helper.from_array(WEIGHT, "w"), numpy_helper.from_array(np.array([5, 5]), "odd")])
+    model.graph.value_info.append(helper.make_tensor_value_info("kernel", 1, (3, 2, 1, 1)))
+    weight = read(model)["y"].param(1)
+    assert weight is not None
+    with pytest.raises(UnsupportedModelError, match=r"Reshape \(Reshape\) depends on constants alone"):
+        weight.load()

@@ -421,3 +421,58 @@ def test_sizes_that_the_file_leaves_open_are_not_made_up() -> None:
     model = model_of([helper.make_node("Conv", ["x", "w"], ["y"])], {"x": (1, 4, "h", "w")}, ["y"], {"w": normal(6, 4, 1, 1)})
     reading = OnnxFrontend().read(model)
     assert reading.compare(reading.graph, None) is None
+
+
+def test_a_size_that_a_value_no_longer_has_is_written_as_it_was_read() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Shape", ["c"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "one"], ["width"]),
+        helper.make_node("Cast", ["width"], ["scale"], to=1),
+        helper.make_node("Div", ["x", "scale"], ["y"]),
+        helper.make_node("Relu", ["c"], ["z"]),
+    ]
+    model = small(nodes, {"w": normal(6, 4, 1, 1), "one": np.array(1)}, ["y", "z"])
+    for value in model.graph.output:
+        value.type.tensor_type.shape.dim[1].Clear()
+    reading = OnnxFrontend().read(model)
+    graph = reading.graph
+    assert list(graph.nodes) == ["x", "c", "y", "z"]
+    after = Graph.of(
+        [
+            graph["x"],
+            narrower(graph["c"], {1: (0, 5)}, (2, 5, 7, 5)),
+            graph["y"],
+            narrower(graph["z"], {}, (2, 5, 7, 5)),
+        ],
+        graph.outputs,
+    )
+    written = reading.write(after)
+    onnx.checker.check_model(written, full_check=True)
+    assert "Shape" not in {node.op_type for node in written.graph.node}
+    for found, expected in zip(run(written, FEEDS), evaluated(after, FEEDS), strict=True):
+        np.testing.assert_allclose(found, expected, **FLOAT32)
+
+
+def test_a_crop_is_written_anew_when_its_source_shrinks() -> None:
+    bounds = {"starts": np.array([1, 1]), "ends": np.array([-1, 7]), "axes": np.array([1, 2])}
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Slice", ["c", *bounds], ["y"])]
+    bounds["ends"] = np.array([5, 7])
+    reading = OnnxFrontend().read(small(nodes, {"w": normal(6, 4, 1, 1), **bounds}, ["y"]))
+    graph = reading.graph
+    assert graph["y"].op == ops.Pad(((0, 0), (-1, -1), (-1, 0), (0, 0)))
+    narrow = narrower(graph["c"], {1: (0, 5)}, (2, 5, 7, 5))
+    after = Graph.of([graph["x"], narrow, narrower(graph["y"], {}, (2, 3, 6, 5))], ["y"])
+    written = reading.write(after)
+    np.testing.assert_allclose(run(written, FEEDS)[0], evaluated(after, FEEDS)[0], **FLOAT32)
+
+
+def test_an_assignment_that_was_changed_is_refused() -> None:
+    constants = {"index": np.array([[[1], [2]]]).reshape(2, 1), "value": normal(2, 4, 7, 5)}
+    model = model_of([helper.make_node("ScatterND", ["x", *constants], ["y"])], {"x": (3, 4, 7, 5)}, ["y"], constants)
+    reading = OnnxFrontend().read(model)
+    node = reading.graph["y"]
+    assert node.op == ops.Assign(((0, 1, None),))
+    other = Param.of(normal(1), role="const", dtype="f32")
+    with pytest.raises(RewriteError, match=r"y: Assign.* cannot be written back"):
+        reading.write(reading.graph.rewrite({"y": replace(node, inputs=("x", other))}))
