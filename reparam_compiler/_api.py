@@ -305,12 +305,14 @@ def _fuse_parts(
     model: nn.Module, example_inputs: Sequence[Any] | None, options: Options, *, copy: bool
 ) -> tuple[nn.Module, FuseReport]:
     """A model that no tracer takes whole."""
-    result, reports = fuse_parts(model, lambda part: _fused(part, None, options, inplace=True), copy=copy)
-    kind = type(model).__name__
+    parts = fuse_parts(model, lambda part: _fused(part, None, options, inplace=True), copy=copy)
+    result, kind = parts.model, type(model).__name__
+    fused = f"{len(parts.reports)} of its parts were fused: {', '.join(parts.reports) or 'none'}"
+    kept = [f"{path} was not fused as a whole: {why}" for path, why in parts.kept.items()]
     report = merged(
         f"nn.Module {kind}, in parts",
-        [prefixed(part, path) for path, part in reports.items()],
-        [f"{kind} cannot be traced whole; {len(reports)} of its parts were fused: {', '.join(reports) or 'none'}"],
+        [prefixed(part, path) for path, part in parts.reports.items()],
+        [f"{kind} cannot be traced whole; {fused}", *kept],
     )
     if not (options.verify and copy and example_inputs is not None and report.fusions):
         return result, report

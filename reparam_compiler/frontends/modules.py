@@ -11,7 +11,8 @@ a traced value answers wrongly (`isinstance(x, Tensor)`) shows on example inputs
 
 import inspect
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,10 +20,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 from reparam_compiler.equivalence import difference
+from reparam_compiler.errors import ReparamError, VerificationError
+from reparam_compiler.frontends.attributes import missing, only_calls, plain_attributes
 from reparam_compiler.frontends.torch_values import deep_copy
+from reparam_compiler.frontends.tracing import symbolic_trace
 
 logger = logging.getLogger(__name__)
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _SAME = 1e-3
 """The largest relative difference of a model and its trace, which run the same ops in the same dtype."""
 
@@ -39,7 +42,7 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
     subject = deep_copy(model) if copy else model
     versions = _versions(subject)
     try:
-        graph_module = fx.symbolic_trace(subject, concrete_args=_absent(model, len(example_inputs or ())) or None)
+        graph_module = symbolic_trace(subject, _absent(model, len(example_inputs or ())))
         for holder in graph_module.modules():
             if type(holder) is nn.Module:  # what the tracer makes to hold the others by their names
                 holder.training = model.training
@@ -95,41 +98,85 @@ def _agree(model: nn.Module, trace: nn.Module, example_inputs: Sequence[Any]) ->
     return len(results[0]) == len(results[1]) and all(difference(a, b).relative <= _SAME for a, b in zip(*results, strict=True))
 
 
-def fuse_parts(
-    model: nn.Module, fuse_one: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any]], *, copy: bool
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The model with every child fused that can be traced, and the report of each by its path.
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """A model that was fused in parts.
 
-    A child that cannot be traced, takes arguments that may be None, or is a container that its parent may index, is entered
-    instead.
+    reports: that of each fused part, by its path. kept: what was raised where a part was traced and could not be fused.
     """
+
+    model: nn.Module
+    reports: Mapping[str, Any]
+    kept: Mapping[str, str]
+
+
+def fuse_parts(model: nn.Module, fuse_one: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any]], *, copy: bool) -> Parts:
+    """The model with every child fused that can be traced.
+
+    A child is entered instead where it cannot be traced; where it takes arguments that may be None; where it is a container
+    that its parent may index; and where the code round it reads what the fused one would not have. One that fails to be fused
+    is entered as well, unless its rewrite is at fault: then it stays.
+
+    Args:
+        model: what no tracer takes whole.
+        fuse_one: fuses a part, in place; a ReparamError keeps that part as it was.
+        copy: leave the caller's model as it is.
+    """
+    parts = _Parts(fuse_one)
     whole = deep_copy(model) if copy else model
-    reports: dict[str, Any] = {}
-    done: dict[nn.Module, nn.Module] = {}
+    parts.enter(whole, "", ())
+    return Parts(whole, parts.reports, parts.kept)
 
-    def enter(parent: nn.Module, path: str) -> None:
-        for name, child in list(parent.named_children()):
+
+@dataclass(slots=True)
+class _Parts:
+    """done: what became of each module, so that one in several places stays one. closed: those that stay with all in them."""
+
+    fuse_one: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any]]
+    reports: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    done: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    closed: set[nn.Module] = field(default_factory=set)
+
+    def enter(self, parent: nn.Module, path: str, above: tuple[nn.Module, ...]) -> None:
+        """Fuses the children of a module. above: what holds it, from the whole model down."""
+        ancestors = (*above, parent)
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
             where = f"{path}.{name}" if path else name
-            if child not in done:
-                done[child] = _fused_child(child, where)
-                if done[child] is child:
-                    enter(child, where)
-            setattr(parent, name, done[child])
+            if child not in self.done:
+                self.done[child] = child  # met again inside itself, it is itself
+                self.done[child] = self._fused(child, where, ancestors)
+                if self.done[child] is child and child not in self.closed:
+                    self.enter(child, where, ancestors)
+            if self.done[child] is not child:
+                setattr(parent, name, self.done[child])
 
-    def _fused_child(child: nn.Module, where: str) -> nn.Module:
-        if isinstance(child, _CONTAINERS) or not list(child.children()):
+    def _fused(self, child: nn.Module, where: str, ancestors: tuple[nn.Module, ...]) -> nn.Module:
+        if not list(child.children()) or isinstance(child, nn.ModuleList | nn.ModuleDict):
+            return child
+        indexed = any(hasattr(type(child), method) for method in ("__getitem__", "__len__", "__iter__"))
+        if indexed and not only_calls(ancestors[-1], where.rpartition(".")[2]):
             return child
         part = None if _absent(child, 0) else traced(child, None, copy=True)
         if part is None:
             return child
-        result, report = fuse_one(part)
+        try:
+            result, report = self.fuse_one(part)
+        except ReparamError as error:
+            self.kept[where] = str(error)
+            if isinstance(error, VerificationError):
+                self.closed.add(child)
+            return child
         if not report.fusions:
             return child
-        reports[where] = report
-        for attribute, value in vars(child).items():
-            if not attribute.startswith("_") and attribute not in vars(result):
-                setattr(result, attribute, value)
+        plain = {name: value for name, value in plain_attributes(child).items() if not hasattr(result, name)}
+        for attribute, value in plain.items():
+            setattr(result, attribute, value)
+        result.meta.setdefault("_user_preserved_attributes", {}).update(plain)  # GraphModule's own copies keep these alone
+        if (read := missing(ancestors, child, result)) is not None:
+            logger.info("%s is not fused as a whole: the code round it reads its %s", where, read)
+            return child
+        self.reports[where] = report
         return result
-
-    enter(whole, "")
-    return whole, reports

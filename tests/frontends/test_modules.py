@@ -213,6 +213,7 @@ def test_fuse_parts_gives_the_reports_by_path() -> None:
         return reparam_compiler.fuse(part, return_report=True)
 
     model = Gate(nn.Sequential(Pieces(block), nn.ReLU()))
-    result, reports = fuse_parts(model, fuse_one, copy=False)
-    assert result is model
-    assert list(reports) == ["inner.0"]
+    parts = fuse_parts(model, fuse_one, copy=False)
+    assert parts.model is model
+    assert list(parts.reports) == ["inner"]
+    assert not parts.kept

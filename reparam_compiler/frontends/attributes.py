@@ -1,0 +1,149 @@
+"""What the code of a model reads of its children, other than to call them.
+
+A child that was traced and fused is another module: it has the plain attributes of the old one, but not its methods and
+properties, and perhaps not its layers. So a parent that reads `self.block.conv.weight`, `stage.out_channels` (a property),
+`self.blocks[2]` or `len(self.blocks)` must keep that child as it was. Which attributes are read is told by the bytecode of
+`forward` and of all that it calls by name: the methods of its class, and the functions of its module.
+
+A name counts whoever it is read of, so that a child may be kept for no reason; it is then entered, and its parts are fused.
+"""
+
+import dis
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+
+_LOOKUPS = frozenset({"getattr", "hasattr", "attrgetter", "methodcaller"})
+_WALKS = frozenset({"children", "named_children", "modules", "named_modules", "_modules", "get_submodule", "__dict__"})
+"""What gives a module's children without their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What the code of a class reads.
+
+    own: attributes of `self` that are read other than to call them: kept, indexed, measured, iterated over.
+    others: attributes of anything else, and names that are looked up by string.
+    unnamed: whether it gets at children without naming them in the code.
+    """
+
+    own: frozenset[str]
+    others: frozenset[str]
+    unnamed: bool
+
+
+@cache
+def reads_of(kind: type) -> Reads:
+    """What the `forward` of a class reads, and the methods and functions that it calls."""
+    own: set[str] = set()
+    others: set[str] = set()
+    named: set[str] = set()
+    done: set[CodeType] = set()
+    waiting = [*_functions(kind, ["forward"])]
+    while waiting:
+        function = waiting.pop()
+        for code in _nested(function.__code__):
+            if code in done:
+                continue
+            done.add(code)
+            names = set(code.co_names)
+            named |= names
+            read_own, read_others = _attributes(code)
+            own |= read_own
+            others |= read_others
+            if names & _LOOKUPS:
+                others |= {text for text in code.co_consts if isinstance(text, str) and text.isidentifier()}
+            waiting += _functions(kind, names)
+            called = (function.__globals__.get(name) for name in names)
+            waiting += [f for f in called if isinstance(f, FunctionType) and not f.__module__.startswith("torch")]
+    return Reads(frozenset(own), frozenset(others), bool(named & (_LOOKUPS | _WALKS)))
+
+
+def _reads(module: nn.Module) -> Reads:
+    kind: Any = type(module)  # a class is hashable, whatever mypy makes of nn.Module's own __hash__
+    return reads_of(kind)
+
+
+def only_calls(parent: nn.Module, name: str) -> bool:
+    """Whether a parent does nothing with a child but call it; False for a container, whose children are handed round."""
+    if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+        return False
+    reads = _reads(parent)
+    return name not in reads.own and not reads.unnamed
+
+
+def missing(ancestors: Iterable[nn.Module], child: nn.Module, fused: nn.Module) -> str | None:
+    """An attribute that the code round a child reads, and that the fused child would not have; None where there is none."""
+    read = {name for ancestor in ancestors for name in _reads(ancestor).others}
+    known = set(dir(nn.Module))
+    return next((name for name in sorted(read - known) if hasattr(child, name) and not _same(child, fused, name)), None)
+
+
+def _same(child: nn.Module, fused: nn.Module, name: str) -> bool:
+    before: Any = getattr(child, name)
+    after: Any = getattr(fused, name, None)
+    if isinstance(before, nn.Module):
+        return type(before) is type(after) and not list(before.children())
+    if isinstance(before, Tensor):
+        return isinstance(after, Tensor) and after.shape == before.shape
+    return hasattr(fused, name) and name in plain_attributes(child)
+
+
+def plain_attributes(module: nn.Module) -> dict[str, object]:
+    """What a module and its class hold beside methods, properties, children and tensors."""
+    theirs = {
+        name: value
+        for base in reversed(type(module).__mro__)
+        if base.__module__.partition(".")[0] not in ("torch", "builtins")
+        for name, value in vars(base).items()
+        if not callable(value) and not hasattr(value, "__get__")
+    }
+    return {name: value for name, value in (theirs | vars(module)).items() if not name.startswith("_")}
+
+
+def _functions(kind: type, names: Iterable[str]) -> Iterator[FunctionType]:
+    """The methods and properties of these names that a class has from its own code, not from torch's."""
+    for name in names:
+        for base in kind.__mro__:
+            found = vars(base).get(name)
+            if base.__module__.partition(".")[0] == "torch":
+                continue
+            for function in (found, *(getattr(found, part, None) for part in ("fget", "__func__", "__wrapped__"))):
+                if isinstance(function, FunctionType):
+                    yield function
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    """A function's code, and that of the functions and comprehensions in it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
+def _attributes(code: CodeType) -> tuple[set[str], set[str]]:
+    """The attributes that are read of `self` other than to call them, and all that are read of anything else."""
+    own: set[str] = set()
+    others: set[str] = set()
+    before: dis.Instruction | None = None
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            of_self = before is not None and before.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and before.argval == "self"
+            if not of_self:
+                others.add(instruction.argval)
+            elif not _calls(instruction):
+                own.add(instruction.argval)
+        before = instruction
+    return own, others
+
+
+def _calls(instruction: dis.Instruction) -> bool:
+    """Whether an attribute is loaded to be called: `LOAD_METHOD`, since Python 3.12 a bit of `LOAD_ATTR`."""
+    return instruction.opname == "LOAD_METHOD" or (HAS_METHOD_BIT and bool((instruction.arg or 0) & 1))
+
+
+HAS_METHOD_BIT = "LOAD_METHOD" not in dis.opmap or dis.opmap["LOAD_METHOD"] >= 256

@@ -1,0 +1,213 @@
+"""A symbolic tracer that can be asked about parameters.
+
+`torch.fx` gives up where Python asks a traced value for its own: `if self.alpha:` (PP-YOLOE, YOLO-NAS), `float(self.scale)`,
+`range(self.weight.shape[0])`. Where the value depends on parameters and buffers alone, the answer is known: it is computed
+from the real tensors, and frozen in the trace. That is right in evaluation mode, where parameters do not change between calls;
+in training mode nothing is frozen, and fx's own refusal stands. A fused model does not follow a change of what was frozen, as
+it does not follow one of any weight. `GraphModule.meta["frozen"]` names the values that were asked for.
+
+A value that depends on the input is never frozen, with one exception that needs no answer: `assert x.shape[1] == self.channels`
+is recorded as a call of `torch._assert`, which the traced model checks as its original does.
+"""
+
+import dis
+import inspect
+import operator
+import random
+from collections.abc import Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute, Proxy, TraceError
+
+
+def symbolic_trace(model: nn.Module, concrete_args: Mapping[str, Any] | None = None) -> fx.GraphModule:
+    """A module as a GraphModule, which shares the module's tensors.
+
+    Args:
+        model: what to trace. Its code runs; it may be left with traced values in its attributes.
+        concrete_args: arguments that are fixed to these values.
+
+    Raises:
+        TraceError: the model asks for a value that depends on its input, draws random numbers that would be frozen, or writes
+            to a parameter that it also asks for.
+        Exception: whatever the model's code raises when it meets a traced value.
+    """
+    tracer = _Tracer()
+    drawn = _random_state()
+    graph = tracer.trace(model, dict(concrete_args) if concrete_args else None)
+    if _random_state() != drawn:
+        raise TraceError(
+            f"{type(model).__name__} draws random numbers that do not depend on its input; a trace would freeze them"
+        )
+    for node in graph.nodes:
+        if tracer.asked and _writes(node) and any(tracer.is_constant(source) for source in node.all_input_nodes):
+            raise TraceError(f"{type(model).__name__} writes to its own parameters at {node.name}, and asks for others' values")
+    for node in reversed(graph.nodes):
+        if node in tracer.values and not node.users:
+            graph.erase_node(node)  # what was read only to be asked for
+    graph._tracer_cls = fx.Tracer  # an ordinary GraphModule, which needs nothing of ours to be loaded
+    traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
+    traced.meta["frozen"] = tuple(dict.fromkeys(tracer.asked))
+    return traced
+
+
+class _Tracer(fx.Tracer):
+    """values: those that were computed. asked: the names of those that Python asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[fx.Node, Any] = {}
+        self._constant: dict[fx.Node, bool] = {}
+        self.asked: list[str] = []
+
+    def proxy(self, node: fx.Node) -> Proxy:
+        """A value that can be asked."""
+        return _Value(node, self)
+
+    def to_bool(self, obj: Proxy) -> bool:
+        """What `if` and `while` ask."""
+        return bool(self.answer(obj.node))
+
+    def iter(self, obj: Proxy) -> Iterator[Any]:
+        """What `for` asks: the rows of a parameter."""
+        return (obj[index] for index in range(len(self.answer(obj.node))))  # type: ignore[index]
+
+    def answer(self, node: fx.Node) -> Any:
+        """The value of a node that depends on parameters and buffers alone."""
+        if self.root.training:
+            raise TraceError(f"{node.name} is asked for its value in training mode; call model.eval() first")
+        value = self._value(node)
+        self.asked.append(_name_of(node))
+        return value.detach() if isinstance(value, Tensor) else value
+
+    def is_constant(self, node: fx.Node) -> bool:
+        """Whether a node depends on parameters and buffers alone."""
+        if node not in self._constant:
+            sources = node.all_input_nodes
+            computed = node.op.startswith("call") and bool(sources) and all(map(self.is_constant, sources))
+            self._constant[node] = node.op == "get_attr" or computed
+        return self._constant[node]
+
+    def _value(self, node: fx.Node) -> Any:
+        if node not in self.values:
+            self.values[node] = self._computed(node)
+        return self.values[node]
+
+    def _computed(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(_Untraced(self.root))
+        if not node.op.startswith("call") or not node.all_input_nodes or _writes(node):
+            raise TraceError(f"{node.name} is asked for its value, which depends on the input or is written to")
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
+        with torch.no_grad():
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            if node.op == "call_module":
+                module = self.root.get_submodule(str(node.target))
+                if any(True for _ in (*module.parameters(), *module.buffers(), *module.children())) or module.training:
+                    raise TraceError(f"{node.name} is asked for its value, which the module {node.target} computes")
+                return module.forward(*args, **kwargs)
+            target: Any = node.target
+            return target(*args, **kwargs)
+
+
+class _Untraced:
+    """A module as `operator.attrgetter` needs it while `nn.Module.__getattr__` gives traced values."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        for held in (self.module._parameters, self.module._buffers, vars(self.module)):
+            if name in held:
+                return held[name]
+        return _Untraced(self.module._modules[name])  # type: ignore[arg-type]
+
+
+class _Questions:
+    """What Python's own types ask a traced value for."""
+
+    tracer: _Tracer
+    node: fx.Node
+
+    def __getattr__(self, name: str) -> "_Attribute":
+        return _Attribute(self, name)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        frame = inspect.currentframe()
+        caller = frame.f_back if frame is not None else None
+        if caller is not None and not self.tracer.is_constant(self.node) and _is_assertion(caller):
+            message = f"an assertion in {caller.f_code.co_name}() of the traced model does not hold"
+            self.tracer.create_proxy("call_function", torch._assert, (self, message), {})
+            return True
+        return self.tracer.to_bool(self)  # type: ignore[arg-type]
+
+    def __float__(self) -> float:
+        return float(self.tracer.answer(self.node))
+
+    def __int__(self) -> int:
+        return int(self.tracer.answer(self.node))
+
+    def __index__(self) -> int:
+        return operator.index(self.tracer.answer(self.node))
+
+    def __len__(self) -> int:
+        return len(self.tracer.answer(self.node))
+
+
+class _Value(_Questions, Proxy):  # type: ignore[misc]
+    """A traced value."""
+
+
+class _Attribute(_Questions, Attribute):  # type: ignore[misc]
+    """An attribute of a traced value."""
+
+
+def _is_assertion(frame: FrameType) -> bool:
+    """Whether the truth that is asked for decides over nothing but an AssertionError where it is False."""
+    instructions = [i for i in dis.get_instructions(frame.f_code) if i.opname != "CACHE"]
+    place = next(index for index, i in enumerate(instructions) if i.offset == frame.f_lasti)
+    if instructions[place].opname == "TO_BOOL":  # Python 3.13 asks before it jumps
+        place += 1
+    jump, following = instructions[place], instructions[place + 1]
+    if jump.opname.endswith("IF_TRUE"):
+        return _raises(following)
+    target = next((i for i in instructions if i.offset == jump.argval), following)
+    return jump.opname.endswith("IF_FALSE") and _raises(target)
+
+
+def _raises(instruction: dis.Instruction) -> bool:
+    return instruction.opname == "LOAD_ASSERTION_ERROR" or instruction.argval is AssertionError
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a call writes to one of its arguments."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", node.target))
+    inplace = name.endswith("_") and not name.endswith("__")
+    augmented = node.target in _AUGMENTED or name in ("setitem", "__setitem__", "set_data")
+    return inplace or augmented or "out" in node.kwargs or bool(node.kwargs.get("inplace"))
+
+
+_AUGMENTED = {
+    getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
+    if hasattr(operator, f"i{name}")
+} | {operator.iand, operator.ior, operator.ixor}
+
+
+def _name_of(node: fx.Node) -> str:
+    """What a value is computed from, in the words of the model."""
+    if node.op == "get_attr":
+        return str(node.target)
+    return ", ".join(dict.fromkeys(_name_of(source) for source in node.all_input_nodes))
+
+
+def _random_state() -> tuple[Any, bytes]:
+    """Where Python's and torch's generators are."""
+    state: Tensor = torch.get_rng_state()
+    return random.getstate(), state.numpy().tobytes()
