@@ -115,7 +115,7 @@ def transposed() -> Sum:
 
 
 BORDERED = ("relu", "pad")
-"""ONNX and exported programs have no convs that reflect or replicate: there the padding is an op of its own."""
+"""Exported programs have no conv that reflects or pads unevenly, ONNX none that reflects: there padding is an op of its own."""
 
 ENTRIES = (
     Entry("yolov7_implicit", on(Implicit)),
@@ -136,6 +136,13 @@ ENTRIES = (
         on(lambda: Sum(nn.Sequential(nn.ReflectionPad2d(1), conv(8, 8, 3, padding=0)), conv_bn(8, 8, 1))),
         remains=BORDERED,
     ),
+    Entry("circular", on(lambda: Sum(conv(8, 8, 3, mode="circular"), conv_bn(8, 8, 1))), remains=BORDERED),
+    Entry(
+        "shifted",
+        on(lambda: Sum(nn.Sequential(nn.ZeroPad2d((2, 0, 1, 1)), conv(8, 8, 3, padding=0)), conv_bn(8, 8, 1))),
+        remains=BORDERED,
+    ),
+    Entry("unequal_groups", on(lambda: Sum(*(conv(8, 8, 3, groups=groups) for groups in (2, 4, 8))))),
     Entry("transposed", on(transposed)),
     Entry("parallel_concat", on(lambda: Parallel(conv(8, 10, 3), conv(8, 6, 1, bias=True)))),
     Entry("split_conv_concat", on(lambda: Parallel(conv(4, 8, 3), conv(4, 8, 3), pieces=True))),
@@ -189,6 +196,13 @@ ENTRIES = (
         convs=2,
         remains=("relu", "add", "batch_norm"),
         refused=r"^(add: .*(pad|border|bias)|batch_norm: )",
+    ),
+    Entry(
+        "norm_of_the_data",
+        on(lambda: Sum(nn.Sequential(conv(8, 8, 3), nn.InstanceNorm2d(8)), conv(8, 8, 1))),
+        convs=2,
+        remains=("relu", "add", "InstanceNorm2d", "instance_norm", "InstanceNormalization"),
+        refused=r"^add: ",
     ),
     Entry("gated", on(Gated), convs=3, remains=("relu", "add", "mul", "sigmoid"), refused=r"^add: "),
 )

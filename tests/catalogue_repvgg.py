@@ -11,13 +11,15 @@ SQUEEZE_EXCITE = ("relu", "sigmoid", "mul", "avg_pool", "adaptive_avg_pool", "me
 class RepVGGBlock(nn.Module):
     """3-BN + 1-BN + BN, with `id_out = 0` where there is no identity: RepVGG, RepConv of YOLOv6, v7, v9, EfficientLoFTR."""
 
-    def __init__(self, into: int, out: int, *, groups: int = 1, gate: nn.Module | None = None, act: nn.Module | None = None):
+    def __init__(
+        self, into: int, out: int, *, gate: nn.Module | None = None, act: nn.Module | None = None, dilation: int = 1, **how: int
+    ) -> None:
         super().__init__()
         self.nonlinearity = act or nn.ReLU()
         self.se = gate or nn.Identity()
         self.rbr_identity = nn.BatchNorm2d(into) if into == out else None
-        self.rbr_dense = conv_bn(into, out, 3, groups=groups)
-        self.rbr_1x1 = conv_bn(into, out, 1, groups=groups)
+        self.rbr_dense = conv_bn(into, out, 3, dilation=dilation, **how)
+        self.rbr_1x1 = conv_bn(into, out, 1, **how)
 
     def forward(self, inputs: Tensor) -> Tensor:
         id_out = 0 if self.rbr_identity is None else self.rbr_identity(inputs)
@@ -180,6 +182,8 @@ class RepConvLayer(nn.Module):
 
 ENTRIES = (
     Entry("repvgg_grouped", on(lambda: RepVGGBlock(8, 8, groups=2))),
+    Entry("repvgg_dilated", on(lambda: RepVGGBlock(8, 8, dilation=2))),
+    Entry("repvgg_strided", on(lambda: RepVGGBlock(8, 12, stride=2))),
     Entry("repconv_without_identity", on(lambda: RepVGGBlock(8, 12, act=nn.SiLU())), remains=("silu", "sigmoid", "mul")),
     Entry("repvgg_d2se", on(lambda: RepVGGBlock(8, 8, gate=SqueezeExcite(adaptive=False))), convs=3, remains=SQUEEZE_EXCITE),
     Entry("repvggplus", on(lambda: RepVGGplus(8, 8, gate=SqueezeExcite(adaptive=True))), convs=3, remains=SQUEEZE_EXCITE),
