@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,17 @@ def run(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     return list(session.run(None, dict(feeds)))
+
+
+@cache
+def runs_opset(opset: int) -> bool:
+    """True where ONNX Runtime takes models of this opset at all."""
+    model = model_of([helper.make_node("Identity", ["x"], ["y"])], {"x": (1,)}, ["y"], opset=opset)
+    try:
+        run(model, {"x": normal(1)})
+    except onnxruntime.capi.onnxruntime_pybind11_state.Fail:
+        return False
+    return True
 
 
 def evaluated(graph: Graph, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
