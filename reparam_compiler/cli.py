@@ -19,12 +19,10 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from reparam_compiler import tvmc
 from reparam_compiler._api import fuse, inspect, prune
-from reparam_compiler.cost import Cost
+from reparam_compiler._print import console, print_fusions, print_json, print_pruning, status
 from reparam_compiler.errors import (
     InfeasiblePruneError,
     ReparamError,
@@ -34,7 +32,6 @@ from reparam_compiler.errors import (
     VerificationError,
 )
 from reparam_compiler.model_io import check_output, inputs_of_shapes, load_model, parse_shapes, save_model
-from reparam_compiler.report import UNREPAIRED, FuseReport, PruneReport
 
 EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
     (RewriteError, 6),
@@ -107,14 +104,14 @@ def fuse_command(
         native = load_model(model, unsafe=unsafe_load)
         inputs = _inputs(native, input_shapes)
         _check_output(native, output, inputs)
-        with _status(f"fusing {model}"):
+        with status(f"fusing {model}"):
             fused, report = fuse(native, inputs, verify=not no_verify, return_report=True)
-        with _status(f"writing {output}"):
+        with status(f"writing {output}"):
             save_model(fused, output, example_inputs=inputs)
-        console = _console(as_json)
-        _print_fusions(console, report)
-        console.print(f"written: {output}", markup=False, highlight=False)
-        _print_json(as_json, {"model": model, "output": str(output), "report": json.loads(report.to_json())})
+        out = console(as_json)
+        print_fusions(out, report)
+        out.print(f"written: {output}", markup=False, highlight=False)
+        print_json(as_json, {"model": model, "output": str(output), "report": json.loads(report.to_json())})
 
 
 @app.command(
@@ -131,10 +128,10 @@ def inspect_command(
     """Show what would fuse, what would not and why, and the cost before and after; nothing is written."""
     with errors_as_exit_codes(as_json):
         native = load_model(model, unsafe=unsafe_load)
-        with _status(f"reading {model}"):
+        with status(f"reading {model}"):
             report = inspect(native, _inputs(native, input_shapes))
-        _print_fusions(_console(as_json), report)
-        _print_json(as_json, {"model": model, "report": json.loads(report.to_json())})
+        print_fusions(console(as_json), report)
+        print_json(as_json, {"model": model, "report": json.loads(report.to_json())})
 
 
 @app.command(
@@ -182,7 +179,7 @@ def prune_command(
                 raise typer.BadParameter("--calibration, --input-shapes and --no-fuse need a MODEL")
             from reparam_compiler import demo
 
-            _print_json(as_json, demo.run(_console(as_json), output, options))
+            print_json(as_json, demo.run(console(as_json), output, options))
             return
         _prune(model, output, calibration, input_shapes, options, no_fuse, unsafe_load, as_json)
 
@@ -210,21 +207,21 @@ def _prune(
         _check_output(native, output, inputs)
     fusions = None
     if not no_fuse:
-        with _status(f"fusing {model}"):
+        with status(f"fusing {model}"):
             native, fusions = fuse(native, inputs, return_report=True)
-    with _status("pruning"), warnings.catch_warnings():
+    with status("pruning"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UnrepairedPruneWarning)  # it is printed below
         pruned, report = prune(native, inputs, calibration=data, return_report=True, **options)
     if output is not None:
-        with _status(f"writing {output}"):
+        with status(f"writing {output}"):
             save_model(pruned, output, example_inputs=inputs)
-    console = _console(as_json)
+    out = console(as_json)
     if fusions is not None:
-        _print_fusions(console, fusions, whole=False)
-    _print_pruning(console, report)
-    console.print(f"written: {output}" if output else "nothing written: no -o", markup=False, highlight=False)
+        print_fusions(out, fusions, whole=False)
+    print_pruning(out, report)
+    out.print(f"written: {output}" if output else "nothing written: no -o", markup=False, highlight=False)
     written = {"model": model, "output": str(output) if output else None, "report": json.loads(report.to_json())}
-    _print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
+    print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
 
 
 app.registered_commands += tvmc.app.registered_commands
@@ -250,7 +247,7 @@ def errors_as_exit_codes(as_json: bool) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch warns of itself
             yield
     except (ReparamError, OSError) as error:
-        _print_json(as_json, {"error": type(error).__name__, "message": str(error)})
+        print_json(as_json, {"error": type(error).__name__, "message": str(error)})
         typer.echo(f"reparam: {type(error).__name__}: {error}", err=True)
         code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
         raise typer.Exit(code) from None
@@ -292,73 +289,3 @@ def _check_output(model: Any, output: Path, inputs: tuple[Any, ...] | None) -> N
     check_output(model, output, example_inputs=inputs)
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"{output}: the folder {output.parent} does not exist; make it first")
-
-
-def _console(as_json: bool) -> Console:
-    return Console(stderr=as_json)
-
-
-@contextlib.contextmanager
-def _status(text: str) -> Iterator[None]:
-    """A spinner on stderr, where that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(text):
-        yield
-
-
-def _print_json(as_json: bool, record: dict[str, Any]) -> None:
-    if as_json:
-        typer.echo(json.dumps(record))
-
-
-def _print_fusions(console: Console, report: FuseReport, *, whole: bool = True) -> None:
-    """What fused, what did not, the cost; with `whole` also how the whole was compared."""
-    table = Table("into", "from", "weight", "error", title=f"{report.kind}: {len(report.fusions)} fused", title_justify="left")
-    for fusion in report.fusions:
-        error = "not proven" if fusion.error is None else f"{fusion.error.max_abs:.1e}"
-        table.add_row(fusion.node, f"{len(fusion.nodes)} nodes", "x".join(map(str, fusion.weight)), error)
-    refused = Table("node", "op", "why it stays", title=f"{len(report.refusals)} refused", title_justify="left")
-    for refusal in report.refusals:
-        refused.add_row(refusal.node, refusal.op, refusal.reason)
-    for part, count in ((table, len(report.fusions)), (refused, len(report.refusals))):
-        console.print(part) if count else console.print(str(part.title))
-    console.print(_cost_table(report.before, report.after))
-    closing = report.to_text().splitlines()[-2 if report.fusions else -1 :] if whole else []
-    for line in [*report.remarks, *closing]:
-        console.print(line, markup=False, highlight=False)
-
-
-def _print_pruning(console: Console, report: PruneReport) -> None:
-    plan = report.plan
-    table = Table(
-        "channels", "before", "after", "", title=f"pruned by {plan.importance}, ratio {plan.ratio}", title_justify="left"
-    )
-    for family in plan.families:
-        table.add_row(family.name, str(family.before), str(family.after), family.note)
-    for pin in plan.pinned:
-        table.add_row(pin.name, str(pin.width), str(pin.width), f"{pin.reason} at {pin.node}")
-    console.print(table)
-    console.print(_cost_table(report.before, report.after))
-    if plan.repair is None:
-        console.print(UNREPAIRED, style="yellow", highlight=False)
-        return
-    console.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples} samples", highlight=False)
-    for consumer in plan.repair.passed_over:
-        console.print(f"not repaired: {consumer.node}: {consumer.reason}", markup=False, style="yellow", highlight=False)
-
-
-def _cost_table(before: Cost, after: Cost) -> Table:
-    table = Table("cost", "before", "after")
-    for name, old, new, shown in (
-        ("convs", before.convs, after.convs, "{:,}"),
-        ("parameters", before.params, after.params, "{:,}"),
-        ("multiply-adds", before.flops, after.flops, "{:,}"),
-        ("with Winograd", before.winograd_muls, after.winograd_muls, "{:,.0f}"),
-        ("activation bytes", before.activation_bytes, after.activation_bytes, "{:,}"),
-    ):
-        if old is not None and new is not None:
-            table.add_row(name, shown.format(old), shown.format(new))
-    return table

@@ -20,7 +20,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"model_io"}),
     frozenset({"_api"}),
     frozenset({"__init__"}),
-    frozenset({"demo", "tvmc"}),
+    frozenset({"demo", "tvmc", "_print"}),
     frozenset({"cli"}),
     frozenset({"fuse", "prune", "__main__"}),
 )

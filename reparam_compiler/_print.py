@@ -1,0 +1,86 @@
+"""What the commands print: tables of a report for people, one line of JSON for machines."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from reparam_compiler.cost import Cost
+from reparam_compiler.report import UNREPAIRED, FuseReport, PruneReport
+
+
+def console(as_json: bool) -> Console:
+    """Where people read: stderr while stdout is for machines."""
+    return Console(stderr=as_json)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """A spinner on stderr, where that is a terminal."""
+    out = Console(stderr=True)
+    if not out.is_terminal:
+        yield
+        return
+    with out.status(text):
+        yield
+
+
+def print_json(as_json: bool, record: dict[str, Any]) -> None:
+    """The one line on stdout of `--json`."""
+    if as_json:
+        typer.echo(json.dumps(record))
+
+
+def print_fusions(out: Console, report: FuseReport, *, whole: bool = True) -> None:
+    """What fused, what did not, the cost; with `whole` also how the whole was compared."""
+    table = Table("into", "from", "weight", "error", title=f"{report.kind}: {len(report.fusions)} fused", title_justify="left")
+    for fusion in report.fusions:
+        error = "not proven" if fusion.error is None else f"{fusion.error.max_abs:.1e}"
+        table.add_row(fusion.node, f"{len(fusion.nodes)} nodes", "x".join(map(str, fusion.weight)), error)
+    refused = Table("node", "op", "why it stays", title=f"{len(report.refusals)} refused", title_justify="left")
+    for refusal in report.refusals:
+        refused.add_row(refusal.node, refusal.op, refusal.reason)
+    for part, count in ((table, len(report.fusions)), (refused, len(report.refusals))):
+        out.print(part) if count else out.print(str(part.title))
+    out.print(_cost_table(report.before, report.after))
+    closing = report.to_text().splitlines()[-2 if report.fusions else -1 :] if whole else []
+    for line in [*report.remarks, *closing]:
+        out.print(line, markup=False, highlight=False)
+
+
+def print_pruning(out: Console, report: PruneReport) -> None:
+    """What was cut and what is pinned, the cost, the repair."""
+    plan = report.plan
+    table = Table(
+        "channels", "before", "after", "", title=f"pruned by {plan.importance}, ratio {plan.ratio}", title_justify="left"
+    )
+    for family in plan.families:
+        table.add_row(family.name, str(family.before), str(family.after), family.note)
+    for pin in plan.pinned:
+        table.add_row(pin.name, str(pin.width), str(pin.width), f"{pin.reason} at {pin.node}")
+    out.print(table)
+    out.print(_cost_table(report.before, report.after))
+    if plan.repair is None:
+        out.print(UNREPAIRED, style="yellow", highlight=False)
+        return
+    out.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples} samples", highlight=False)
+    for consumer in plan.repair.passed_over:
+        out.print(f"not repaired: {consumer.node}: {consumer.reason}", markup=False, style="yellow", highlight=False)
+
+
+def _cost_table(before: Cost, after: Cost) -> Table:
+    table = Table("cost", "before", "after")
+    for name, old, new, shown in (
+        ("convs", before.convs, after.convs, "{:,}"),
+        ("parameters", before.params, after.params, "{:,}"),
+        ("multiply-adds", before.flops, after.flops, "{:,}"),
+        ("with Winograd", before.winograd_muls, after.winograd_muls, "{:,.0f}"),
+        ("activation bytes", before.activation_bytes, after.activation_bytes, "{:,}"),
+    ):
+        if old is not None and new is not None:
+            table.add_row(name, shown.format(old), shown.format(new))
+    return table
