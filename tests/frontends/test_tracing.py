@@ -1,0 +1,205 @@
+"""What depends on parameters alone is answered while tracing; what depends on the input never is."""
+
+import pickle
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from asserting_models import asserts, asserts_one_of_two, asserts_the_contrary
+from small_models import EXACT, normal, relative_error, run
+from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
+
+from reparam_compiler.frontends.tracing import symbolic_trace
+
+
+class Asks(nn.Module):
+    """A model that is its forward."""
+
+    def __init__(self, body: Callable[["Asks", Tensor], Any]) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.tensor([0.5]))
+        self.zero = nn.Parameter(torch.zeros(1))
+        self.weight = nn.Parameter(torch.arange(6.0).reshape(3, 2))
+        self.scales = nn.ParameterList([torch.ones(1), torch.zeros(1)])
+        self.register_buffer("table", torch.arange(10.0))
+        self.gate = nn.Sigmoid()
+        self.linear = nn.Linear(1, 1)
+        self.channels = 4
+        self.body = body
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(self, x)
+
+
+def branches_on_a_parameter(m: Asks, x: Tensor) -> Tensor:
+    return x * m.alpha if m.alpha else x
+
+
+def branches_on_one_that_is_zero(m: Asks, x: Tensor) -> Tensor:
+    return x * m.alpha if m.zero else x + 1
+
+
+def compares(m: Asks, x: Tensor) -> Tensor:
+    return x * 2 if m.alpha.abs().sum() > 0.25 and not m.zero else x
+
+
+def asks_a_module(m: Asks, x: Tensor) -> Tensor:
+    return x * 2 if m.gate(m.alpha) > 0.5 else x
+
+
+def converts(m: Asks, x: Tensor) -> Tensor:
+    return x * float(m.alpha * 2) + m.alpha.item() + int(m.weight[2, 1])
+
+
+def counts(m: Asks, x: Tensor) -> Tensor:
+    for index in range(m.weight.shape[1]):
+        x = x + m.weight[0, index]
+    for row in m.weight:
+        x = x + row.sum()
+    for scale in m.scales:
+        x = x * scale if scale > 0.5 else x
+    return x * len(m.weight) * len(m.scales)
+
+
+@pytest.mark.parametrize(
+    "body", [branches_on_a_parameter, branches_on_one_that_is_zero, compares, asks_a_module, converts, counts, asserts]
+)
+def test_a_trace_computes_what_the_model_does(body: Callable[[Asks, Tensor], Any]) -> None:
+    model, x = Asks(body).eval().double(), normal(2, 4, 3, 5)
+    assert relative_error(run(model, x), run(symbolic_trace(model), x)) < EXACT  # float64
+
+
+def test_the_trace_names_what_was_frozen() -> None:
+    assert symbolic_trace(Asks(branches_on_a_parameter).eval()).meta["frozen"] == ("alpha",)
+    assert symbolic_trace(Asks(compares).eval()).meta["frozen"] == ("alpha", "zero")
+    assert symbolic_trace(Asks(asserts).eval()).meta["frozen"] == ()
+
+
+def test_what_was_only_asked_for_is_not_computed() -> None:
+    traced = symbolic_trace(Asks(branches_on_one_that_is_zero).eval())
+    assert [node.name for node in traced.graph.nodes] == ["x", "add", "output"]
+
+
+def test_a_parameter_that_is_asked_for_and_read_stays_one() -> None:
+    traced = symbolic_trace(Asks(branches_on_a_parameter).eval())
+    assert [node.target for node in traced.graph.nodes if node.op == "get_attr"] == ["alpha"]
+
+
+def test_an_assertion_on_the_input_is_checked_by_the_trace() -> None:
+    traced = symbolic_trace(Asks(asserts).eval())
+    with pytest.raises(AssertionError, match=r"assertion in asserts\(\)"):
+        traced(torch.zeros(1, 3, 2, 2))
+
+
+def test_a_trace_is_an_ordinary_graph_module() -> None:
+    traced = symbolic_trace(Asks(branches_on_a_parameter).eval())
+    data = pickle.dumps(symbolic_trace(nn.Sequential(nn.ReLU())))
+    assert b"reparam_compiler" not in data
+    assert traced.graph._tracer_cls is fx.Tracer
+    assert type(pickle.loads(data)).__mro__[1] is fx.GraphModule
+
+
+def test_fixed_arguments_are_fixed() -> None:
+    class Shifts(nn.Module):
+        def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+            return x if shift is None else x + shift
+
+    traced = symbolic_trace(Shifts(), {"shift": None})
+    x = normal(2, 3)
+    assert torch.equal(traced(x), x)
+
+
+def branches_on_the_input(m: Asks, x: Tensor) -> Tensor:
+    return x if x.sum() > 0 else -x
+
+
+def branches_on_a_size(m: Asks, x: Tensor) -> Tensor:
+    return x if x.shape[1] == m.channels else -x
+
+
+def branches_on_both(m: Asks, x: Tensor) -> Tensor:
+    return x if x.sum() > m.alpha else -x
+
+
+def raises_where_it_does_not_fit(m: Asks, x: Tensor) -> Tensor:
+    if x.shape[1] != m.channels:
+        raise ValueError("channels")
+    return x
+
+
+def converts_the_input(m: Asks, x: Tensor) -> Tensor:
+    return x * float(x.sum())
+
+
+def counts_the_input(m: Asks, x: Tensor) -> Tensor:
+    return sum((x for _ in range(x.shape[1])), x * len(x))
+
+
+def cuts_a_table_by_the_input(m: Asks, x: Tensor) -> Tensor:
+    return x + m.table[: x.shape[3]]
+
+
+def writes_to_what_it_asks(m: Asks, x: Tensor) -> Tensor:
+    return x if m.alpha.add_(1) > 1 else -x
+
+
+def asks_a_layer(m: Asks, x: Tensor) -> Tensor:
+    return x if m.linear(m.alpha) > 0 else -x
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        branches_on_the_input,
+        branches_on_a_size,
+        branches_on_both,
+        asserts_the_contrary,
+        asserts_one_of_two,
+        raises_where_it_does_not_fit,
+        converts_the_input,
+        counts_the_input,
+        cuts_a_table_by_the_input,
+        writes_to_what_it_asks,
+        asks_a_layer,
+    ],
+)
+def test_what_cannot_be_answered_is_refused(body: Callable[[Asks, Tensor], Any]) -> None:
+    with pytest.raises((TraceError, TypeError), match=r"asked for its value|slice indices"):
+        symbolic_trace(Asks(body).eval())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: x + torch.rand(1),
+        lambda m, x: x if torch.rand_like(m.alpha) > 0.5 else -x,
+        lambda m, x: x if random.random() > 0.5 else -x,
+    ],
+)
+def test_random_numbers_are_not_frozen(body: Callable[[Asks, Tensor], Any]) -> None:
+    with pytest.raises(TraceError, match="draws random numbers"):
+        symbolic_trace(Asks(body).eval())
+
+
+def test_random_numbers_for_the_input_are_traced() -> None:
+    assert symbolic_trace(Asks(lambda m, x: x + torch.rand_like(x)).eval()).graph.find_nodes(
+        op="call_function", target=torch.rand_like
+    )
+
+
+def test_a_parameter_that_is_written_to_freezes_nothing() -> None:
+    def body(m: Asks, x: Tensor) -> Tensor:
+        y = x + 1 if m.alpha > 0 else x
+        m.alpha.add_(-1)
+        return y
+
+    with pytest.raises(TraceError, match="writes to its own parameters at add_"):
+        symbolic_trace(Asks(body).eval())
+
+
+def test_nothing_is_frozen_in_training_mode() -> None:
+    with pytest.raises(TraceError, match=r"training mode; call model.eval\(\) first"):
+        symbolic_trace(Asks(branches_on_a_parameter).train())
