@@ -38,7 +38,7 @@ class OnnxFrontend:
 
         Raises UnsupportedModelError for a model that is not a valid graph of tensors.
         """
-        given = _given(model, example_inputs) if example_inputs is not None else {}
+        given = named_inputs(model, example_inputs) if example_inputs is not None else {}
         reader = OnnxReader(model, {name: array.shape for name, array in given.items()})
         return OnnxReading(model, reader.read(), reader.natives, reader.stored, reader.sized)
 
@@ -70,18 +70,18 @@ class OnnxReading:
 
         To be asked before a write in place.
         """
-        feeds = _given(self.model, example_inputs) if example_inputs is not None else _random(self.model)
+        feeds = named_inputs(self.model, example_inputs) if example_inputs is not None else _random(self.model)
         if feeds is None:
             return None
         try:
-            expected = _run(self.model, feeds)
-        except _RUNTIME_ERRORS as error:
+            expected = run_model(self.model, feeds)
+        except RUNTIME_ERRORS as error:
             if example_inputs is None:
                 return None
             raise UnsupportedModelError(f"ONNX Runtime does not run the model on the example inputs: {error}") from error
         try:
-            found = _run(self.write(after), feeds)
-        except _RUNTIME_ERRORS as error:
+            found = run_model(self.write(after), feeds)
+        except RUNTIME_ERRORS as error:
             raise RewriteError(f"ONNX Runtime runs the model, but not what was made of it: {error}") from error
         worst, dtype = EXACT, ""
         for a, b in zip(expected, found, strict=True):
@@ -91,7 +91,7 @@ class OnnxReading:
         return Comparison(worst, dtype, "ONNX Runtime", "random inputs" if example_inputs is None else "example inputs")
 
 
-_RUNTIME_ERRORS = (
+RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
     onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
     onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
@@ -99,9 +99,10 @@ _RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
     ValueError,
 )
+"""What ONNX Runtime raises for a model, or inputs, that it does not take."""
 
 
-def _run(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+def run_model(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
     """The outputs, with ONNX Runtime's own fusions off: it is the rewrite that is measured."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -115,7 +116,7 @@ def _run(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
         return list(onnxruntime.InferenceSession(str(path), options, providers).run(None, dict(feeds)))
 
 
-def _given(model: ModelProto, example_inputs: Sequence[Any]) -> dict[str, np.ndarray]:
+def named_inputs(model: ModelProto, example_inputs: Sequence[Any]) -> dict[str, np.ndarray]:
     """The example inputs by name, in the order of the model's inputs: of all, or of those that have no default."""
     overridable = overridable_names(model)
     every = [v.name for v in model.graph.input if v.name in overridable or v.name not in _constants(model)]
