@@ -5,7 +5,7 @@ that is absent. Nodes are immutable and compared by identity; a pass puts a new 
 that id need not change, and `diff` is what the frontends write back.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -155,18 +155,20 @@ class Graph:
                     found.setdefault(operand, []).append((node.id, index))
         return MappingProxyType({param: tuple(readers) for param, readers in found.items()})
 
-    def rewrite(self, replacements: Mapping[NodeId, Node]) -> "Graph":
+    def rewrite(self, replacements: Mapping[NodeId, Node], dead: Set[NodeId] = frozenset()) -> "Graph":
         """The graph with these nodes in place of those of the same ids, less what is read by nothing any more.
 
         Only what the rewrite itself leaves without a reader is dropped: model inputs stay, and so does a node that had no
         reader before. A replacement may read only what stood before the node that it replaces.
+
+        dead: ids that no output depends on. They keep nothing alive, and go with what they read.
         """
         if not replacements:
             return self
         table = {node_id: replacements.get(node_id, node) for node_id, node in self.nodes.items()}
         readers = dict.fromkeys(table, 0)
         for node in table.values():
-            for source in node.sources:
+            for source in node.sources if node.id not in dead else ():
                 readers[source] += 1
         lost = [source for node_id in replacements for source in self[node_id].sources]
         while lost:
@@ -178,6 +180,9 @@ class Graph:
             for source in gone.sources:
                 readers[source] -= 1
                 lost.append(source)
+        for node_id in [node_id for node_id in table if node_id in dead]:
+            if any(source not in table for source in table[node_id].sources):
+                del table[node_id]
         return Graph(MappingProxyType(table), self.outputs, self.sizes_are_fixed)
 
 

@@ -1,5 +1,7 @@
 """networkx views of a graph: order, dominators, and the nodes between two values."""
 
+from collections.abc import Set
+
 import networkx as nx
 
 from reparam_compiler.ir.graph import Graph, NodeId
@@ -50,6 +52,20 @@ def still_nodes(graph: Graph) -> frozenset[NodeId]:
         if asks or (node.sources and all(source in found for source in node.sources)):
             found.add(node.id)
     return frozenset(found)
+
+
+def dead_nodes(graph: Graph, still: Set[NodeId]) -> frozenset[NodeId]:
+    """The ids that no output depends on: what is left of views that were written through, of shapes that were folded.
+
+    An opaque node that nothing reads may have an effect (an assertion), so that what it reads is alive; one that looks at sizes
+    only has none.
+    """
+    alive = set(graph.outputs)
+    for node in reversed(tuple(graph)):
+        acts = isinstance(node.op, Opaque) and not graph.users[node.id] and node.id not in still
+        if acts or node.id in alive:
+            alive.update((node.id, *node.sources))
+    return frozenset(graph.nodes.keys() - alive)
 
 
 _SIZE_QUERIES = frozenset(

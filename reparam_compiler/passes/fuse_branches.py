@@ -16,9 +16,8 @@ from reparam_compiler.equivalence import Difference
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.text import type_text
-from reparam_compiler.ir.view import immediate_dominators, still_nodes
 from reparam_compiler.passes.plan import Built, Candidate, Planner, Policy
-from reparam_compiler.passes.proof import Trial, measured_bias, prove
+from reparam_compiler.passes.proof import TOLERANCE, Trial, measured_bias, prove
 from reparam_compiler.passes.regions import Interpretation, Region, Regions, interpret, is_merge
 
 logger = logging.getLogger(__name__)
@@ -99,11 +98,11 @@ def rewrite_regions(
     graph: Graph, *, wants: Callable[[Region], bool], reports: Callable[[Node], bool], options: Options
 ) -> PassResult:
     """Rewrites the best of the regions that `wants` takes; refusals are kept for the nodes that `reports` takes."""
-    still = still_nodes(graph)
-    builder = _Builder(graph, still, options.verify)
+    regions = Regions(graph)
+    builder = _Builder(graph, regions.still, options.verify)
     planner = Planner(
         graph,
-        Regions(graph, immediate_dominators(graph), still),
+        regions,
         wants=lambda region: wants(region) and not (options.keep_bn and isinstance(graph[region.sink].op, ops.BatchNorm)),
         build=builder.build,
         policy=options.policy,
@@ -114,11 +113,12 @@ def rewrite_regions(
     refusals = tuple(
         Refusal(node.id, node.op.name, planner.reasons.get(node.id, ""))
         for node in graph
-        if node.id not in gone and reports(node) and (graph.users[node.id] or node.id in graph.outputs)
+        if node.id not in gone and node.id not in regions.dead and reports(node)
     )
     ordered = sorted(chosen, key=lambda candidate: graph.position[candidate.node.id])
     fusions = tuple(_described(candidate, builder.ranges[candidate.node.id]) for candidate in ordered)
-    return PassResult(graph.rewrite({candidate.node.id: candidate.node for candidate in ordered}), fusions, refusals)
+    replacements = {candidate.node.id: candidate.node for candidate in ordered}
+    return PassResult(graph.rewrite(replacements, regions.dead), fusions, refusals)
 
 
 class _Builder:
@@ -135,7 +135,9 @@ class _Builder:
         node = self._node(region, found)
         error = None
         if self.verify or found.must_be_proven:
-            error = prove(self._trial(region, found), node)
+            error = prove(
+                self._trial(region, found), node, max(region.rounding, TOLERANCE) if found.must_be_proven else TOLERANCE
+            )
         weight = node.params[0]
         array = weight.load()
         self.ranges[node.id] = float(array.min()), float(array.max())
@@ -152,7 +154,7 @@ class _Builder:
             raise NotFusable("nothing is left")
         if not found.kernel.bias_varies:
             return found
-        bias = measured_bias(self._trial(region, found))
+        bias = measured_bias(self._trial(region, found), max(region.rounding, TOLERANCE))
         if bias is None:
             raise NotFusable(found.varies_at)
         return replace(found, kernel=replace(found.kernel, bias=bias), must_be_proven=True)

@@ -113,7 +113,7 @@ class Planner:
         *regions, blocked = self.regions.ending_at(node.id)
         reason = blocked.reason if isinstance(blocked, Blocked) else ""
         largest = next((r for r in reversed(regions) if isinstance(r, Region) and self.wants(r)), None)
-        if largest is None or not (self.graph.users[node.id] or node.id in self.graph.outputs):
+        if largest is None or node.id in self.regions.dead:
             return [[_alone(node, self.graph)]], {node.id}, reason
         sources = [r.source for r in regions if isinstance(r, Region)]
         points = [node.id, *sources[: sources.index(largest.source) + 1]][::-1]

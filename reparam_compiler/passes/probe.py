@@ -64,13 +64,16 @@ def is_affine(node: Node) -> bool:
     return isinstance(op, _STRUCTURE) or (isinstance(op, ops.Reduce) and op.function != "max")
 
 
-def identify(nodes: Sequence[Node], source: NodeId, channels: int, rank: int, known: TensorType | None) -> ConvKernel:
+def identify(
+    nodes: Sequence[Node], source: NodeId, channels: int, rank: int, known: TensorType | None, rounding: float
+) -> ConvKernel:
     """The operator of a region.
 
     Args:
         nodes: the region, in order; the last is its sink.
         source: what it reads, of `channels` channels and `rank` spatial axes, channels second.
         known: the type of the source, for regions that run on its sizes alone.
+        rounding: how far constants in the region may be from what they were computed from (`Region.rounding`).
 
     Raises NotFusable where the region is no convolution, or is too large to find out.
     """
@@ -83,12 +86,12 @@ def identify(nodes: Sequence[Node], source: NodeId, channels: int, rank: int, kn
     still = run(torch.zeros(batch, channels, *sizes, dtype=torch.float64))
     if still.ndim != rank + 2 or still.shape[0] != batch or not still.numel():
         raise NotFusable(f"it gives a value of shape {tuple(still.shape)} for one of {(batch, channels, *sizes)}")
-    bias = _same_everywhere(still)
+    bias, tolerance = _same_everywhere(still, rounding)
     respond = _Responses(run, channels, sizes, still, batch)
     stride = tuple(_stride(respond, axis) for axis in range(rank))
     taps, first = respond.taps(stride)
     kernel = _trimmed(taps, bias, stride, first)
-    return _confirmed(kernel, run, sizes, batch, still.shape[2:])
+    return _confirmed(kernel, run, sizes, batch, still.shape[2:], tolerance)
 
 
 Run = Callable[[Tensor], Tensor]
@@ -135,13 +138,14 @@ def _sizes(run: Run, nodes: Sequence[Node], channels: int, rank: int, known: Ten
     raise NotFusable("it does not run on its own")
 
 
-def _same_everywhere(still: Tensor) -> np.ndarray:
-    """The response to zero as one number for each channel."""
-    first = still[(slice(0, 1), slice(None), *(slice(0, 1),) * (still.ndim - 2))]
-    if difference(first.expand_as(still), still).relative > TOLERANCE:
+def _same_everywhere(still: Tensor, rounding: float) -> tuple[np.ndarray, float]:
+    """The response to zero as one number for each channel, and up to which relative difference it is the same everywhere."""
+    middle = still[(slice(0, 1), slice(None), *(slice(n // 2, n // 2 + 1) for n in still.shape[2:]))]
+    apart = difference(middle.expand_as(still), still).relative
+    if apart > max(rounding, TOLERANCE):
         raise NotFusable("what it adds differs from position to position")
-    array: np.ndarray = first.reshape(-1).numpy().copy()
-    return array
+    array: np.ndarray = middle.reshape(-1).numpy().copy()
+    return array, TOLERANCE if apart <= TOLERANCE else rounding
 
 
 class _Responses:
@@ -217,7 +221,7 @@ def _trimmed(taps: np.ndarray, bias: np.ndarray, stride: Ints, first: Ints) -> C
     return finest(ConvKernel(weight, bias, stride, tuple(lattice), padding))
 
 
-def _confirmed(kernel: ConvKernel, run: Run, sizes: Ints, batch: int, counts: Sequence[int]) -> ConvKernel:
+def _confirmed(kernel: ConvKernel, run: Run, sizes: Ints, batch: int, counts: Sequence[int], tolerance: float) -> ConvKernel:
     """The kernel with the padding that gives what the region gives, on random sources."""
     least = [
         s * (n - 1) + span + 1 - size - low
@@ -230,18 +234,18 @@ def _confirmed(kernel: ConvKernel, run: Run, sizes: Ints, batch: int, counts: Se
         for more in islice(product(*(range(s) for s in kernel.stride)), 64):
             padding = tuple((low, h + m) for (low, _), h, m in zip(kernel.padding, least, more, strict=True))
             candidate = replace(kernel, padding=padding, mode=mode)
-            if all(_gives(candidate, x, y) for x, y in expected):
+            if all(_gives(candidate, x, y, tolerance) for x, y in expected):
                 return candidate
         if not any(low > 0 or high > 0 for low, high in zip((p[0] for p in kernel.padding), least, strict=True)):
             break
     raise NotFusable("it is not the convolution that its impulse response seems to be")
 
 
-def _gives(kernel: ConvKernel, x: Tensor, y: Tensor) -> bool:
+def _gives(kernel: ConvKernel, x: Tensor, y: Tensor, tolerance: float) -> bool:
     op = ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode)
     weight, bias = (Param.of(a, role="weight", dtype="f64") for a in (kernel.weight, kernel.bias))
     try:
         found = evaluate_node(Node("probe", op, ("x", weight, bias)), {"x": x})
     except ReparamError:
         return False
-    return difference(y, found).relative <= TOLERANCE
+    return difference(y, found).relative <= tolerance

@@ -15,7 +15,7 @@ from reparam_compiler.core.channels import finest
 from reparam_compiler.core.kernel import ConvKernel, NotFusable, compose
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
-from reparam_compiler.ir.view import ENTRY, between
+from reparam_compiler.ir.view import ENTRY, between, dead_nodes, immediate_dominators, still_nodes
 from reparam_compiler.passes import probe
 from reparam_compiler.passes.carried import Carried, Operand, Signal, Still
 from reparam_compiler.passes.merges import output_sizes
@@ -23,6 +23,7 @@ from reparam_compiler.passes.registry import is_linear, linear_rule, merge_rule
 
 KERNELS = ops.Conv | ops.ConvTranspose | ops.Linear
 """The ops whose place a fused one can take."""
+_MANTISSA = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}
 _LONGEST = 64
 """How many dominators a region is followed up; longer chains of linear ops are not met in nets."""
 
@@ -39,6 +40,14 @@ class Region:
     def kernels(self) -> tuple[Node, ...]:
         """Its convs, transposed convs and linears."""
         return tuple(node for node in self.nodes if isinstance(node.op, KERNELS))
+
+    @property
+    def rounding(self) -> float:
+        """How far a constant that was written down in the region's dtype may be from what it was computed from.
+
+        Exporters fold what DBB pads with into a tensor: it is the inner bias but for rounding, eight units in the last place.
+        """
+        return 8 * 2.0 ** -_MANTISSA.get(self.kernels[0].params[0].dtype, 52)
 
     @property
     def merges(self) -> bool:
@@ -59,10 +68,13 @@ def is_merge(node: Node) -> bool:
 
 
 class Regions:
-    """The regions of one graph."""
+    """The regions of one graph. still: values that do not depend on any element. dead: nodes that nothing depends on."""
 
-    def __init__(self, graph: Graph, dominators: Mapping[NodeId, NodeId], still: Set[NodeId]) -> None:
-        self.graph, self.dominators, self.still = graph, dominators, still
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.dominators = immediate_dominators(graph)
+        self.still = still_nodes(graph)
+        self.dead = dead_nodes(graph, self.still)
 
     def ending_at(self, sink: NodeId) -> Iterator[Region | Blocked]:
         """The regions of one sink, from the smallest to the largest, and then why there is no larger one."""
@@ -100,7 +112,7 @@ class Regions:
             return reason
         if node_id in self.graph.outputs:
             return f"{node_id} is an output of the model"
-        readers = [reader for reader in self.graph.users[node_id] if reader not in inside]
+        readers = [r for r in self.graph.users[node_id] if r not in inside and r not in self.dead]
         return f"{node_id} is also read by {readers[0]}" if readers else None
 
 
@@ -132,7 +144,7 @@ def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset()) ->
         channels, rank = _channels_first(graph, region)
         known = graph[region.source].type
         try:
-            kernel = probe.identify(region.nodes, region.source, channels, rank, known)
+            kernel = probe.identify(region.nodes, region.source, channels, rank, known, region.rounding)
         except NotFusable as reason:
             raise NotFusable(f"{refusal}; probed: {reason}") from reason
         return Interpretation(kernel, Signal(channels, rank), {region.sink: kernel}, must_be_proven=True)

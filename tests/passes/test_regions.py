@@ -12,7 +12,6 @@ from reparam_compiler.core import affine
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
 from reparam_compiler.frontends.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph, Node
-from reparam_compiler.ir.view import immediate_dominators, still_nodes
 from reparam_compiler.passes import registry, rules
 from reparam_compiler.passes.carried import Signal
 from reparam_compiler.passes.pipeline import run as run_pipeline
@@ -27,7 +26,7 @@ def graph_of(model: nn.Module, *inputs: Tensor) -> Graph:
 
 def found(graph: Graph, sink: str) -> tuple[list[tuple[str, int]], str]:
     """The regions of a sink as (source, number of nodes), and why there is no larger one."""
-    *regions, blocked = Regions(graph, immediate_dominators(graph), still_nodes(graph)).ending_at(sink)
+    *regions, blocked = Regions(graph).ending_at(sink)
     assert all(isinstance(region, Region) for region in regions)
     assert isinstance(blocked, Blocked)
     return [(region.source, len(region.nodes)) for region in regions], blocked.reason
@@ -66,7 +65,7 @@ def test_two_inputs_are_no_source() -> None:
 
 def test_the_interpretation_carries_a_kernel_to_each_node() -> None:
     graph = graph_of(Pieces(lambda m, x: m.wide(x) + m.point(x)))
-    (region, _) = Regions(graph, immediate_dominators(graph), still_nodes(graph)).ending_at("add")
+    (region, _) = Regions(graph).ending_at("add")
     assert isinstance(region, Region)
     understood = interpret(graph, region)
     assert {node_id: kernel.size for node_id, kernel in understood.kernels.items()} == {
