@@ -9,7 +9,7 @@ A name counts whoever it is read of, so that a child may be kept for no reason; 
 """
 
 import dis
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FunctionType
@@ -68,18 +68,23 @@ def _reads(module: nn.Module) -> Reads:
     return reads_of(kind)
 
 
-def only_calls(parent: nn.Module, name: str) -> bool:
-    """Whether a parent does nothing with a child but call it; False for a container, whose children are handed round."""
-    if isinstance(parent, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+def only_calls(ancestors: Sequence[nn.Module], name: str) -> bool:
+    """Whether the code round a child does nothing with it but call it.
+
+    Args:
+        ancestors: what holds the child, its parent last. A container hands its children round: it answers False.
+        name: that of the child in its parent.
+    """
+    if isinstance(ancestors[-1], nn.ModuleList | nn.ModuleDict | nn.Sequential):
         return False
-    reads = _reads(parent)
-    return name not in reads.own and not reads.unnamed
+    parent, above = _reads(ancestors[-1]), map(_reads, ancestors)
+    return name not in parent.own and not parent.unnamed and not any(name in reads.others for reads in above)
 
 
 def missing(ancestors: Iterable[nn.Module], child: nn.Module, fused: nn.Module) -> str | None:
     """An attribute that the code round a child reads, and that the fused child would not have; None where there is none."""
     read = {name for ancestor in ancestors for name in _reads(ancestor).others}
-    known = set(dir(nn.Module))
+    known = set(dir(nn.Sequential))  # its `append` is that of some list: nothing is appended to layers in a forward
     return next((name for name in sorted(read - known) if hasattr(child, name) and not _same(child, fused, name)), None)
 
 

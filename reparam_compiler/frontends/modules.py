@@ -157,7 +157,7 @@ class _Parts:
         if not list(child.children()) or isinstance(child, nn.ModuleList | nn.ModuleDict):
             return child
         indexed = any(hasattr(type(child), method) for method in ("__getitem__", "__len__", "__iter__"))
-        if indexed and not only_calls(ancestors[-1], where.rpartition(".")[2]):
+        if indexed and not only_calls(ancestors, where.rpartition(".")[2]):
             return child
         part = None if _absent(child, 0) else traced(child, None, copy=True)
         if part is None:

@@ -77,12 +77,18 @@ def walks(self: Any, x: Tensor) -> Tensor:
     [(calls, True), (twice, True), (indexes, False), (measures, False), (keeps, False), (looks_up, False), (walks, False)],
 )
 def test_only_calls(forward: Callable[[Any, Tensor], Any], expected: bool) -> None:
-    assert only_calls(parent(forward), "child") is expected
+    assert only_calls([parent(forward)], "child") is expected
 
 
 def test_children_of_containers_are_handed_round() -> None:
-    assert not only_calls(nn.Sequential(Child()), "0")
-    assert not only_calls(nn.ModuleList([Child()]), "0")
+    assert not only_calls([nn.Sequential(Child())], "0")
+    assert not only_calls([nn.ModuleList([Child()])], "0")
+
+
+def test_what_an_ancestor_reads_of_a_child_is_more_than_a_call() -> None:
+    inner = parent(calls)
+    assert only_calls([parent(reads_a_layer), inner], "child")
+    assert not only_calls([parent(lambda self, x: self.inner.child[0]), inner], "child")
 
 
 def reads_a_layer(self: Any, x: Tensor) -> Any:

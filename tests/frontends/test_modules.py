@@ -1,5 +1,6 @@
 """A plain module is traced only where the trace is the module; the rest is fused in parts, and says so."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from small_models import EXACT, Pieces, fuse_in_float64, normal, randomised, rel
 from torch import Tensor, fx, nn
 
 import reparam_compiler
+from reparam_compiler.errors import ReparamError, RewriteError, VerificationError
+from reparam_compiler.frontends.fx import FxFrontend
 from reparam_compiler.frontends.modules import fuse_parts, traced
 
 
@@ -217,3 +220,182 @@ def test_fuse_parts_gives_the_reports_by_path() -> None:
     assert parts.model is model
     assert list(parts.reports) == ["inner"]
     assert not parts.kept
+
+
+class RepConv(nn.Module):
+    """As PP-YOLOE has it: a 1x1 branch with a learned scalar, which a plain tracer trips over."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.conv2 = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        self.alpha = nn.Parameter(torch.ones(1))
+        self.stride = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (
+            torch.relu(self.conv1(x) + self.alpha * self.conv2(x)) if self.alpha else torch.relu(self.conv1(x) + self.conv2(x))
+        )
+
+
+class Backbone(nn.Module):
+    """Blocks of RepVGG, in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU())
+        self.stages = nn.ModuleList(nn.Sequential(*(Pieces(block) for _ in range(2))) for _ in range(3))
+
+    @property
+    def depth(self) -> int:
+        return len(self.stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        return [x := stage(x) for stage in self.stages]
+
+
+class Detector(nn.Module):
+    """Control flow over data round a backbone, a neck and heads that are shared; gives a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Backbone()
+        self.neck = nn.ModuleDict({"0": RepConv(4), "1": RepConv(4)})
+        self.again = self.neck["1"]
+        self.heads = nn.ModuleList([nn.Conv2d(4, 2, 1)])
+        self.names = ["a", "b"]
+
+    def forward(self, images: Tensor) -> dict[str, Any]:
+        features = self.backbone(images)
+        boxes = [self.heads[0](self.neck[str(i % 2)](f)) * self.neck["0"].stride for i, f in enumerate(features)]
+        boxes.append(self.again(features[-1]))
+        kept = [b for b in boxes if b.mean() > 1e9] or boxes
+        return {"boxes": kept, "count": torch.tensor(float(len(kept))), "depth": features[0].new_tensor(self.backbone.depth)}
+
+
+def detector() -> nn.Module:
+    model = randomised(Detector())
+    with torch.no_grad():
+        model.neck["0"].alpha.fill_(0.75)
+        model.neck["1"].alpha.fill_(0.0)
+    return model
+
+
+def norms_left(model: nn.Module) -> int:
+    """The norms that stand anywhere in a model."""
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def test_every_block_of_a_detector_is_fused() -> None:
+    fused = fuse_in_float64(detector(), normal(2, 3, 26, 22), kind="module", shapes=True)
+    assert fused.error < EXACT
+    assert type(fused.model) is Detector
+    assert sum("add" in f.node for f in fused.report.fusions) == 6 + 2
+    assert fused.report.remarks[0].startswith("Detector cannot be traced whole")
+    assert [type(child).__name__ for child in fused.model.neck.values()] == ["RepConv", "RepConv"]
+    assert fused.model.again is fused.model.neck["1"]
+    assert fused.model.backbone.depth == 3
+    assert norms_left(fused.model) == 0
+    assert fused.report.whole_model is not None
+
+
+def test_the_callers_detector_stays_as_it_was() -> None:
+    model = detector()
+    modules, state = dict(model.named_modules()), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    versions = [tensor._version for tensor in (*model.parameters(), *model.buffers())]
+    reparam_compiler.fuse(model, (torch.randn(1, 3, 26, 22),))
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert [tensor._version for tensor in (*model.parameters(), *model.buffers())] == versions
+
+
+def test_a_scalar_that_decides_is_frozen_and_its_block_traced_whole() -> None:
+    model = randomised(RepConv(4))
+    fused = fuse_in_float64(model, normal(1, 4, 6, 5), kind="module")
+    assert fused.error < EXACT
+    assert isinstance(fused.model, fx.GraphModule)
+    assert len(fused.report.fusions) == 1
+
+
+def test_what_a_parent_reads_of_a_part_is_still_there() -> None:
+    class Reads(Gate):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * self.inner.stride
+
+    model = randomised(Reads(RepConv(4)))
+    fused = fuse_in_float64(model, normal(1, 4, 6, 5), kind="module")
+    assert fused.error < EXACT
+    assert isinstance(fused.model.inner, fx.GraphModule)
+    assert copy.deepcopy(fused.model).inner.stride == 2
+
+
+def test_a_part_whose_layers_the_parent_reads_is_entered_instead() -> None:
+    class Reads(Gate):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).to(self.inner.conv1[0].weight.dtype)
+
+    model = randomised(Reads(RepConv(4)))
+    fused = fuse_in_float64(model, normal(1, 4, 6, 5), kind="module")
+    assert fused.error < EXACT
+    assert isinstance(fused.model.inner, RepConv)
+
+
+def test_a_sequence_that_is_only_called_is_fused_whole() -> None:
+    model = randomised(Gate(nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())))
+    fused = fuse_in_float64(model, normal(1, 4, 6, 5), kind="module")
+    assert fused.error < EXACT
+    assert norms_left(fused.model) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "fusions"), [(VerificationError("add_1", 1.0, 0.1), ["1"]), (RewriteError("no"), ["0.0", "1"])]
+)
+def test_a_part_that_fails_stays_and_the_rest_is_fused(error: ReparamError, fusions: list[str]) -> None:
+    def fuse_one(part: fx.GraphModule) -> tuple[fx.GraphModule, Any]:
+        if len(list(part.children())) == 1:  # the first of the two, which holds a block
+            raise error
+        return reparam_compiler.fuse(part, return_report=True)
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("0", Pieces(block))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.get_submodule("0")(x)
+
+    model = nn.Sequential(Holder(), Pieces(block))
+    parts = fuse_parts(model, fuse_one, copy=True)
+    assert list(parts.reports) == fusions
+    assert dict(parts.kept) == {"0": str(error)}
+    x = normal(1, 4, 6, 5)
+    assert relative_error(run(model.double(), x), run(parts.model.double(), x)) < 1e-6  # weights rounded to float32
+
+
+def test_a_part_that_fails_is_named_in_the_remarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **more: Any) -> None:
+        raise RewriteError("as the test wants it")
+
+    monkeypatch.setattr(FxFrontend, "read", refuse)
+    _, report = reparam_compiler.fuse(Gate(Pieces(block)), return_report=True)
+    assert report.remarks[1:] == ("inner was not fused as a whole: as the test wants it",)
+    assert not report.fusions
+
+
+def test_a_model_of_which_nothing_can_be_traced_comes_back() -> None:
+    class Untraceable(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) if x.sum() > 0 else x
+
+    model, x = Untraceable().double().eval(), normal(1, 4, 6, 5)
+    for inputs in (None, (x,)):
+        result, report = reparam_compiler.fuse(model, inputs, return_report=True)
+        assert type(result) is Untraceable
+        assert result is not model
+        assert torch.equal(run(model, x), run(result, x))
+        assert report.remarks == ("Untraceable cannot be traced whole; 0 of its parts were fused: none",)
