@@ -17,13 +17,11 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.fx import compare_copies
+from reparam_compiler.frontends.torch_native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch_read import TorchReader
 from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
 from reparam_compiler.frontends.torch_write import (
-    erase_unread,
     exchanged_params,
-    first_reader,
-    name_writes,
     set_tensor_argument,
     transposed_padding,
     update_arguments,
@@ -62,19 +60,16 @@ class ExportFrontend:
         mutable = frozenset(name for name, (target, _) in tensors.items() if target in mutated)
         reader = TorchReader(graph, model.graph_module, tensors, values, mutable)
         read = reader.read()
-        return ExportReading(model, read, {n.name: tuple(o.name for o in old) for n, old in reader.writes.rebound.items()})
+        return ExportReading(model, read, InPlace.of(reader.writes, reader.written_into))
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReading:
-    """A program that has been read.
-
-    rebound: for each in-place call the nodes that are names of its value from then on.
-    """
+    """A program that has been read."""
 
     model: ExportedProgram
     graph: Graph
-    rebound: Mapping[str, tuple[str, ...]]
+    in_place: InPlace
 
     def write(self, after: Graph, *, inplace: bool = False) -> ExportedProgram:
         """The program that computes `after`."""
@@ -102,8 +97,7 @@ class ExportReading:
 
     def _write(self, after: Graph, *, exact: bool, share: bool) -> ExportedProgram:
         changes = diff(self.graph, after)
-        writer = _Writer(self.model, self.graph, exact)
-        name_writes(writer.nodes, self.rebound)
+        writer = _Writer(self.model, self.graph, self.in_place, exact)
         for node in changes.changed:
             writer.replace(node) if node.replaces else writer.update(node)
         return writer.program(retyped=bool(changes.retyped), share=share)
@@ -115,10 +109,10 @@ class _Writer:
 
     model: ExportedProgram
     before: Graph
+    in_place: InPlace
     exact: bool
     graph: fx.Graph = field(init=False)
-    nodes: dict[str, fx.Node] = field(init=False)
-    read_before: set[fx.Node] = field(init=False)
+    nodes: NativeNodes = field(init=False)
     first: fx.Node = field(init=False)
     new_specs: list[InputSpec] = field(default_factory=list)
     new_tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -126,19 +120,18 @@ class _Writer:
     def __post_init__(self) -> None:
         self.graph = deep_copy(self.model.graph_module.graph)
         originals = self.model.graph_module.graph.nodes
-        self.nodes = {original.name: node for original, node in zip(originals, self.graph.nodes, strict=True)}
-        for name, node in self.nodes.items():
+        nodes = {original.name: node for original, node in zip(originals, self.graph.nodes, strict=True)}
+        for name, node in nodes.items():
             node.name = name  # copying renames what is called as a builtin is (`input`), and the signature goes by names
         self.first = next(iter(self.graph.nodes))
-        self.read_before = {node for node in self.graph.nodes if node.users}
+        self.nodes = NativeNodes(nodes, self.in_place)
 
     def replace(self, node: Node) -> None:
         """A new conv or linear in place of the node of the same id."""
-        sink = self.nodes[node.id]
         stem = self._free_name(node)
         weight, bias = ((p and self._parameter(f"{stem}.{p.role}", p)) for p in (node.param(1), node.param(2)))
         x = self.nodes[node.sources[0]]
-        with self.graph.inserting_before(first_reader(self.nodes, self.before, node)):
+        with self.graph.inserting_before(self.nodes.first_reader(self.before, node)):
             match node.op:
                 case ops.Linear():
                     new = self._call(torch.ops.aten.linear.default, x, weight, bias)
@@ -155,12 +148,11 @@ class _Writer:
                     new = self._call(_CONVS_TRANSPOSED[len(op.stride)], x, weight, bias, *rest)
                 case _:
                     raise RewriteError(f"{node.id}: {node.op.name} has no aten call; a pass may make convs and linears only")
-        sink.replace_all_uses_with(new)
-        self.nodes[node.id] = new
+        self.nodes.replace(node.id, new)
 
     def update(self, node: Node) -> None:
         """New parameters and attributes for a node of the program's own."""
-        fx_node = self.nodes[node.id]
+        fx_node = self.nodes.call(node.id)
         for index, param in exchanged_params(self.before, node, fx_node):
             if param.origin is None:
                 set_tensor_argument(fx_node, self.before, node, index, self._parameter(f"{fx_node.name}.{param.role}", param))
@@ -174,7 +166,7 @@ class _Writer:
 
     def program(self, *, retyped: bool, share: bool) -> ExportedProgram:
         """The program of the graph as it is now; `share` leaves tensors that did not change in both programs."""
-        gone = {node.name for node in erase_unread(self.graph, self.read_before) if node.op == "placeholder"}
+        gone = {node.name for node in self.nodes.erase_unread(self.graph) if node.op == "placeholder"}
         specs = [*self.new_specs, *self.model.graph_signature.input_specs]
         gone |= self._orphans(specs, gone)
         for node in self.graph.nodes:

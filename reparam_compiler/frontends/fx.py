@@ -5,7 +5,7 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -18,13 +18,11 @@ from torch.nn.utils import parametrize
 from reparam_compiler.equivalence import EXACT, Difference, difference
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.base import Comparison
+from reparam_compiler.frontends.torch_native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch_read import TorchReader
 from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
 from reparam_compiler.frontends.torch_write import (
-    erase_unread,
     exchanged_params,
-    first_reader,
-    name_writes,
     new_module,
     set_tensor_argument,
     update_arguments,
@@ -56,19 +54,16 @@ class FxFrontend:
                 tensors[node.name] = (str(node.target), tensor)
         reader = TorchReader(model.graph, model, tensors, values)
         graph = replace(reader.read(), sizes_are_fixed=False)  # a trace runs on other sizes as well
-        return FxReading(model, graph, {n.name: tuple(o.name for o in old) for n, old in reader.writes.rebound.items()})
+        return FxReading(model, graph, InPlace.of(reader.writes, reader.written_into))
 
 
 @dataclass(frozen=True, slots=True)
 class FxReading:
-    """A GraphModule that has been read.
-
-    rebound: for each in-place call the nodes that are names of its value from then on.
-    """
+    """A GraphModule that has been read."""
 
     model: fx.GraphModule
     graph: Graph
-    rebound: Mapping[str, tuple[str, ...]]
+    in_place: InPlace
 
     def write(self, after: Graph, *, inplace: bool = False) -> fx.GraphModule:
         """The model that computes `after`."""
@@ -120,7 +115,7 @@ class FxReading:
         if changes:
             names = [node.name for node in self.model.graph.nodes]  # a copy renames what is called as a builtin is
             nodes = dict(zip(names, model.graph.nodes, strict=True))
-            _Writer(model, self.graph, changes, exact).write(nodes, self.rebound)
+            _Writer(model, self.graph, changes, exact).write(NativeNodes(nodes, self.in_place))
         return model
 
 
@@ -133,40 +128,37 @@ class _Writer:
     changes: Diff
     exact: bool
 
-    def write(self, nodes: dict[str, fx.Node], rebound: Mapping[str, tuple[str, ...]]) -> None:
-        """nodes: those of the model, by the ids that the graph knows them by."""
-        name_writes(nodes, rebound)
-        read_before = {node for node in self.model.graph.nodes if node.users}
+    def write(self, nodes: NativeNodes) -> None:
+        """nodes: those of the model."""
         old_targets = self._targets()
         updated: dict[str, Param] = {}
         for node in self.changes.changed:
             if node.replaces:
-                nodes[node.id] = self._replace(nodes, node)
+                nodes.replace(node.id, self._replace(nodes, node))
             else:
-                self._update(nodes[node.id], node, updated)
-        erase_unread(self.model.graph, read_before)
+                self._update(nodes.call(node.id), node, updated)
+        nodes.erase_unread(self.model.graph)
         self.model.graph.lint()
         self._delete(old_targets - self._targets())
         self.model.recompile()
 
-    def _replace(self, nodes: dict[str, fx.Node], node: Node) -> fx.Node:
+    def _replace(self, nodes: NativeNodes, node: Node) -> fx.Node:
         sink = nodes[node.id]
-        called = [str(nodes[i].target) for i in node.replaces if nodes[i].op == "call_module"]
-        like = self._like(nodes, node)
+        called = [str(nodes.call(i).target) for i in node.replaces if nodes.call(i).op == "call_module"]
+        like = self._like(node)
         with torch.no_grad():
             built = new_module(node, lambda param: tensor_from(param, device=like, exact=self.exact))
         target = self._free_name(_common_name(called), called)
         self.model.add_submodule(target, built)
-        with self.model.graph.inserting_before(first_reader(nodes, self.before, node)):
+        with self.model.graph.inserting_before(nodes.first_reader(self.before, node)):
             new = self.model.graph.call_module(target, (nodes[node.sources[0]],))
         if "tensor_meta" in sink.meta:
             new.meta["tensor_meta"] = sink.meta["tensor_meta"]
         if "val" in sink.meta:
             new.meta["val"] = sink.meta["val"]
-        sink.replace_all_uses_with(new)
         return new
 
-    def _like(self, nodes: Mapping[str, fx.Node], node: Node) -> torch.device:
+    def _like(self, node: Node) -> torch.device:
         """The device of what is replaced."""
         for node_id in node.replaces:
             for param in self.before[node_id].params:

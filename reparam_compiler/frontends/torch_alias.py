@@ -1,15 +1,18 @@
 """In-place calls in an fx graph: who reads what was written.
 
 An in-place call n on v gives v itself, with another content. In the graph, where values never change, whoever reads v (or
-another name of the same tensor) after n reads n. A *view* of the storage that is read after n would read a part of n that
-no op of ours names: then all that share the storage, and all that read them, are left opaque. So are those of a parameter
-that is written to, and of writes that are no value themselves (`x[i] = y`, `out=x`).
+another name of the same tensor) after n reads n; so it is where n writes to a part of v (`torch_parts.py`). A *view* of the
+storage that is read after n would read a part of n that no op of ours names: then all that share the storage, and all that
+read them, are left opaque. So are those of a parameter that is written to, and of writes that are no value themselves
+(`x[mask] = y`, `out=x`).
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from torch import fx
+
+from reparam_compiler.frontends.torch_parts import Part
 
 _SAME = frozenset({"identity", "detach", "alias", "requires_grad"})
 """Calls that give their first argument, whole."""
@@ -31,11 +34,13 @@ class Writes:
     """What in-place calls do.
 
     rebound: for each in-place call the nodes that are names of its value from then on.
+    parts: those of them that write to a part, and give nothing or only that part.
     opaque: nodes to leave alone.
     changing: nodes whose storage is written to at some time. A copy of one is not another name for it.
     """
 
     rebound: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    parts: dict[fx.Node, Part] = field(default_factory=dict)
     opaque: set[fx.Node] = field(default_factory=set)
     changing: set[fx.Node] = field(default_factory=set)
 
@@ -47,7 +52,10 @@ def first_argument(node: fx.Node) -> fx.Node | None:
 
 
 def find_writes(
-    graph: fx.Graph, name_of: Callable[[fx.Node], tuple[str, bool]], tensor_of: Callable[[fx.Node], Hashable | None]
+    graph: fx.Graph,
+    name_of: Callable[[fx.Node], tuple[str, bool]],
+    tensor_of: Callable[[fx.Node], Hashable | None],
+    part_of: Callable[[fx.Node], Part | None] = lambda node: None,
 ) -> Writes:
     """The in-place calls of a graph.
 
@@ -55,12 +63,14 @@ def find_writes(
         graph: what to look through.
         name_of: a call's name, and whether it writes into its first argument.
         tensor_of: for a node that stands for a tensor of the model, a key that all nodes of this tensor have.
+        part_of: for an in-place call the part of a value that it writes to, where it is one.
     """
     place = {node: index for index, node in enumerate(graph.nodes)}
     tensor: dict[fx.Node, fx.Node] = {}
     storage: dict[fx.Node, fx.Node] = {}
     sharing: dict[fx.Node, list[fx.Node]] = {}
     held: dict[Hashable, fx.Node] = {}
+    left: set[fx.Node] = set()
     found = Writes()
     for node in graph.nodes:
         tensor[node] = storage[node] = node
@@ -73,19 +83,34 @@ def find_writes(
         if first is not None and (writes or name in _SAME):
             tensor[node] = tensor[first]
         shared = sharing.setdefault(storage[node], [])
+        part = part_of(node) if (writes or name == "setitem") and not node.users else None
+        if part is not None and tensor_of(storage[part.base]) is None:
+            sharers = sharing[storage[part.base]]
+            same = tuple(other for other in sharers if tensor[other] is tensor[part.base])
+            if not _read_after(place[node], sharers, same, place):
+                found.parts[node], found.rebound[node] = part, same
+                found.changing.add(storage[part.base])
+                shared.append(node)
+                continue
         if first is not None and writes and name not in _SAME:
             same = tuple(other for other in shared if tensor[other] is tensor[node])
-            views_read_later = any(place[user] > place[node] for other in shared if other not in same for user in other.users)
-            if views_read_later or tensor_of(storage[node]) is not None:
-                _leave_alone(found, [*shared, node])
+            if _read_after(place[node], shared, same, place) or tensor_of(storage[node]) is not None:
+                left.add(storage[node])
             found.rebound[node] = same
             found.changing.add(storage[node])
         shared.append(node)
         for written in _written_aside(node, name):
-            _leave_alone(found, [*sharing[storage[written]], node])
+            left.add(storage[written])
+            found.opaque.add(node)
             found.changing.add(storage[written])
+    _leave_alone(found, left, sharing, storage)
     found.changing.update(node for node, root in storage.items() if root in found.changing)
     return found
+
+
+def _read_after(when: int, sharers: list[fx.Node], same: tuple[fx.Node, ...], place: Mapping[fx.Node, int]) -> bool:
+    """True where a view, that is no name of the whole tensor, is read after a write."""
+    return any(place[user] > when for other in sharers if other not in same for user in other.users)
 
 
 def _written_aside(node: fx.Node, name: str) -> list[fx.Node]:
@@ -95,6 +120,13 @@ def _written_aside(node: fx.Node, name: str) -> list[fx.Node]:
     return [v for v in (*outs, first_argument(node) if name == "setitem" else None) if isinstance(v, fx.Node)]
 
 
-def _leave_alone(found: Writes, shared: list[fx.Node]) -> None:
-    for other in shared:
-        found.opaque.update((other, *other.users))
+def _leave_alone(
+    found: Writes, left: set[fx.Node], sharing: Mapping[fx.Node, list[fx.Node]], storage: Mapping[fx.Node, fx.Node]
+) -> None:
+    """All that share these storages, and all that read them. What writes to a part of one writes in place then."""
+    for root in left:
+        for other in sharing[root]:
+            found.opaque.update((other, *other.users))
+    for node in [node for node, part in found.parts.items() if storage[part.base] in left]:
+        del found.parts[node], found.rebound[node]
+        found.opaque.add(node)

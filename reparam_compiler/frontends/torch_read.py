@@ -13,21 +13,23 @@ Three things that tracing hides are made explicit here:
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import dropwhile
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam_compiler.frontends.torch_alias import Writes, find_writes
+from reparam_compiler.frontends.torch_alias import Writes, find_writes, first_argument
 from reparam_compiler.frontends.torch_call import Call, Read, Unread
+from reparam_compiler.frontends.torch_fold import FACTORIES, Constant, assigned, call, folded, is_pure
 from reparam_compiler.frontends.torch_modules import ModuleTensor, module_call
 from reparam_compiler.frontends.torch_ops import READERS
+from reparam_compiler.frontends.torch_parts import Part, PartReader
 from reparam_compiler.frontends.torch_values import lazy_param, param_of, type_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
@@ -84,24 +86,6 @@ def _inplace_place(target: Any) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A value that depends on parameters alone. value: in the model's dtype; float64: computes it anew in float64."""
-
-    value: Any
-    float64: Callable[[], Any]
-    origin: str | None = None
-
-
-class _Pure(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Refuses random ops, so that folding never freezes one."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            raise Unread(f"{func} is random")
-        return func(*args, **(kwargs or {}))
-
-
 @dataclass
 class TorchReader:
     """Reads one fx graph.
@@ -111,6 +95,7 @@ class TorchReader:
     tensors: for each placeholder and get_attr node that stands for a parameter, its name and the tensor.
     mutable: those of them that a run of the model changes: they are no constants.
     values: for each node the tensor (fake or real) that it gives, where it is known.
+    written_into: once it is read, for each in-place write to a part of a value what it writes into.
     """
 
     fx_graph: fx.Graph
@@ -119,46 +104,68 @@ class TorchReader:
     values: Mapping[str, Any]
     mutable: frozenset[str] = frozenset()
     writes: Writes = field(init=False)
+    written_into: dict[str, NodeId] = field(default_factory=dict)
     _changing: set[int] = field(default_factory=set)
     _bound: dict[fx.Node, NodeId] = field(default_factory=dict)
     _constants: dict[fx.Node, Constant] = field(default_factory=dict)
     _numbers: set[fx.Node] = field(default_factory=set)
-    _params: dict[int | str, Param] = field(default_factory=dict)
+    _params: dict[int | str | Constant, Param] = field(default_factory=dict)
     _nodes: list[Node] = field(default_factory=list)
+    _parts: PartReader = field(init=False)
+    _led_to_writes: set[str] = field(default_factory=set)
 
     def read(self) -> Graph:
         """The graph; the ids are the fx nodes' names."""
         keys = {name: id(tensor) for name, (_, tensor) in self.tensors.items()}
-        self.writes = find_writes(self.fx_graph, lambda node: call_name(node, self.module), lambda node: keys.get(node.name))
+        self._parts = PartReader(lambda node: call_name(node, self.module)[0], self._rank)
+        self.writes = find_writes(
+            self.fx_graph, lambda node: call_name(node, self.module), lambda node: keys.get(node.name), self._parts.written
+        )
         self._changing = {keys[name] for name in self.mutable} | {keys[n.name] for n in self.writes.opaque if n.name in keys}
         outputs: list[NodeId] = []
         for node in self.fx_graph.nodes:
             if keys.get(node.name) in self._changing:
                 self._emit(node, ops.Opaque("get_attr"), ())
             elif node.name in self.tensors:
-                self._constants[node] = self._tensor_constant(*self.tensors[node.name])
+                self._constants[node] = Constant.stored(*self.tensors[node.name])
             elif node.op == "placeholder":
                 self._emit(node, ops.Input(), ())
             elif node.op == "output":
                 outputs = [self._bound[source] for source in node.all_input_nodes if source in self._bound]
             elif node.op == "get_attr" or not self._fold(node):
                 self._read_call(node)
-        return Graph.of(self._nodes, outputs)
+        return Graph.of(self._needed(outputs), outputs)
+
+    def _needed(self, outputs: list[NodeId]) -> list[Node]:
+        """The nodes, less those that only led to a write to a part of a value, where the graph has it as one op."""
+        needed: list[Node] = []
+        read = set(outputs)
+        for node in reversed(self._nodes):
+            if node.id in read or node.id not in self._led_to_writes:
+                needed.append(node)
+                read.update(node.sources)
+        return needed[::-1]
 
     def _read_call(self, node: fx.Node) -> None:
         if node.op == "get_attr":
             self._emit(node, ops.Opaque("get_attr"), ())
             return
         name, _ = call_name(node, self.module)
+        if node in self.writes.parts:
+            self._assign(node, self.writes.parts[node])
+            return
         if name in _NORMS and all(_takes_first(user) for user in node.users):
             return  # read where its first element is taken
         traced = [source for source in node.all_input_nodes if source not in self._constants]
-        if name in _SIZES or (traced and all(source in self._numbers for source in traced)):
+        if name in _SIZES or (traced and all(source in self._numbers for source in traced) and self._is_number(node)):
             self._numbers.add(node)
         called = node
         if name == "getitem" and isinstance(norm := node.args[0], fx.Node) and norm not in self._bound and _takes_first(node):
             called, name = norm, call_name(norm, self.module)[0]
         try:
+            if name == "slice_scatter" and node not in self.writes.opaque:
+                self._assign(node, self._parts.scattered(node))
+                return
             if node in self._numbers or node in self.writes.opaque:
                 raise Unread("not a tensor, or written to through a view")
             op, operands = self._known(called, name)
@@ -168,9 +175,49 @@ class TorchReader:
             self._bound[node] = operands[0]  # another name of the same value; tracers differ in which they keep
         else:
             self._emit(node, op, operands)
+        self._rebind(node)
+
+    def _rebind(self, node: fx.Node) -> None:
         for written in self.writes.rebound.get(node, ()):
             self._bound[written] = node.name
             self._constants.pop(written, None)
+
+    def _assign(self, node: fx.Node, part: Part) -> None:
+        """A write to a part of a value, in place or not. What only led to it is no part of the graph."""
+        base, value = self._operand(part.base, "const"), self._operand(self._value(part.value), "const")
+        self._led_to_writes.update(source.name for source in part.through)
+        self.written_into[node.name] = base if isinstance(base, str) else part.base.name
+        if isinstance(base, Param) and isinstance(value, Param):
+            into, index = self._constants[part.base], [slice(None)] * len(base.shape)
+            for axis, start, stop in part.cuts:
+                index[axis] = slice(start, stop)
+            with_part = assigned(into, tuple(index), self._constants.get(part.value, part.value))
+            for written in (node, *self.writes.rebound.get(node, ())):
+                self._constants[written] = with_part
+            return
+        self._emit(node, ops.Assign(part.cuts), (base, value), like=part.base)
+        self._rebind(node)
+
+    def _value(self, value: Any) -> Any:
+        """What is written, without a view that only takes leading axes of 1 away: it is broadcast."""
+        if not isinstance(value, fx.Node) or not isinstance(constant := self._constants.get(value), Constant):
+            return value
+        before = self._constants.get(first) if (first := first_argument(value)) is not None else None
+        shapes = [tuple(c.value.shape) for c in (constant, before) if c is not None and isinstance(c.value, Tensor)]
+        same = (
+            len(shapes) == 2
+            and call_name(value, self.module)[0] in ("view", "reshape")
+            and _core(shapes[0]) == _core(shapes[1])
+        )
+        return first if same else value
+
+    def _is_number(self, node: fx.Node) -> bool:
+        """Whether a call of numbers and constants gives a number; without a recorded value operators on numbers do."""
+        if node.name in self.values:
+            return not isinstance(self.values[node.name], Tensor)
+        constants = [self._constants[source].value for source in node.all_input_nodes if source in self._constants]
+        module = getattr(node.target, "__module__", None)
+        return module in ("_operator", "builtins", "math") and not any(isinstance(value, Tensor) for value in constants)
 
     def _may_change(self, node: fx.Node) -> bool:
         return any(other in self.writes.changing for other in (node, *node.all_input_nodes))
@@ -193,49 +240,45 @@ class TorchReader:
         return (replace(op, mode=mode) if isinstance(op, ops.Conv) and mode else op), operands
 
     def _opaque(self, node: fx.Node, name: str) -> Read:
-        sources = node.all_input_nodes
+        """What has no rule. Running it changes nothing that is read later, but where the graph leaves writes as they are."""
         module = self.module
+        writes = call_name(node, module)[1] and node not in self.writes.opaque
+        numbers = {
+            s: c.value for s in node.all_input_nodes if (c := self._constants.get(s)) and not isinstance(c.value, Tensor)
+        }
+        sources = [source for source in node.all_input_nodes if source not in numbers]
 
         def run(*values: Any) -> Any:
-            given = dict(zip(sources, values, strict=True))
+            copies = [v.clone() if writes and isinstance(v, Tensor) else v for v in values]
+            given = numbers | dict(zip(sources, copies, strict=True))
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given.__getitem__)
-            return _call(node, module, args, kwargs)
+            return call(node, module, args, kwargs)
 
-        operands = []
-        for source in sources:
-            constant = self._constants.get(source)
-            if constant is not None and not isinstance(constant.value, Tensor):
-                return ops.Opaque(name), tuple(self._bound[s] for s in sources if s in self._bound)
-            operands.append(self._operand(source, "const"))
-        return ops.Opaque(name, run), tuple(operands)
+        return ops.Opaque(name, run), tuple(self._operand(source, "const") for source in sources)
 
     def _fold(self, node: fx.Node) -> bool:
         """Makes a call of parameters alone a parameter; False for every other node."""
         sources = node.all_input_nodes
-        if node.op not in ("call_function", "call_method") or not sources or not all(s in self._constants for s in sources):
+        name, writes = call_name(node, self.module)
+        if node in self.writes.opaque or node in self.writes.parts or not all(s in self._constants for s in sources):
             return False
-        if node in self.writes.rebound or node in self.writes.opaque:
+        if not sources and name not in FACTORIES:
             return False
-        if node in self.writes.opaque or call_name(node, self.module)[1]:
+        if node.op == "call_module" and not self._is_constant_module(self.module.get_submodule(str(node.target))):
             return False
         try:
-            with torch.no_grad(), _Pure():  # type: ignore[no-untyped-call]
-                value = self._evaluate(node, lambda source: self._constants[source].value)
+            constant = folded(node, self.module, {s: self._constants[s] for s in sources}, writes=writes)
         except Unread:
             return False
-        self._constants[node] = Constant(value, lambda: self._evaluate(node, lambda source: self._constants[source].float64()))
+        for written in (node, *self.writes.rebound.get(node, ())):
+            self._constants[written] = constant
         return True
 
-    def _evaluate(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value_of)
-        with torch.no_grad():
-            return _call(node, self.module, args, kwargs)
+    def _is_constant_module(self, module: nn.Module) -> bool:
+        return is_pure(module) and not any(id(t) in self._changing for t in (*module.parameters(), *module.buffers()))
 
-    def _tensor_constant(self, origin: str, tensor: Tensor) -> Constant:
-        return Constant(tensor, lambda: tensor.detach().double() if tensor.is_floating_point() else tensor.detach(), origin)
-
-    def _emit(self, node: fx.Node, op: ops.Op, operands: tuple[Operand, ...]) -> None:
-        self._nodes.append(Node(node.name, op, operands, type_of(self.values.get(node.name))))
+    def _emit(self, node: fx.Node, op: ops.Op, operands: tuple[Operand, ...], *, like: fx.Node | None = None) -> None:
+        self._nodes.append(Node(node.name, op, operands, type_of(self.values.get((like or node).name))))
         self._bound[node] = node.name
 
     def _operand(self, argument: Any, role: str) -> Operand:
@@ -253,7 +296,7 @@ class TorchReader:
         constant = self._constants[node]
         if not isinstance(constant.value, Tensor):
             raise Unread(f"an operand {constant.value!r}")
-        key = id(constant.value) if constant.origin else f"%{node.name}"
+        key = id(constant.value) if constant.origin else constant
         if key not in self._params:
             if constant.origin:
                 self._params[key] = param_of(constant.value, role=role, origin=constant.origin)
@@ -284,6 +327,12 @@ class TorchReader:
         constant = self._constants.get(node)
         return node if constant is None or isinstance(constant.value, Tensor) else constant.value
 
+    def _rank(self, node: fx.Node) -> int:
+        known = type_of(self.values.get(node.name))
+        if known is None:
+            raise Unread(f"{node.name}: the shape is not known")
+        return len(known.shape)
+
     def _type(self, argument: Any) -> Any:
         return type_of(self.values.get(argument.name)) if isinstance(argument, fx.Node) else None
 
@@ -301,6 +350,11 @@ class TorchReader:
         return None
 
 
+def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without leading ones."""
+    return tuple(dropwhile(lambda size: size == 1, shape))
+
+
 def _takes_first(user: fx.Node) -> bool:
     return user.target is operator.getitem and user.args[1:] == (0,)
 
@@ -308,15 +362,3 @@ def _takes_first(user: fx.Node) -> bool:
 def inner_is_whole(size: fx.Node) -> bool:
     """True for `x.shape` and `x.size()`, False for `x.size(k)`."""
     return size.op != "call_method" or (len(size.args) == 1 and not size.kwargs)
-
-
-def _call(node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Runs a node on values; a module in the dtype that it is given."""
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "call_module":
-        floating = [v.dtype for v in args if isinstance(v, Tensor) and v.is_floating_point()]
-        called = copy.deepcopy(module.get_submodule(str(node.target)))
-        return (called.to(floating[0]) if floating else called)(*args, **kwargs)
-    target: Any = node.target
-    return target(*args, **kwargs)

@@ -1,6 +1,6 @@
 """Ops of the graph as torch modules and calls: how a difference is written back to torch."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -208,31 +208,3 @@ def _set_slice(fx_node: fx.Node, args: list[Any], cut: tuple[int, int, int | Non
     else:
         fx_node.args = (args[0], axis, start, 2**63 - 1 if stop is None else stop, step)
         fx_node.kwargs = {}
-
-
-def name_writes(nodes: Mapping[str, fx.Node], rebound: Mapping[str, tuple[str, ...]]) -> None:
-    """Makes every later reader of a tensor that was written to read the write itself, as the graph does."""
-    place = {node: index for index, node in enumerate(nodes.values())}
-    for write_name, old_names in rebound.items():
-        write = nodes[write_name]
-        for old in (nodes[name] for name in old_names):
-            for user in list(old.users):
-                if place[user] > place[write]:
-                    user.replace_input_with(old, write)
-
-
-def first_reader(nodes: Mapping[str, fx.Node], before: Graph, node: Node) -> fx.Node:
-    """Where a new op goes: to the first op that read its source, for the source may be written to before the last one."""
-    place = before.position
-    readers = [i for i in node.replaces if node.sources[0] in before[i].sources]
-    return nodes[min(readers, key=place.__getitem__)]
-
-
-def erase_unread(graph: fx.Graph, read_before: Set[fx.Node]) -> list[fx.Node]:
-    """Erases the calls and constants that were read before and are not any more; gives what was erased, placeholders too."""
-    erased = []
-    for node in reversed(graph.nodes):
-        if not node.users and node in read_before and node.op != "output":
-            graph.erase_node(node)
-            erased.append(node)
-    return erased

@@ -1,0 +1,113 @@
+"""Values that depend on parameters alone: kept, not as numbers, but as how they are computed in float64.
+
+A parametrization, a kernel computed in the graph, an MLP of a parameter, a kernel that is filled in place: each call of such
+values is one, whatever it calls, unless it is random.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reparam_compiler.frontends.torch_call import Unread
+
+FACTORIES = frozenset({"zeros", "ones", "full", "eye", "arange", "linspace", "scalar_tensor"})
+"""Calls that make a tensor of numbers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A value that depends on parameters alone.
+
+    value: in the model's dtype. compute: gives it anew in float64; what it has computed on the way is kept in its argument.
+    origin: its name in the model, where it is a tensor of its own.
+    """
+
+    value: Any
+    compute: Callable[[dict["Constant", Any]], Any]
+    origin: str | None = None
+
+    def float64(self, known: dict["Constant", Any] | None = None) -> Any:
+        """The value, from parameters in float64; each value on the way is computed once."""
+        known = {} if known is None else known
+        if self not in known:
+            known[self] = self.compute(known)
+        return known[self]
+
+    @staticmethod
+    def stored(origin: str, tensor: Tensor) -> "Constant":
+        """A tensor of the model."""
+        exact = tensor.is_floating_point()
+        return Constant(tensor, lambda known: tensor.detach().double() if exact else tensor.detach(), origin)
+
+
+class _Pure(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses random ops, so that folding never freezes one."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Unread(f"{func} is random")
+        return func(*args, **(kwargs or {}))
+
+
+def folded(node: fx.Node, module: nn.Module, sources: Mapping[fx.Node, Constant], *, writes: bool) -> Constant:
+    """A call of constants as a constant; raises Unread where it is random. One that writes gets copies."""
+
+    def evaluate(value_of: Callable[[Constant], Any]) -> Any:
+        values = {source: value_of(constant) for source, constant in sources.items()}
+        if writes:
+            values = {source: v.clone() if isinstance(v, Tensor) else v for source, v in values.items()}
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+        with torch.no_grad():
+            return call(node, module, args, kwargs)
+
+    def compute(known: dict[Constant, Any]) -> Any:
+        return evaluate(lambda constant: constant.float64(known))
+
+    with _Pure():  # type: ignore[no-untyped-call]
+        value = evaluate(lambda constant: constant.value)
+    return Constant(value, compute if sources else lambda known: _exact(value))
+
+
+def assigned(into: Constant, index: tuple[slice, ...], value: Constant | float) -> Constant:
+    """A constant with another one written to a part of it."""
+
+    def write(base: Any, part: Any) -> Any:
+        written = base.clone()
+        written[index] = part
+        return written
+
+    with torch.no_grad():
+        now = write(into.value, value.value if isinstance(value, Constant) else value)
+    return Constant(
+        now, lambda known: write(into.float64(known), value.float64(known) if isinstance(value, Constant) else value)
+    )
+
+
+def _exact(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def is_pure(module: nn.Module) -> bool:
+    """True for a module of torch's that gives the same for the same input and keeps nothing of it."""
+    kind = type(module).__mro__[1] if parametrize.is_parametrized(module) else type(module)
+    hooked = any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, "forward" in module.__dict__))
+    keeps = isinstance(module, nn.modules.batchnorm._NormBase) or parametrize.is_parametrized(module)
+    return kind.__module__.startswith("torch.nn.modules") and not hooked and not (keeps and module.training)
+
+
+def call(node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs a node on values; a module in the dtype that it is given."""
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "call_module":
+        floating = [v.dtype for v in args if isinstance(v, Tensor) and v.is_floating_point()]
+        called = copy.deepcopy(module.get_submodule(str(node.target)))
+        return (called.to(floating[0]) if floating else called)(*args, **kwargs)
+    target: Any = node.target
+    return target(*args, **kwargs)
