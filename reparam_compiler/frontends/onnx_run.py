@@ -18,18 +18,19 @@ def captured(node: NodeProto) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for attribute in node.attribute:
         for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            found.update(dict.fromkeys(_free_names(body)))
+            found.update(dict.fromkeys(captured_by(body)))
     return tuple(name for name in found if name not in node.input)
 
 
-def _free_names(body: GraphProto) -> list[str]:
+def captured_by(body: GraphProto) -> list[str]:
+    """The values of the outer graph that a body reads, in order, without repeats."""
     bound = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
     bound |= {tensor.values.name for tensor in body.sparse_initializer}
     found: list[str] = []
     for node in body.node:
         found += [name for name in (*node.input, *captured(node)) if name and name not in bound]
         bound.update(node.output)
-    return found + [value.name for value in body.output if value.name not in bound]
+    return list(dict.fromkeys(found + [value.name for value in body.output if value.name not in bound]))
 
 
 def run_arrays(model: ModelProto, node: NodeProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
