@@ -110,10 +110,34 @@ def _fused(model: Any, example_inputs: Sequence[Any] | None, options: Options, *
             return _fuse_parts(model, example_inputs, options, copy=not inplace)
         model, inplace = graph_module, True
     frontend = frontend_for(model)
+    if frontend.name == "onnx":
+        return _fused_onnx(frontend, model, example_inputs, options, inplace=inplace, compare=options.verify)
     reading = frontend.read(model, example_inputs)
     found = pipeline.run(reading.graph, options)
     report = _report(frontend, reading, found, example_inputs, compare=options.verify)
     return reading.write(found.graph, inplace=inplace), report
+
+
+def _fused_onnx(
+    frontend: Frontend[Any], model: Any, inputs: Sequence[Any] | None, options: Options, *, inplace: bool, compare: bool
+) -> tuple[Any, FuseReport]:
+    """Functions are inlined where that lets more be fused, and the bodies of If, Loop and Scan are fused after the graph."""
+    from reparam_compiler.frontends.onnx_bodies import fuse_bodies, with_functions_inlined
+
+    unproven = replace(options, verify=False)
+    inlined = with_functions_inlined(model, lambda m: len(pipeline.run(frontend.read(m).graph, unproven).fusions))
+    reading = frontend.read(model if inlined is None else inlined, inputs)
+    found = pipeline.run(reading.graph, options)
+    report = _report(frontend, reading, found, inputs, compare=compare)
+    written = reading.write(found.graph, inplace=inplace or inlined is not None)
+    parts, remarks = fuse_bodies(written, lambda body: _fused(body, None, options, inplace=True)[1])
+    if parts or remarks:
+        reports = [report, *(prefixed(part, path) for path, part in parts.items())]
+        report = replace(merged(report.kind, reports, [*report.remarks, *remarks]), whole_model=report.whole_model)
+    if inlined is not None and inplace:
+        model.CopyFrom(written)
+        written = model
+    return written, report
 
 
 @overload
@@ -297,6 +321,8 @@ def inspect(
             return _fuse_parts(model, None, options, copy=True)[1]
         model = graph_module
     frontend = frontend_for(model)
+    if frontend.name == "onnx":
+        return _fused_onnx(frontend, model, example_inputs, options, inplace=False, compare=False)[1]
     reading = frontend.read(model, example_inputs)
     return _report(frontend, reading, pipeline.run(reading.graph, options), example_inputs, compare=False)
 
