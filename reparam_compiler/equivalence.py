@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils import _pytree
 
 from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModelError
 from reparam_compiler.ir import ops
@@ -107,12 +108,16 @@ def evaluate_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype =
         else:
             operands.append(None if operand is None else values[operand])
     try:
-        return _apply(node.op, operands)
+        found = _apply(node.op, operands)
     except ReparamError as error:
         raise type(error)(f"{node.id}: {error}") from error
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         shapes = [tuple(value.shape) if isinstance(value, Tensor) else value for value in operands]
         raise RewriteError(f"{node.id} ({node.op.name}) cannot be evaluated on {shapes}: {error}") from error
+    if not isinstance(node.op, ops.Opaque):
+        return found
+    # what an op of the model's own makes or converts to is of the model's dtype
+    return _pytree.tree_map_only(Tensor, lambda value: value.to(dtype) if value.is_floating_point() else value, found)
 
 
 def _apply(op: ops.Op, operands: list[Any]) -> Any:
