@@ -54,6 +54,8 @@ def fuse_bodies(model: ModelProto, fuse: Callable[[ModelProto], Report]) -> tupl
         The reports by path ("branch.then_branch"), and why other bodies were left as they were.
     """
     graph = model.graph
+    if not has_bodies(model):
+        return {}, []
     read_before = readers_of(graph)
     around = _Around.of(model)
     reports: dict[str, Report] = {}
@@ -90,7 +92,7 @@ class _Around:
             if tensor is not None:
                 constants[node.output[0]] = tensor
         names = names_of(graph) | {node.name for node in graph.node}
-        return _Around(model, constants, infer_types(model).types if has_bodies(model) else {}, names)
+        return _Around(model, constants, infer_types(model).types, names)
 
     def model_of(self, body: GraphProto) -> tuple[ModelProto, set[str]]:
         """A model of a body, and the names of what it reads from around it."""
