@@ -13,7 +13,7 @@ def asserts(m: Any, x: Tensor) -> Tensor:
 
 
 def asserts_the_contrary(m: Any, x: Tensor) -> Tensor:
-    """A negation is Python's, which a trace does not see."""
+    """A negation turns the jump round."""
     assert not x.shape[1] == 3  # noqa: SIM201
     return x
 

@@ -6,15 +6,16 @@ from the real tensors, and frozen in the trace. That is right in evaluation mode
 in training mode nothing is frozen, and fx's own refusal stands. A fused model does not follow a change of what was frozen, as
 it does not follow one of any weight. `GraphModule.meta["frozen"]` names the values that were asked for.
 
-A value that depends on the input is never frozen, with one exception that needs no answer: `assert x.shape[1] == self.channels`
-is recorded as a call of `torch._assert`, which the traced model checks as its original does.
+A value that depends on the input is never frozen. One question of it needs no answer: where one of both leads to nothing but
+an exception (`assert x.shape[1] == self.channels`, `if x.shape[1] != self.channels: raise …`), the other is given, and recorded
+as a call of `torch._assert`: the trace refuses what its original refuses, with an AssertionError.
 """
 
 import dis
 import inspect
 import operator
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -38,6 +39,8 @@ def symbolic_trace(model: nn.Module, concrete_args: Mapping[str, Any] | None = N
     tracer = _Tracer()
     drawn = _random_state()
     graph = tracer.trace(model, dict(concrete_args) if concrete_args else None)
+    if tracer.refused:
+        raise TraceError(f"{type(model).__name__} catches that it gets no answer: {tracer.refused[0]}")
     if _random_state() != drawn:
         raise TraceError(
             f"{type(model).__name__} draws random numbers that do not depend on its input; a trace would freeze them"
@@ -55,13 +58,14 @@ def symbolic_trace(model: nn.Module, concrete_args: Mapping[str, Any] | None = N
 
 
 class _Tracer(fx.Tracer):
-    """values: those that were computed. asked: the names of those that Python asked for."""
+    """values: those that were computed. asked: the names of those that Python asked for. refused: why it got no answer."""
 
     def __init__(self) -> None:
         super().__init__()
         self.values: dict[fx.Node, Any] = {}
         self._constant: dict[fx.Node, bool] = {}
         self.asked: list[str] = []
+        self.refused: list[str] = []
 
     def proxy(self, node: fx.Node) -> Proxy:
         """A value that can be asked."""
@@ -77,9 +81,13 @@ class _Tracer(fx.Tracer):
 
     def answer(self, node: fx.Node) -> Any:
         """The value of a node that depends on parameters and buffers alone."""
-        if self.root.training:
-            raise TraceError(f"{node.name} is asked for its value in training mode; call model.eval() first")
-        value = self._value(node)
+        try:
+            if self.root.training:
+                raise TraceError(f"{node.name} is asked for its value in training mode; call model.eval() first")
+            value = self._value(node)
+        except TraceError as error:
+            self.refused.append(str(error))
+            raise
         self.asked.append(_name_of(node))
         return value.detach() if isinstance(value, Tensor) else value
 
@@ -139,10 +147,11 @@ class _Questions:
     def __bool__(self) -> bool:
         frame = inspect.currentframe()
         caller = frame.f_back if frame is not None else None
-        if caller is not None and not self.tracer.is_constant(self.node) and _is_assertion(caller):
-            message = f"an assertion in {caller.f_code.co_name}() of the traced model does not hold"
-            self.tracer.create_proxy("call_function", torch._assert, (self, message), {})
-            return True
+        if caller is not None and not self.tracer.is_constant(self.node) and (answer := _only_answer(caller)) is not None:
+            condition = self if answer else self.tracer.create_proxy("call_function", operator.not_, (self,), {})
+            message = f"a check in {caller.f_code.co_name}() of the traced model does not hold"
+            self.tracer.create_proxy("call_function", torch._assert, (condition, message), {})
+            return answer
         return self.tracer.to_bool(self)  # type: ignore[arg-type]
 
     def __float__(self) -> float:
@@ -152,7 +161,12 @@ class _Questions:
         return int(self.tracer.answer(self.node))
 
     def __index__(self) -> int:
-        return operator.index(self.tracer.answer(self.node))
+        refused = len(self.tracer.refused)
+        try:
+            return operator.index(self.tracer.answer(self.node))
+        except TraceError:
+            del self.tracer.refused[refused:]  # torch asks whatever it is given, and records the call where there is no answer
+            raise
 
     def __len__(self) -> int:
         return len(self.tracer.answer(self.node))
@@ -166,21 +180,29 @@ class _Attribute(_Questions, Attribute):  # type: ignore[misc]
     """An attribute of a traced value."""
 
 
-def _is_assertion(frame: FrameType) -> bool:
-    """Whether the truth that is asked for decides over nothing but an AssertionError where it is False."""
+def _only_answer(frame: FrameType) -> bool | None:
+    """The answer to a question of this frame's that lets it go on, where the other can only raise; None where both can."""
     instructions = [i for i in dis.get_instructions(frame.f_code) if i.opname != "CACHE"]
     place = next(index for index, i in enumerate(instructions) if i.offset == frame.f_lasti)
     if instructions[place].opname == "TO_BOOL":  # Python 3.13 asks before it jumps
         place += 1
-    jump, following = instructions[place], instructions[place + 1]
-    if jump.opname.endswith("IF_TRUE"):
-        return _raises(following)
-    target = next((i for i in instructions if i.offset == jump.argval), following)
-    return jump.opname.endswith("IF_FALSE") and _raises(target)
+    jump = instructions[place]
+    if frame.f_code.co_exceptiontable or not jump.opname.endswith(("IF_TRUE", "IF_FALSE")):
+        return None  # what is raised may be caught
+    target = next((index for index, i in enumerate(instructions) if i.offset == jump.argval), place)
+    jumps_where = jump.opname.endswith("IF_TRUE")
+    raising = {jumps_where: _raises(instructions[target:]), not jumps_where: _raises(instructions[place + 1 :])}
+    return next((answer for answer in (True, False) if raising[not answer] and not raising[answer]), None)
 
 
-def _raises(instruction: dis.Instruction) -> bool:
-    return instruction.opname == "LOAD_ASSERTION_ERROR" or instruction.argval is AssertionError
+def _raises(instructions: Sequence[dis.Instruction]) -> bool:
+    """Whether code raises before it branches or ends."""
+    for instruction in instructions:
+        if instruction.opname in ("RAISE_VARARGS", "LOAD_ASSERTION_ERROR"):
+            return True
+        if any(word in instruction.opname for word in ("JUMP", "FOR_ITER", "SEND", "RETURN", "YIELD", "RERAISE")):
+            return False
+    return False
 
 
 def _writes(node: fx.Node) -> bool:

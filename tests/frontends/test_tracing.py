@@ -64,8 +64,24 @@ def counts(m: Asks, x: Tensor) -> Tensor:
     return x * len(m.weight) * len(m.scales)
 
 
+def raises_where_it_does_not_fit(m: Asks, x: Tensor) -> Tensor:
+    if x.shape[1] != m.channels:
+        raise ValueError("channels")
+    return x
+
+
 @pytest.mark.parametrize(
-    "body", [branches_on_a_parameter, branches_on_one_that_is_zero, compares, asks_a_module, converts, counts, asserts]
+    "body",
+    [
+        branches_on_a_parameter,
+        branches_on_one_that_is_zero,
+        compares,
+        asks_a_module,
+        converts,
+        counts,
+        asserts,
+        raises_where_it_does_not_fit,
+    ],
 )
 def test_a_trace_computes_what_the_model_does(body: Callable[[Asks, Tensor], Any]) -> None:
     model, x = Asks(body).eval().double(), normal(2, 4, 3, 5)
@@ -88,9 +104,10 @@ def test_a_parameter_that_is_asked_for_and_read_stays_one() -> None:
     assert [node.target for node in traced.graph.nodes if node.op == "get_attr"] == ["alpha"]
 
 
-def test_an_assertion_on_the_input_is_checked_by_the_trace() -> None:
-    traced = symbolic_trace(Asks(asserts).eval())
-    with pytest.raises(AssertionError, match=r"assertion in asserts\(\)"):
+@pytest.mark.parametrize("body", [asserts, asserts_the_contrary, raises_where_it_does_not_fit])
+def test_a_check_of_the_input_is_made_by_the_trace(body: Callable[[Asks, Tensor], Any]) -> None:
+    traced = symbolic_trace(Asks(body).eval())
+    with pytest.raises(AssertionError, match=rf"a check in {body.__name__}\(\) of the traced model does not hold"):
         traced(torch.zeros(1, 3, 2, 2))
 
 
@@ -124,9 +141,20 @@ def branches_on_both(m: Asks, x: Tensor) -> Tensor:
     return x if x.sum() > m.alpha else -x
 
 
-def raises_where_it_does_not_fit(m: Asks, x: Tensor) -> Tensor:
+def raises_and_catches(m: Asks, x: Tensor) -> Tensor:
+    try:
+        if x.shape[1] != m.channels:
+            raise ValueError("channels")
+    except ValueError:
+        return -x
+    return x
+
+
+def raises_where_it_may(m: Asks, x: Tensor) -> Tensor:
     if x.shape[1] != m.channels:
-        raise ValueError("channels")
+        if x.shape[2] != m.channels:
+            raise ValueError("channels")
+        x = x + 1
     return x
 
 
@@ -156,9 +184,9 @@ def asks_a_layer(m: Asks, x: Tensor) -> Tensor:
         branches_on_the_input,
         branches_on_a_size,
         branches_on_both,
-        asserts_the_contrary,
         asserts_one_of_two,
-        raises_where_it_does_not_fit,
+        raises_and_catches,
+        raises_where_it_may,
         converts_the_input,
         counts_the_input,
         cuts_a_table_by_the_input,
@@ -203,3 +231,10 @@ def test_a_parameter_that_is_written_to_freezes_nothing() -> None:
 def test_nothing_is_frozen_in_training_mode() -> None:
     with pytest.raises(TraceError, match=r"training mode; call model.eval\(\) first"):
         symbolic_trace(Asks(branches_on_a_parameter).train())
+
+
+def test_sizes_that_torch_asks_for_are_recorded() -> None:
+    traced = symbolic_trace(Asks(lambda m, x: x + torch.zeros(x.shape[3], dtype=x.dtype)).eval())
+    for width in (5, 7):
+        x = normal(2, 4, 3, width)
+        assert torch.equal(traced(x), x)
