@@ -93,6 +93,13 @@ def _exact(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
+def of_a_value(tensor: Tensor, name: str) -> Constant:
+    """The dtype or the device of a value of the graph: in float64 all floats are of it."""
+    value = getattr(tensor, name)
+    exact = torch.float64 if name == "dtype" and tensor.is_floating_point() else value
+    return Constant(value, lambda known: exact)
+
+
 def is_pure(module: nn.Module) -> bool:
     """True for a module of torch's that gives the same for the same input and keeps nothing of it."""
     kind = type(module).__mro__[1] if parametrize.is_parametrized(module) else type(module)

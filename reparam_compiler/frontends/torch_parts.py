@@ -53,9 +53,7 @@ class PartReader:
                 case "setitem", (fx.Node() as into, index, value):
                     part = self._cut(self._view(into), index_cuts(index, lambda: self.rank_of(into)))
                     return self._with_value(part, value)
-                case "copy", (fx.Node() as into, value, *_):
-                    return self._with_value(self._view(into), value)
-                case "fill", (fx.Node() as into, int() | float() as value):
+                case "copy" | "fill", (fx.Node() as into, value, *_):
                     return self._with_value(self._view(into), value)
                 case "zero", (fx.Node() as into,):
                     return self._with_value(self._view(into), 0.0)

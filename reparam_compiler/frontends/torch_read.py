@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 
 from reparam_compiler.frontends.torch_alias import Writes, find_writes, first_argument
 from reparam_compiler.frontends.torch_call import Call, Read, Unread
-from reparam_compiler.frontends.torch_fold import FACTORIES, Constant, assigned, call, folded, is_pure
+from reparam_compiler.frontends.torch_fold import FACTORIES, Constant, assigned, call, folded, is_pure, of_a_value
 from reparam_compiler.frontends.torch_modules import ModuleTensor, module_call
 from reparam_compiler.frontends.torch_ops import READERS
 from reparam_compiler.frontends.torch_parts import Part, PartReader
@@ -260,6 +260,9 @@ class TorchReader:
         """Makes a call of parameters alone a parameter; False for every other node."""
         sources = node.all_input_nodes
         name, writes = call_name(node, self.module)
+        if sources and name in ("dtype", "device") and isinstance(known := self.values.get(sources[0].name), Tensor):
+            self._constants[node] = of_a_value(known, name)
+            return True
         if node in self.writes.opaque or node in self.writes.parts or not all(s in self._constants for s in sources):
             return False
         if not sources and name not in FACTORIES:
