@@ -27,7 +27,7 @@ from reparam_compiler.frontends.torch_write import (
     update_arguments,
 )
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node, Param, diff
+from reparam_compiler.ir.graph import Diff, Graph, Node, Param, diff
 
 _CONVS = {1: torch.ops.aten.conv1d.default, 2: torch.ops.aten.conv2d.default, 3: torch.ops.aten.conv3d.default}
 _CONVS_TRANSPOSED = {
@@ -100,7 +100,7 @@ class ExportReading:
         writer = _Writer(self.model, self.graph, self.in_place, exact)
         for node in changes.changed:
             writer.replace(node) if node.replaces else writer.update(node)
-        return writer.program(retyped=bool(changes.retyped), share=share)
+        return writer.program(changes, share=share)
 
 
 @dataclass
@@ -164,9 +164,9 @@ class _Writer:
             self.new_tensors[param.origin] = tensor
         update_arguments(fx_node, self.before[node.id], node)
 
-    def program(self, *, retyped: bool, share: bool) -> ExportedProgram:
+    def program(self, changes: Diff, *, share: bool) -> ExportedProgram:
         """The program of the graph as it is now; `share` leaves tensors that did not change in both programs."""
-        gone = {node.name for node in self.nodes.erase_unread(self.graph) if node.op == "placeholder"}
+        gone = {node.name for node in self.nodes.erase_unread(self.graph, changes.removed) if node.op == "placeholder"}
         specs = [*self.new_specs, *self.model.graph_signature.input_specs]
         gone |= self._orphans(specs, gone)
         for node in self.graph.nodes:
@@ -186,7 +186,7 @@ class _Writer:
             old = self.model.state_dict.get(name)
             trains = old.requires_grad if isinstance(old, nn.Parameter) else name not in self.model.state_dict
             holder[name] = nn.Parameter(tensor, requires_grad=trains) if _is_parameter(name, kept) else tensor
-        if retyped:
+        if changes.retyped:
             self._retype(state | constants, kept)
         self.graph.lint()
         root = fx.GraphModule(self.model.graph_module, self.graph)

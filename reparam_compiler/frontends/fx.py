@@ -137,7 +137,7 @@ class _Writer:
                 nodes.replace(node.id, self._replace(nodes, node))
             else:
                 self._update(nodes.call(node.id), node, updated)
-        nodes.erase_unread(self.model.graph)
+        nodes.erase_unread(self.model.graph, self.changes.removed)
         self.model.graph.lint()
         self._delete(old_targets - self._targets())
         self.model.recompile()

@@ -4,7 +4,7 @@ In the graph a write in place is a value of its own; in the model it is a call o
 that gives the whole tensor can be read itself. One to a part (`torch_parts.py`) cannot: its value stays under its old names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
 
@@ -88,18 +88,21 @@ class NativeNodes:
                     user.replace_input_with(old, new)
         self.nodes[node_id] = new
 
-    def erase_unread(self, graph: fx.Graph) -> list[fx.Node]:
+    def erase_unread(self, graph: fx.Graph, removed: Iterable[str] = ()) -> list[fx.Node]:
         """Erases the calls and constants that were read and are not any more; gives what was erased, placeholders too.
+
+        removed: ids that the graph has no more. A check of a shape goes with the value that it looked at.
 
         Nothing reads a write to a part: it goes where nothing that comes later reads what it wrote into, but for an input,
         which is the caller's.
         """
         erased: list[fx.Node] = []
         later: set[fx.Node] = set()
+        useful = self._useful | {self.nodes[name] for name in removed}
         for node in reversed(graph.nodes):
             names = [self.nodes[name] for name in self._names_of.get(node, ())]
             read_later = any(user in later or name.op == "placeholder" for name in names for user in name.users)
-            if node in self._useful and not node.users and not read_later and node.op != "output":
+            if node in useful and not node.users and not read_later and node.op != "output":
                 graph.erase_node(node)
                 erased.append(node)
             else:

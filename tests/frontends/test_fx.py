@@ -163,3 +163,22 @@ def test_the_training_flag_of_the_model_is_kept() -> None:
 def test_a_device_is_named_where_the_model_does_not_run_on_the_inputs() -> None:
     with pytest.raises(UnsupportedModelError, match=r"does not run on the example inputs \['int'\]"):
         FxFrontend().read(fx.symbolic_trace(randomised(nn.Sequential(nn.Conv2d(3, 3, 1)))), (3,))
+
+
+class _Guarded(nn.Module):
+    """A block whose layers check the shape of what they get, as timm's norms do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.point = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = self.wide(x)
+        torch._assert(wide.ndim == 4, f"expected 4 axes, got {wide.ndim}")
+        return wide + self.point(x)
+
+
+def test_a_check_of_a_shape_goes_with_the_value_that_it_looks_at() -> None:
+    fused = fuse_in_float64(_Guarded(), normal(2, 4, 9, 7))
+    assert fused.error < EXACT
+    assert [node.op for node in fused.model.graph.nodes] == ["placeholder", "call_module", "output"]
