@@ -81,7 +81,7 @@ def fuse(
             whole of it, every child that can be traced is fused by itself.
         example_inputs: what the model is called with, in a tuple. With them shapes are known and the whole model is compared.
         policy: "cost" fuses where that makes the model faster, by `cost_model`; "always" wherever it is exact.
-        cost_model: the speed of the machine that the model is for; None is a usual CPU, `CostModel.measured()` this one.
+        cost_model: the speed of the machine that the model is for; None is a usual CPU, `measure_costs()` this one.
         keep_bn: leave a batch norm that ends a block or follows a lone conv, for quantization-aware training.
         verify: prove every rewritten region, and compare the whole model where there are inputs. Without, no copies are held.
         inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
