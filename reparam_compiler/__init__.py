@@ -23,13 +23,18 @@ from reparam_compiler.errors import (
 
 if TYPE_CHECKING:
     from reparam_compiler._api import compile, fuse, inspect, prune, tune
+    from reparam_compiler._compare import Equivalence, equivalent
+    from reparam_compiler.cost import CostModel
     from reparam_compiler.lowering import load
+    from reparam_compiler.machine import measure_costs
     from reparam_compiler.passes.registry import register_linear
     from reparam_compiler.report import FuseReport, PruneReport
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CostModel",
+    "Equivalence",
     "FuseReport",
     "InfeasiblePruneError",
     "InvalidGraphError",
@@ -42,9 +47,11 @@ __all__ = [
     "UnsupportedModelError",
     "VerificationError",
     "compile",
+    "equivalent",
     "fuse",
     "inspect",
     "load",
+    "measure_costs",
     "prune",
     "register_linear",
     "tune",
@@ -52,7 +59,10 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(("compile", "fuse", "inspect", "prune", "tune"), "reparam_compiler._api"),
+    **dict.fromkeys(("Equivalence", "equivalent"), "reparam_compiler._compare"),
+    "CostModel": "reparam_compiler.cost",
     "load": "reparam_compiler.lowering",
+    "measure_costs": "reparam_compiler.machine",
     "register_linear": "reparam_compiler.passes.registry",
     **dict.fromkeys(("FuseReport", "PruneReport"), "reparam_compiler.report"),
 }

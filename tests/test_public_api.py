@@ -11,6 +11,8 @@ import reparam_compiler
 from reparam_compiler import errors
 
 PUBLIC = [
+    "CostModel",
+    "Equivalence",
     "FuseReport",
     "InfeasiblePruneError",
     "InvalidGraphError",
@@ -23,9 +25,11 @@ PUBLIC = [
     "UnsupportedModelError",
     "VerificationError",
     "compile",
+    "equivalent",
     "fuse",
     "inspect",
     "load",
+    "measure_costs",
     "prune",
     "register_linear",
     "tune",
@@ -66,6 +70,12 @@ def test_fuse_takes_these_options_with_these_defaults() -> None:
         "inplace": False,
         "return_report": False,
     }
+
+
+def test_equivalent_takes_two_models_and_what_both_are_called_with() -> None:
+    parameters = list(inspect.signature(reparam_compiler.equivalent).parameters.values())
+    assert [parameter.name for parameter in parameters] == ["a", "b", "example_inputs", "tolerance"]
+    assert parameters[-1].kind is inspect.Parameter.KEYWORD_ONLY
 
 
 def test_every_error_is_a_reparam_error() -> None:
