@@ -35,10 +35,12 @@ clean: ## remove caches and build outputs; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# torch goes first and by its exact version: a range would let pip take a newer build with gigabytes of GPU libraries.
+# torch goes first and by its exact version, then torchvision (timm needs it): a range would let pip take newer builds with
+# gigabytes of GPU libraries.
 $(READY): pyproject.toml constraints.txt
 	@echo "installing into $(VENV), once: a few minutes"
 	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	$(PIP_INSTALL) "torch==2.13.0"
-	$(PIP_INSTALL) -e ".[onnx,tvm,test,docs]"
+	$(PIP_INSTALL) "torchvision==0.28.0"
+	$(PIP_INSTALL) -e ".[onnx,tvm,test,docs,zoo]"
 	touch $@

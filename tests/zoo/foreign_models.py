@@ -1,0 +1,167 @@
+"""Models of timm and transformers with random weights: nothing is downloaded, and no weight is at a default that hides a bug.
+
+    parameter, constant as initialised   c = 0: 0.1 N(0, 1);  |c| < 0.1 (a layer scale): U(0.3, 0.7);  else c U(0.8, 1.2)
+    batch norm                           `randomise_batch_norm`
+
+A zero-initialised scale makes its whole branch vanish, and with it every mistake in fusing the branch.
+"""
+
+import importlib
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from reparam_compiler.zoo.random_weights import randomise_batch_norm
+
+SIZES = (96, 128, 160, 192, 224, 256, 384, 512)
+"""Heights and widths that are tried for a model that does not take small ones."""
+_held: list[torch.library.Library] = []
+
+
+def timm() -> ModuleType:
+    """The package, imported where torchvision's compiled ops do not load; it never asks the network for anything."""
+    return _offline("timm")
+
+
+def transformers() -> ModuleType:
+    """The package; as above."""
+    return _offline("transformers")
+
+
+def _offline(name: str) -> ModuleType:
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if not _held and not hasattr(torch.ops.torchvision, "nms"):
+        library = torch.library.Library("torchvision", "DEF")
+        for op in ("nms", "qnms"):
+            library.define(op + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _held.append(library)
+    return importlib.import_module(name)
+
+
+def timm_model(name: str, size: int | None = None, **options: Any) -> tuple[nn.Module, Tensor]:
+    """A model of timm in evaluation mode, and an image that it takes.
+
+    Args:
+        name, options: as for `timm.create_model`.
+        size: height and width of the image; the smallest in `SIZES` that the model takes where it is None.
+
+    Raises:
+        RuntimeError: it takes none of them.
+    """
+    create = timm().create_model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = randomised(create(name, pretrained=False, **options))
+    channels, *given = model.default_cfg.get("input_size", (3, 224, 224))
+    for tried in (size,) if size is not None else (*SIZES, given[0]):
+        x = normal(1, channels, tried, tried)
+        try:
+            with torch.no_grad():
+                model(x)
+        except (RuntimeError, AssertionError, ValueError):
+            continue
+        return model, x
+    raise RuntimeError(f"{name} runs on no image of {size or SIZES}")
+
+
+def transformers_model(name: str) -> tuple[nn.Module, Tensor]:
+    """A small model of transformers in evaluation mode, and an input for it; `name` is one of `CONFIGURED`."""
+    library = transformers()
+    make, shape = CONFIGURED[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return randomised(make(library)), normal(*shape)
+
+
+def _textnet(library: Any) -> nn.Module:
+    return library.TextNetModel(library.TextNetConfig(stem_out_channels=8, hidden_sizes=[8, 8, 16, 24, 32]))
+
+
+def _efficientloftr(library: Any) -> nn.Module:
+    return library.EfficientLoFTRModel(
+        library.EfficientLoFTRConfig(
+            stage_num_blocks=[1, 2, 2, 2],
+            out_features=[16, 16, 24, 32],
+            hidden_size=32,
+            num_attention_layers=1,
+            num_attention_heads=4,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 2.0},
+        )
+    )
+
+
+DETECTOR = {
+    "encoder_in_channels": [24, 32, 40],
+    "encoder_hidden_dim": 32,
+    "encoder_ffn_dim": 32,
+    "encoder_attention_heads": 4,
+    "decoder_in_channels": [32, 32, 32],
+    "d_model": 32,
+    "decoder_ffn_dim": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "num_queries": 12,
+    "num_denoising": 0,
+    "anchor_image_size": [96, 96],
+    "freeze_backbone_batch_norms": False,
+}
+STAGES = {"hidden_sizes": [16, 24, 32, 40], "out_features": ["stage2", "stage3", "stage4"]}
+
+
+def _rt_detr(library: Any) -> nn.Module:
+    backbone = library.RTDetrResNetConfig(embedding_size=16, depths=[1, 1, 1, 1], layer_type="basic", **STAGES)
+    return library.RTDetrForObjectDetection(library.RTDetrConfig(backbone_config=backbone, **DETECTOR))
+
+
+def _d_fine(library: Any) -> nn.Module:
+    backbone = library.HGNetV2Config(
+        stem_channels=[3, 8, 16],
+        stage_in_channels=[16, 16, 24, 32],
+        stage_mid_channels=[8, 8, 12, 16],
+        stage_out_channels=[16, 24, 32, 40],
+        stage_num_blocks=[1, 1, 1, 1],
+        stage_numb_of_layers=[2, 2, 2, 2],
+        stage_downsample=[False, True, True, True],
+        stage_light_block=[False, False, True, True],
+        stage_kernel_size=[3, 3, 5, 5],
+        **STAGES,
+    )
+    return library.DFineForObjectDetection(library.DFineConfig(backbone_config=backbone, **DETECTOR))
+
+
+CONFIGURED: dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]] = {
+    "textnet": (_textnet, (1, 3, 64, 96)),
+    "efficientloftr": (_efficientloftr, (1, 2, 1, 64, 96)),
+    "rt_detr": (_rt_detr, (1, 3, 96, 96)),
+    "d_fine": (_d_fine, (1, 3, 96, 96)),
+}
+"""How to make each model of transformers, and the shape of its input."""
+
+
+def normal(*shape: int) -> Tensor:
+    """Random values, the same at every call."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def randomised(model: nn.Module) -> nn.Module:
+    """The model in evaluation mode with no parameter at a constant, as the module's docstring says."""
+    random = torch.Generator().manual_seed(2)
+    norms = {id(p) for module in model.modules() if isinstance(module, _BatchNorm) for p in module.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) in norms or not parameter.is_floating_point() or not parameter.numel():
+            continue
+        constant = float(parameter.flatten()[0])
+        if not bool((parameter == constant).all()):
+            continue
+        spread = torch.rand(parameter.shape, generator=random)
+        if constant == 0:
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=random))
+        else:
+            parameter.copy_(0.3 + 0.4 * spread if abs(constant) < 0.1 else constant * (0.8 + 0.4 * spread))
+    return randomise_batch_norm(model, 0).eval()
