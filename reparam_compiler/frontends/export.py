@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, OutputSpec, TensorArgument
 
@@ -247,7 +248,8 @@ class _Writer:
     def _run(self, node: fx.Node) -> Any:
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: source.meta["val"])
         target: Any = node.target
-        with self._fake_mode(), torch.no_grad():
+        # without the dispatcher of Python, aten.pad takes symbolic sizes for the numbers that they were exported with
+        with self._fake_mode(), enable_python_dispatcher(), torch.no_grad():
             return target(*args, **kwargs)
 
     def _retype(self, tensors: Mapping[str, Tensor], specs: Sequence[InputSpec]) -> None:

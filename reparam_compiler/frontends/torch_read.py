@@ -3,11 +3,11 @@
 Three things that tracing hides are made explicit here:
 
 - a call whose tensors are all parameters is a parameter itself (a parametrization, a kernel computed in the graph), evaluated
-  in float64 when it is asked for;
-- an in-place call writes into its first argument: whatever reads that argument later reads the call's value. Where a view of
-  the same storage is read later, everything that touches it is opaque, and a parameter that is written to is none
-  (`torch_alias.py`);
-- sizes and other numbers that are computed in the graph are opaque.
+  in float64 when it is asked for (`torch_fold.py`);
+- an in-place call writes into its first argument: whatever reads that argument later reads the call's value, also where it is
+  a part that is written (`torch_parts.py`). Where a view of the same storage is read later, everything that touches it is
+  opaque, and a parameter that is written to is none (`torch_alias.py`);
+- sizes and other numbers that are computed in the graph are opaque, and so is what a constant becomes by them.
 """
 
 import copy
@@ -265,7 +265,7 @@ class TorchReader:
             return True
         if node in self.writes.opaque or node in self.writes.parts or not all(s in self._constants for s in sources):
             return False
-        if not sources and name not in FACTORIES:
+        if (not sources and name not in FACTORIES) or "quantize" in name:  # who quantizes a weight wants to find it so
             return False
         if node.op == "call_module" and not self._is_constant_module(self.module.get_submodule(str(node.target))):
             return False
