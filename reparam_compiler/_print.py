@@ -7,8 +7,9 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
+from reparam_compiler._compare import Equivalence
 from reparam_compiler.cost import Cost
 from reparam_compiler.report import UNREPAIRED, FuseReport, PruneReport
 
@@ -37,11 +38,8 @@ def print_json(as_json: bool, record: dict[str, Any]) -> None:
 
 def print_fusions(out: Console, report: FuseReport, *, whole: bool = True) -> None:
     """What fused, what did not, the cost; with `whole` also how the whole was compared."""
-    table = Table("into", "from", "weight", "error", title=f"{report.kind}: {len(report.fusions)} fused", title_justify="left")
-    for fusion in report.fusions:
-        error = "not proven" if fusion.error is None else f"{fusion.error.max_abs:.1e}"
-        table.add_row(fusion.node, f"{len(fusion.nodes)} nodes", "x".join(map(str, fusion.weight)), error)
-    refused = Table("node", "op", "why it stays", title=f"{len(report.refusals)} refused", title_justify="left")
+    table = _fusion_table(report)
+    refused = Table("node", "op", "the first thing in its way", title=f"{len(report.refusals)} refused", title_justify="left")
     for refusal in report.refusals:
         refused.add_row(refusal.node, refusal.op, refusal.reason)
     for part, count in ((table, len(report.fusions)), (refused, len(report.refusals))):
@@ -50,6 +48,36 @@ def print_fusions(out: Console, report: FuseReport, *, whole: bool = True) -> No
     closing = report.to_text().splitlines()[-2 if report.fusions else -1 :] if whole else []
     for line in [*report.remarks, *closing]:
         out.print(line, markup=False, highlight=False)
+
+
+def _fusion_table(report: FuseReport) -> Table:
+    """A row for each fusion: what it does before and after, and the range of its weight, which whoever quantizes wants."""
+    names = ("into", "from", "weight", "its range", "multiply-adds (M)", "moved (MB)", "error")
+    table = Table(
+        *(Column(name, overflow="fold") for name in names),
+        title=f"{report.kind}: {len(report.fusions)} fused",
+        title_justify="left",
+    )
+    for fusion in report.fusions:
+        before, after, (low, high) = fusion.before, fusion.after, fusion.weight_range
+        table.add_row(
+            fusion.node,
+            f"{len(fusion.nodes)} nodes",
+            "x".join(map(str, fusion.weight)),
+            f"{low:.3g} … {high:.3g}",
+            f"{before.multiply_adds / 1e6:.4g} -> {after.multiply_adds / 1e6:.4g}",
+            f"{before.bytes / 1e6:.4g} -> {after.bytes / 1e6:.4g}",
+            "not proven" if fusion.error is None else f"{fusion.error.max_abs:.1e}",
+        )
+    return table
+
+
+def print_equivalence(out: Console, found: Equivalence) -> None:
+    """Whether two models are equal, by how much they differ, and on which inputs."""
+    verdict, *rest = found.to_text().splitlines()
+    out.print(verdict, style="green" if found else "red", markup=False, highlight=False, soft_wrap=True)
+    for line in rest:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_pruning(out: Console, report: PruneReport) -> None:

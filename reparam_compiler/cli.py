@@ -1,7 +1,8 @@
-"""`reparam fuse | prune | inspect | compile | run | tune`, also as `python -m reparam_compiler`.
+"""`reparam fuse | prune | inspect | equivalent | compile | run | tune`, also as `python -m reparam_compiler`.
 
     reparam inspect repvgg.onnx
     reparam fuse repvgg.onnx -o fused.onnx
+    reparam equivalent repvgg.onnx fused.onnx --input-shapes 'x:[1,3,224,224]'
     reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx
     reparam compile small.onnx -o module.tar
 
@@ -12,6 +13,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +24,8 @@ import typer
 
 from reparam_compiler import tvmc
 from reparam_compiler._api import fuse, inspect, prune
-from reparam_compiler._print import console, print_fusions, print_json, print_pruning, status
+from reparam_compiler._compare import equivalent
+from reparam_compiler._print import console, print_equivalence, print_fusions, print_json, print_pruning, status
 from reparam_compiler.errors import (
     InfeasiblePruneError,
     ReparamError,
@@ -31,6 +34,7 @@ from reparam_compiler.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from reparam_compiler.machine import measure_costs
 from reparam_compiler.model_io import check_output, inputs_of_shapes, load_model, parse_shapes, save_model
 
 EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
@@ -63,6 +67,13 @@ app = typer.Typer(
 )
 
 
+class FusePolicy(StrEnum):
+    """What is fused."""
+
+    cost = "cost"
+    always = "always"
+
+
 class Importance(StrEnum):
     """How channels are ranked."""
 
@@ -84,6 +95,11 @@ Output = typer.Option("--output", "-o", help="The file to write: .onnx or .pt2."
 Shapes = Annotated[
     str | None, typer.Option("--input-shapes", help="Shapes that the model leaves open: 'x:[1,3,224,224] mask:[1,10]'.")
 ]
+Policy = Annotated[FusePolicy, typer.Option("--policy", help="Fuse what makes the model faster, or all that is exact.")]
+KeepBn = Annotated[bool, typer.Option("--keep-bn", help="Leave the last batch norm of each block, to train on quantized.")]
+MeasureCosts = Annotated[
+    bool, typer.Option("--measure-costs", help="Decide by the speed of this machine, not of a usual CPU; takes a second.")
+]
 
 
 @app.command(
@@ -95,6 +111,9 @@ def fuse_command(
     model: Model,
     output: Annotated[Path, Output],
     input_shapes: Shapes = None,
+    policy: Policy = FusePolicy.cost,
+    keep_bn: KeepBn = False,
+    measure: MeasureCosts = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove what was rewritten.")] = False,
     unsafe_load: tvmc.UnsafeLoad = False,
     as_json: tvmc.Json = False,
@@ -104,14 +123,16 @@ def fuse_command(
         native = load_model(model, unsafe=unsafe_load)
         inputs = _inputs(native, input_shapes)
         _check_output(native, output, inputs)
+        options = _options(policy, keep_bn, measure)
         with status(f"fusing {model}"):
-            fused, report = fuse(native, inputs, verify=not no_verify, return_report=True)
+            fused, report = fuse(native, inputs, verify=not no_verify, return_report=True, **options)
         with status(f"writing {output}"):
             save_model(fused, output, example_inputs=inputs)
         out = console(as_json)
         print_fusions(out, report)
         out.print(f"written: {output}", markup=False, highlight=False)
-        print_json(as_json, {"model": model, "output": str(output), "report": json.loads(report.to_json())})
+        written = {"model": model, "output": str(output), "options": _as_json(options)}
+        print_json(as_json, {**written, "report": json.loads(report.to_json())})
 
 
 @app.command(
@@ -122,16 +143,50 @@ def fuse_command(
 def inspect_command(
     model: Model,
     input_shapes: Shapes = None,
+    policy: Policy = FusePolicy.cost,
+    keep_bn: KeepBn = False,
+    measure: MeasureCosts = False,
     unsafe_load: tvmc.UnsafeLoad = False,
     as_json: tvmc.Json = False,
 ) -> None:
     """Show what would fuse, what would not and why, and the cost before and after; nothing is written."""
     with errors_as_exit_codes(as_json):
         native = load_model(model, unsafe=unsafe_load)
+        options = _options(policy, keep_bn, measure)
         with status(f"reading {model}"):
-            report = inspect(native, _inputs(native, input_shapes))
+            report = inspect(native, _inputs(native, input_shapes), **options)
         print_fusions(console(as_json), report)
-        print_json(as_json, {"model": model, "report": json.loads(report.to_json())})
+        print_json(as_json, {"model": model, "options": _as_json(options), "report": json.loads(report.to_json())})
+
+
+@app.command(
+    "equivalent",
+    epilog="Example: reparam equivalent net.pt2 package.module:deployed --input-shapes 'x:[1,3,224,224]'\n\n" + MODELS,
+)
+def equivalent_command(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model, as below.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, of any kind.", show_default=False)],
+    input_shapes: Annotated[
+        str,
+        typer.Option("--input-shapes", help="What both take: 'x:[1,3,224,224]', by the names of either.", show_default=False),
+    ],
+    tolerance: Annotated[
+        float | None,
+        typer.Option(help="The largest relative difference. Without: what the rounding of the weights does.", min=0.0),
+    ] = None,
+    unsafe_load: tvmc.UnsafeLoad = False,
+    as_json: tvmc.Json = False,
+) -> None:
+    """Say whether two models compute the same but for rounding: exit code 0 where they do, 7 where not."""
+    with errors_as_exit_codes(as_json):
+        one, other = (load_model(spec, unsafe=unsafe_load) for spec in (a, b))
+        inputs = _inputs_of_either(one, other, input_shapes)
+        with status("comparing"):
+            found = equivalent(one, other, inputs, tolerance=tolerance)
+        print_equivalence(console(as_json), found)
+        print_json(as_json, {"a": a, "b": b, "equivalence": json.loads(found.to_json())})
+        if not found:
+            raise typer.Exit(dict(EXIT_CODES)[VerificationError])
 
 
 @app.command(
@@ -282,6 +337,29 @@ def _first_batch(data: Any) -> list[np.ndarray[Any, Any]]:
 
 def _inputs(model: Any, shapes: str | None) -> tuple[Any, ...] | None:
     return None if shapes is None else inputs_of_shapes(model, parse_shapes(shapes))
+
+
+def _inputs_of_either(one: Any, other: Any, shapes: str) -> tuple[Any, ...]:
+    """Random inputs of these shapes, which go by the names of the first model's inputs or else of the second's."""
+    sizes = parse_shapes(shapes)
+    try:
+        return inputs_of_shapes(one, sizes)
+    except UnsupportedModelError as error:
+        with contextlib.suppress(UnsupportedModelError):
+            return inputs_of_shapes(other, sizes)
+        raise error from None
+
+
+def _options(policy: FusePolicy, keep_bn: bool, measure: bool) -> dict[str, Any]:
+    """How to fuse: arguments of `fuse` and `inspect`."""
+    with status("measuring this machine") if measure else contextlib.nullcontext():
+        model = measure_costs() if measure else None
+    return {"policy": policy.value, "keep_bn": keep_bn, "cost_model": model}
+
+
+def _as_json(options: dict[str, Any]) -> dict[str, Any]:
+    model = options["cost_model"]
+    return {**options, "cost_model": None if model is None else asdict(model)}
 
 
 def _check_output(model: Any, output: Path, inputs: tuple[Any, ...] | None) -> None:

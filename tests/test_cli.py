@@ -129,6 +129,144 @@ def refused_net() -> nn.Module:
     return nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()).eval()
 
 
+def dense_net() -> nn.Module:
+    """A 3x3 and a dilated one: as one conv a dense 5x5, which is exact, and slower."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.near = nn.Conv2d(64, 64, 3, padding=1)
+            self.far = nn.Conv2d(64, 64, 3, padding=2, dilation=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.near(x) + self.far(x))
+
+    torch.manual_seed(0)
+    return Sum().eval()
+
+
+DENSE = ("tests.test_cli:dense_net", "--input-shapes", "x:[1,64,28,28]")
+
+
+def words(found: Result) -> str:
+    """What was printed, without the frames of tables."""
+    return " ".join(found.stdout.replace("│", " ").split())
+
+
+def test_what_would_be_slower_is_refused_with_both_costs_and_fused_on_request() -> None:
+    report = json.loads(reparam("inspect", *DENSE, "--json").stdout)["report"]
+    assert report["fusions"] == []
+    assert any("one conv would be slower" in refusal["reason"] for refusal in report["refusals"])
+    always = json.loads(reparam("inspect", *DENSE, "--policy", "always", "--json").stdout)
+    assert always["options"] == {"policy": "always", "keep_bn": False, "cost_model": None}
+    (fusion,) = always["report"]["fusions"]
+    assert fusion["weight"] == [64, 64, 5, 5]
+    assert fusion["after"]["multiply_adds"] > fusion["before"]["multiply_adds"]
+    assert fusion["after"]["bytes"] < fusion["before"]["bytes"]
+    low, high = fusion["weight_range"]
+    assert -1 < low < 0 < high < 1
+
+
+def test_people_read_costs_and_weight_ranges_of_what_is_fused_and_reasons_of_what_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    refused = words(reparam("inspect", *DENSE))
+    assert "one conv would be slower: 8.028e+07 multiply-adds" in refused
+    assert "instead of 5.78e+07" in refused
+    fused = words(reparam("inspect", *DENSE, "--policy", "always"))
+    assert "57.8 -> 80.28" in fused  # millions: twice 64 * 64 * 9 * 784, and 64 * 64 * 25 * 784
+    assert "-0.0" in fused
+    assert " … 0.0" in fused
+
+
+def test_keep_bn_leaves_the_norm_that_ends_a_block(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.pt2"
+    found = reparam("fuse", "tests.test_cli:normed_net", *NORMED, "--keep-bn", "-o", kept, "--json")
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["options"]["keep_bn"] is True
+    calls = [str(node.target) for node in load_model(kept).graph.nodes]
+    assert sum("conv2d" in call for call in calls) == 1
+    assert sum("batch_norm" in call for call in calls) == 1
+    gone = reparam("fuse", "tests.test_cli:normed_net", *NORMED, "-o", kept)
+    assert gone.exit_code == 0, gone.output
+    assert not any("batch_norm" in str(node.target) for node in load_model(kept).graph.nodes)
+
+
+NORMED = ("--input-shapes", "x:[2,3,9,7]")
+
+
+def normed_net() -> nn.Module:
+    """Two convs, their sum, and its norm."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1)
+            self.norm = nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(self.norm(self.wide(x) + self.narrow(x)))
+
+    torch.manual_seed(0)
+    return randomise_batch_norm(Normed()).eval()
+
+
+@pytest.mark.parametrize("command", ["inspect", "fuse"])
+def test_a_measured_cost_model_is_printed_with_what_it_decided(command: str, tmp_path: Path) -> None:
+    output = ["-o", tmp_path / "x.pt2"] if command == "fuse" else []
+    found = reparam(command, *DENSE, "--measure-costs", "--json", *output)
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert set(record["options"]["cost_model"]) == {"muls_per_second", "bytes_per_second", "launch_seconds"}
+    assert all(figure > 0 for figure in record["options"]["cost_model"].values())
+    assert record["report"]["fusions"] == []
+
+
+def test_an_unknown_policy_is_wrong_usage() -> None:
+    assert reparam("inspect", *DENSE, "--policy", "never").exit_code == 2
+
+
+def test_a_fused_model_is_equivalent_to_its_training_form(folder: Path, tmp_path: Path) -> None:
+    fused = tmp_path / "fused.onnx"
+    assert reparam("fuse", folder / "net.onnx", "-o", fused).exit_code == 0
+    found = reparam("equivalent", FACTORY, fused, "--input-shapes", SHAPES)
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith("equal: nothing but rounding\n")
+    record = json.loads(reparam("equivalent", fused, folder / "net.pt2", "--input-shapes", SHAPES, "--json").stdout)
+    assert record["equivalence"]["equal"] is True
+    assert record["equivalence"]["dtype"] == "float64"
+    assert (record["a"], record["b"]) == (str(fused), str(folder / "net.pt2"))
+
+
+def other_net() -> nn.Module:
+    """As `net`, but for the eps of one norm, which conversion scripts like to forget; and its input has another name."""
+
+    class Renamed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+            self.net.wide_bn.eps = 1e-3
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return self.net(image)
+
+    return Renamed().eval()
+
+
+@pytest.mark.parametrize("name", ["x", "image"])
+def test_models_that_differ_end_with_7_and_say_where(name: str) -> None:
+    arguments = ("equivalent", FACTORY, "tests.test_cli:other_net", "--input-shapes", f"{name}:[2,3,9,7]")
+    found = reparam(*arguments)
+    assert found.exit_code == 7
+    assert found.stdout.startswith("not equal: more than rounding\n")
+    assert found.stderr == ""
+    record = json.loads(reparam(*arguments, "--json").stdout)["equivalence"]
+    assert record["equal"] is False
+    assert record["relative"] > record["tolerance"] > record["rounding"]
+    assert reparam(*arguments, "--tolerance", 0.1).exit_code == 0
+
+
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "factory"])
 @pytest.mark.parametrize("data", ["images.npz", "images.npy", "batches"])
 def test_prune_repairs_from_any_calibration_data(kind: str, data: str, folder: Path, tmp_path: Path) -> None:
@@ -180,6 +318,9 @@ def error_line(found: Result, kind: str) -> str:
         (["fuse", "{folder}/net.pt2", "-o", "{out}/none/x.pt2"], 1, "FileNotFoundError", "does not exist"),
         (["inspect", FACTORY, "--input-shapes", "x=3"], 3, "UnsupportedModelError", "x:[1,3,224,224]"),
         (["inspect", FACTORY, "--input-shapes", "y:[3]"], 3, "UnsupportedModelError", "the inputs are x"),
+        (["equivalent", FACTORY, "no.onnx", "--input-shapes", SHAPES], 3, "UnsupportedModelError", "no such file"),
+        (["equivalent", FACTORY, FACTORY, "--input-shapes", "y:[3]"], 3, "UnsupportedModelError", "the inputs are x"),
+        (["equivalent", FACTORY, FACTORY, "--input-shapes", "x:[1,5,4,4]"], 3, "UnsupportedModelError", "does not run"),
         (["prune", "--ratio", "0.5", FACTORY], 3, "UnsupportedModelError", "--input-shapes"),
         (["prune", "--ratio", "1.5", "{folder}/net.pt2"], 8, "InfeasiblePruneError", "1.5"),
         (["prune", "--ratio", "0.5", "{folder}/net.pt2", "--calibration", "{out}"], 3, "UnsupportedModelError", "no .npy"),
@@ -224,7 +365,14 @@ def test_every_class_of_error_has_its_code(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["fuse", "net.onnx"], ["prune"], ["prune", "--ratio", "x"], ["prune", "--ratio", "0.3", "--no-fuse"], ["nothing"]],
+    [
+        ["fuse", "net.onnx"],
+        ["equivalent", "a.onnx", "b.onnx"],
+        ["prune"],
+        ["prune", "--ratio", "x"],
+        ["prune", "--ratio", "0.3", "--no-fuse"],
+        ["nothing"],
+    ],
 )
 def test_wrong_usage_is_2(arguments: list[str]) -> None:
     assert reparam(*arguments).exit_code == 2
