@@ -62,7 +62,7 @@ class OnnxReading:
         """The model that computes `after`: the original protobufs, and new ones for what changed."""
         edit = OnnxWriter(self.model, self.graph, after, self.natives, self.stored, self.sized).plan()
         model = self.model if inplace else onnx_io.copy_without(self.model, edit.dropped)
-        apply(edit, model)
+        apply(edit.loaded() if inplace else edit, model)
         return model
 
     def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
@@ -80,7 +80,7 @@ class OnnxReading:
                 return None
             raise UnsupportedModelError(f"ONNX Runtime does not run the model on the example inputs: {error}") from error
         try:
-            found = run_model(self.write(after), feeds)
+            found = _run_and_drop([self.write(after)], feeds)
         except RUNTIME_ERRORS as error:
             raise RewriteError(f"ONNX Runtime runs the model, but not what was made of it: {error}") from error
         worst, dtype = EXACT, ""
@@ -104,16 +104,27 @@ RUNTIME_ERRORS = (
 
 def run_model(model: ModelProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
     """The outputs, with ONNX Runtime's own fusions off: it is the rewrite that is measured."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
+    return _run_and_drop([model], feeds)
+
+
+def _run_and_drop(models: list[ModelProto], feeds: Mapping[str, np.ndarray]) -> list[Any]:
+    """The outputs of one model, which is taken out of the list: a large one that nobody else holds makes room for its run."""
+    model = models.pop()
     if onnx_io.fits_in_memory(model):
-        return list(onnxruntime.InferenceSession(model.SerializeToString(), options, providers).run(None, dict(feeds)))
+        return _run(model.SerializeToString(), feeds)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx_io.save(model, path)
-        return list(onnxruntime.InferenceSession(str(path), options, providers).run(None, dict(feeds)))
+        del model
+        return _run(str(path), feeds)
+
+
+def _run(model: bytes | str, feeds: Mapping[str, np.ndarray]) -> list[Any]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of every weight
+    return list(onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"]).run(None, dict(feeds)))
 
 
 def named_inputs(model: ModelProto, example_inputs: Sequence[Any]) -> dict[str, np.ndarray]:

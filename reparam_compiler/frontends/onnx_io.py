@@ -18,10 +18,12 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_h
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx_values import byte_count, inline
 
-IN_MEMORY = 2**30
+IN_MEMORY = 2**28
 """Bytes of external data that `load` reads at once."""
 LARGEST_MESSAGE = 2**31 - 2**20
 """What one protobuf file can hold, with room for the nodes."""
+ONE_FILE = 2**28
+"""Bytes of weights that `save` writes into one file: that takes as much memory again, a second file does not."""
 _ALIGNMENT = 4096
 _SMALL = 1024
 
@@ -62,14 +64,14 @@ def _not_onnx(path: str | os.PathLike[str]) -> UnsupportedModelError:
     )
 
 
-def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int = LARGEST_MESSAGE) -> None:
+def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None = None) -> None:
     """Writes a model, whole or not at all.
 
     Args:
         model: what to write; it is not changed. Weights that it has in a file are read from there.
         path: where to; an older file is replaced in one step.
-        largest: a model of more bytes than this has its weights in a second file, `path` + ".data". Where there is such a
-            file already, which an older model may need, the new one has a number in its name.
+        largest: a model of more bytes than this (`ONE_FILE` where it is None) has its weights in a second file, `path` +
+            ".data". Where there is such a file already, which an older model may need, the new one has a number in its name.
 
     Raises:
         OSError: the file cannot be written.
@@ -77,7 +79,7 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int = LARG
     """
     target = Path(path)
     tensors = list(tensors_of(model))
-    is_small = sum(map(byte_count, tensors)) <= largest
+    is_small = sum(map(byte_count, tensors)) <= (ONE_FILE if largest is None else largest)
     if is_small and not any(external_data_helper.uses_external_data(tensor) for tensor in tensors):
         _write_whole(target, lambda file: file.write(model.SerializeToString()))
         return
@@ -128,11 +130,11 @@ def _write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def fits_in_memory(model: ModelProto) -> bool:
-    """True where one protobuf message can hold the model, and all its weights are in it."""
+    """True where all weights are in the model, and are not so many that it should not be held twice."""
     tensors = list(tensors_of(model))
     if any(external_data_helper.uses_external_data(tensor) for tensor in tensors):
         return False
-    return sum(map(byte_count, tensors)) < LARGEST_MESSAGE
+    return sum(map(byte_count, tensors)) <= min(ONE_FILE, LARGEST_MESSAGE)
 
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:

@@ -8,8 +8,9 @@ A changed parameter is always written under a new name first, so that whoever sh
 any more, the new one takes the old name over.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -66,16 +67,23 @@ class NewTensor:
 class Edit:
     """What becomes of a model's graph.
 
-    nodes: all of them. tensors: by name, in place of the initializer of that name or after all others.
+    nodes: all of them.
+    tensors: by name, in place of the initializer of that name or after all others; each is computed when it is asked for, so
+        that weights are not held twice.
     dropped: initializers that only what is gone did read. gone: values that are there no more, those initializers too.
     types: values that have another type: the one before, and the one after.
     """
 
     nodes: tuple[NodeProto, ...]
-    tensors: Mapping[str, TensorProto]
+    tensors: Mapping[str, Callable[[], TensorProto]]
     dropped: frozenset[str]
     gone: frozenset[str]
     types: Mapping[str, tuple[TensorType | None, TensorType]]
+
+    def loaded(self) -> "Edit":
+        """The edit with all that can fail done."""
+        tensors = {name: make() for name, make in self.tensors.items()}
+        return replace(self, tensors={name: partial(tensors.__getitem__, name) for name in tensors})
 
 
 @dataclass
@@ -267,7 +275,7 @@ class OnnxWriter:
         types |= {name: (None, TensorType(t.dtype, t.shape)) for name, t in made.items() if name in renamed.values()}
         there = {name for node in nodes for name in node.output} | set(made)
         gone = ({name for node in graph.node for name in node.output} | dropped) - there
-        tensors = {name: _stored(name, tensor) for name, tensor in made.items()}
+        tensors = {name: partial(_stored, name, tensor) for name, tensor in made.items()}
         return Edit(tuple(nodes), tensors, frozenset(dropped - set(tensors)), frozenset(gone), types)
 
     def _taken_over(self, dropped: Iterable[str]) -> dict[str, str]:
@@ -335,7 +343,8 @@ def apply(edit: Edit, model: ModelProto) -> None:
         if graph.initializer[index].name in edit.dropped:
             del graph.initializer[index]
     places = {tensor.name: tensor for tensor in graph.initializer}
-    for name, tensor in edit.tensors.items():
+    for name, make in edit.tensors.items():
+        tensor = make()
         if name in places:
             places[name].CopyFrom(tensor)
             continue
