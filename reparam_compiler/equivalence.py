@@ -7,7 +7,8 @@ and a model's own framework is what is being rewritten.
 The same rules run data-movement ops on labels (`passes/channel_groups.py`) and calibration data in float32.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
@@ -267,6 +268,17 @@ def difference(expected: Tensor, found: Tensor) -> Difference:
     finite = a[a.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
     return Difference(apart, apart / largest if largest else (0.0 if apart == 0 else float("inf")))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Runs torch on one thread: the sources of a proof are too small for more, which then wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def evaluate_region(nodes: Sequence[Node], source: NodeId, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ settings.register_profile("local", deadline=None, suppress_health_check=[HealthC
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
 settings.register_profile("stress", parent=settings.get_profile("local"), max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "local"))
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 THIRD_PARTY_WARNINGS = (
     # torch's own graphs hold the tree specs that torch deprecates

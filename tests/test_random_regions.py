@@ -23,7 +23,7 @@ def runs(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor | None:
 
 def check(region: tuple[RandomRegion, int, int], *, verify: bool, shapes: bool) -> None:
     model, channels, rank = region
-    model = model.double().eval()
+    model = model.eval()
     inputs = [normal(2, channels, *sizes) for sizes in sizes_to_try(rank)]
     expected = [runs(model, x) for x in inputs]
     if all(y is None for y in expected):

@@ -8,8 +8,12 @@ Param           a constant of the model
 
 from dataclasses import dataclass
 
-from reparam_compiler.core.kernel import ConvKernel
+from reparam_compiler.core.kernel import ConvKernel, NotFusable
 from reparam_compiler.ir.graph import Dim, Param
+
+
+class NoRule(NotFusable):
+    """An op is affine, but no rule says which operator it is here: probing may."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from reparam_compiler.core.kernel import ConvKernel, NotFusable, regroup
 from reparam_compiler.cost import USUAL, CostModel, Work
-from reparam_compiler.equivalence import Difference
+from reparam_compiler.equivalence import Difference, one_thread
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.text import type_text
@@ -108,7 +108,8 @@ def rewrite_regions(
         policy=options.policy,
         model=options.model,
     )
-    chosen = planner.plan(tuple(graph)).chosen
+    with one_thread():
+        chosen = planner.plan(tuple(graph)).chosen
     gone = {node.id for candidate in chosen for node in candidate.region.nodes}
     refusals = tuple(
         Refusal(node.id, node.op.name, planner.reasons.get(node.id, ""))

@@ -19,7 +19,7 @@ from reparam_compiler.core.channels import rows
 from reparam_compiler.core.kernel import Bias, ConvKernel, NotFusable, add, concat, pad, scale, subsample
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
-from reparam_compiler.passes.carried import Carried, Operand, Signal, Stacked, Still
+from reparam_compiler.passes.carried import Carried, NoRule, Operand, Signal, Stacked, Still
 
 
 def per_channel(constant: Param, channels: int, rank: int, source: Signal | None = None) -> Bias:
@@ -53,7 +53,7 @@ def sum_of(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     ]
     if not terms:
         if any(isinstance(operand, Stacked | tuple) for operand in operands):
-            raise NotFusable("a sum of stacked values")
+            raise NoRule("a sum of stacked values")
         return _still(node)
     total = add(*terms)
     ones = np.ones(total.channels[1])
@@ -63,7 +63,7 @@ def sum_of(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
         elif isinstance(operand, Still):
             total = scale(total, ones, ones * np.nan)
         elif not isinstance(operand, ConvKernel):
-            raise NotFusable("a sum of stacked values and others")
+            raise NoRule("a sum of stacked values and others")
     return total
 
 
@@ -90,14 +90,14 @@ def concatenation(node: Node, operands: Sequence[Operand], source: Signal) -> Ca
     kernels = [operand for operand in operands if isinstance(operand, ConvKernel)]
     if len(kernels) == len(operands):
         if axis != source.channel_axis:
-            raise NotFusable("a concat of other things than channels")
+            raise NoRule("a concat of other things than channels")
         return concat(*kernels)
     stacks = [operand for operand in operands if isinstance(operand, Stacked)]
     if len(stacks) == len(operands) and all(axis in stack.axes for stack in stacks):
         return Stacked(tuple(kernel for stack in stacks for kernel in stack.kernels), (axis,))
     if len(kernels) == 1 and axis >= 2 and not source.last:
         return _extended(kernels[0], operands, axis)
-    raise NotFusable("a concat of other things than channels")
+    raise NoRule("a concat of other things than channels")
 
 
 def _extended(kernel: ConvKernel, operands: Sequence[Operand], axis: int) -> ConvKernel:
@@ -109,7 +109,7 @@ def _extended(kernel: ConvKernel, operands: Sequence[Operand], axis: int) -> Con
             continue
         shape = operand.shape if isinstance(operand, Param | Still) else None
         if shape is None or len(shape) != kernel.rank + 2 or not isinstance(length := shape[axis], int):
-            raise NotFusable("a concat with constants whose sizes are not known")
+            raise NoRule("a concat with constants whose sizes are not known")
         lengths[index > place] += length
         values.append(_border_value(operand, kernel))
     amounts = [(0, 0)] * kernel.rank
@@ -133,7 +133,7 @@ def stack(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     axis = node.op.axis if isinstance(node.op, ops.Stack) else 0
     kernels = tuple(operand for operand in operands if isinstance(operand, ConvKernel))
     if len(kernels) < len(operands):
-        raise NotFusable("a stack of other things than values of one source")
+        raise NoRule("a stack of other things than values of one source")
     return Stacked(kernels, (axis,))
 
 
@@ -141,9 +141,9 @@ def reduction(node: Node, operands: Sequence[Operand], source: Signal) -> Carrie
     """The sum or mean over the axis along which kernels were stacked."""
     (stacked,), op = operands, node.op
     if not isinstance(stacked, Stacked) or not isinstance(op, ops.Reduce) or op.function == "max":
-        raise NotFusable(f"{op.name} over other axes than that of a stack")
+        raise NoRule(f"{op.name} over other axes than that of a stack")
     if len(op.axes) != 1 or op.axes[0] not in stacked.axes:
-        raise NotFusable(f"{op.name} over other axes than that of a stack")
+        raise NoRule(f"{op.name} over other axes than that of a stack")
     total = add(*stacked.kernels)
     if op.function == "mean":
         total = scale(total, np.full(total.channels[1], 1 / len(stacked.kernels)), np.zeros(1))
@@ -155,14 +155,14 @@ def reshape(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     (value,) = operands
     before, after = _axes_before(node, value, source), node.type
     if before is None or after is None:
-        raise NotFusable("a reshape of sizes that are not known")
+        raise NoRule("a reshape of sizes that are not known")
     if isinstance(value, ConvKernel) and len(after.shape) == before + 1:
         new = tuple(axis for axis, size in enumerate(after.shape) if size == 1 and _keeps(node, axis))
         if new:
             return Stacked((value,), new)
     if isinstance(value, Stacked) and len(value.kernels) == 1 and len(after.shape) == before - 1:
         return value.kernels[0]
-    raise NotFusable("a reshape that does more than add an axis")
+    raise NoRule("a reshape that does more than add an axis")
 
 
 def _axes_before(node: Node, value: Operand, source: Signal) -> int | None:
@@ -187,12 +187,12 @@ def cut(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     if isinstance(value, Stacked) and op.axis in value.axes:
         return Stacked(value.kernels[op.start : op.stop : op.step], (op.axis,))
     if not isinstance(value, ConvKernel):
-        raise NotFusable("a slice of stacked values")
+        raise NoRule("a slice of stacked values")
     if op.axis == source.channel_axis:
         width = value.channels[1]
         return rows(value, op.start, width if op.stop is None else op.stop, op.step)
     if op.axis < 2 or source.last:
-        raise NotFusable("a slice of the batch")
+        raise NoRule("a slice of the batch")
     return _cropped(value, op, node, source)
 
 
@@ -226,7 +226,7 @@ def split(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     """Pieces of the channels."""
     (value,), op = operands, node.op
     if not isinstance(value, ConvKernel) or not isinstance(op, ops.Split) or op.axis != source.channel_axis:
-        raise NotFusable("a split of other things than channels")
+        raise NoRule("a split of other things than channels")
     edges = accumulate(op.sizes, initial=0)
     return tuple(rows(value, start, stop) for start, stop in pairwise(edges))
 
@@ -235,7 +235,7 @@ def item(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     """One piece."""
     (pieces,) = operands
     if not isinstance(pieces, tuple) or not isinstance(node.op, ops.Item):
-        raise NotFusable("an item of a value that is none of several")
+        raise NoRule("an item of a value that is none of several")
     return pieces[node.op.index]
 
 
@@ -247,7 +247,7 @@ def padding(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
         raise NotFusable(f"{op.name} of other axes than spatial ones")
     batch_and_channels, spatial = op.padding[:2], op.padding[2:]
     if any(map(any, batch_and_channels)) or len(spatial) != kernel.rank:
-        raise NotFusable("pads the batch or the channels")
+        raise NoRule("pads the batch or the channels")
     return pad(kernel, spatial, np.full(kernel.channels[1], op.value), op.mode)
 
 

@@ -112,14 +112,13 @@ class Planner:
         it is no longer."""
         *regions, blocked = self.regions.ending_at(node.id)
         reason = blocked.reason if isinstance(blocked, Blocked) else ""
-        largest = next((r for r in reversed(regions) if isinstance(r, Region) and self.wants(r)), None)
-        if largest is None or node.id in self.regions.dead:
+        growing = [region for region in regions if isinstance(region, Region)]
+        if not growing or node.id in self.regions.dead:
             return [[_alone(node, self.graph)]], {node.id}, reason
-        sources = [r.source for r in regions if isinstance(r, Region)]
-        points = [node.id, *sources[: sources.index(largest.source) + 1]][::-1]
-        inside = {n.id for n in largest.nodes}
-        chain = [[self._between(largest, points[i], point) for i in range(j)] for j, point in enumerate(points) if j]
-        return chain, inside, reason
+        points = [region.source for region in reversed(growing)] + [node.id]
+        whole = growing[-1]
+        chain = [[self._between(whole, points[i], point) for i in range(j)] for j, point in enumerate(points) if j]
+        return chain, {n.id for n in whole.nodes}, reason
 
     def _between(self, zone: Region, source: NodeId, sink: NodeId) -> Region:
         """The region between two values of a chain: the part of the zone that lies between them."""
@@ -135,7 +134,7 @@ class Planner:
         return Region(source, sink, tuple(nodes))
 
     def _along(self, chain: list[list[Region]]) -> Plan:
-        if (quick := self._obvious(chain[-1][0])) is not None:
+        if (quick := self._obvious(chain)) is not None:
             return quick
         best = [Plan(0.0)]
         for regions in chain:
@@ -152,14 +151,23 @@ class Planner:
             best.append(cheapest)
         return best[-1]
 
-    def _obvious(self, whole: Region) -> Plan | None:
-        """One op for all of a zone, where that costs no more than the dearest conv in it does alone."""
+    def _obvious(self, chain: list[list[Region]]) -> Plan | None:
+        """One op for all of a zone, where that costs no more than the dearest conv in it does alone.
+
+        A value between that is smaller than both ends may be worth stopping at: then nothing is obvious.
+        """
+        whole = chain[-1][0]
         candidate = self._candidate(whole)
         if candidate is None:
             return None
-        price = self._price(candidate.after)
+        plan = Plan(self._price(candidate.after), (candidate,))
+        if self.policy == "always":
+            return plan
+        ends = min(self._count(whole.source), self._count(whole.sink))
+        if any(self._count(regions[-1].sink) < ends for regions in chain):
+            return None
         dearest = max((self._price(self._work(node)) for node in whole.kernels), default=0.0)
-        return Plan(price, (candidate,)) if self.policy == "always" or price <= _AS_DEAR * dearest else None
+        return plan if plan.price <= _AS_DEAR * dearest else None
 
     def _not_fused(self, segment: Region) -> Plan:
         """The op of a segment's sink as it is, and the cheapest way to what it reads."""

@@ -17,7 +17,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.view import ENTRY, between, dead_nodes, immediate_dominators, still_nodes
 from reparam_compiler.passes import probe
-from reparam_compiler.passes.carried import Carried, Operand, Signal, Still
+from reparam_compiler.passes.carried import Carried, NoRule, Operand, Signal, Still
 from reparam_compiler.passes.merges import output_sizes
 from reparam_compiler.passes.registry import is_linear, linear_rule, merge_rule
 
@@ -132,10 +132,6 @@ class Interpretation:
     must_be_proven: bool = False
 
 
-class NoRule(NotFusable):
-    """An op is affine, but no rule says which operator it is."""
-
-
 def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset()) -> Interpretation:
     """Carries a kernel from the source to the sink; raises NotFusable with the node and the reason where there is none."""
     try:
@@ -203,9 +199,11 @@ def _after(signal: Signal, kernel: ConvKernel) -> Signal:
 def _signal(graph: Graph, region: Region) -> Signal:
     """What the source gives, told by the ops that read it, or by its type."""
     last = any(isinstance(node.op, ops.Linear) for node in region.nodes)
+    known = graph[region.source].type
+    if last and known is not None and len(known.shape) > 2 and any(map(_reads_second_axis, region.nodes)):
+        raise NoRule("linear layers and ops whose channels are on the second axis meet")
     ranks = {0} if last else set()
     ranks |= {rank for node in region.nodes if (rank := _rank(node)) is not None}
-    known = graph[region.source].type
     if known is not None and not last:
         ranks.add(len(known.shape) - 2)
     if len(ranks) != 1 or min(ranks) < 0:
@@ -244,6 +242,10 @@ def _rank(node: Node) -> int | None:
             return len(stride)
         case _:
             return None
+
+
+def _reads_second_axis(node: Node) -> bool:
+    return isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.AvgPool | ops.BatchNorm)
 
 
 def _channels_read(node: Node) -> int | None:

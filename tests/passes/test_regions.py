@@ -90,7 +90,10 @@ def test_the_interpretation_carries_a_kernel_to_each_node() -> None:
         (lambda m, x: m.wide(x) + m.point(x).transpose(2, 3), "permute has no rule at transpose; probed: its response"),
         (lambda m, x: m.wide(x) + m.point(x).flip(2), "flip has no rule at flip; probed: its response does not move"),
         (lambda m, x: m.wide(x) + m.point(x)[:1], "a slice of the batch"),
-        (lambda m, x: m.wide(x) + m.point(x).mean(1, keepdim=True), "mean over other axes than that of a stack at mean"),
+        (
+            lambda m, x: m.wide(x) + m.point(x).mean(3, keepdim=True),
+            "mean over other axes than that of a stack at mean; probed",
+        ),
     ],
 )
 def test_what_is_not_linear_or_not_exact_is_refused_with_its_reason(wiring: Wiring, reason: str, kind: Kind) -> None:

@@ -1,0 +1,114 @@
+"""Which of nested and overlapping regions are rewritten."""
+
+from itertools import combinations, pairwise
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import EXACT, Pieces, fuse_in_float64, normal
+from torch import Tensor, fx, nn
+
+import reparam_compiler
+from reparam_compiler.cost import USUAL, CostModel
+from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.passes.fuse_branches import Options, PassResult, fuse_branches
+
+ARITHMETIC = CostModel(muls_per_second=1.0, bytes_per_second=1e30, launch_seconds=0.0)
+"""A machine on which nothing but multiplications takes time."""
+LAUNCHES = CostModel(muls_per_second=1e30, bytes_per_second=1e30, launch_seconds=1.0)
+
+
+class Two(nn.Module):
+    """A dense 3x3 and a dilated one, wespeaker's RSBB: one conv is a dense 5x5."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(channels, channels, 3, padding=1)
+        self.far = nn.Conv2d(channels, channels, 3, padding=2, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.near(x) + self.far(x))
+
+
+def graph_of(model: nn.Module, *inputs: Tensor) -> Graph:
+    return FxFrontend().read(fx.symbolic_trace(model.eval()), inputs or None).graph
+
+
+def fused(model: nn.Module, cost_model: CostModel = USUAL, policy: str = "cost", *inputs: Tensor) -> PassResult:
+    return fuse_branches(graph_of(model, *inputs), Options(policy=policy, model=cost_model))  # type: ignore[arg-type]
+
+
+def test_a_fusion_that_would_be_slower_is_refused_and_says_what_both_cost() -> None:
+    x = torch.zeros(1, 64, 32, 32)
+    (refusal,) = fused(Two(64), USUAL, "cost", x).refusals
+    assert refusal.reason == (
+        "one conv would be slower: 1.049e+08 multiply-adds and 9.341e+05 bytes instead of 7.55e+07 and 2.13e+06 in 3 ops; "
+        "policy='always' fuses it all the same"
+    )
+
+
+def test_policy_always_fuses_what_is_exact() -> None:
+    (fusion,) = fused(Two(64), policy="always").fusions
+    assert fusion.weight == (64, 64, 5, 5)
+    model, x = Two(4).double(), normal(1, 4, 7, 9)
+    both = reparam_compiler.fuse(model, (x,), policy="always")
+    assert (both(x) - model(x)).abs().max() < EXACT
+
+
+def test_the_machine_decides() -> None:
+    assert fused(Two(64), LAUNCHES).fusions
+    assert not fused(Two(64), ARITHMETIC).fusions
+
+
+def test_what_surrounds_a_block_that_cannot_grow_is_fused_by_itself() -> None:
+    model = Pieces(lambda m, x: torch.relu(m.wide(m.wide(x) + m.point(x)) + m.norm(x)))
+    found = fuse_in_float64(model, normal(1, 4, 6, 5))
+    assert [f.nodes for f in found.report.fusions] == [("wide", "point", "add")]
+    assert found.error < EXACT
+
+
+def test_branches_of_a_block_that_is_refused_are_fused_inside() -> None:
+    def forward(m: Pieces, x: Tensor) -> Tensor:
+        return torch.relu((m.wide(x) + m.point(x)) + torch.sigmoid(m.wide(x) + m.norm(x)))
+
+    found = fuse_in_float64(Pieces(forward), normal(1, 4, 6, 5))
+    assert len(found.report.fusions) == 2
+    assert found.reasons == ["sigmoid (sigmoid) is not linear"]
+
+
+def test_a_norm_goes_into_the_conv_before_it_where_the_one_after_it_pads() -> None:
+    found = fuse_in_float64(Pieces(lambda m, x: m.wide(m.norm(m.point(x)))), normal(1, 4, 6, 5))
+    assert [f.nodes for f in found.report.fusions] == [("point", "norm")]
+    assert not found.report.refusals
+
+
+@settings(max_examples=settings.default.max_examples // 3)
+@given(widths=st.lists(st.sampled_from([1, 2, 3, 5, 8, 13]), min_size=3, max_size=6))
+def test_a_chain_of_convs_is_cut_where_that_is_cheapest(widths: list[int]) -> None:
+    """Against all ways to cut it, where the matrix chain costs its multiplications."""
+    model = nn.Sequential(*(nn.Conv2d(a, b, 1) for a, b in pairwise(widths)))
+    found = fused(model, ARITHMETIC)
+    convs = [node for node in found.graph if node.op.name == "conv"]
+    cost = sum(conv.params[0].shape[0] * conv.params[0].shape[1] for conv in convs)
+    inner = range(1, len(widths) - 1)
+    cuts = [(0, *cut, len(widths) - 1) for n in range(len(widths) - 1) for cut in combinations(inner, n)]
+    best = min(sum(widths[a] * widths[b] for a, b in pairwise(cut)) for cut in cuts)
+    assert cost <= best * 1.02  # what is as dear but for two percent is taken whole
+
+
+def test_keep_bn_leaves_a_norm_that_ends_a_block_and_folds_the_others() -> None:
+    model = Pieces(lambda m, x: torch.relu(m.norm(m.wide(x) + m.norm(m.point(x)))))
+    x = normal(1, 4, 6, 5)
+    graph_module = fx.symbolic_trace(model.double())
+    kept, report = reparam_compiler.fuse(graph_module, (x,), keep_bn=True, return_report=True)
+    assert [f.node for f in report.fusions] == ["add"]
+    assert [node.op for node in kept.graph.nodes].count("call_module") == 2
+    assert (kept(x) - graph_module(x)).abs().max() < EXACT
+    assert len(reparam_compiler.fuse(graph_module, (x,), return_report=True)[1].fusions[0].nodes) == 5
+
+
+def test_keep_bn_leaves_a_lone_pair_as_it_is() -> None:
+    graph_module = fx.symbolic_trace(Pieces(lambda m, x: torch.relu(m.norm(m.wide(x)))))
+    _, report = reparam_compiler.fuse(graph_module, keep_bn=True, return_report=True)
+    assert not report.fusions

@@ -1,0 +1,106 @@
+"""A region without a rule is the convolution that it is, or none."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import EXACT, Pieces, fuse_in_float64, normal
+from torch import Tensor
+
+from reparam_compiler.core.kernel import ConvKernel, NotFusable
+from reparam_compiler.equivalence import difference, evaluate_node
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Node, Param, TensorType
+from reparam_compiler.passes import probe
+
+
+def conv_node(kernel: ConvKernel) -> Node:
+    op = ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode)
+    return Node("y", op, ("x", *(Param.of(a, role="weight", dtype="f64") for a in (kernel.weight, kernel.bias))))
+
+
+def opaque(function: object, name: str = "roll") -> Node:
+    return Node("y", ops.Opaque(name, function), ("x",))  # type: ignore[arg-type]
+
+
+def identify(*nodes: Node, channels: int = 4, rank: int = 2, known: TensorType | None = None) -> ConvKernel:
+    return probe.identify(nodes, "x", channels, rank, known, 0.0)
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(data=st.data(), rank=st.integers(1, 2), groups=st.sampled_from([1, 1, 2, 4]), bias=st.booleans())
+def test_a_conv_is_identified_by_its_impulses(data: st.DataObject, rank: int, groups: int, bias: bool) -> None:
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return tuple(data.draw(st.integers(low, high)) for _ in range(rank))
+
+    size, stride, dilation = each(1, 3), each(1, 2), each(1, 2)
+    mode = data.draw(st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]))
+    spans = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
+    lows, highs = ([min(n, span) for n, span in zip(each(0, 2), spans, strict=True)] for _ in range(2))
+    padding = tuple(zip(lows, highs, strict=True))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    weight = random.standard_normal((4, 4 // groups, *size))
+    node = conv_node(ConvKernel(weight, random.standard_normal(4) * bias, stride, dilation, padding, groups, mode))
+    found = identify(node, rank=rank)
+    for sizes in ((11, 12), (16, 13), (9, 8)):
+        x = normal(2, 4, *sizes[:rank])
+        expected, same = (evaluate_node(n, {"x": x}) for n in (node, conv_node(found)))
+        assert difference(expected, same).relative < EXACT
+
+
+def test_taps_that_are_zero_are_not_kept() -> None:
+    weight = np.zeros((4, 1, 5, 5))
+    weight[:, :, ::2, ::2] = np.random.default_rng(0).standard_normal((4, 1, 3, 3))
+    found = identify(conv_node(ConvKernel(weight, np.zeros(4), (1, 1), (1, 1), ((2, 2), (2, 2)), 4)))
+    assert (found.size, found.dilation, found.groups) == ((3, 3), (2, 2), 4)
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x.flip(2), "its response does not move along axis 0"),
+        (torch.relu, "is not the convolution that its impulse response seems to be"),
+        (lambda x: x * torch.arange(x.shape[3]), "its response does not move along axis 1|is not the convolution"),
+        (lambda x: x + torch.arange(x.shape[3]), "what it adds differs from position to position"),
+        (lambda x: x.mean((2, 3), keepdim=True).expand_as(x), "its response does not move along axis 0"),
+        (lambda x: x.repeat_interleave(2, 2), "its response does not move along axis 0"),
+        (lambda x: x.flatten(1), "it gives a value of shape"),
+        (lambda x: x.sum(0, keepdim=True).expand_as(x), "is not the convolution"),
+        (lambda x: x * 0, "it does not depend on its source"),
+        (lambda x: x.view(3, 5), "it does not run on its own"),
+        (lambda x: (x, x), "it gives several values"),
+    ],
+)
+def test_what_is_no_convolution_is_refused(function: object, reason: str) -> None:
+    known = TensorType("f64", (2, 4, 6, 7)) if "convolution" in reason else None
+    with pytest.raises(NotFusable, match=reason):
+        identify(opaque(function), known=known)
+
+
+def test_a_region_that_runs_only_on_its_recorded_size_is_probed_there() -> None:
+    weight = torch.randn(4, 4, 3, 3, dtype=torch.float64)
+
+    def fixed(x: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x.reshape(2, 4, 7, 9), weight, padding=1)
+
+    found = identify(opaque(fixed), known=TensorType("f64", (2, 4, 7, 9)))
+    assert np.allclose(found.weight, weight.numpy(), rtol=1e-12)  # float64
+    assert found.padding == ((1, 1), (1, 1))
+
+
+def test_too_many_channels_to_probe_are_refused() -> None:
+    with pytest.raises(NotFusable, match="20000 channels at 7x8 are too many to probe"):
+        identify(opaque(lambda x: x), channels=20000)
+
+
+@pytest.mark.parametrize("kind", ["fx", "export"])
+def test_ops_without_a_rule_are_fused_with_their_block(kind: str) -> None:
+    """A pointwise conv as a linear layer over the last axis, and a shift round a circular border."""
+
+    def forward(m: Pieces, x: Tensor) -> Tensor:
+        mixed = torch.einsum("nchw,oc->nohw", x, m.point.weight[:, :, 0, 0])
+        return torch.relu(torch.nn.functional.pad(x, (1, 1, 1, 1), "circular")[:, :, 2:, 1:-1] + mixed.roll(1, -1))
+
+    fused = fuse_in_float64(Pieces(forward), normal(2, 4, 6, 5), kind=kind, shapes=True)  # type: ignore[arg-type]
+    assert fused.error < EXACT
