@@ -196,7 +196,7 @@ READ_AS_ASSIGNMENTS: list[tuple[Wiring, int, int]] = [
     (only_before_the_border, 2, 1),
     (after_the_border, 1, 1),
     (between, 1, 2),
-    (whole_and_part, 1, 1),
+    (whole_and_part, 1, 2),
     (through_another_name, 1, 1),
     (into_a_canvas, 1, 1),
     (a_value_that_is_computed, 1, 0),

@@ -32,6 +32,8 @@ from reparam_compiler.passes.fuse_branches import Options, PassResult, fuse_bran
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "fuse_branches"
 ALWAYS = Options(policy="always")
+ROUNDED = ("dyrep", "dyrep_nested")
+"""Blocks whose padding values the model computes in float32: they are its inner biases to eight units in the last place."""
 NAMES = pytest.mark.parametrize("name", BLOCKS)
 KINDS = {name: ("fx", "export") if name in BLOCKS or ENTRIES[name].symbolic else ("export",) for name in BLOCKS | CATALOGUE}
 """The routes that take a block, the one that writes its golden first."""
@@ -91,7 +93,7 @@ def test_the_fused_graph_gives_the_same_values_in_float64(name: str, kind: str) 
     for shape in shapes:
         feeds = {source: normal(*shape, seed=1)}
         expected, found = (evaluate(g, feeds)[g.outputs[0]] for g in (graph, after))
-        assert difference(expected, found).relative < EXACT
+        assert difference(expected, found).relative < (8 * 2**-23 if name in ROUNDED else EXACT)
 
 
 def test_every_golden_has_a_block() -> None:
