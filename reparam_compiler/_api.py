@@ -108,11 +108,16 @@ def _fused(model: Any, example_inputs: Sequence[Any] | None, options: Options, *
         graph_module = traced(model, example_inputs, copy=not inplace)
         if graph_module is None:
             return _fuse_parts(model, example_inputs, options, copy=not inplace)
-        model, inplace = graph_module, True
-    frontend = frontend_for(model)
-    if frontend.name == "onnx":
-        return _fused_onnx(frontend, model, example_inputs, options, inplace=inplace, compare=options.verify)
-    reading = frontend.read(model, example_inputs)
+        frontend, inplace = frontend_for(graph_module), True
+        try:
+            reading = frontend.read(graph_module, example_inputs)
+        except UnsupportedModelError:  # a check of its own data that shapes alone do not pass: what the tracer noted will do
+            reading = frontend.read(graph_module, None)
+    else:
+        frontend = frontend_for(model)
+        if frontend.name == "onnx":
+            return _fused_onnx(frontend, model, example_inputs, options, inplace=inplace, compare=options.verify)
+        reading = frontend.read(model, example_inputs)
     found = pipeline.run(reading.graph, options)
     report = _report(frontend, reading, found, example_inputs, compare=options.verify)
     return reading.write(found.graph, inplace=inplace), report

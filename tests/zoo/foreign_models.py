@@ -69,20 +69,35 @@ def timm_model(name: str, size: int | None = None, **options: Any) -> tuple[nn.M
     raise RuntimeError(f"{name} runs on no image of {size or SIZES}")
 
 
-def transformers_model(name: str) -> tuple[nn.Module, Tensor]:
-    """A small model of transformers in evaluation mode, and an input for it; `name` is one of `CONFIGURED`."""
+def own_size(name: str) -> int:
+    """The height and width that a model of timm was made for."""
+    return int(timm().models.get_pretrained_cfg(name).input_size[-1])
+
+
+def transformers_model(name: str, *, small: bool = True) -> tuple[nn.Module, Tensor]:
+    """A model of transformers in evaluation mode, and an input for it.
+
+    Args:
+        name: one of `CONFIGURED`.
+        small: of a few narrow layers; else as its configuration's defaults have it.
+    """
     library = transformers()
-    make, shape = CONFIGURED[name]
+    make, *shapes = CONFIGURED[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return randomised(make(library)), normal(*shape)
+        return randomised(make(library, small)), normal(*shapes[not small])
 
 
-def _textnet(library: Any) -> nn.Module:
-    return library.TextNetModel(library.TextNetConfig(stem_out_channels=8, hidden_sizes=[8, 8, 16, 24, 32]))
+def _textnet(library: Any, small: bool) -> nn.Module:
+    widths = {"stem_out_channels": 8, "hidden_sizes": [8, 8, 16, 24, 32]} if small else {}
+    return library.TextNetModel(library.TextNetConfig(**widths))
 
 
-def _efficientloftr(library: Any) -> nn.Module:
+def _efficientloftr(library: Any, small: bool) -> nn.Module:
+    if not small:
+        return library.EfficientLoFTRModel(
+            library.EfficientLoFTRConfig(rope_parameters={**ROTARY, "partial_rotary_factor": 4.0})
+        )
     return library.EfficientLoFTRModel(
         library.EfficientLoFTRConfig(
             stage_num_blocks=[1, 2, 2, 2],
@@ -90,11 +105,12 @@ def _efficientloftr(library: Any) -> nn.Module:
             hidden_size=32,
             num_attention_layers=1,
             num_attention_heads=4,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 2.0},
+            rope_parameters={**ROTARY, "partial_rotary_factor": 2.0},
         )
     )
 
 
+ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 DETECTOR = {
     "encoder_in_channels": [24, 32, 40],
     "encoder_hidden_dim": 32,
@@ -113,12 +129,16 @@ DETECTOR = {
 STAGES = {"hidden_sizes": [16, 24, 32, 40], "out_features": ["stage2", "stage3", "stage4"]}
 
 
-def _rt_detr(library: Any) -> nn.Module:
+def _rt_detr(library: Any, small: bool) -> nn.Module:
+    if not small:
+        return library.RTDetrForObjectDetection(library.RTDetrConfig())
     backbone = library.RTDetrResNetConfig(embedding_size=16, depths=[1, 1, 1, 1], layer_type="basic", **STAGES)
     return library.RTDetrForObjectDetection(library.RTDetrConfig(backbone_config=backbone, **DETECTOR))
 
 
-def _d_fine(library: Any) -> nn.Module:
+def _d_fine(library: Any, small: bool) -> nn.Module:
+    if not small:
+        return library.DFineForObjectDetection(library.DFineConfig())
     backbone = library.HGNetV2Config(
         stem_channels=[3, 8, 16],
         stage_in_channels=[16, 16, 24, 32],
@@ -134,13 +154,13 @@ def _d_fine(library: Any) -> nn.Module:
     return library.DFineForObjectDetection(library.DFineConfig(backbone_config=backbone, **DETECTOR))
 
 
-CONFIGURED: dict[str, tuple[Callable[[Any], nn.Module], tuple[int, ...]]] = {
-    "textnet": (_textnet, (1, 3, 64, 96)),
-    "efficientloftr": (_efficientloftr, (1, 2, 1, 64, 96)),
-    "rt_detr": (_rt_detr, (1, 3, 96, 96)),
-    "d_fine": (_d_fine, (1, 3, 96, 96)),
+CONFIGURED: dict[str, tuple[Callable[[Any, bool], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
+    "textnet": (_textnet, (1, 3, 64, 96), (1, 3, 320, 320)),
+    "efficientloftr": (_efficientloftr, (1, 2, 1, 64, 96), (1, 2, 1, 224, 224)),
+    "rt_detr": (_rt_detr, (1, 3, 96, 96), (1, 3, 320, 320)),
+    "d_fine": (_d_fine, (1, 3, 96, 96), (1, 3, 320, 320)),
 }
-"""How to make each model of transformers, and the shape of its input."""
+"""How to make each model of transformers, and the shapes of the inputs of the small one and of the other."""
 
 
 def normal(*shape: int) -> Tensor:
