@@ -173,7 +173,7 @@ def _tune_rest(module: Any, target: Any, trials: int, folder: Path, runner: Any,
                 meta_schedule.TuneContext(
                     tvm.IRModule({"main": func.with_attr("global_symbol", "main")}),
                     target=target,
-                    space_generator="post-order-apply",
+                    space_generator=_space(),
                     search_strategy=_strategy(),
                     task_name=name,
                     rand_state=1 + index,
@@ -194,6 +194,15 @@ def _tune_rest(module: Any, target: Any, trials: int, folder: Path, runner: Any,
         advance(len(store) - before)
     tasks = tuple(_generic_task(store, name, func) for name, func in functions.items())
     return TuneResult(len(store) - before, len(store), tasks)
+
+
+def _space() -> Any:
+    """The generic space of a cpu, named: chosen by the target it asks for tensor intrinsics wherever there is VNNI."""
+    return meta_schedule.space_generator.PostOrderApply(
+        sch_rules=meta_schedule.ScheduleRule.create("llvm"),
+        postprocs=meta_schedule.Postproc.create("llvm"),
+        mutator_probs=meta_schedule.Mutator.create("llvm"),
+    )
 
 
 def _strategy() -> Any:
