@@ -18,8 +18,7 @@ from reparam_compiler.frontends.onnx_gs import OnnxFrontend
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.report import FuseReport
 
-CONVS = ("conv", "conv_transpose", "linear", "PaddedConv")
-"""PaddedConv is how a conv of uneven padding is written back to an fx module."""
+CONVS = ("conv", "conv_transpose", "linear")
 SILENT = ("input", "identity", "size", "shape", "getitem", "Shape", "GuardsFn")
 """What neither computes nor moves anything, and what reads or checks shapes."""
 QUICK = ("repvgg_grouped", "dbb", "dyrep", "ecbsr", "fastvit", "lora_tokens")

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from reparam_compiler.equivalence import EXACT, Difference, difference
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.base import Comparison
+from reparam_compiler.frontends.padded_conv import conv_of
 from reparam_compiler.frontends.torch_native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch_read import TorchReader
 from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
@@ -189,7 +190,7 @@ class _Writer:
         """A tensor that the model had no name for: a bias where there was none, or what was computed from parameters."""
         tensor = nn.Parameter(tensor_from(param, exact=self.exact))
         if fx_node.op == "call_module":
-            module, name = self.model.get_submodule(str(fx_node.target)), ("weight", "bias")[index - 1]
+            module, name = conv_of(self.model.get_submodule(str(fx_node.target))), ("weight", "bias")[index - 1]
             setattr(module, name, tensor)
             return
         name = self._free_name(f"{fx_node.name}_{param.role}", [])

@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
+from reparam_compiler.frontends.padded_conv import PaddedConv
+
 
 @dataclass(frozen=True, slots=True)
 class ModuleTensor:
@@ -41,6 +43,12 @@ def _conv(m: Any, path: str) -> tuple[Any, ...]:
     return (*_tensors(path, "weight", "bias"), m.stride, m.padding, m.dilation, m.groups)
 
 
+def _padded_conv(m: Any, path: str) -> tuple[Any, ...]:
+    """The padding of the first part, as (low, high) for each axis, and the rest of the second."""
+    pad, conv = m
+    return (*_tensors(f"{path}.1", "weight", "bias"), conv.stride, pad.padding, conv.dilation, conv.groups)
+
+
 def _conv_transpose(m: Any, path: str) -> tuple[Any, ...]:
     return (*_tensors(path, "weight", "bias"), m.stride, m.padding, m.output_padding, m.groups, m.dilation)
 
@@ -61,6 +69,7 @@ MODULES: dict[type, ModuleCall] = {
     nn.ConvTranspose1d: ModuleCall("conv_transpose1d", _conv_transpose),
     nn.ConvTranspose2d: ModuleCall("conv_transpose2d", _conv_transpose),
     nn.ConvTranspose3d: ModuleCall("conv_transpose3d", _conv_transpose),
+    PaddedConv: ModuleCall("padded_conv", _padded_conv),
     nn.Linear: ModuleCall("linear", lambda m, path: _tensors(path, "weight", "bias")),
     nn.BatchNorm1d: ModuleCall("batch_norm", _batch_norm),
     nn.BatchNorm2d: ModuleCall("batch_norm", _batch_norm),

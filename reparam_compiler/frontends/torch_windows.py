@@ -37,6 +37,13 @@ def _conv(rank: int, call: Call) -> Read:
     return ops.Conv(stride, padding, dilation, call.constant(6, "groups", 1)), (x, weight, bias)
 
 
+def _padded_conv(call: Call) -> Read:
+    """`PaddedConv`, which gives its padding as pairs."""
+    x, weight, bias = _weights(call)
+    stride, padding, dilation, groups = call.args[3:]
+    return ops.Conv(stride, padding, dilation, groups), (x, weight, bias)
+
+
 def _conv_transpose(rank: int, call: Call) -> Read:
     keys = ((3, "stride", 1), (4, "padding", 0), (5, "output_padding", 0), (7, "dilation", 1))
     stride, padding, extra, dilation = (spread(call.constant(i, key, default), rank) for i, key, default in keys)
@@ -104,6 +111,7 @@ WINDOWS: dict[str, Reader] = {
     **{f"conv{n}d": partial(_conv, n) for n in (1, 2, 3)},
     **{f"conv_transpose{n}d": partial(_conv_transpose, n) for n in (1, 2, 3)},
     "convolution": _convolution,
+    "padded_conv": _padded_conv,
     **{f"avg_pool{n}d": partial(_avg_pool, n) for n in (1, 2, 3)},
     **{f"max_pool{n}d": partial(_max_pool, n) for n in (1, 2, 3)},
     **{f"adaptive_avg_pool{n}d": partial(_adaptive, n) for n in (1, 2, 3)},

@@ -7,35 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam_compiler.core.kernel import Ints, PaddingMode, Pairs
+from reparam_compiler.core.kernel import Ints
 from reparam_compiler.errors import RewriteError
+from reparam_compiler.frontends.padded_conv import Pad, PaddedConv, conv_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
 
 _CONVS: dict[int, Callable[..., Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONVS_TRANSPOSED: dict[int, Callable[..., Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-
-
-class PaddedConv(nn.Sequential):
-    """A conv whose padding is not the same on both sides: torch's convs have no such option."""
-
-
-class Pad(nn.Module):
-    """Padding, or a crop, of the spatial axes: (low, high) for each."""
-
-    def __init__(self, padding: Pairs, mode: PaddingMode = "zeros") -> None:
-        super().__init__()
-        self.padding = padding
-        self.mode = mode
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`N C *S` to `N C *S'`."""
-        amounts = [amount for pair in reversed(self.padding) for amount in pair]
-        return F.pad(x, amounts, "constant" if self.mode == "zeros" else self.mode)
-
-    def extra_repr(self) -> str:
-        """The padding."""
-        return f"{self.padding}, mode={self.mode!r}"
 
 
 def new_module(node: Node, tensor: Callable[[Param], Tensor]) -> nn.Module:
@@ -143,6 +122,7 @@ def _is_constant(argument: object, before: Graph) -> bool:
 
 def update_module(module: nn.Module, node: Node) -> None:
     """Sets what a module says of its widths to those of its tensors, which are already exchanged."""
+    module = conv_of(module)
     weight = node.param(1) if len(node.inputs) > 1 else None
     match node.op:
         case ops.Conv(groups=groups) if weight is not None:

@@ -11,7 +11,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.fx import FxFrontend
-from reparam_compiler.frontends.torch_write import Pad, PaddedConv
+from reparam_compiler.frontends.padded_conv import Pad, PaddedConv
 
 
 def state(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -90,6 +90,20 @@ def test_uneven_padding_is_a_pad_before_the_conv(mode: str) -> None:
     assert padded[0].padding == ((0, 1), (1, 2))
     assert repr(padded[0]) == f"Pad(((0, 1), (1, 2)), mode='{mode}')"
     assert isinstance(padded[1], nn.Conv2d)
+
+
+def test_a_conv_of_uneven_padding_is_read_as_one_and_pruned_like_one() -> None:
+    model = nn.Sequential(nn.ZeroPad2d((2, 0, 1, 1)), nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1))
+    x = torch.randn(1, 3, 7, 6)
+    fused = reparam_compiler.fuse(fx.symbolic_trace(model.eval()), (x,), policy="always")
+    again, report = reparam_compiler.fuse(fused, (x,), return_report=True)
+    assert not report.fusions
+    assert report.before.convs == 2
+    with pytest.warns(reparam_compiler.UnrepairedPruneWarning):
+        pruned = reparam_compiler.prune(again, (x,), ratio=0.5)
+    (padded,) = [m for m in pruned.modules() if isinstance(m, PaddedConv)]
+    assert (padded[1].out_channels, padded[1].weight.shape) == (8, (8, 3, 3, 3))
+    assert pruned(x).shape == (1, 4, 7, 6)
 
 
 def test_a_crop_after_a_conv_is_negative_padding() -> None:
