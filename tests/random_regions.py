@@ -187,7 +187,8 @@ def _border(draw: st.DrawFn, model: RandomRegion, index: int) -> None:
 
 
 def _cut(draw: st.DrawFn, model: RandomRegion, index: int) -> None:
-    kind = draw(st.sampled_from(["channels", "halves", "crop", "every"]))
+    kinds = ["channels", "crop", "every", *(["halves"] if model.channels(index) % 2 == 0 else [])]
+    kind = draw(st.sampled_from(kinds))
     extra: object = None
     if kind == "channels":
         start = draw(st.integers(0, 1))

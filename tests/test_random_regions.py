@@ -1,14 +1,20 @@
 """Whatever linear graph comes along, the fused one gives the same values, and near-misses are left alone."""
 
 import copy
+import tempfile
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given, settings
+from onnx_models import exported
 from random_regions import RandomRegion, random_regions, sizes_to_try
 from small_models import EXACT, normal, relative_error
 from torch import fx
 
 import reparam_compiler
+from reparam_compiler.equivalence import evaluate
+from reparam_compiler.frontends.onnx_gs import OnnxFrontend
 
 
 def runs(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor | None:
@@ -48,3 +54,42 @@ def test_a_fused_region_gives_the_same_values_on_sources_of_several_sizes(region
 @given(region=random_regions())
 def test_the_algebra_is_right_without_the_proof_and_without_shapes(region: tuple[RandomRegion, int, int]) -> None:
     check(region, verify=False, shapes=False)
+
+
+def first_that_runs(region: tuple[RandomRegion, int, int]) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor] | None:
+    model, channels, rank = region
+    model = model.eval()
+    for sizes in sizes_to_try(rank):
+        x = normal(2, channels, *sizes)
+        if (y := runs(model, x)) is not None:
+            return model, x, y
+    return None
+
+
+@settings(max_examples=settings.default.max_examples // 5)
+@given(region=random_regions())
+def test_the_same_through_export(region: tuple[RandomRegion, int, int]) -> None:
+    if (found := first_that_runs(region)) is not None:
+        model, x, y = found
+        program, report = reparam_compiler.fuse(torch.export.export(model, (x,)), policy="always", return_report=True)
+        with torch.no_grad():
+            assert relative_error(y, program.module()(x)) < EXACT, report.to_text()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@settings(max_examples=settings.default.max_examples // 5)
+@given(region=random_regions())
+def test_the_same_through_onnx(region: tuple[RandomRegion, int, int]) -> None:
+    """In float64, by the interpreter: ONNX Runtime has no convs in it."""
+    if (found := first_that_runs(region)) is None:
+        return
+    model, x, y = found
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            proto = exported(model, x, Path(folder), dynamo=False, dynamic=False)
+        except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError):  # what the exporter has no ONNX for
+            return
+    fused, report = reparam_compiler.fuse(proto, verify=True, policy="always", return_report=True)
+    graph = OnnxFrontend().read(fused).graph
+    result = evaluate(graph, {proto.graph.input[0].name: x})[graph.outputs[0]]
+    assert relative_error(y, result) < EXACT, report.to_text()
