@@ -209,7 +209,7 @@ def _signal(graph: Graph, region: Region) -> Signal:
     if len(ranks) != 1 or min(ranks) < 0:
         refusal = NoRule if last else NotFusable
         raise refusal(f"{region.source} has an unknown number of axes" if not ranks else f"axes {sorted(ranks)} meet")
-    counts = {count for node in region.nodes if region.source in node.sources and (count := _channels_read(node))}
+    counts = _channels_of_source(region)
     if known is not None and len(known.shape) > 1 and isinstance(size := known.shape[-1 if last else 1], int):
         counts.add(size)
     if len(counts) != 1:
@@ -226,7 +226,7 @@ def _signal(graph: Graph, region: Region) -> Signal:
 def _channels_first(graph: Graph, region: Region) -> tuple[int, int]:
     """Channels and spatial axes of a source whose channels are second."""
     known = graph[region.source].type
-    counts = {n for node in region.nodes if region.source in node.sources and (n := _channels_read(node))}
+    counts = _channels_of_source(region)
     ranks = {rank for node in region.nodes if (rank := _rank(node)) is not None}
     if known is not None:
         ranks = {len(known.shape) - 2}
@@ -234,6 +234,19 @@ def _channels_first(graph: Graph, region: Region) -> tuple[int, int]:
     if len(ranks) != 1 or len(counts) != 1:
         raise NotFusable(f"{region.source} has an unknown number of axes or channels")
     return counts.pop(), ranks.pop()
+
+
+def _channels_of_source(region: Region) -> set[int]:
+    """How many channels the source has, told by what reads it, or reads what has as many."""
+    alike, counts = {region.source}, set[int]()
+    for node in region.nodes:
+        if alike.isdisjoint(node.sources):
+            continue
+        if count := _channels_read(node):
+            counts.add(count)
+        elif isinstance(node.op, ops.Identity | ops.Pad | ops.AvgPool | ops.Slice) and getattr(node.op, "axis", 2) >= 2:
+            alike.add(node.id)
+    return counts
 
 
 def _rank(node: Node) -> int | None:
