@@ -237,15 +237,30 @@ def compose(outer: ConvKernel, inner: ConvKernel) -> ConvKernel:
     return _correlate(regroup(outer, groups), regroup(padded, groups), bias)
 
 
-def _correlate(outer: ConvKernel, inner: ConvKernel, bias: Bias) -> ConvKernel:
-    """The taps of outer . inner on their common lattice; both in the same groups, the padding already in `inner`."""
+def composed_weights(outer: ConvKernel, inner: ConvKernel) -> int:
+    """How many weights `compose` gives, known before they are computed."""
+    if outer.is_diagonal:
+        return inner.weight.size
+    if inner.is_diagonal:
+        return outer.weight.size
+    _, _, size = _common_taps(outer, inner)
+    return outer.channels[1] * (inner.channels[0] // gcd(outer.groups, inner.groups)) * prod(size)
+
+
+def _common_taps(outer: ConvKernel, inner: ConvKernel) -> tuple[Ints, Ints, Ints]:
+    """How far apart an outer kernel reads the inner one, in source positions; their common lattice; how many taps that has."""
     steps = tuple(s * d for s, d in zip(inner.stride, outer.dilation, strict=True))
     lattice = tuple(
         gcd(step if m > 1 else 0, d if n > 1 else 0) or 1
         for step, m, d, n in zip(steps, outer.size, inner.dilation, inner.size, strict=True)
     )
     spans = (step * (m - 1) + span for step, m, span in zip(steps, outer.size, inner.span, strict=True))
-    size = tuple(span // g + 1 for span, g in zip(spans, lattice, strict=True))
+    return steps, lattice, tuple(span // g + 1 for span, g in zip(spans, lattice, strict=True))
+
+
+def _correlate(outer: ConvKernel, inner: ConvKernel, bias: Bias) -> ConvKernel:
+    """The taps of outer . inner on their common lattice; both in the same groups, the padding already in `inner`."""
+    steps, lattice, size = _common_taps(outer, inner)
     groups, out, into = inner.groups, outer.weight.shape[0], inner.weight.shape[1]
     weight = np.zeros((groups, out // groups, into, *size))
     inner_matrix = inner.weight.reshape(groups, inner.weight.shape[0] // groups, -1)

@@ -99,7 +99,7 @@ def rewrite_regions(
 ) -> PassResult:
     """Rewrites the best of the regions that `wants` takes; refusals are kept for the nodes that `reports` takes."""
     regions = Regions(graph)
-    builder = _Builder(graph, regions.still, options.verify)
+    builder = _Builder(graph, regions.still, options)
     planner = Planner(
         graph,
         regions,
@@ -125,8 +125,8 @@ def rewrite_regions(
 class _Builder:
     """Makes the op of a region."""
 
-    def __init__(self, graph: Graph, still: Set[NodeId], verify: bool) -> None:
-        self.graph, self.still, self.verify = graph, still, verify
+    def __init__(self, graph: Graph, still: Set[NodeId], options: Options) -> None:
+        self.graph, self.still, self.options = graph, still, options
         self.ranges: dict[NodeId, tuple[float, float]] = {}
         self._kept = 0
 
@@ -135,7 +135,7 @@ class _Builder:
         found = self._understand(region)
         node = self._node(region, found)
         error = None
-        if self.verify or found.must_be_proven:
+        if self.options.verify or found.must_be_proven:
             error = prove(
                 self._trial(region, found), node, max(region.rounding, TOLERANCE) if found.must_be_proven else TOLERANCE
             )
@@ -150,7 +150,7 @@ class _Builder:
         return Built(node, found, error)
 
     def _understand(self, region: Region) -> Interpretation:
-        found = interpret(self.graph, region, self.still)
+        found = interpret(self.graph, region, self.still, whatever_size=self.options.policy == "always")
         if not found.kernel.weight.size:
             raise NotFusable("nothing is left")
         if not found.kernel.bias_varies:

@@ -31,8 +31,8 @@ TOLERANCE = 1e-10
 """The largest relative difference, in float64, of a region and the kernel that it seems to be."""
 LARGEST_BATCH = 2**24
 """Elements of the sources of one batch of impulses."""
-LARGEST_PROBE = 2**31
-"""Elements of all of them: beyond, a region is not probed."""
+LARGEST_PROBE = 2**26
+"""Elements of all of them, which take about two seconds: beyond, a region is not probed."""
 _NOISE = 1e-13
 """A tap below this share of the largest is the rounding of a zero."""
 
@@ -65,7 +65,14 @@ def is_affine(node: Node) -> bool:
 
 
 def identify(
-    nodes: Sequence[Node], source: NodeId, channels: int, rank: int, known: TensorType | None, rounding: float
+    nodes: Sequence[Node],
+    source: NodeId,
+    channels: int,
+    rank: int,
+    known: TensorType | None,
+    *,
+    rounding: float = 0.0,
+    most: int | None = None,
 ) -> ConvKernel:
     """The operator of a region.
 
@@ -74,8 +81,9 @@ def identify(
         source: what it reads, of `channels` channels and `rank` spatial axes, channels second.
         known: the type of the source, for regions that run on its sizes alone.
         rounding: how far constants in the region may be from what they were computed from (`Region.rounding`).
+        most: how many weights the operator may have.
 
-    Raises NotFusable where the region is no convolution, or is too large to find out.
+    Raises NotFusable where the region is no convolution, has more weights, or is too large to find out.
     """
     if rank < 1:
         raise NotFusable("a region without spatial axes")
@@ -89,6 +97,8 @@ def identify(
     bias, tolerance = _same_everywhere(still, rounding)
     respond = _Responses(run, channels, sizes, still, batch)
     stride = tuple(_stride(respond, axis) for axis in range(rank))
+    if most is not None and (weights := respond.weights(stride)) > most:
+        raise NotFusable(f"one conv would have about {weights} weights, and be slower; policy='always' fuses it all the same")
     taps, first = respond.taps(stride)
     kernel = _trimmed(taps, bias, stride, first)
     return _confirmed(kernel, run, sizes, batch, still.shape[2:], tolerance)
@@ -164,6 +174,14 @@ class _Responses:
         at: tuple[slice | int, ...] = (slice(None), *place)
         x[0][at] = torch.randn(self.channels, dtype=torch.float64, generator=random)
         return (self.run(x) - self.still)[0]
+
+    def weights(self, stride: Ints) -> int:
+        """About how many weights the operator has: a channel's responses that are not zero, for all channels."""
+        x = torch.zeros(self.batch, self.channels, *self.sizes, dtype=torch.float64)
+        x[0, self.channels // 2][self.middle] = 1.0
+        response = (self.run(x) - self.still)[0].abs()
+        heard = int((response > _NOISE * response.max()).sum())
+        return heard * prod(stride) * self.channels
 
     def each_channel(self, place: Ints) -> Iterator[tuple[int, Tensor]]:
         """(channel, response) for a 1 in each channel."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from reparam_compiler.core.affine import identity
 from reparam_compiler.core.channels import finest
-from reparam_compiler.core.kernel import ConvKernel, NotFusable, compose
+from reparam_compiler.core.kernel import ConvKernel, NotFusable, compose, composed_weights
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.view import ENTRY, between, dead_nodes, immediate_dominators, still_nodes
@@ -23,6 +23,8 @@ from reparam_compiler.passes.registry import is_linear, linear_rule, merge_rule
 
 KERNELS = ops.Conv | ops.ConvTranspose | ops.Linear
 """The ops whose place a fused one can take."""
+_WIDER, _SMALL = 4, 2**16
+"""How many times the weights of a region one op may have, or how many at all, to be worth computing what it costs."""
 _MANTISSA = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}
 _LONGEST = 64
 """How many dominators a region is followed up; longer chains of linear ops are not met in nets."""
@@ -132,27 +134,32 @@ class Interpretation:
     must_be_proven: bool = False
 
 
-def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset()) -> Interpretation:
-    """Carries a kernel from the source to the sink; raises NotFusable with the node and the reason where there is none."""
+def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset(), *, whatever_size: bool = False) -> Interpretation:
+    """Carries a kernel from the source to the sink; raises NotFusable with the node and the reason where there is none.
+
+    It is also refused where convs in sequence would have many times the weights of the region, unless `whatever_size` is set:
+    a depthwise conv and a pointwise one as one dense conv pay nowhere, and take long to compute.
+    """
+    most = None if whatever_size else max(_WIDER * sum(n.params[0].count for n in region.kernels), _SMALL)
     try:
-        return _by_rules(graph, region, still)
+        return _by_rules(graph, region, still, most)
     except NoRule as refusal:
         channels, rank = _channels_first(graph, region)
         known = graph[region.source].type
         try:
-            kernel = probe.identify(region.nodes, region.source, channels, rank, known, region.rounding)
+            kernel = probe.identify(region.nodes, region.source, channels, rank, known, rounding=region.rounding, most=most)
         except NotFusable as reason:
             raise NotFusable(f"{refusal}; probed: {reason}") from reason
         return Interpretation(kernel, Signal(channels, rank), {region.sink: kernel}, must_be_proven=True)
 
 
-def _by_rules(graph: Graph, region: Region, still: Set[NodeId]) -> Interpretation:
+def _by_rules(graph: Graph, region: Region, still: Set[NodeId], most: int | None) -> Interpretation:
     signal = _signal(graph, region)
     carried: dict[NodeId, Carried] = {}
     varies_at = ""
     for node in region.nodes:
         try:
-            carried[node.id] = found = _carry(node, region.source, carried, signal, still)
+            carried[node.id] = found = _carry(node, region.source, carried, signal, still, most)
         except NotFusable as refusal:
             text = str(refusal)
             raise type(refusal)(text if text.startswith(f"{node.id}:") else f"{text} at {node.id}") from refusal
@@ -167,7 +174,14 @@ def _by_rules(graph: Graph, region: Region, still: Set[NodeId]) -> Interpretatio
     return Interpretation(kernel, signal, kernels, varies_at)
 
 
-def _carry(node: Node, source: NodeId, carried: Mapping[NodeId, Carried], signal: Signal, still: Set[NodeId]) -> Carried:
+def _carry(
+    node: Node,
+    source: NodeId,
+    carried: Mapping[NodeId, Carried],
+    signal: Signal,
+    still: Set[NodeId],
+    most: int | None,
+) -> Carried:
     if node.id in still:
         return Still(None if node.type is None else node.type.shape)
     if rule := linear_rule(node):
@@ -179,7 +193,10 @@ def _carry(node: Node, source: NodeId, carried: Mapping[NodeId, Carried], signal
         inner = carried[computed[0]]
         if not isinstance(inner, ConvKernel):
             raise NotFusable(f"{node.op.name} of stacked values")
-        return compose(rule(node, _after(signal, inner)), inner)
+        outer = rule(node, _after(signal, inner))
+        if most is not None and (weights := composed_weights(outer, inner)) > most:
+            raise NotFusable(f"one conv would have {weights} weights, and be slower; policy='always' fuses it all the same")
+        return compose(outer, inner)
     merge = merge_rule(node)
     if merge is None:
         raise NoRule(f"{node.op.name} has no rule")

@@ -25,7 +25,7 @@ def opaque(function: object, name: str = "roll") -> Node:
 
 
 def identify(*nodes: Node, channels: int = 4, rank: int = 2, known: TensorType | None = None) -> ConvKernel:
-    return probe.identify(nodes, "x", channels, rank, known, 0.0)
+    return probe.identify(nodes, "x", channels, rank, known)
 
 
 @settings(max_examples=settings.default.max_examples // 2)
@@ -92,6 +92,12 @@ def test_a_region_that_runs_only_on_its_recorded_size_is_probed_there() -> None:
 def test_too_many_channels_to_probe_are_refused() -> None:
     with pytest.raises(NotFusable, match="20000 channels at 7x8 are too many to probe"):
         identify(opaque(lambda x: x), channels=20000)
+
+
+def test_an_operator_of_more_weights_than_pay_is_not_probed_to_the_end() -> None:
+    dense = conv_node(ConvKernel(np.ones((4, 4, 3, 3)), np.zeros(4), (1, 1), (1, 1), ((1, 1), (1, 1))))
+    with pytest.raises(NotFusable, match="one conv would have about 144 weights, and be slower"):
+        probe.identify([dense], "x", 4, 2, None, most=100)
 
 
 @pytest.mark.parametrize("kind", ["fx", "export"])
