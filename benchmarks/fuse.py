@@ -15,7 +15,6 @@ is measured in a process of its own. `--quick` takes few, at small sizes, once e
 
 import argparse
 import datetime
-import io
 import json
 import os
 import platform
@@ -27,9 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
-from fuse_measure import Budget, Measured, Pair, interleaved, measure, onnx_blocks, onnx_pair, seconds
+from fuse_measure import Measured, Pair, exported, interleaved, measure, onnx_blocks, onnx_pair, seconds
 from fuse_zoo import WITH_REGIONS, Subject, boxed, foreign_models, outputs, timm_subject, transformers_subject, worst
 from torch import Tensor, nn
 
@@ -96,7 +94,7 @@ def _models(only: Sequence[str], quick: bool) -> Iterator[tuple[str, Measured | 
     for subject in _subjects(quick):
         if subject.name in only or (not only and (not quick or subject.name in QUICK)):
             print(f"{subject.name} …", file=sys.stderr, flush=True)
-            yield subject.name, boxed(measure, subject, Budget(0.5, 1) if quick else Budget())
+            yield subject.name, boxed(measure, subject, 0.5 if quick else 6.0)
 
 
 def _subjects(quick: bool) -> list[Subject]:
@@ -130,7 +128,8 @@ def _row(name: str, found: Measured | str) -> dict[str, Any]:
         "float32": found.shipped,
         "s": found.proven,
         "s, no proof": found.quick,
-        "memory": f"{found.peak:.2f}",
+        "weights, MB": round(found.weights / 1e6),
+        "memory": f"{found.peak:.1f}x",
         "eager, ms": _pair(found.eager),
         "ONNX Runtime, ms": _pair(found.onnx),
     }
@@ -199,9 +198,8 @@ def _errors(name: str, quick: bool) -> Rows:
         exact = None if report.whole_model is None else report.whole_model.difference.relative
         rows.append({"model": name, "frontend": frontend, "float64": exact, "float32": shipped})
     for exporter in (False, True):
-        buffer = io.BytesIO()
-        torch.onnx.export(model, (x,), buffer, dynamo=exporter, verbose=False)
-        reading = OnnxFrontend().read(onnx.load_from_string(buffer.getvalue()))
+        proto = exported(model, (x,), dynamo=exporter)
+        reading = OnnxFrontend().read(proto)
         compared = reading.compare(pipeline.run(reading.graph).graph, (x.numpy(),))
         relative = None if compared is None else compared.difference.relative
         kind = "ONNX, dynamo" if exporter else "ONNX, TorchScript"

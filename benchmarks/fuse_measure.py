@@ -1,14 +1,19 @@
 """What `fuse.py` measures of one model: each function runs in a process of its own (`fuse_zoo.boxed`).
 
 Speed-up: the median seconds of the training form over those of the fused one; both forms in both engines take turns, in
-rotating order. Peak memory: what the process holds at most while it fuses, less what it held before there was a model, over the
-bytes of the model's weights: 1 is the model itself.
+rotating order, on one thread: the engines' pools of threads would wait for each other on the same cores.
+
+Peak memory: what the process holds at most while it fuses, less what it held before there was a model, over the bytes of the
+model's weights: 1 is the model itself. Another fuse has gone before, so that what is loaded once is there.
 """
 
+import contextlib
 import io
+import os
 import statistics
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +22,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from fuse_zoo import Subject, counts, graph_of, outputs, reasons, worst
+from fuse_zoo import Subject, converted, counts, fusable, graph_of, outputs, reasons, worst
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import reparam_compiler
 from reparam_compiler.frontends.modules import traced
+from reparam_compiler.zoo.blocks import Site, repvgg_block
 
 LEAST, MOST = 5, 41
 """Rounds of a timing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """rounds: seconds for the rounds of one model. repeats: of each timed fuse."""
-
-    rounds: float = 6.0
-    repeats: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +55,7 @@ class Measured:
     refused: reasons why merges and norms stayed, with their number.
     exact: the error of the whole model in float64, the new weights not rounded; proof: of the worst region; shipped: of the
         models as they are, in float32. All relative to the largest output.
-    proven, quick: seconds of a fuse with and without `verify`. peak: memory. eager, onnx: speeds.
+    proven, quick: seconds of a fuse with and without `verify`. peak: memory. weights: their bytes. eager, onnx: speeds.
     """
 
     name: str
@@ -73,60 +71,81 @@ class Measured:
     proven: float
     quick: float
     peak: float
+    weights: int
     eager: Pair
     onnx: Pair | None
 
 
-def measure(subject: Subject, budget: Budget) -> Measured:
-    """All figures of one model."""
-    base = _resident()
+def measure(subject: Subject, rounds: float) -> Measured:
+    """All figures of one model. rounds: seconds for those of the timing."""
+    _warm_up()
+    peak = _memory(subject)
     model, inputs = subject.make()
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    trace = traced(model, inputs, copy=False)
-    given = model if trace is None else trace
-    _reset_peak()
-    reparam_compiler.fuse(given, None if trace is not None else inputs)
-    peak = (_peak() - base) / weights
+    weights = _bytes(model)
+    trace = traced(model, inputs, copy=True)
+    given = fusable(model, trace, inputs)
+    needed = inputs if given is model else None
+    quick = _seconds(lambda: reparam_compiler.fuse(given, needed, verify=False))
+    proven = _seconds(lambda: reparam_compiler.fuse(given, needed))
     fused, report = reparam_compiler.fuse(given, inputs, return_report=True)
-    before, after = graph_of(given, inputs), graph_of(fused, inputs)
+    before, after = graph_of(trace, inputs), graph_of(fused, inputs)
     whole = report.whole_model
-    engines: dict[str, Callable[[], object]] = {
-        "eager, training": lambda: outputs(given, inputs),
-        "eager, fused": lambda: outputs(fused, inputs),
-    }
     sessions = onnx_pair(model, inputs)
-    engines |= sessions
-    times = interleaved(engines, budget.rounds)
+    own = converted(subject, model, inputs)
+    shipped = worst(outputs(given, inputs), outputs(fused, inputs))
+    runs = {"training": lambda: outputs(given, inputs), "fused": lambda: outputs(fused, inputs)}
+    times = interleaved(runs | sessions, rounds)
     return Measured(
         subject.name,
         tuple(tuple(x.shape) for x in inputs),
         None if before is None else counts(before).merges,
         None if after is None else counts(after).merges,
         (report.before.convs, report.after.convs),
-        _own(subject, model, inputs),
+        None if own is None else own.convs,
         reasons(report),
         None if whole is None or "float64" not in whole.how else whole.difference.relative,
         None if report.max_error is None else report.max_error.relative,
-        worst(outputs(given, inputs), outputs(fused, inputs)),
-        seconds(lambda: reparam_compiler.fuse(given, None if trace is not None else inputs), budget.repeats),
-        seconds(lambda: reparam_compiler.fuse(given, None if trace is not None else inputs, verify=False), budget.repeats),
-        peak,
-        Pair(times["eager, training"], times["eager, fused"]),
+        shipped,
+        proven,
+        quick,
+        peak / weights,
+        weights,
+        Pair(times["training"], times["fused"]),
         Pair(times["onnx, training"], times["onnx, fused"]) if sessions else None,
     )
 
 
-def _own(subject: Subject, model: nn.Module, inputs: tuple[Tensor, ...]) -> int | None:
-    if subject.own is None:
-        return None
-    trace = traced(subject.own(model), inputs, copy=True)
-    graph = graph_of(trace, inputs)
-    return None if graph is None else counts(graph).convs
+def _memory(subject: Subject) -> int:
+    """The most bytes that a fuse with its proofs holds, the model included."""
+    base = _status("VmRSS")
+    model, inputs = subject.make()
+    trace = traced(model, inputs, copy=False)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    given = fusable(model, trace, inputs)
+    reparam_compiler.fuse(given, inputs if given is model else None)
+    return _status("VmHWM") - base
+
+
+def _status(key: str) -> int:
+    """Bytes, from Linux's account of this process."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) * 1024
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _warm_up() -> None:
+    model = torch.nn.Sequential(repvgg_block(Site(4, 4)))
+    inputs = (torch.randn(1, 4, 8, 8),)
+    reparam_compiler.fuse(traced(model.eval(), inputs, copy=True), inputs)
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], budget: float) -> dict[str, float]:
-    """The median milliseconds of each, from rounds in which all take turns in rotating order."""
+    """The median milliseconds of each, from rounds in which all take turns in rotating order, on one thread."""
     order, taken = list(runs), {name: list[float]() for name in runs}
+    torch.set_num_threads(1)
     for name in order:
         runs[name]()
     end = time.perf_counter() + budget
@@ -142,51 +161,61 @@ def interleaved(runs: Mapping[str, Callable[[], object]], budget: float) -> dict
 
 def seconds(run: Callable[[], object], repeats: int) -> float:
     """The median of so many runs."""
-    taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+    return statistics.median(_seconds(run) for _ in range(repeats))
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def onnx_pair(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Callable[[], object]]:
-    """The model in ONNX Runtime, as exported and as fused in ONNX; nothing where it cannot be exported."""
+    """The model in ONNX Runtime, as exported and as fused in ONNX; nothing where that takes no model."""
+    training = exported(model, inputs, dynamo=False) or exported(model, inputs, dynamo=True)
+    try:
+        before = None if training is None else _session(training, inputs)
+    except Exception:  # noqa: BLE001 - what was exported is no valid model; ONNX Runtime's errors have no class of their own
+        before = None
+    if training is None or before is None:
+        return {}
+    return {"onnx, training": before, "onnx, fused": _session(reparam_compiler.fuse(training, verify=False), inputs)}
+
+
+def exported(model: nn.Module, inputs: tuple[Tensor, ...], *, dynamo: bool) -> onnx.ModelProto | None:
+    """The model in ONNX; None where this exporter does not take it."""
     buffer = io.BytesIO()
     try:
-        torch.onnx.export(model, inputs, buffer, dynamo=False)
-    except Exception:  # noqa: BLE001 - the exporter runs the model's code, which raises what it likes
-        return {}
-    training = onnx.load_from_string(buffer.getvalue())
-    fused = reparam_compiler.fuse(training, verify=False)
-    return {"onnx, training": _session(training, inputs), "onnx, fused": _session(fused, inputs)}
+        with _silence():
+            torch.onnx.export(model, inputs, buffer, dynamo=dynamo, verbose=False)
+    except Exception:  # noqa: BLE001 - an exporter runs the model's code, which raises what it likes
+        return None
+    return onnx.load_from_string(buffer.getvalue())
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """An exporter that fails prints the whole graph, from C++."""
+    sys.stdout.flush()
+    kept, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(null)
 
 
 def _session(model: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     feeds = {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feeds)
-
-
-def _resident() -> int:
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    """Bytes, from Linux's account of this process."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
-    return int(line.split()[1]) * 1024
-
-
-def _reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def onnx_blocks(blocks: int, channels: int = 8) -> onnx.ModelProto:

@@ -31,6 +31,7 @@ from torch.utils import _pytree
 import reparam_compiler
 from reparam_compiler._api import frontend_for
 from reparam_compiler.equivalence import difference
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.modules import traced
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
@@ -136,8 +137,8 @@ def examine(subject: Subject) -> Examined:
     exact, inputs = copy.deepcopy(model).double(), tuple(x.double() for x in inputs)
     expected = outputs(exact, inputs)
     trace = traced(exact, inputs, copy=True)
-    outcomes = [_outcome(trace if trace is not None else exact, inputs, expected, policy) for policy in ("cost", "always")]
-    graph = graph_of(trace, inputs)
+    graph, given = graph_of(trace, inputs), fusable(exact, trace, inputs)
+    outcomes = [_outcome(given, graph, inputs, expected, policy) for policy in ("cost", "always")]
     return Examined(
         subject.name,
         subject.module,
@@ -145,7 +146,7 @@ def examine(subject: Subject) -> Examined:
         "parts" if trace is None else _route(trace),
         None if graph is None else counts(graph),
         sum(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in model.modules()),
-        None if subject.own is None else _converted(subject.own, model, inputs),
+        converted(subject, model, tuple(x.float() for x in inputs)),
         *outcomes,
         all(bool(y.isfinite().all()) for y in expected),
     )
@@ -186,11 +187,13 @@ def _unnamed(reason: str) -> str:
     return re.sub(r"\d[\d.e+]*", "n", known)
 
 
-def _outcome(model: nn.Module, inputs: tuple[Tensor, ...], expected: Sequence[Tensor], policy: Policy) -> Outcome:
+def _outcome(
+    model: nn.Module, before: Graph | None, inputs: tuple[Tensor, ...], expected: Sequence[Tensor], policy: Policy
+) -> Outcome:
     start = time.perf_counter()
     fused, report = reparam_compiler.fuse(model, inputs, policy=policy, return_report=True)
     seconds = time.perf_counter() - start
-    graph, before = graph_of(fused, inputs), graph_of(model, inputs)
+    graph = graph_of(fused, inputs)
     whole = [f for f in report.fusions if before is not None and _is_region(before, f.nodes)]
     return Outcome(
         None if graph is None else counts(graph),
@@ -210,19 +213,34 @@ def _is_region(graph: Graph, nodes: Sequence[str]) -> bool:
     return kernels > 1 or any(map(is_merge, held))
 
 
-def graph_of(model: Any, inputs: tuple[Tensor, ...]) -> Graph | None:
-    """What a frontend reads in a traced model; None for one that is in parts."""
-    return frontend_for(model).read(model, inputs).graph if isinstance(model, fx.GraphModule) else None
+def graph_of(model: Any, inputs: tuple[Tensor, ...] | None) -> Graph | None:
+    """What a frontend reads in a traced model, with shapes where they can be traced anew; None for one that is in parts."""
+    if not isinstance(model, fx.GraphModule):
+        return None
+    try:
+        return frontend_for(model).read(model, inputs).graph
+    except UnsupportedModelError:
+        return frontend_for(model).read(model, None).graph
+
+
+def fusable(model: nn.Module, trace: fx.GraphModule | None, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """What to give to `fuse`: the trace, so that it is not traced again; the model where it has none that can be read alone."""
+    try:
+        return model if trace is None or frontend_for(trace).read(trace, inputs) is None else trace
+    except UnsupportedModelError:
+        return model
 
 
 def _route(trace: fx.GraphModule) -> str:
     return "export" if any(isinstance(node.target, torch._ops.OpOverload) for node in trace.graph.nodes) else "fx"
 
 
-def _converted(own: Callable[[nn.Module], nn.Module], model: nn.Module, inputs: tuple[Tensor, ...]) -> Counts | None:
-    converted = own(copy.deepcopy(model)).double()
-    trace = traced(converted, inputs, copy=True)
-    graph = graph_of(trace, inputs)
+def converted(subject: Subject, model: nn.Module, inputs: tuple[Tensor, ...]) -> Counts | None:
+    """What is left after the library's own conversion; None where it has none."""
+    if subject.own is None:
+        return None
+    result = subject.own(copy.deepcopy(model))
+    graph = graph_of(traced(result, None, copy=True) or traced(result, inputs, copy=True), None)
     return None if graph is None else counts(graph)
 
 
