@@ -151,8 +151,15 @@ def reduction(node: Node, operands: Sequence[Operand], source: Signal) -> Carrie
 
 
 def reshape(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
-    """A new axis of size 1, or one taken away again."""
-    (value,) = operands
+    """A new axis of size 1, or one taken away again; where channels are last, whatever keeps them there.
+
+    A second operand gives its shape only.
+    """
+    value = operands[0]
+    if source.last and isinstance(value, ConvKernel):
+        if node.type is None or node.type.shape[-1:] != (value.channels[1],):
+            raise NoRule("a reshape that may move the channels from the last axis")
+        return value
     before, after = _axes_before(node, value, source), node.type
     if before is None or after is None:
         raise NoRule("a reshape of sizes that are not known")

@@ -76,6 +76,8 @@ def _counts_positions(node: Node) -> bool:
             return any(start > 0 for _, start, _ in cuts)
         case ops.AvgPool():
             return node.op.ceil_mode
+        case ops.Reshape(shape):
+            return any(size > 1 for size in shape)
         case _:
             return False
 

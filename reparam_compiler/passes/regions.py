@@ -168,10 +168,21 @@ def _by_rules(graph: Graph, region: Region, still: Set[NodeId], most: int | None
     kernel = carried[region.sink]
     if not isinstance(kernel, ConvKernel):
         raise NotFusable(f"{region.sink} gives more than one value")
+    if signal.last and any(isinstance(node.op, ops.Reshape | ops.Flatten | ops.Opaque) for node in region.nodes):
+        _check_positions(graph, region)
     if any(isinstance(node.op, ops.Slice | ops.Split | ops.Concat) for node in region.nodes):
         kernel = finest(kernel)
     kernels = {node_id: value for node_id, value in carried.items() if isinstance(value, ConvKernel)}
     return Interpretation(kernel, signal, kernels, varies_at)
+
+
+def _check_positions(graph: Graph, region: Region) -> None:
+    """All axes but the last must come out of a region as they went in, in every run."""
+    if not graph.sizes_are_fixed and any(isinstance(node.op, ops.Reshape) for node in region.nodes):
+        raise NoRule("a reshape to sizes that may be others in another run")
+    before, after = graph[region.source].type, graph[region.sink].type
+    if before is None or after is None or before.shape[:-1] != after.shape[:-1] or None in before.shape[:-1]:
+        raise NoRule(f"reshapes that leave other axes at {region.sink} than at {region.source}")
 
 
 def _carry(
@@ -184,6 +195,8 @@ def _carry(
 ) -> Carried:
     if node.id in still:
         return Still(None if node.type is None else node.type.shape)
+    if signal.last and node.type is not None:  # reshapes may have changed how many axes there are
+        signal = replace(signal, axes=len(node.type.shape))
     if rule := linear_rule(node):
         computed = [value for value in node.sources if value == source or not isinstance(carried[value], Still)]
         if len(computed) != 1:
@@ -275,7 +288,8 @@ def _rank(node: Node) -> int | None:
 
 
 def _reads_second_axis(node: Node) -> bool:
-    return isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.AvgPool | ops.BatchNorm)
+    is_norm = isinstance(node.op, ops.BatchNorm) and (node.type is None or len(node.type.shape) > 2)
+    return is_norm or isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.AvgPool)
 
 
 def _channels_read(node: Node) -> int | None:

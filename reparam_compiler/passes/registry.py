@@ -37,13 +37,16 @@ MERGES: dict[str, MergeRule] = {
     "sum": merges.reduction,
     "mean": merges.reduction,
     "reshape": merges.reshape,
+    "flatten": merges.reshape,
+    "reshape_as": merges.reshape,
+    "view_as": merges.reshape,
     "slice": merges.cut,
     "split": merges.split,
     "item": merges.item,
     "pad": merges.padding,
     "assign": merges.assignment,
 }
-_OWN = frozenset({*RULES, *MERGES})
+_OWN = frozenset({*RULES, *MERGES}) - {"reshape_as", "view_as"}
 
 
 def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRule], LinearRule]:

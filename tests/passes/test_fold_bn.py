@@ -109,6 +109,30 @@ def test_a_norm_over_the_second_of_three_axes_is_not_folded_into_a_linear() -> N
     assert not fused.report.fusions
 
 
+class LinearNorm(nn.Module):
+    """LeViT's: a norm over the last axis of tokens, whose other axes are one for as long as it takes."""
+
+    def __init__(self, back: str) -> None:
+        super().__init__()
+        self.linear, self.norm, self.back = nn.Linear(6, 4), nn.BatchNorm1d(4), back
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        flat = self.norm(y.flatten(0, 1))
+        return torch.relu(
+            flat.reshape_as(y) if self.back == "reshape_as" else flat.view(-1, 6 if self.back == "wrong" else 3, 4)
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("back", ["reshape_as", "view", "wrong"])
+def test_a_norm_over_flattened_tokens_goes_into_their_linear_where_the_tokens_come_back(back: str, kind: Kind) -> None:
+    fused = fuse_in_float64(randomised(LinearNorm(back)), normal(2, 3, 6), kind=kind, shapes=True)
+    assert fused.error < EXACT
+    exact = back == "reshape_as" or (back == "view" and kind == "export")  # a trace may be given other sizes
+    assert len(fused.report.fusions) == exact
+
+
 def test_a_conv_with_nothing_round_it_is_the_same_object() -> None:
     graph = FxFrontend().read(fx.symbolic_trace(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))).graph
     assert fold_bn(graph).graph is graph
