@@ -241,7 +241,7 @@ def _write(output: Path, tables: Sequence[Table], refused: dict[str, Any]) -> No
     about = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "cpu": f"{_cpu()}, {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads",
+        "cpu": f"{_cpu()}, {len(os.sched_getaffinity(0))} cores; one thread",
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }
     head = "\n".join(f"- {key}: {value}" for key, value in about.items())

@@ -1,7 +1,7 @@
 """What `fuse.py` measures of one model: each function runs in a process of its own (`fuse_zoo.boxed`).
 
 Speed-up: the median seconds of the training form over those of the fused one; both forms in both engines take turns, in
-rotating order, on one thread: the engines' pools of threads would wait for each other on the same cores.
+rotating order. All on one thread: the engines' pools of threads would wait for each other on the same cores.
 
 Peak memory: what the process holds at most while it fuses, less what it held before there was a model, over the bytes of the
 model's weights: 1 is the model itself. Another fuse has gone before, so that what is loaded once is there.
@@ -143,9 +143,8 @@ def _warm_up() -> None:
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], budget: float) -> dict[str, float]:
-    """The median milliseconds of each, from rounds in which all take turns in rotating order, on one thread."""
+    """The median milliseconds of each, from rounds in which all take turns in rotating order."""
     order, taken = list(runs), {name: list[float]() for name in runs}
-    torch.set_num_threads(1)
     for name in order:
         runs[name]()
     end = time.perf_counter() + budget

@@ -245,7 +245,7 @@ def converted(subject: Subject, model: nn.Module, inputs: tuple[Tensor, ...]) ->
 
 
 def boxed(function: Callable[..., Found], *arguments: Any, limit: float = LIMIT) -> Found | str:
-    """What a function gives in a process of its own; why there is nothing where it failed or took longer."""
+    """What a function gives in a process of its own, on one thread; why there is nothing where it failed or took longer."""
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
     process = fork.Process(target=_send, args=(function, arguments, sender))
@@ -261,6 +261,7 @@ def boxed(function: Callable[..., Found], *arguments: Any, limit: float = LIMIT)
 
 
 def _send(function: Callable[..., object], arguments: Sequence[Any], sender: Connection) -> None:
+    torch.set_num_threads(1)  # two would wait for each other wherever another process has one of the cores
     try:
         sender.send(function(*arguments))
     except Exception as error:  # noqa: BLE001 - the line of this model says what happened; the others go on

@@ -112,10 +112,18 @@ class Regions:
         """Why a node cannot stand inside a region of these nodes."""
         if reason := self._not_affine(node_id):
             return reason
+        if node_id in self.still and self._asks_outside(node_id, inside):
+            return None  # it stays for its other readers
         if node_id in self.graph.outputs:
             return f"{node_id} is an output of the model"
         readers = [r for r in self.graph.users[node_id] if r not in inside and r not in self.dead]
         return f"{node_id} is also read by {readers[0]}" if readers else None
+
+
+    def _asks_outside(self, node_id: NodeId, inside: Set[NodeId]) -> bool:
+        """True for a size that comes of values outside a region alone."""
+        sources = self.graph[node_id].sources
+        return all(s not in inside or (s in self.still and self._asks_outside(s, inside)) for s in sources)
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,20 @@ def test_a_constant_of_a_wider_dtype_is_not_folded_into_a_narrower_conv() -> Non
     assert not run_pipeline(graph).fusions
 
 
+@pytest.mark.parametrize("kind", ["fx", "export"])
+def test_a_size_that_is_also_read_elsewhere_does_not_end_a_region(kind: Kind) -> None:
+    def forward(m: Pieces, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        rows = y.size(0)
+        nothing = y.new_zeros(rows, 4, 1, 1)
+        return torch.relu(m.wide(y) + m.point(y) + nothing).view(rows, -1)
+
+    fused = fuse_in_float64(Pieces(forward), normal(2, 4, 6, 6), kind=kind, shapes=kind == "fx")
+    assert fused.error < EXACT
+    assert len(fused.report.fusions) == 1
+    assert not fused.report.refusals
+
+
 class TestRules:
     """Registering rules."""
 
