@@ -35,6 +35,8 @@ class Trial:
         recorded = () if known is None or any(not isinstance(n, int) for n in known.shape[1:]) else known.shape
         self._recorded = tuple(size if isinstance(size, int) else 2 for size in recorded)
         self._small = [] if self._recorded and any(map(_counts_positions, nodes)) else _small_shapes(kernel, signal)
+        if self._recorded and any(isinstance(node.op, ops.Opaque) for node in nodes):  # one may have the batch written into it
+            self._small = [(self._recorded[0], *shape[1:]) for shape in self._small]
 
     def run(self, draw: Callable[[Ints, int], Tensor]) -> list[tuple[Tensor, Tensor]]:
         """(source, what the region gives) for sources that are drawn by shape and number.
