@@ -515,6 +515,15 @@ def test_a_norm_without_statistics_is_left_alone() -> None:
     assert not fused.report.fusions
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_nothing_reads_is_left_with_its_weights(kind: Kind) -> None:
+    def forward(m: Pieces, x: Tensor) -> Tensor:
+        m.norm(m.point(m.wide(x)).movedim(1, -1).movedim(-1, 1)).roll(1)
+        return torch.relu(x + x)
+
+    assert fuse_in_float64(Pieces(forward), normal(2, 4, 6, 5), kind=kind, shapes=True).error == 0
+
+
 def test_a_failed_proof_leaves_the_region_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(node: Any, reads: Signal) -> Any:
         right = rules.batch_norm(node, reads)

@@ -113,7 +113,8 @@ class Planner:
         *regions, blocked = self.regions.ending_at(node.id)
         reason = blocked.reason if isinstance(blocked, Blocked) else ""
         growing = [region for region in regions if isinstance(region, Region)]
-        if not growing or node.id in self.regions.dead:
+        unread = not self.graph.users[node.id] and node.id not in self.graph.outputs
+        if not growing or unread or node.id in self.regions.dead:
             return [[_alone(node, self.graph)]], {node.id}, reason
         points = [region.source for region in reversed(growing)] + [node.id]
         whole = growing[-1]
