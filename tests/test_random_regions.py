@@ -32,7 +32,7 @@ def check(region: tuple[RandomRegion, int, int], *, verify: bool, shapes: bool) 
     model = model.eval()
     inputs = [normal(2, channels, *sizes) for sizes in sizes_to_try(rank)]
     expected = [runs(model, x) for x in inputs]
-    if all(y is None for y in expected):
+    if all(y is None or y.abs().max() < 1e-12 for y in expected):  # nothing, or the rounding of nothing
         return
     known = next(x for x, y in zip(inputs, expected, strict=True) if y is not None)
     traced = fx.symbolic_trace(copy.deepcopy(model))
