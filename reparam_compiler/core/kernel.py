@@ -225,7 +225,7 @@ def compose(outer: ConvKernel, inner: ConvKernel) -> ConvKernel:
         if not inner.is_pointwise:
             raise NotFusable("upsamples what an op that is not pointwise gave")
         bias = np.where(inner.bias == 0, 0.0, np.nan)  # there is none between the positions that it is read at
-        padded = replace(inner, bias=bias, padding=outer.padding, upsampling=outer.upsampling)
+        padded = replace(inner, bias=bias, padding=outer.padding, mode=outer.mode, upsampling=outer.upsampling)
     else:
         padded = pad(inner, outer.padding, np.zeros(inner.channels[1]), outer.mode)
     bias = outer.bias + _apply_to_constant(outer, padded.bias)

@@ -75,10 +75,15 @@ class Emitter:
 
     def _conv(self, node: Node, op: ops.Conv, output: str) -> list[NodeProto]:
         x, rank = self._operand(node, 0), len(op.stride)
-        padding, before = op.padding, []
+        padding, before = op.padding, list[NodeProto]()
+        if op.mode != "zeros" and any(n < 0 for pair in padding for n in pair):  # ONNX cuts by constant padding alone
+            cut, x = x, self.value(f"{node.id}.cut")
+            cuts = tuple((min(low, 0), min(high, 0)) for low, high in padding)
+            before.append(self._pad(cut, x, ((0, 0), (0, 0), *cuts), "zeros"))
+            padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
         if any(n < 0 for pair in padding for n in pair) or (op.mode != "zeros" and any(map(any, padding))):
             padded = self.value(f"{node.id}.padded")
-            before = [self._pad(x, padded, ((0, 0), (0, 0), *padding), op.mode)]
+            before.append(self._pad(x, padded, ((0, 0), (0, 0), *padding), op.mode))
             x, padding = padded, ((0, 0),) * rank
         attributes: dict[str, Any] = {
             "dilations": list(op.dilation),

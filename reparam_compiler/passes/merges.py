@@ -196,8 +196,10 @@ def cut(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     if not isinstance(value, ConvKernel):
         raise NoRule("a slice of stacked values")
     if op.axis == source.channel_axis:
-        width = value.channels[1]
-        return rows(value, op.start, width if op.stop is None else op.stop, op.step)
+        start, stop, step = slice(op.start, op.stop, op.step).indices(value.channels[1])
+        if start >= stop:
+            raise NotFusable("nothing is left")
+        return rows(value, start, stop, step)
     if op.axis < 2 or source.last:
         raise NoRule("a slice of the batch")
     return _cropped(value, op, node, source)

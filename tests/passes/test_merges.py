@@ -71,6 +71,10 @@ def test_a_slice_of_a_spatial_axis(axis: int, start: int, stop: int | None, step
     assert fuses(conv("a", "x", bias=True), node(ops.Slice(axis, start, stop, step), "a"))
 
 
+def test_a_slice_of_the_channels_that_counts_from_the_end() -> None:
+    assert after(conv("a", "x"), node(ops.Slice(1, -3, -1), "a")).fusions[0].weight == (2, 4, 3, 3)
+
+
 def test_a_slice_up_to_a_position_is_a_crop_only_where_every_run_has_these_sizes() -> None:
     nodes = conv("a", "x"), node(ops.Slice(2, 0, 7), "a")
     assert after(*nodes, fixed=True, size=(9, 8)).fusions
