@@ -217,7 +217,7 @@ class Permute(Op):
 
 @dataclass(frozen=True, slots=True)
 class Slice(Op):
-    """(x): `x[start:stop:step]` along an axis; stop None reads to the end."""
+    """(x): `x[start:stop:step]` along an axis; stop None reads to the end, and negative numbers count from there."""
 
     axis: int
     start: int
