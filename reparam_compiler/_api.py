@@ -109,6 +109,7 @@ def _fused(model: Any, example_inputs: Sequence[Any] | None, options: Options, *
         if graph_module is None:
             return _fuse_parts(model, example_inputs, options, copy=not inplace)
         frontend, inplace = frontend_for(graph_module), True
+        remarks = tuple(f"fixed while tracing, as the weights have it: {name}" for name in graph_module.meta.get("frozen", ()))
         try:
             reading = frontend.read(graph_module, example_inputs)
         except UnsupportedModelError:  # a check of its own data that shapes alone do not pass: what the tracer noted will do
@@ -117,10 +118,10 @@ def _fused(model: Any, example_inputs: Sequence[Any] | None, options: Options, *
         frontend = frontend_for(model)
         if frontend.name == "onnx":
             return _fused_onnx(frontend, model, example_inputs, options, inplace=inplace, compare=options.verify)
-        reading = frontend.read(model, example_inputs)
+        reading, remarks = frontend.read(model, example_inputs), ()
     found = pipeline.run(reading.graph, options)
     report = _report(frontend, reading, found, example_inputs, compare=options.verify)
-    return reading.write(found.graph, inplace=inplace), report
+    return reading.write(found.graph, inplace=inplace), replace(report, remarks=(*report.remarks, *remarks))
 
 
 def _fused_onnx(

@@ -71,3 +71,9 @@ def test_a_block_is_one_conv_through_onnx(name: str, dynamo: bool, tmp_path: Pat
     scale = expected.abs().max().item()
     torch.testing.assert_close(found / scale, expected / scale, **onnx_models.FLOAT32)
     check(entry, OnnxFrontend().read(fused).graph, report)
+
+
+def test_what_was_fixed_while_tracing_is_reported() -> None:
+    model, x = built(ENTRIES["pp_yoloe"].make)
+    _, report = reparam_compiler.fuse(model, (x,), return_report=True)
+    assert report.remarks == ("fixed while tracing, as the weights have it: alpha",)
