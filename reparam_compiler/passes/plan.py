@@ -11,7 +11,7 @@ compute what stands between p_{j-1} and it (branches, which are planned in the s
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -148,7 +148,8 @@ class Planner:
             cheapest = min([*ways, alone], key=lambda plan: plan.price)
             sink = regions[-1].sink
             if ways and cheapest is alone:
-                self.reasons[sink] = self._too_dear(regions)
+                dear = self._cheapest(regions)
+                self.reasons[sink] = _too_dear(dear.before, dear.after)
             best.append(cheapest)
         return best[-1]
 
@@ -195,8 +196,11 @@ class Planner:
         except NotFusable as refusal:
             return str(refusal)
         self._measure(region, built.found)
-        before = sum((self._work(one) for one in region.nodes), NO_WORK)
+        parts = [self._work(one) for one in region.nodes]
+        before = sum(parts, NO_WORK)
         after = work(built.node.op, built.node.params, self._count(region.source), self._count(region.sink))
+        if self._price(_without_winograd(after)) > _AS_DEAR * sum(self._price(_without_winograd(part)) for part in parts):
+            return _too_dear(before, after)  # not every engine has Winograd: it must pay in those that have not, too
         return Candidate(region, built.node, built.error, before, after)
 
     def _price(self, done: Work) -> float:
@@ -221,15 +225,21 @@ class Planner:
                 positions = sizes if signal.last else output_sizes(kernel, sizes) or ()
                 self._elements[node_id] = kernel.channels[1] * prod(max(n, 1) for n in positions)
 
-    def _too_dear(self, regions: Sequence[Region]) -> str:
-        """Why the cheapest way does not fuse what could be fused."""
+    def _cheapest(self, regions: Sequence[Region]) -> Candidate:
         candidates = [found for region in regions if (found := self._candidate(region)) is not None]
-        cheapest = min(candidates, key=lambda c: self._price(c.after))
-        before, after = cheapest.before, cheapest.after
-        return (
-            f"one conv would be slower: {after.multiply_adds:.4g} multiply-adds and {after.bytes:.4g} bytes instead of "
-            f"{before.multiply_adds:.4g} and {before.bytes:.4g} in {before.launches} ops; policy='always' fuses it all the same"
-        )
+        return min(candidates, key=lambda candidate: self._price(candidate.after))
+
+
+def _too_dear(before: Work, after: Work) -> str:
+    """Why the cheapest way does not fuse what could be fused."""
+    return (
+        f"one conv would be slower: {after.multiply_adds:.4g} multiply-adds and {after.bytes:.4g} bytes instead of "
+        f"{before.multiply_adds:.4g} and {before.bytes:.4g} in {before.launches} ops; policy='always' fuses it all the same"
+    )
+
+
+def _without_winograd(done: Work) -> Work:
+    return replace(done, muls=float(done.multiply_adds))
 
 
 def _alone(node: Node, graph: Graph) -> Region:

@@ -119,7 +119,6 @@ class Regions:
         readers = [r for r in self.graph.users[node_id] if r not in inside and r not in self.dead]
         return f"{node_id} is also read by {readers[0]}" if readers else None
 
-
     def _asks_outside(self, node_id: NodeId, inside: Set[NodeId]) -> bool:
         """True for a size that comes of values outside a region alone."""
         sources = self.graph[node_id].sources

@@ -61,6 +61,25 @@ def test_the_machine_decides() -> None:
     assert not fused(Two(64), ARITHMETIC).fusions
 
 
+class Ghost(nn.Module):
+    """The value itself beside a depthwise conv of it: one dense conv, were Winograd at hand."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.cheap = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        return torch.relu(torch.cat([y, self.cheap(y)], 1))
+
+
+def test_a_dense_conv_that_pays_by_winograd_alone_is_refused() -> None:
+    x = torch.zeros(1, 8, 112, 112)
+    (refusal,) = fused(Ghost(8), USUAL, "cost", x).refusals
+    assert refusal.reason.startswith("one conv would be slower: 1.445e+07 multiply-adds and ")
+    assert fused(Ghost(8), policy="always").fusions
+
+
 def test_what_surrounds_a_block_that_cannot_grow_is_fused_by_itself() -> None:
     model = Pieces(lambda m, x: torch.relu(m.wide(m.wide(x) + m.point(x)) + m.norm(x)))
     found = fuse_in_float64(model, normal(1, 4, 6, 5))
