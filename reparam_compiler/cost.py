@@ -46,13 +46,13 @@ NO_WORK = Work(0, 0.0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """How fast a machine is; the defaults are those of two AVX2 cores, and what is compared is mostly far apart.
+    """How fast a machine is; the defaults are those of an AVX2 core whose activations are mostly in a cache.
 
     muls_per_second, bytes_per_second, launch_seconds: as in the equation above.
     """
 
     muls_per_second: float = 5e10
-    bytes_per_second: float = 1e10
+    bytes_per_second: float = 3e10
     launch_seconds: float = 5e-6
 
     def seconds(self, work: Work) -> float:

@@ -18,9 +18,10 @@ from typing import Literal
 from reparam_compiler.core.kernel import NotFusable
 from reparam_compiler.cost import NO_WORK, CostModel, Work, work
 from reparam_compiler.equivalence import Difference
+from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, TensorType
 from reparam_compiler.passes.merges import output_sizes
-from reparam_compiler.passes.regions import Blocked, Interpretation, Region, Regions
+from reparam_compiler.passes.regions import KERNELS, Blocked, Interpretation, Region, Regions
 
 Policy = Literal["cost", "always"]
 NOMINAL: Mapping[int, tuple[int, ...]] = {0: (), 1: (784,), 2: (28, 28), 3: (9, 9, 9)}
@@ -207,6 +208,10 @@ class Planner:
         return self.model.seconds(done) if self.policy == "cost" else float(done.launches)
 
     def _work(self, node: Node) -> Work:
+        """What a node does; a norm of what a conv gives does nothing, for it goes into the conv in any case."""
+        source = self.graph[node.sources[0]] if isinstance(node.op, ops.BatchNorm) else None
+        if source is not None and isinstance(source.op, KERNELS) and self.graph.users[source.id] == (node.id,):
+            return NO_WORK
         return work(node.op, node.params, sum(map(self._count, node.sources)), self._count(node.id))
 
     def _count(self, node_id: NodeId) -> int:
