@@ -146,7 +146,7 @@ class Planner:
                 if (candidate := self._candidate(region)) is not None
             ]
             alone = best[-1] + self._not_fused(regions[-1])
-            cheapest = min([*ways, alone], key=lambda plan: plan.price)
+            cheapest = min([*ways, alone], key=lambda plan: plan.price * (_AS_DEAR if plan is alone else 1.0))
             sink = regions[-1].sink
             if ways and cheapest is alone:
                 dear = self._cheapest(regions)

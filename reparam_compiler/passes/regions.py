@@ -95,7 +95,8 @@ class Regions:
                     yield Blocked(reason)
                     return
                 checked.add(node_id)
-            yield Region(source, sink, tuple(self.graph[node_id] for node_id in inside))
+            if not isinstance(self.graph[source].op, ops.Split):  # which gives several values
+                yield Region(source, sink, tuple(self.graph[node_id] for node_id in inside))
             if reason := self._not_inside(source, {*inside, source}):
                 yield Blocked(reason)
                 return
