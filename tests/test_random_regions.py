@@ -89,6 +89,8 @@ def test_the_same_through_onnx(region: tuple[RandomRegion, int, int]) -> None:
             proto = exported(model, x, Path(folder), dynamo=False, dynamic=False)
         except (RuntimeError, ValueError, torch.onnx.errors.OnnxExporterError):  # what the exporter has no ONNX for
             return
+    if tuple(dim.dim_value for dim in proto.graph.output[0].type.tensor_type.shape.dim) != y.shape:
+        return  # the exporter counts a window of ceil_mode that torch leaves out, and writes constants of that size
     fused, report = reparam_compiler.fuse(proto, verify=True, policy="always", return_report=True)
     graph = OnnxFrontend().read(fused).graph
     result = evaluate(graph, {proto.graph.input[0].name: x})[graph.outputs[0]]

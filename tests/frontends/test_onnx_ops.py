@@ -150,6 +150,21 @@ def check_pool(kind: str, window: dict[str, Any], pads: tuple[int, ...], ceil: b
     np.testing.assert_allclose(evaluated(graph, feeds)[0], run(model, feeds)[0], **FLOAT32)
 
 
+@pytest.mark.parametrize("kind", ["AveragePool", "MaxPool"])
+@pytest.mark.parametrize("opset", [12, 19, 22])
+@pytest.mark.parametrize("size", [6, 7])
+def test_sizes_that_onnx_infers_wrongly_are_not_believed(kind: str, opset: int, size: int) -> None:
+    """Of a pool whose last window starts in the padding."""
+    node = helper.make_node(kind, ["x"], ["y"], kernel_shape=[2], strides=[2], pads=[1, 1], ceil_mode=1)
+    relus = [helper.make_node("Relu", ["y"], ["y1"]), helper.make_node("Relu", ["y1"], ["y2"])]
+    model = model_of([node, *relus], {"x": (2, 3, size)}, ["y2"], opset=opset)
+    known = OnnxFrontend().read(model).graph["y1"].type
+    assert known is not None
+    assert known.dtype == "f32"
+    found = run(model, {"x": normal(2, 3, size)})[0].shape
+    assert all(n in (None, m) for n, m in zip(known.shape, found, strict=True))
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_batch_norm(training: bool) -> None:
     constants = {name: normal(3, seed=seed) for seed, name in enumerate(("scale", "bias", "mean"), start=1)}
