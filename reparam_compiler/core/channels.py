@@ -20,25 +20,46 @@ def rows(kernel: ConvKernel, start: int, stop: int, step: int = 1) -> ConvKernel
 
     Raises NotFusable where the kernel is grouped and its matrix would be too large to write out.
     """
-    if start == 0 and stop >= kernel.channels[1] and step == 1:
+    stop = min(stop, kernel.channels[1])
+    if start == 0 and stop == kernel.channels[1] and step == 1:
         return kernel
-    kept = len(range(start, min(stop, kernel.channels[1]), step))
-    if kept * kernel.channels[0] * int(np.prod(kernel.size)) > LARGEST:
-        raise NotFusable(f"{kept} of {kernel.channels[1]} channels, written as one group, are too many")
     per_group = kernel.weight.shape[0] // kernel.groups
-    first, last = start // per_group, (min(stop, kernel.channels[1]) - 1) // per_group + 1
-    into = kernel.weight.shape[1]
-    few = replace(  # the groups that the rows are in, before they are written as one
-        kernel,
-        weight=kernel.weight[first * per_group : last * per_group],
-        bias=kernel.bias[first * per_group : last * per_group],
-        groups=last - first,
-    )
-    dense = regroup(few, 1)
-    weight = np.zeros((kept, kernel.channels[0], *kernel.size))
+    first, last = start // per_group, (stop - 1) // per_group + 1
+    few = groups(kernel, first, last)
     offset = first * per_group
-    weight[:, first * into : last * into] = dense.weight[start - offset : stop - offset : step]
-    return replace(kernel, weight=weight, bias=dense.bias[start - offset : stop - offset : step].copy(), groups=1)
+    inside = slice(start - offset, stop - offset, step)
+    kept = len(range(start, stop, step))
+    _check_size(kept, kernel)
+    dense = regroup(few, 1)
+    taken = replace(dense, weight=dense.weight[inside], bias=dense.bias[inside].copy())
+    return embedded(taken, first * kernel.weight.shape[1], kernel.channels[0])
+
+
+def groups(kernel: ConvKernel, first: int, last: int) -> ConvKernel:
+    """The groups `first:last` of a kernel by themselves: they read the channels of their own only."""
+    per_group = kernel.weight.shape[0] // kernel.groups
+    inside = slice(first * per_group, last * per_group)
+    return replace(kernel, weight=kernel.weight[inside], bias=kernel.bias[inside], groups=last - first)
+
+
+def embedded(kernel: ConvKernel, start: int, channels: int) -> ConvKernel:
+    """The operator on a source of so many channels that does to those from `start` on what the kernel does.
+
+    Raises NotFusable where its matrix would be too large to write out.
+    """
+    if kernel.channels[0] == channels:
+        return kernel
+    _check_size(kernel.channels[1], kernel, channels)
+    dense = regroup(kernel, 1)
+    weight = np.zeros((kernel.channels[1], channels, *kernel.size))
+    weight[:, start : start + kernel.channels[0]] = dense.weight
+    return replace(dense, weight=weight)
+
+
+def _check_size(out: int, kernel: ConvKernel, into: int | None = None) -> None:
+    into = kernel.channels[0] if into is None else into
+    if out * into * int(np.prod(kernel.size)) > LARGEST:
+        raise NotFusable(f"a matrix from {into} to {out} channels, written as one group, is too large")
 
 
 def finest(kernel: ConvKernel) -> ConvKernel:

@@ -181,6 +181,29 @@ def concat(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
     return _superpose(kernels, starts, out, 1)
 
 
+def side_by_side(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
+    """The operator (x, z …) -> (first(x), others(z) …) along the channels: blocks on the diagonal of one matrix.
+
+    Raises NotFusable where the operators do not give the same positions, or have blocks of different shapes.
+    """
+    kernels = [first, *others]
+    for other in others:
+        _check_positions(first, other)
+    blocks = {(k.weight.shape[0] // k.groups, k.weight.shape[1]) for k in kernels}
+    if len(blocks) > 1:
+        raise NotFusable(f"blocks of {sorted(blocks)} channels stand side by side")
+    lattice, padding = _common_lattice(kernels)
+    return replace(
+        first,
+        weight=np.concatenate([_widened(kernel, lattice, padding) for kernel in kernels]),
+        bias=np.concatenate([kernel.bias for kernel in kernels]),
+        dilation=lattice,
+        padding=padding,
+        groups=sum(kernel.groups for kernel in kernels),
+        mode=_common_mode(kernels),
+    )
+
+
 def pad(kernel: ConvKernel, padding: Pairs, value: Bias, mode: PaddingMode = "zeros") -> ConvKernel:
     """The operator whose output is the kernel's, extended by `padding` positions (cropped where negative).
 
@@ -301,11 +324,15 @@ def _outside_is_not_bias(kernel: ConvKernel, axis: int) -> str | None:
 
 
 def _check_parallel(a: ConvKernel, b: ConvKernel, *, same_outputs: bool = True) -> None:
-    if a.rank != b.rank:
-        raise NotFusable(f"branches have {a.rank} and {b.rank} spatial axes")
-    if a.channels[0] != b.channels[0] or (same_outputs and a.channels[1] != b.channels[1]):
+    if a.rank == b.rank and (a.channels[0] != b.channels[0] or (same_outputs and a.channels[1] != b.channels[1])):
         (ai, ao), (bi, bo) = a.channels, b.channels
         raise NotFusable(f"branches map {ai} to {ao} and {bi} to {bo} channels")
+    _check_positions(a, b)
+
+
+def _check_positions(a: ConvKernel, b: ConvKernel) -> None:
+    if a.rank != b.rank:
+        raise NotFusable(f"branches have {a.rank} and {b.rank} spatial axes")
     if a.stride != b.stride:
         raise NotFusable(f"stride {_text(a.stride)} meets stride {_text(b.stride)}")
     if a.upsampling != b.upsampling:
@@ -328,8 +355,7 @@ def _superpose(kernels: Sequence[ConvKernel], starts: Sequence[int], out: int, g
     The taps stand on the coarsest lattice that holds them all, from the first one of any to the last.
     """
     lattice, padding = _common_lattice(kernels)
-    span = tuple(low + high - margin for (low, high), margin in zip(padding, kernels[0].margin, strict=True))
-    size = tuple(n // g + 1 for n, g in zip(span, lattice, strict=True))
+    size = _size_between(lattice, padding, kernels[0])
     shape, bias = (out, kernels[0].channels[0] // groups, *size), np.zeros(out)
     whole = next((i for i, k in enumerate(kernels) if k.weight.shape == shape and k.groups == groups), None)
     weight = np.zeros(shape) if whole is None else kernels[whole].weight.copy()
@@ -341,6 +367,19 @@ def _superpose(kernels: Sequence[ConvKernel], starts: Sequence[int], out: int, g
     return replace(
         kernels[0], weight=weight, bias=bias, dilation=lattice, padding=padding, groups=groups, mode=_common_mode(kernels)
     )
+
+
+def _size_between(lattice: Ints, padding: Pairs, kernel: ConvKernel) -> Ints:
+    """How many taps a lattice has from the first to the last that any kernel of this margin reads."""
+    parts = zip(padding, kernel.margin, lattice, strict=True)
+    return tuple((low + high - margin) // g + 1 for (low, high), margin, g in parts)
+
+
+def _widened(kernel: ConvKernel, lattice: Ints, padding: Pairs) -> Weight:
+    """The taps of a kernel on a lattice that holds them, with zeros between and round them."""
+    weight = np.zeros((*kernel.weight.shape[:2], *_size_between(lattice, padding, kernel)))
+    _deposit(kernel, weight, kernel.groups, _places(kernel, lattice, padding))
+    return weight
 
 
 def _common_lattice(kernels: Sequence[ConvKernel]) -> tuple[Ints, Pairs]:

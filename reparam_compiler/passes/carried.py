@@ -8,6 +8,7 @@ Param           a constant of the model
 
 from dataclasses import dataclass
 
+from reparam_compiler.core.channels import embedded
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
 from reparam_compiler.ir.graph import Dim, Param
 
@@ -40,6 +41,20 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A kernel that reads the channels from `start` on of a source of `channels`."""
+
+    kernel: ConvKernel
+    start: int
+    channels: int
+
+    @property
+    def whole(self) -> ConvKernel:
+        """The same as an operator on all channels."""
+        return embedded(self.kernel, self.start, self.channels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Stacked:
     """Kernels side by side. axes: where the new axis may be (it is 1 long where there are several, and all are the same)."""
 
@@ -54,7 +69,7 @@ class Still:
     shape: tuple[Dim, ...] | None = None
 
 
-Value = ConvKernel | Stacked | Still
+Value = ConvKernel | Part | Stacked | Still
 Carried = Value | tuple[Value, ...]
 """Of a node; a tuple for one that gives several values."""
 Operand = Carried | Param

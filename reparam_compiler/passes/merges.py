@@ -10,16 +10,18 @@
 A constant that is added where K x was extended is not the same everywhere: the bias is then NaN (`core/kernel.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
 
-from reparam_compiler.core.channels import rows
-from reparam_compiler.core.kernel import Bias, ConvKernel, NotFusable, add, concat, pad, scale, subsample
+from reparam_compiler.core.channels import groups, rows
+from reparam_compiler.core.kernel import Bias, ConvKernel, NotFusable, add, concat, pad, scale, side_by_side, subsample
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
-from reparam_compiler.passes.carried import Carried, NoRule, Operand, Signal, Stacked, Still
+from reparam_compiler.passes.carried import Carried, NoRule, Operand, Part, Signal, Stacked, Still
+
+MergeRule = Callable[[Node, Sequence[Operand], Signal], Carried]
 
 
 def per_channel(constant: Param, channels: int, rank: int, source: Signal | None = None) -> Bias:
@@ -98,6 +100,33 @@ def concatenation(node: Node, operands: Sequence[Operand], source: Signal) -> Ca
     if len(kernels) == 1 and axis >= 2 and not source.last:
         return _extended(kernels[0], operands, axis)
     raise NoRule("a concat of other things than channels")
+
+
+def of_parts(rule: MergeRule, node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+    """A rule where some operands read some channels of the source only.
+
+    Those that come one after another stand side by side in a concat; an op of one alone, or of several that read the same
+    channels, is one of those channels; otherwise they are written out.
+    """
+    parts = [operand for operand in operands if isinstance(operand, Part)]
+    only = len(parts) == sum(isinstance(operand, ConvKernel | Part | Stacked | tuple) for operand in operands)
+    first = parts[0]
+    if only and isinstance(node.op, ops.Concat) and node.op.axis == source.channel_axis and len(parts) == len(operands):
+        edges = [(part.start, part.start + part.kernel.channels[0]) for part in parts]
+        if all(before[1] == after[0] for before, after in pairwise(edges)):
+            try:
+                return _covered(Part(side_by_side(*(part.kernel for part in parts)), first.start, first.channels))
+            except NotFusable:
+                pass  # blocks of different shapes: as one matrix below
+    elif only and all((p.start, p.kernel.channels[0]) == (first.start, first.kernel.channels[0]) for p in parts):
+        found = rule(node, [o.kernel if isinstance(o, Part) else o for o in operands], source)
+        if isinstance(found, ConvKernel):
+            return _covered(Part(found, first.start, first.channels))
+    return rule(node, [o.whole if isinstance(o, Part) else o for o in operands], source)
+
+
+def _covered(part: Part) -> Part | ConvKernel:
+    return part.kernel if part.kernel.channels[0] == part.channels else part
 
 
 def _extended(kernel: ConvKernel, operands: Sequence[Operand], axis: int) -> ConvKernel:
@@ -199,7 +228,7 @@ def cut(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
         start, stop, step = slice(op.start, op.stop, op.step).indices(value.channels[1])
         if start >= stop:
             raise NotFusable("nothing is left")
-        return rows(value, start, stop, step)
+        return _piece(value, start, stop) if step == 1 else rows(value, start, stop, step)
     if op.axis < 2 or source.last:
         raise NoRule("a slice of the batch")
     return _cropped(value, op, node, source)
@@ -237,7 +266,16 @@ def split(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     if not isinstance(value, ConvKernel) or not isinstance(op, ops.Split) or op.axis != source.channel_axis:
         raise NoRule("a split of other things than channels")
     edges = accumulate(op.sizes, initial=0)
-    return tuple(rows(value, start, stop) for start, stop in pairwise(edges))
+    return tuple(_piece(value, start, stop) for start, stop in pairwise(edges))
+
+
+def _piece(kernel: ConvKernel, start: int, stop: int) -> ConvKernel | Part:
+    """Some channels of a kernel: by themselves where they are whole groups, which read channels of their own."""
+    per_group = kernel.weight.shape[0] // kernel.groups
+    if kernel.groups == 1 or start % per_group or stop % per_group:
+        return rows(kernel, start, stop)
+    first = start // per_group
+    return Part(groups(kernel, first, stop // per_group), first * kernel.weight.shape[1], kernel.channels[0])
 
 
 def item(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:

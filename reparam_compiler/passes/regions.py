@@ -17,9 +17,9 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.view import ENTRY, between, dead_nodes, immediate_dominators, still_nodes
 from reparam_compiler.passes import probe
-from reparam_compiler.passes.carried import Carried, NoRule, Operand, Signal, Still
-from reparam_compiler.passes.merges import output_sizes
-from reparam_compiler.passes.registry import is_linear, linear_rule, merge_rule
+from reparam_compiler.passes.carried import Carried, NoRule, Operand, Part, Signal, Still
+from reparam_compiler.passes.merges import of_parts, output_sizes
+from reparam_compiler.passes.registry import LinearRule, is_linear, linear_rule, merge_rule
 
 KERNELS = ops.Conv | ops.ConvTranspose | ops.Linear
 """The ops whose place a fused one can take."""
@@ -171,16 +171,21 @@ def _by_rules(graph: Graph, region: Region, still: Set[NodeId], most: int | None
         except NotFusable as refusal:
             text = str(refusal)
             raise type(refusal)(text if text.startswith(f"{node.id}:") else f"{text} at {node.id}") from refusal
+        if isinstance(found, Part):
+            found = found.kernel
         if not varies_at and isinstance(found, ConvKernel) and found.bias_varies:
             varies_at = f"pads over an inner bias with another value than that bias at {node.id}"
     kernel = carried[region.sink]
+    if isinstance(kernel, Part):
+        kernel = kernel.whole
     if not isinstance(kernel, ConvKernel):
         raise NotFusable(f"{region.sink} gives more than one value")
     if signal.last and any(isinstance(node.op, ops.Reshape | ops.Flatten | ops.Opaque) for node in region.nodes):
         _check_positions(graph, region)
     if any(isinstance(node.op, ops.Slice | ops.Split | ops.Concat) for node in region.nodes):
         kernel = finest(kernel)
-    kernels = {node_id: value for node_id, value in carried.items() if isinstance(value, ConvKernel)}
+    bare = ((node_id, value.kernel if isinstance(value, Part) else value) for node_id, value in carried.items())
+    kernels = {node_id: value for node_id, value in bare if isinstance(value, ConvKernel)}
     return Interpretation(kernel, signal, kernels, varies_at)
 
 
@@ -212,12 +217,11 @@ def _carry(
         if computed[0] == source:
             return rule(node, signal)
         inner = carried[computed[0]]
+        if isinstance(inner, Part):
+            return replace(inner, kernel=_composed(node, rule, inner.kernel, signal, most))
         if not isinstance(inner, ConvKernel):
             raise NotFusable(f"{node.op.name} of stacked values")
-        outer = rule(node, _after(signal, inner))
-        if most is not None and (weights := composed_weights(outer, inner)) > most:
-            raise NotFusable(f"one conv would have {weights} weights, and be slower; policy='always' fuses it all the same")
-        return compose(outer, inner)
+        return _composed(node, rule, inner, signal, most)
     merge = merge_rule(node)
     if merge is None:
         raise NoRule(f"{node.op.name} has no rule")
@@ -227,7 +231,16 @@ def _carry(
             operands.append(operand)
         elif operand is not None:
             operands.append(identity(signal.channels, signal.rank) if operand == source else carried[operand])
+    if any(isinstance(operand, Part) for operand in operands):
+        return of_parts(merge, node, operands, signal)
     return merge(node, operands, signal)
+
+
+def _composed(node: Node, rule: LinearRule, inner: ConvKernel, signal: Signal, most: int | None) -> ConvKernel:
+    outer = rule(node, _after(signal, inner))
+    if most is not None and (weights := composed_weights(outer, inner)) > most:
+        raise NotFusable(f"one conv would have {weights} weights, and be slower; policy='always' fuses it all the same")
+    return compose(outer, inner)
 
 
 def _after(signal: Signal, kernel: ConvKernel) -> Signal:
@@ -310,5 +323,7 @@ def _channels_read(node: Node) -> int | None:
             return node.params[0].shape[1]
         case ops.BatchNorm():
             return node.params[-1].shape[0]
+        case ops.Split(axis=1, sizes=sizes):
+            return sum(sizes)
         case _:
             return None

@@ -8,16 +8,16 @@ A *linear rule* (`rules.py`) sees an op with one computed input and gives the op
 Both raise `NotFusable(reason)` where the op has no exact convolution; the reason goes to the report.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from reparam_compiler.core.kernel import ConvKernel
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node
 from reparam_compiler.passes import merges, rules
-from reparam_compiler.passes.carried import Carried, Operand, Signal
+from reparam_compiler.passes.carried import Signal
+from reparam_compiler.passes.merges import MergeRule
 
 LinearRule = Callable[[Node, Signal], ConvKernel]
-MergeRule = Callable[[Node, Sequence[Operand], Signal], Carried]
 
 RULES: dict[str, LinearRule] = {
     "conv": rules.conv,

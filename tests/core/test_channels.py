@@ -46,8 +46,20 @@ def test_all_rows_are_the_kernel_itself() -> None:
 
 def test_rows_of_a_matrix_that_is_too_large_to_write_out_are_refused() -> None:
     wide = diagonal(np.ones(2**15), np.zeros(2**15), 1)
-    with pytest.raises(NotFusable, match="16384 of 32768 channels, written as one group, are too many"):
+    with pytest.raises(NotFusable, match="a matrix from 32768 to 16384 channels, written as one group, is too large"):
         channels.rows(wide, 0, 2**15, 2)
+
+
+@given(groups=st.integers(1, 4), first=st.integers(0, 3), count=st.integers(1, 4), more=st.integers(0, 3))
+def test_groups_by_themselves_and_embedded_again(groups: int, first: int, count: int, more: int) -> None:
+    kernel = kernel_of(groups, 2, 3)
+    first = min(first, groups - 1)
+    last = min(first + count, groups)
+    few = channels.groups(kernel, first, last)
+    x = torch.randn(2, groups * 3 + more, 6, dtype=torch.float64)
+    expected = run(kernel, x[:, : groups * 3])[:, first * 2 : last * 2]
+    torch.testing.assert_close(run(few, x[:, first * 3 : last * 3]), expected, **EXACT)
+    torch.testing.assert_close(run(channels.embedded(few, first * 3, groups * 3 + more), x), expected, **EXACT)
 
 
 @given(groups=st.integers(1, 3), parts=st.integers(1, 4), out=st.integers(1, 2), into=st.integers(1, 2))

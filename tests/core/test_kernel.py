@@ -227,6 +227,26 @@ def test_a_sum_that_is_not_refused_is_the_sum_on_every_source(data: st.DataObjec
             torch.testing.assert_close(run(total, x), sum(run(kernel, x) for kernel in branches), **EXACT)
 
 
+@given(data=st.data(), rank=ranks())
+def test_operators_side_by_side_that_are_not_refused_act_each_on_its_own(data: st.DataObject, rank: int) -> None:
+    kernels = data.draw(parallel_kernels(rank, same_outputs=False))
+    try:
+        both = algebra.side_by_side(*kernels)
+    except NotFusable:
+        return
+    for sizes in all_sizes(rank):
+        if all(gives_something(kernel, sizes) for kernel in (*kernels, both)):
+            sources = [source(kernel.channels[0], sizes, seed) for seed, kernel in enumerate(kernels)]
+            expected = torch.cat([run(kernel, x) for kernel, x in zip(kernels, sources, strict=True)], 1)
+            torch.testing.assert_close(run(both, torch.cat(sources, 1)), expected, **EXACT)
+
+
+def test_depthwise_convs_side_by_side_are_one_on_the_lattice_of_both() -> None:
+    near, far = conv(3, pad=1, into=2, groups=2), conv(3, pad=2, dilation=(2,), into=4, out=4, groups=4)
+    both = algebra.side_by_side(near, far)
+    assert (both.groups, both.size, both.padding) == (6, (5,), ((2, 2),))
+
+
 def test_a_branch_that_is_added_twice_counts_twice() -> None:
     kernel = conv(3, pad=1, bias=0.5)
     x = source(2, (4,))

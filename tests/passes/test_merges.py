@@ -97,6 +97,37 @@ def test_pieces_that_go_apart_and_come_together() -> None:
 
 
 @FEW
+@given(
+    cut=st.integers(1, 3),
+    sizes=st.tuples(*[st.sampled_from([1, 3, 5])] * 2),
+    dense=st.booleans(),
+    merge=st.sampled_from(["concat", "swapped", "add", "one"]),
+    before=st.booleans(),
+)
+def test_convs_over_pieces(cut: int, sizes: tuple[int, int], dense: bool, merge: str, before: bool) -> None:
+    """What reads its own channels only, one piece after another, stays grouped; the rest is written as one matrix."""
+    cut = 2 if merge == "add" else cut
+    counts, nodes = (cut, 4 - cut), []
+    if before:
+        nodes.append(node(ops.Conv((1, 1), ((0, 0),) * 2, (1, 1), 4), "x", param(4, 1, 1, 1), None, name="a"))
+    nodes.append(node(ops.Split(1, counts), "a" if before else "x", name="s"))
+    for i, (count, size) in enumerate(zip(counts, sizes, strict=True)):
+        op = ops.Conv((1, 1), ((size // 2, size // 2),) * 2, (1, 1), 1 if dense else count)
+        weight = param(count, count if dense else 1, size, size, seed=i)
+        nodes += [node(ops.Item(i), "s", name=f"p{i}"), node(op, f"p{i}", weight, param(count, seed=i + 5), name=f"c{i}")]
+    ends = {
+        "concat": node(ops.Concat(1), "c0", "c1"),
+        "swapped": node(ops.Concat(1), "c1", "c0"),
+        "add": node(ops.Add((1.0, -2.0)), "c0", "c1"),
+        "one": node(
+            ops.BatchNorm(0.0), "c0", *[param(cut, seed=i) for i in range(3)], Param.of(np.ones(cut), role="var", dtype="f64")
+        ),
+    }
+    (fusion,) = after(*nodes, ends[merge]).fusions
+    assert (fusion.weight[1] == 1) == (merge == "concat" and not dense)
+
+
+@FEW
 @given(axis=st.integers(0, 4), function=st.sampled_from(["sum", "mean"]), keepdim=st.booleans())
 def test_a_stack_that_is_summed(axis: int, function: str, keepdim: bool) -> None:
     stack = node(ops.Stack(axis), "a", "b", "x", name="s")
