@@ -162,8 +162,8 @@ def _one_slice(call: Call, axis: int, start: Any, stop: Any, step: Any) -> Read:
     if not all(isinstance(n, int | None) for n in (start, stop, step)):
         raise Unread("a slice with computed bounds")
     whole = call.shape[axis] if call.type_of(call.first) is not None else None
-    if axis >= 2 and start >= 0 and stop is not None and stop < 0:
-        return ops.Slice(axis, start, stop, step), (call.x,)  # so it is right for every size
+    if axis != 1:  # the size may be that of one example: what counts from an end is right for every size
+        return ops.Slice(axis, start, None if stop is not None and stop >= 2**62 else stop, step), (call.x,)
     if start < 0 or (stop is not None and stop < 0):
         if not isinstance(whole, int):
             raise Unread("a slice counted from an end that is not known")

@@ -17,7 +17,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.text import type_text
 from reparam_compiler.passes.plan import Built, Candidate, Planner, Policy
-from reparam_compiler.passes.proof import TOLERANCE, Trial, measured_bias, prove
+from reparam_compiler.passes.proof import TOLERANCE, Trial, acts_on_positions, measured_bias, prove
 from reparam_compiler.passes.regions import Interpretation, Region, Regions, interpret, is_merge
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class _Builder:
         found = self._understand(region)
         node = self._node(region, found)
         error = None
-        if self.options.verify or found.must_be_proven:
+        if self.options.verify or found.must_be_proven or acts_on_positions(region.nodes):
             error = prove(
                 self._trial(region, found), node, max(region.rounding, TOLERANCE) if found.must_be_proven else TOLERANCE
             )
@@ -161,7 +161,8 @@ class _Builder:
         return replace(found, kernel=replace(found.kernel, bias=bias), must_be_proven=True)
 
     def _trial(self, region: Region, found: Interpretation) -> Trial:
-        return Trial(region.nodes, region.source, found.kernel, found.signal, self.graph[region.source].type)
+        known, fixed = self.graph[region.source].type, self.graph.sizes_are_fixed
+        return Trial(region.nodes, region.source, found.kernel, found.signal, known, fixed=fixed)
 
     def _weight(self, region: Region) -> np.ndarray:
         return self._node(region, self._understand(region)).params[0].load()

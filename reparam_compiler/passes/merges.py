@@ -193,7 +193,7 @@ def reshape(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     if before is None or after is None:
         raise NoRule("a reshape of sizes that are not known")
     if isinstance(value, ConvKernel) and len(after.shape) == before + 1:
-        new = tuple(axis for axis, size in enumerate(after.shape) if size == 1 and _keeps(node, axis))
+        new = tuple(axis for axis, size in enumerate(_words(node)) if size == 1 and _keeps(node, axis))
         if new:
             return Stacked((value,), new)
     if isinstance(value, Stacked) and len(value.kernels) == 1 and len(after.shape) == before - 1:
@@ -206,10 +206,13 @@ def _axes_before(node: Node, value: Operand, source: Signal) -> int | None:
     return own if own is None or isinstance(value, ConvKernel) else own + 1
 
 
+def _words(node: Node) -> tuple[int, ...]:
+    return node.op.shape if isinstance(node.op, ops.Reshape) else ()
+
+
 def _keeps(node: Node, new: int) -> bool:
     """True where a reshape leaves all sizes before the new axis at their places, as far as its own words say."""
-    shape = node.op.shape if isinstance(node.op, ops.Reshape) else ()
-    known = node.type.shape if node.type is not None else ()
+    shape, known = _words(node), node.type.shape if node.type is not None else ()
     return len(shape) == len(known) and all(size == 0 or size == known[axis] for axis, size in enumerate(shape[:new]))
 
 
@@ -229,24 +232,28 @@ def cut(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
         if start >= stop:
             raise NotFusable("nothing is left")
         return _piece(value, start, stop) if step == 1 else rows(value, start, stop, step)
-    if op.axis < 2 or source.last:
-        raise NoRule("a slice of the batch")
+    if source.last:
+        raise NoRule("a slice of another axis than the channels")
+    if op.axis < 2:
+        raise NotFusable("a slice of the batch")
     return _cropped(value, op, node, source)
 
 
 def _cropped(kernel: ConvKernel, op: ops.Slice, node: Node, source: Signal) -> ConvKernel:
-    axis, high = op.axis - 2, 0
-    if op.start < 0:
-        raise NotFusable("a slice that starts at a position counted from the end")
+    axis, low, high = op.axis - 2, op.start, 0
+    sizes = output_sizes(kernel, source.sizes)
+    if low < 0:
+        if sizes is None:
+            raise NotFusable("a slice that starts at a position counted from the end, of a size that may change")
+        low = max(low + sizes[axis], 0)
     if op.stop is not None and op.stop < 0:
         high = op.stop
     elif op.stop is not None:
-        sizes = output_sizes(kernel, source.sizes)
         if sizes is None:
             raise NotFusable("a slice that ends at a position counted from the start, of a size that may change")
         high = min(op.stop - sizes[axis], 0)
     amounts = [(0, 0)] * kernel.rank
-    amounts[axis] = (-op.start, high)
+    amounts[axis] = (-low, high)
     steps = [1] * kernel.rank
     steps[axis] = op.step
     return subsample(pad(kernel, tuple(amounts), kernel.bias), tuple(steps))

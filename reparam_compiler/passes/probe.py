@@ -7,7 +7,8 @@ A region of ops that are known to be affine is the convolution
 if it is one at all. Then b is its response to zero; s the least step of an impulse that moves the response by one; and an
 impulse in channel c at position p gives W[:, c, p - s q] at every q: C impulses for each of the s residues of p are the kernel.
 All in float64, far from the border; what the border reads (zeros, or the mirrored source) is then tried. The kernel counts only
-if it gives what the region gives on random sources of several sizes that are not square and just wider than it.
+if it gives what the region gives on random sources: those of a model of fixed sizes, else small ones, their multiples and long
+ones (`larger`), so that what acts only from some position on, or on whole rows, or across the batch, is found out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,10 @@ TOLERANCE = 1e-10
 """The largest relative difference, in float64, of a region and the kernel that it seems to be."""
 LARGEST_BATCH = 2**24
 """Elements of the sources of one batch of impulses."""
+LONGEST = 4096
+"""Positions along an axis: what begins to act further on is not found out."""
+LARGEST_SOURCE = 2**23
+"""Elements of a source that is as long as that."""
 LARGEST_PROBE = 2**26
 """Elements of all of them, which take about two seconds: beyond, a region is not probed."""
 _NOISE = 1e-13
@@ -72,6 +77,7 @@ def identify(
     rank: int,
     known: TensorType | None,
     *,
+    fixed: bool = False,
     rounding: float = 0.0,
     most: int | None = None,
 ) -> ConvKernel:
@@ -81,6 +87,7 @@ def identify(
         nodes: the region, in order; the last is its sink.
         source: what it reads, of `channels` channels and `rank` spatial axes, channels second.
         known: the type of the source, for regions that run on its sizes alone.
+        fixed: whether every run has these sizes.
         rounding: how far constants in the region may be from what they were computed from (`Region.rounding`).
         most: how many weights the operator may have.
 
@@ -89,7 +96,8 @@ def identify(
     if rank < 1:
         raise NotFusable("a region without spatial axes")
     run = _runner(nodes, source)
-    sizes, batch = _sizes(run, nodes, channels, rank, known)
+    recorded = _recorded(known, rank) if fixed else None
+    sizes, batch = _sizes(run, nodes, channels, rank, recorded or _recorded(known, rank), fixed=recorded is not None)
     if channels * channels * prod(sizes) > LARGEST_PROBE:
         raise NotFusable(f"{channels} channels at {'x'.join(map(str, sizes))} are too many to probe")
     still = run(torch.zeros(batch, channels, *sizes, dtype=torch.float64))
@@ -102,7 +110,8 @@ def identify(
         raise NotFusable(f"one conv would have about {weights} weights, and be slower; policy='always' fuses it all the same")
     taps, first = respond.taps(stride)
     kernel = _trimmed(taps, bias, stride, first)
-    return _confirmed(kernel, run, sizes, batch, still.shape[2:], tolerance)
+    on = [recorded] if recorded else [(batch, *more) for more in (*_wider(kernel, sizes), *larger(channels, sizes))]
+    return _confirmed(kernel, run, (batch, *sizes), on, still.shape[2:], tolerance)
 
 
 Run = Callable[[Tensor], Tensor]
@@ -130,8 +139,21 @@ def _tried(run: Run, x: Tensor) -> Tensor | None:
         return None
 
 
-def _sizes(run: Run, nodes: Sequence[Node], channels: int, rank: int, known: TensorType | None) -> tuple[Ints, int]:
-    """Small sizes that the region runs on, or those that it was recorded with; and the batch."""
+def _recorded(known: TensorType | None, rank: int) -> Ints | None:
+    """The batch (2 where it is open) and the sizes that a source was recorded with."""
+    if known is None or len(known.shape) != rank + 2:
+        return None
+    sizes = tuple(size for size in known.shape[2:] if isinstance(size, int))
+    return (known.shape[0] if isinstance(known.shape[0], int) else 2, *sizes) if len(sizes) == rank else None
+
+
+def _sizes(
+    run: Run, nodes: Sequence[Node], channels: int, rank: int, recorded: Ints | None, *, fixed: bool
+) -> tuple[Ints, int]:
+    """Small sizes that the region runs on, or those that it was recorded with; and the batch.
+
+    A batch of two shows what mixes samples; only where every run has the recorded one may it be another.
+    """
     reach = [2] * rank
     for node in nodes:
         if isinstance(node.op, ops.Conv | ops.AvgPool) and len(node.op.stride) == rank:
@@ -139,14 +161,24 @@ def _sizes(run: Run, nodes: Sequence[Node], channels: int, rank: int, known: Ten
             dilation = node.op.dilation if isinstance(node.op, ops.Conv) else (1,) * rank
             reach = [n + d * (k - 1) * s for n, k, d, s in zip(reach, size, dilation, node.op.stride, strict=True)]
     small = tuple(2 * n + 3 + axis for axis, n in enumerate(reach))
-    if _tried(run, torch.zeros(1, channels, *small, dtype=torch.float64)) is not None:
-        return small, 1
-    shape = known.shape if known is not None else ()
-    sizes = tuple(size for size in shape[2:] if isinstance(size, int))
-    batch = shape[0] if shape and isinstance(shape[0], int) else 1
-    if len(sizes) == rank and _tried(run, torch.zeros(batch, channels, *sizes, dtype=torch.float64)) is not None:
-        return sizes, batch
-    raise NotFusable("it does not run on its own")
+    tries = [(2, small), (2, recorded[1:] if recorded else small)]
+    if recorded and fixed:
+        tries.append((recorded[0], recorded[1:]))
+    for batch, sizes in tries:
+        found = _tried(run, torch.zeros(batch, channels, *sizes, dtype=torch.float64))
+        if found is not None and found.shape[:1] == (batch,):
+            return sizes, batch
+    raise NotFusable("it does not run on its own, or not on every batch alike")
+
+
+def larger(channels: int, sizes: Ints) -> Iterator[Ints]:
+    """Multiples of sizes, on which what runs on these runs too: twice, three times, and each axis by itself as long as pays."""
+    yield tuple(2 * size for size in sizes)
+    yield tuple(3 * size for size in sizes)
+    for axis, size in enumerate(sizes):
+        room = LARGEST_SOURCE // (channels * prod(sizes))
+        times = max(4, min(room, -(-LONGEST // size)))
+        yield tuple(size * times if a == axis else n for a, n in enumerate(sizes))
 
 
 def _same_everywhere(still: Tensor, rounding: float) -> tuple[np.ndarray, float]:
@@ -249,15 +281,25 @@ def _trimmed(taps: np.ndarray, bias: np.ndarray, stride: Ints, first: Ints) -> C
     return finest(ConvKernel(weight, bias, stride, tuple(lattice), padding))
 
 
-def _confirmed(kernel: ConvKernel, run: Run, sizes: Ints, batch: int, counts: Sequence[int], tolerance: float) -> ConvKernel:
-    """The kernel with the padding that gives what the region gives, on random sources."""
+def _wider(kernel: ConvKernel, sizes: Ints) -> Iterator[Ints]:
+    """Sizes a little wider, of every remainder by the stride."""
+    for extra in range(1, 2 + max(kernel.stride)):
+        yield tuple(size + extra + axis for axis, size in enumerate(sizes))
+
+
+def _confirmed(
+    kernel: ConvKernel, run: Run, base: Ints, others: Sequence[Ints], counts: Sequence[int], tolerance: float
+) -> ConvKernel:
+    """The kernel with the padding that gives what the region gives, on random sources of these batches and sizes."""
     least = [
         s * (n - 1) + span + 1 - size - low
-        for s, n, span, size, (low, _) in zip(kernel.stride, counts, kernel.span, sizes, kernel.padding, strict=True)
+        for s, n, span, size, (low, _) in zip(kernel.stride, counts, kernel.span, base[1:], kernel.padding, strict=True)
     ]
-    wider = (tuple(size + extra + axis for axis, size in enumerate(sizes)) for extra in range(1, 2 + max(kernel.stride)))
-    sources = [torch.randn(batch, kernel.channels[0], *s, dtype=torch.float64) for s in (sizes, *wider)]
-    expected = [(x, y) for x in sources if (y := _tried(run, x)) is not None and y.ndim == x.ndim]
+    shapes = dict.fromkeys(others if len(others) == 1 else (base, *others))  # fixed sizes are all that count
+    sources = [_random((batch, kernel.channels[0], *sizes)) for batch, *sizes in shapes]
+    expected = [(x, y) for x in sources if (y := _tried(run, x)) is not None]
+    if not expected:
+        raise NotFusable("it does not run on the sizes that the model has")
     for mode in get_args(PaddingMode):
         for more in islice(product(*(range(s) for s in kernel.stride)), 64):
             padding = tuple((low, h + m) for (low, _), h, m in zip(kernel.padding, least, more, strict=True))
@@ -267,6 +309,10 @@ def _confirmed(kernel: ConvKernel, run: Run, sizes: Ints, batch: int, counts: Se
         if all(low <= 0 and high + s <= 1 for (low, _), high, s in zip(kernel.padding, least, kernel.stride, strict=True)):
             break  # nothing beyond the border is read
     raise NotFusable("it is not the convolution that its impulse response seems to be")
+
+
+def _random(shape: Ints) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def _gives(kernel: ConvKernel, x: Tensor, y: Tensor, tolerance: float) -> bool:

@@ -1,8 +1,9 @@
 """What is measured before a region is rewritten: its response to zero, and both of its forms on random sources.
 
 Sources are just wider than the kernel, so that most outputs see the border; no axis has the size of another, and a strided
-kernel is tried on even and odd sizes. A region that depends on the sizes that it was recorded with, or runs on no others, is
-run on those.
+kernel is tried on even and odd sizes. A region of more than convs, norms and sums may act on certain positions, on whole axes
+or across the batch: it is tried on two samples, on multiples of these sizes and on long ones too (`probe.larger`), or on the
+sizes that the model has, where it has no others.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from reparam_compiler.errors import ReparamError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, NodeId, TensorType
 from reparam_compiler.passes.carried import Signal
+from reparam_compiler.passes.probe import larger
 
 TOLERANCE = 1e-9
 """The largest relative difference, in float64, of a region and the conv that replaces it."""
@@ -26,17 +28,31 @@ class Trial:
     """A region and the sources that it is tried on.
 
     known: the type of the source; its sizes are tried where no smaller ones can be.
+    fixed: every run has these sizes.
     """
 
     def __init__(
-        self, nodes: Sequence[Node], source: NodeId, kernel: ConvKernel, signal: Signal, known: TensorType | None
+        self,
+        nodes: Sequence[Node],
+        source: NodeId,
+        kernel: ConvKernel,
+        signal: Signal,
+        known: TensorType | None,
+        *,
+        fixed: bool,
     ) -> None:
         self.nodes, self.source, self.signal = nodes, source, signal
-        recorded = () if known is None or any(not isinstance(n, int) for n in known.shape[1:]) else known.shape
-        self._recorded = tuple(size if isinstance(size, int) else 2 for size in recorded)
-        self._small = [] if self._recorded and any(map(_counts_positions, nodes)) else _small_shapes(kernel, signal)
-        if self._recorded and any(isinstance(node.op, ops.Opaque) for node in nodes):  # one may have the batch written into it
-            self._small = [(self._recorded[0], *shape[1:]) for shape in self._small]
+        small = _small_shapes(kernel, signal)
+        recorded: list[Ints] = []
+        if known is not None and all(isinstance(size, int) for size in known.shape[1:]):
+            recorded = [tuple(size if isinstance(size, int) else 2 for size in known.shape)]
+        self._tries = [small, recorded]
+        if acts_on_positions(nodes):
+            pairs = [(2, *shape[1:]) for shape in small]
+            if not signal.last:
+                pairs += [(2, signal.channels, *sizes) for sizes in larger(signal.channels, small[0][2:])]
+            alone = fixed and recorded and known is not None and known.static_shape is not None
+            self._tries = [recorded] if alone else [pairs, recorded]
 
     def run(self, draw: Callable[[Ints, int], Tensor]) -> list[tuple[Tensor, Tensor]]:
         """(source, what the region gives) for sources that are drawn by shape and number.
@@ -44,7 +60,7 @@ class Trial:
         Raises NotFusable where the region runs on none.
         """
         found = []
-        for shapes in (self._small, [self._recorded] if self._recorded else []):
+        for shapes in self._tries:
             for number, shape in enumerate(shapes):
                 x = draw(shape, number)
                 try:
@@ -69,19 +85,37 @@ def _small_shapes(kernel: ConvKernel, signal: Signal) -> list[Ints]:
     return [(1 if spatial else 3, signal.channels, *spatial) for spatial in sizes]
 
 
-def _counts_positions(node: Node) -> bool:
-    """True for an op that means a certain position of the sizes that it was recorded with."""
+def acts_on_positions(nodes: Sequence[Node]) -> bool:
+    """True where an op of a region may mean certain positions, a whole axis or the batch, so that rules do not tell all."""
+    return not all(map(_is_alike_everywhere, nodes))
+
+
+def _is_alike_everywhere(node: Node) -> bool:
     match node.op:
-        case ops.Slice(axis, _, stop, _):
-            return axis >= 2 and stop is not None and stop > 0
-        case ops.Assign(cuts):
-            return any(start > 0 for _, start, _ in cuts)
+        case ops.Slice(axis=axis):
+            return axis == 1
         case ops.AvgPool():
-            return node.op.ceil_mode
-        case ops.Reshape(shape):
-            return any(size > 1 for size in shape)
-        case _:
-            return False
+            return not node.op.ceil_mode
+        case op:
+            return isinstance(op, _EVERYWHERE)
+
+
+_EVERYWHERE = (
+    ops.Conv,
+    ops.ConvTranspose,
+    ops.Linear,
+    ops.BatchNorm,
+    ops.Add,
+    ops.Mul,
+    ops.Div,
+    ops.Identity,
+    ops.Pad,
+    ops.Concat,
+    ops.Stack,
+    ops.Split,
+    ops.Item,
+)
+"""Ops that do the same at every position of every sample; along which axes they join or split, their rules check."""
 
 
 def measured_bias(trial: Trial, tolerance: float) -> Bias | None:

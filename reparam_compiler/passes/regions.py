@@ -155,7 +155,16 @@ def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset(), *,
         channels, rank = _channels_first(graph, region)
         known = graph[region.source].type
         try:
-            kernel = probe.identify(region.nodes, region.source, channels, rank, known, rounding=region.rounding, most=most)
+            kernel = probe.identify(
+                region.nodes,
+                region.source,
+                channels,
+                rank,
+                known,
+                fixed=graph.sizes_are_fixed,
+                rounding=region.rounding,
+                most=most,
+            )
         except NotFusable as reason:
             raise NotFusable(f"{refusal}; probed: {reason}") from reason
         return Interpretation(kernel, Signal(channels, rank), {region.sink: kernel}, must_be_proven=True)
