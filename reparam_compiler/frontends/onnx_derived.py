@@ -21,6 +21,22 @@ from reparam_compiler.ir.graph import Dim, TensorType
 
 TRIES = ((7, 2), (10, 3), (16, 5))
 """Open sizes, in order, are tried as first + k * step: no two are equal in any try."""
+FAR_TRIES = ((1, 0), (1009, 16), (50021, 48))
+"""The same for values that something bounds or compares: what holds for middling sizes need not hold for these."""
+_BOUNDING = frozenset({"Min", "Max", "Clip", "Relu", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Sign"}) | {
+    "Div",
+    "Mod",
+    "Floor",
+    "Ceil",
+    "Round",
+    "Cast",
+    "Where",
+    "Not",
+    "And",
+    "Or",
+}
+_FILLING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike", "OneHot", "NonZero"})
+"""Ops that make as many elements as a size says: too many of them for far tries."""
 _ASKS_FOR_SIZES = ("Shape", "Size")
 
 
@@ -148,8 +164,10 @@ class Derived:
         """The elements for each try of the open sizes; None where a node cannot be evaluated."""
         if name not in self._sampled:
             try:
-                tries = list(self._tries()) if name in self._open else [{}]
-                self._sampled[name] = [self.evaluate(name, sizes) for sizes in tries] * (1 if len(tries) > 1 else self.tries)
+                if name in self._open:
+                    self._sampled[name] = [self.evaluate(name, sizes) for sizes in self._tries()]
+                else:
+                    self._sampled[name] = [self.evaluate(name)] * self.tries
             except UnsupportedModelError:
                 self._sampled[name] = None
         return self._sampled[name]
@@ -160,8 +178,8 @@ class Derived:
             return None
         return [tuple(_number(size, sizes) for size in known.shape) for sizes in self._tries()]
 
-    def _tries(self) -> Iterator[dict[str, int]]:
-        for first, step in TRIES:
+    def _tries(self, of: tuple[tuple[int, int], ...] = TRIES) -> Iterator[dict[str, int]]:
+        for first, step in of:
             yield {symbol: first + place * step for symbol, place in self._symbols.items()}
 
     @property
@@ -174,7 +192,19 @@ class Derived:
         found = self.sampled(name)
         if found is None or any(not np.array_equal(found[0], other) for other in found[1:]):
             return None
-        return found[0]
+        return found[0] if self._holds_far_off(name, found[0]) else None
+
+    def _holds_far_off(self, name: str, value: np.ndarray) -> bool:
+        """Whether a value is the same for very small and very large sizes too, where anything in its chain could bound it."""
+        kinds = {node.op_type for node in self.chain(name) if any(output in self._open for output in node.output)}
+        if not kinds & _BOUNDING:
+            return True
+        if kinds & _FILLING:
+            return False
+        try:
+            return all(np.array_equal(value, self.evaluate(name, sizes)) for sizes in self._tries(FAR_TRIES))
+        except UnsupportedModelError:
+            return False
 
 
 def _number(size: Dim, sizes: Mapping[str, int]) -> int:
