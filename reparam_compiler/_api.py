@@ -1,5 +1,6 @@
 """The public functions: they pick a frontend, run a pipeline, verify, write back and report."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -99,7 +100,7 @@ def fuse(
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
     options = Options(verify=verify, policy=policy, model=cost_model or USUAL, keep_bn=keep_bn)
-    fused, report = _fused(_opened(model), example_inputs, options, inplace=inplace)
+    fused, report = _fused(_opened(model), _given(example_inputs), options, inplace=inplace)
     return (fused, report) if return_report else fused
 
 
@@ -110,6 +111,7 @@ def _fused(model: Any, example_inputs: Sequence[Any] | None, options: Options, *
             return _fuse_parts(model, example_inputs, options, copy=not inplace)
         frontend, inplace = frontend_for(graph_module), True
         remarks = tuple(f"fixed while tracing, as the weights have it: {name}" for name in graph_module.meta.get("frozen", ()))
+        remarks += graph_module.meta.get("remarks", ())
         try:
             reading = frontend.read(graph_module, example_inputs)
         except UnsupportedModelError:  # a check of its own data that shapes alone do not pass: what the tracer noted will do
@@ -208,7 +210,7 @@ def prune(
 
     Source: coupling and repair as in docs/pruning.md; L1 criterion: Li et al., "Pruning Filters for Efficient ConvNets", 2017.
     """
-    model = _opened(model)
+    model, example_inputs = _opened(model), _given(example_inputs)
     inplace = False
     if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
         graph_module = traced(model, example_inputs, copy=True)
@@ -320,7 +322,7 @@ def inspect(
 ) -> FuseReport:
     """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`."""
     options = Options(policy=policy, model=cost_model or USUAL, keep_bn=keep_bn)
-    model = _opened(model)
+    model, example_inputs = _opened(model), _given(example_inputs)
     if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
         graph_module = traced(model, example_inputs, copy=True)
         if graph_module is None:
@@ -355,14 +357,21 @@ def _fuse_parts(
 
     found, dtype = compare_copies(copies, example_inputs)
     whole = WholeModel(f"torch, {dtype}, example inputs, the fused weights as they are stored", found)
-    return result, replace(report, whole_model=_checked(whole, ROUNDED_TOLERANCE) if dtype == "float64" else whole)
+    return result, replace(report, whole_model=_checked(whole, ROUNDED_TOLERANCE if dtype == "float64" else math.inf))
 
 
 def _checked(whole: WholeModel, tolerance: float) -> WholeModel:
-    """The comparison; raises VerificationError where it is off by more than this."""
+    """The comparison; raises VerificationError where it is off by more than this, or of another shape, or NaN elsewhere.
+
+    What a model makes in float32 may be chaotic (a top-k of near ties): there the proofs of the regions decide.
+    """
     found = whole.difference
+    if math.isinf(found.max_abs):
+        advice = "Shapes differ, or the places of NaN and infinities. Please report the model: this is a defect of a rewrite."
+        raise VerificationError("output", found.max_abs, 0.0, advice)
     if not found.relative <= tolerance:
-        raise VerificationError("output", found.max_abs, tolerance * found.max_abs / found.relative)
+        allowed = tolerance * found.max_abs / found.relative if math.isfinite(found.relative) else 0.0
+        raise VerificationError("output", found.max_abs, allowed)
     return whole
 
 
@@ -379,6 +388,17 @@ def frontend_for(model: object) -> Frontend[Any]:
     raise UnsupportedModelError(
         f"found a {type(model).__module__}.{type(model).__qualname__}; expected an fx.GraphModule, an ExportedProgram, "
         "an onnx.ModelProto, the path of an .onnx file, or an nn.Module. For a .pt2 file call torch.export.load first"
+    )
+
+
+def _given(example_inputs: Any) -> Sequence[Any] | None:
+    """Example inputs as a tuple: a tensor alone is one input."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,)
+    if example_inputs is None or isinstance(example_inputs, tuple | list):
+        return example_inputs
+    raise UnsupportedModelError(
+        f"example_inputs is a {type(example_inputs).__name__}; expected a tuple of what forward() takes, in its order"
     )
 
 
@@ -400,6 +420,5 @@ def _report(
     whole = None
     if comparison is not None:
         whole = WholeModel(f"{comparison.runtime}, {comparison.dtype}, {comparison.inputs}", comparison.difference)
-        if comparison.dtype == "float64":
-            _checked(whole, WHOLE_TOLERANCE)
+        _checked(whole, WHOLE_TOLERANCE if comparison.dtype == "float64" else math.inf)
     return FuseReport(frontend.name, found.fusions, found.refusals, cost(reading.graph), cost(found.graph), whole)

@@ -137,9 +137,8 @@ def _peak_bytes(graph: Graph) -> int | None:
     left = {node_id: len(readers) for node_id, readers in graph.users.items()}
     alive = peak = 0
     for node in graph:
-        in_place = (
-            isinstance(node.op, ops.Elementwise | ops.Identity | ops.Flatten | ops.Reshape) and left[node.sources[0]] == 1
-        )
+        moves = isinstance(node.op, ops.Elementwise | ops.Identity | ops.Flatten | ops.Reshape)
+        in_place = moves and bool(node.sources) and left[node.sources[0]] == 1
         if not in_place:
             alive += sizes[node.id]
             peak = max(peak, alive)

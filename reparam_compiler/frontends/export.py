@@ -185,7 +185,8 @@ class _Writer:
         for name, tensor in self.new_tensors.items():
             holder = constants if name in constants else state
             old = self.model.state_dict.get(name)
-            trains = old.requires_grad if isinstance(old, nn.Parameter) else name not in self.model.state_dict
+            known = [tensor.requires_grad for tensor in self.model.state_dict.values() if isinstance(tensor, nn.Parameter)]
+            trains = old.requires_grad if isinstance(old, nn.Parameter) else name not in self.model.state_dict and any(known)
             holder[name] = nn.Parameter(tensor, requires_grad=trains) if _is_parameter(name, kept) else tensor
         if changes.retyped:
             self._retype(state | constants, kept)

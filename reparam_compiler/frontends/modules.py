@@ -61,13 +61,17 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
     except Exception as error:  # noqa: BLE001 - as above
         logger.info("torch.export of %s failed: %s", type(model).__name__, error)
         return None
-    return exported if isinstance(exported, fx.GraphModule) else None
+    shapes = ", ".join("x".join(map(str, x.shape)) for x in example_inputs if isinstance(x, Tensor))
+    only = f"the result takes inputs of the example's shapes only ({shapes})"
+    exported.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {only}",)
+    return exported
 
 
 def does_more_than_forward(module: nn.Module) -> bool:
     """True where calling the module does something else than its class's `forward`."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
+    calls_otherwise = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
+    return any(hooks) or "forward" in vars(module) or calls_otherwise
 
 
 def _versions(model: nn.Module) -> list[int]:
@@ -82,9 +86,12 @@ def _absent(model: nn.Module, given: int) -> dict[str, None]:
 
 
 def _agree(model: nn.Module, trace: nn.Module, example_inputs: Sequence[Any]) -> bool:
-    """Whether a trace computes what its model does; neither is changed. True where the model itself fails on the inputs."""
+    """Whether a trace computes what its model does; neither is changed. True where the model itself fails on the inputs.
+
+    It is a copy of the model that runs: a forward() may write to parameters, or count its calls.
+    """
     results: list[list[Tensor]] = []
-    for module in (model, trace):
+    for module in (deep_copy(model), trace):
         inputs = _pytree.tree_map_only(Tensor, torch.clone, tuple(example_inputs))
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         try:

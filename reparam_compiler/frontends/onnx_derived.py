@@ -1,7 +1,7 @@
 """Values of an ONNX graph that depend on constants and sizes alone: kernels, and what exporters compute as shapes and indices.
 
 They are evaluated when they are asked for, each node once, and floats in float64 whatever dtype the model has: what a pass
-folds is rounded once, when it is written. Only a Cast rounds before: it does so on purpose.
+folds is rounded once, when it is written. Only a Cast rounds before, on purpose, and what rounds to steps or compares.
 
 A size that the model leaves open (a dim_param) is tried as several numbers: what comes out the same for all of them is
 constant (the number of channels that was taken from a shape), and a pattern found in all of them is that of every size.
@@ -35,6 +35,14 @@ _BOUNDING = frozenset({"Min", "Max", "Clip", "Relu", "Less", "LessOrEqual", "Gre
     "And",
     "Or",
 }
+_JUMPING = frozenset({"Round", "Floor", "Ceil", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Sign", "Mod"}) | {
+    "QuantizeLinear",
+    "DynamicQuantizeLinear",
+    "ArgMax",
+    "ArgMin",
+    "TopK",
+}
+"""Ops that make a jump of a difference in the last place: what they are part of is computed in the model's own dtypes."""
 _FILLING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike", "OneHot", "NonZero"})
 """Ops that make as many elements as a size says: too many of them for far tries."""
 _ASKS_FOR_SIZES = ("Shape", "Size")
@@ -120,9 +128,11 @@ class Derived:
     def evaluate(self, name: str, sizes: Mapping[str, int] | None = None) -> np.ndarray:
         """The elements, floats in float64; raises UnsupportedModelError where a node cannot be evaluated."""
         values: dict[str, np.ndarray] = {}
-        for node in self.chain(name):
+        chain = self.chain(name)
+        jumps = any(node.op_type in _JUMPING and self._is_floating(node.input[0]) for node in chain)
+        for node in chain:
             try:
-                outputs = self._run(node, values, sizes or {})
+                outputs = self._run(node, self._own(values) if jumps else values, sizes or {}, own=jumps)
             except FAILURES as error:
                 raise UnsupportedModelError(
                     f"{node.name or node.op_type} ({node.op_type}) depends on constants alone, but cannot be evaluated: "
@@ -131,13 +141,17 @@ class Derived:
             values.update(zip(filter(None, node.output), map(_wide, outputs), strict=False))
         return values[name]
 
-    def _run(self, node: NodeProto, values: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> list[Any]:
+    def _run(
+        self, node: NodeProto, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], *, own: bool = False
+    ) -> list[Any]:
         if node.op_type in _ASKS_FOR_SIZES and not self._is_known(node.input[0]):
             return [self._asked(node, sizes)]
         feeds = {name: values[name] if name in values else self._load(name) for name in node.input if name}
         if node.op_type == "Cast":
             if self.dtype_of(node.input[0]) == self.dtype_of(node.output[0]):
                 return list(feeds.values())
+            return run_arrays(self.model, node, self._own(feeds))
+        if own:
             return run_arrays(self.model, node, self._own(feeds))
         try:
             return run_arrays(self.model, node, feeds)
@@ -147,6 +161,9 @@ class Derived:
     def _own(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The values in the dtypes that the model has for them."""
         return {name: value.astype(ARRAYS.get(self.dtype_of(name) or "", value.dtype)) for name, value in feeds.items()}
+
+    def _is_floating(self, name: str) -> bool:
+        return (self.dtype_of(name) or "").startswith(("f", "bf"))
 
     def _load(self, name: str) -> np.ndarray:
         constant = self.stored(name)

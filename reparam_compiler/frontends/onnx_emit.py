@@ -69,7 +69,7 @@ class Emitter:
             case ops.Mul() | ops.Div():
                 return [self._node(type(op).__name__, node, outputs)]
             case ops.Pad(padding, mode, value) if mode != "zeros" or value == 0:
-                return [self._pad(self._operand(node, 0), outputs[0], padding, mode)]
+                return self._pad(self._operand(node, 0), outputs[0], padding, mode)
             case _:
                 raise RewriteError(f"{node.id}: {op} cannot be written back to ONNX; this is a limit of the ONNX frontend")
 
@@ -79,11 +79,11 @@ class Emitter:
         if op.mode != "zeros" and any(n < 0 for pair in padding for n in pair):  # ONNX cuts by constant padding alone
             cut, x = x, self.value(f"{node.id}.cut")
             cuts = tuple((min(low, 0), min(high, 0)) for low, high in padding)
-            before.append(self._pad(cut, x, ((0, 0), (0, 0), *cuts), "zeros"))
+            before += self._pad(cut, x, ((0, 0), (0, 0), *cuts), "zeros")
             padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
         if any(n < 0 for pair in padding for n in pair) or (op.mode != "zeros" and any(map(any, padding))):
             padded = self.value(f"{node.id}.padded")
-            before.append(self._pad(x, padded, ((0, 0), (0, 0), *padding), op.mode))
+            before += self._pad(x, padded, ((0, 0), (0, 0), *padding), op.mode)
             x, padding = padded, ((0, 0),) * rank
         attributes: dict[str, Any] = {
             "dilations": list(op.dilation),
@@ -140,14 +140,36 @@ class Emitter:
             integers["steps"] = [step]
         return self._with_integers("Slice", node, outputs, 10, integers, {})
 
-    def _pad(self, x: str, output: str, padding: Pairs, mode: PaddingMode) -> NodeProto:
-        if mode == "circular" and self.opset < 19:
-            raise RewriteError(f"{output}: circular padding needs opset 19; convert the model with onnx.version_converter")
+    def _pad(self, x: str, output: str, padding: Pairs, mode: PaddingMode) -> list[NodeProto]:
         if mode != "zeros" and any(n < 0 for pair in padding for n in pair):
             raise RewriteError(f"{output}: ONNX has no {mode} padding by negative numbers, found {padding}")
+        if mode == "circular" and self.opset < 19:
+            return self._wrapped(x, output, padding)
         if self.opset < 11:
-            return helper.make_node("Pad", [x], [output], mode=_PAD_WORDS[mode], pads=_pads(padding))
-        return helper.make_node("Pad", [x, self._integers(f"{output}.pads", _pads(padding))], [output], mode=_PAD_WORDS[mode])
+            return [helper.make_node("Pad", [x], [output], mode=_PAD_WORDS[mode], pads=_pads(padding))]
+        return [helper.make_node("Pad", [x, self._integers(f"{output}.pads", _pads(padding))], [output], mode=_PAD_WORDS[mode])]
+
+    def _wrapped(self, x: str, output: str, padding: Pairs) -> list[NodeProto]:
+        """Circular padding before opset 19: on each axis what stands at the one end is joined to the other."""
+        nodes: list[NodeProto] = []
+        axes = [axis for axis, pair in enumerate(padding) if any(pair)]
+        for axis in axes:
+            (low, high), joined = padding[axis], output if axis == axes[-1] else self.value(f"{output}.{axis}")
+            pieces = [x]
+            for start, stop, amount in ((-low, _TO_THE_END, low), (0, high, high)):
+                if not amount:
+                    continue
+                piece = self.value(f"{joined}.{'before' if start else 'after'}")
+                bounds: dict[str, Any] = {"starts": [start], "ends": [stop], "axes": [axis]}
+                if self.opset < 10:
+                    nodes.append(helper.make_node("Slice", [x], [piece], **bounds))
+                else:
+                    names = [self._integers(f"{piece}.{key}", values) for key, values in bounds.items()]
+                    nodes.append(helper.make_node("Slice", [x, *names], [piece]))
+                pieces = [piece, *pieces] if start else [*pieces, piece]
+            nodes.append(helper.make_node("Concat", pieces, [joined], axis=axis))
+            x = joined
+        return nodes
 
     def _with_integers(
         self, kind: str, node: Node, outputs: Sequence[str], since: int, integers: dict[str, Any], attributes: dict[str, Any]

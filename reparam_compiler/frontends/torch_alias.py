@@ -24,7 +24,9 @@ _VIEWS = frozenset(
     | {"view_as_complex", "atleast_1d", "atleast_2d", "atleast_3d", "contiguous", "to", "type", "type_as", "float", "double"}
     | {"half", "bfloat16", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"}
     | {"feature_alpha_dropout", "Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout"}
-    | {"FeatureAlphaDropout"}
+    | {"FeatureAlphaDropout", "einsum", "broadcast_tensors", "meshgrid", "unsafe_chunk", "unsafe_split", "positive", "conj"}
+    | {"unsafe_split_with_sizes", "resolve_conj", "resolve_neg", "conj_physical", "_reshape_alias", "lift_fresh", "rot90"}
+    | {"swapdims_", "view_as_real_copy", "native_dropout", "cartesian_prod", "nested_tensor", "sum_to_size", "expand_copy"}
 )
 """Calls that give a part of their first argument's storage, or may."""
 
@@ -37,17 +39,21 @@ class Writes:
     parts: those of them that write to a part, and give nothing or only that part.
     opaque: nodes to leave alone.
     changing: nodes whose storage is written to at some time. A copy of one is not another name for it.
+    into_inputs: in-place calls on storage of the caller's, who may look at it afterwards.
     """
 
     rebound: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     parts: dict[fx.Node, Part] = field(default_factory=dict)
     opaque: set[fx.Node] = field(default_factory=set)
     changing: set[fx.Node] = field(default_factory=set)
+    into_inputs: set[fx.Node] = field(default_factory=set)
 
 
 def first_argument(node: fx.Node) -> fx.Node | None:
     """What a call works on, where that is computed."""
     first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
+    if isinstance(first, str):  # the equation of an einsum
+        first = next(iter(node.all_input_nodes), None)
     return first if isinstance(first, fx.Node) else None
 
 
@@ -71,6 +77,7 @@ def find_writes(
     sharing: dict[fx.Node, list[fx.Node]] = {}
     held: dict[Hashable, fx.Node] = {}
     left: set[fx.Node] = set()
+    joined: list[list[fx.Node]] = []  # what one call may give views of
     found = Writes()
     for node in graph.nodes:
         tensor[node] = storage[node] = node
@@ -82,7 +89,11 @@ def find_writes(
             storage[node] = storage[first]
         if first is not None and (writes or name in _SAME):
             tensor[node] = tensor[first]
+        if name in _VIEWS and len({storage[other] for other in node.all_input_nodes}) > 1:
+            joined.append([storage[other] for other in node.all_input_nodes])
         shared = sharing.setdefault(storage[node], [])
+        if (writes or name == "setitem") and storage[first or node].op == "placeholder":
+            found.into_inputs.add(node)
         part = part_of(node) if (writes or name == "setitem") and not node.users else None
         if part is not None and tensor_of(storage[part.base]) is None:
             sharers = sharing[storage[part.base]]
@@ -103,6 +114,9 @@ def find_writes(
             left.add(storage[written])
             found.opaque.add(node)
             found.changing.add(storage[written])
+    for roots in joined:
+        if any(root in found.changing for root in roots):
+            left.update(roots)
     _leave_alone(found, left, sharing, storage)
     found.changing.update(node for node, root in storage.items() if root in found.changing)
     return found

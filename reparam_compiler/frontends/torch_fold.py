@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam_compiler.frontends.torch_call import Unread
 
+_ROUNDED = 64
+"""Units in the last place that a computation in the model's dtype may be off by, beside the largest element."""
 FACTORIES = frozenset({"zeros", "ones", "full", "eye", "arange", "linspace", "scalar_tensor"})
 """Calls that make a tensor of numbers."""
 
@@ -33,10 +35,10 @@ class Constant:
     origin: str | None = None
 
     def float64(self, known: dict["Constant", Any] | None = None) -> Any:
-        """The value, from parameters in float64; each value on the way is computed once."""
+        """The value, from parameters in float64 where that is the same but for rounding; each value is computed once."""
         known = {} if known is None else known
         if self not in known:
-            known[self] = self.compute(known)
+            known[self] = nearest(self.compute(known), self.value)
         return known[self]
 
     @staticmethod
@@ -87,6 +89,21 @@ def assigned(into: Constant, index: tuple[slice, ...], value: Constant | float) 
     return Constant(
         now, lambda known: write(into.float64(known), value.float64(known) if isinstance(value, Constant) else value)
     )
+
+
+def nearest(exact: Any, own: Any) -> Any:
+    """A value that was computed in float64, or the model's own where they are not the same but for rounding.
+
+    Rounding to steps, comparisons and casts make a jump of a difference in the last place.
+    """
+    if not isinstance(own, Tensor) or not isinstance(exact, Tensor) or not own.numel():
+        return exact
+    if not own.is_floating_point():
+        return own if exact.shape == own.shape else exact
+    wide = own.detach().double()
+    room = _ROUNDED * torch.finfo(own.dtype).eps * wide[wide.isfinite()].abs().max() if wide.isfinite().any() else 0.0
+    apart = (exact.double() - wide).abs() if exact.shape == own.shape else wide.abs() + torch.inf
+    return exact if bool(((apart <= room) | (exact == wide)).all()) else wide
 
 
 def _exact(value: Any) -> Any:

@@ -20,16 +20,19 @@ class InPlace:
 
     rebound: for each the nodes that are names of its value from then on.
     parts: for those that write to a part, what they write into.
+    into_inputs: those that write to what the caller gave, which stay.
     """
 
     rebound: Mapping[str, tuple[str, ...]]
     parts: Mapping[str, str]
+    into_inputs: frozenset[str] = frozenset()
 
     @staticmethod
     def of(writes: Writes, written_into: Mapping[str, str]) -> "InPlace":
         """The in-place calls of a graph that has been read."""
         rebound = {node.name: tuple(other.name for other in same) for node, same in writes.rebound.items()}
-        return InPlace(rebound, {node.name: written_into[node.name] for node in writes.parts})
+        into_inputs = frozenset(node.name for node in writes.into_inputs)
+        return InPlace(rebound, {node.name: written_into[node.name] for node in writes.parts}, into_inputs)
 
 
 @dataclass
@@ -93,15 +96,16 @@ class NativeNodes:
 
         removed: ids that the graph has no more. A check of a shape goes with the value that it looked at.
 
-        Nothing reads a write to a part: it goes where nothing that comes later reads what it wrote into, but for an input,
-        which is the caller's.
+        Nothing reads a write to a part: it goes where nothing that comes later reads what it wrote into. What writes to an
+        input stays: that is the caller's.
         """
+        caller_sees = {self.nodes[name] for name in self.in_place.into_inputs if name in self.nodes}
         erased: list[fx.Node] = []
         later: set[fx.Node] = set()
         useful = self._useful | {self.nodes[name] for name in removed}
         for node in reversed(graph.nodes):
             names = [self.nodes[name] for name in self._names_of.get(node, ())]
-            read_later = any(user in later or name.op == "placeholder" for name in names for user in name.users)
+            read_later = node in caller_sees or any(user in later for name in names for user in name.users)
             if node in useful and not node.users and not read_later and node.op != "output":
                 graph.erase_node(node)
                 erased.append(node)

@@ -26,7 +26,7 @@ from torch.nn.utils import parametrize
 
 from reparam_compiler.frontends.torch_alias import Writes, find_writes, first_argument
 from reparam_compiler.frontends.torch_call import Call, Read, Unread
-from reparam_compiler.frontends.torch_fold import FACTORIES, Constant, assigned, call, folded, is_pure, of_a_value
+from reparam_compiler.frontends.torch_fold import FACTORIES, Constant, assigned, call, folded, is_pure, nearest, of_a_value
 from reparam_compiler.frontends.torch_modules import ModuleTensor, module_call
 from reparam_compiler.frontends.torch_ops import READERS
 from reparam_compiler.frontends.torch_parts import Part, PartReader
@@ -314,7 +314,7 @@ class TorchReader:
                 raise Unread("a parametrization in training mode, which may change with every call")
             if tensor.origin not in self._params:
                 value = getattr(module, tensor.attribute)
-                load = lambda: getattr(copy.deepcopy(module).double(), tensor.attribute)  # noqa: E731
+                load = lambda: nearest(getattr(copy.deepcopy(module).double(), tensor.attribute), value)  # noqa: E731
                 self._params[tensor.origin] = lazy_param(load, value, role=role)
             return self._params[tensor.origin]
         value = getattr(module, tensor.attribute)

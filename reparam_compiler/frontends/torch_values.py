@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import ml_dtypes
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Dim, Param, TensorType
 
 DTYPES: dict[torch.dtype, str] = {
@@ -77,7 +78,21 @@ def tensor_from(param: Param, *, device: torch.device | str = "cpu", exact: bool
 
 
 def deep_copy(value: Copied, memo: dict[int, Any] | None = None) -> Copied:
-    """`copy.deepcopy`, less torch's warning to itself about the tree specs that its graphs hold."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
-        return copy.deepcopy(value, memo)
+    """`copy.deepcopy`, of tensors that were computed too, less torch's warning to itself about tree specs.
+
+    Raises UnsupportedModelError for a model that holds what cannot be copied (a lock, a generator).
+    """
+    memo = {} if memo is None else memo
+    for module in value.modules() if isinstance(value, nn.Module) else ():
+        for held in vars(module).values():  # what the old weight_norm keeps, or a cache
+            if isinstance(held, Tensor) and not held.is_leaf:
+                memo.setdefault(id(held), held.detach().clone())
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated", category=FutureWarning)
+            return copy.deepcopy(value, memo)
+    except (TypeError, RuntimeError, ValueError, copy.Error) as error:
+        raise UnsupportedModelError(
+            f"a copy of {type(value).__name__} cannot be made: {error}; take out of the model what it fails on, "
+            "or export the model and pass the program"
+        ) from error

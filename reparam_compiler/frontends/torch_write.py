@@ -17,12 +17,13 @@ _CONVS: dict[int, Callable[..., Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3
 _CONVS_TRANSPOSED: dict[int, Callable[..., Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
-def new_module(node: Node, tensor: Callable[[Param], Tensor]) -> nn.Module:
+def new_module(node: Node, tensor: Callable[[Param], Tensor], *, trains: bool = True) -> nn.Module:
     """The module of a node that a pass made; `tensor` gives its parameters their torch form."""
     weight, bias = node.param(1), node.param(2)
     if weight is None or not isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear):
         raise RewriteError(f"{node.id}: {node.op.name} has no torch module; a pass may make convs and linears only")
-    tensors = {"weight": nn.Parameter(tensor(weight))} | ({"bias": nn.Parameter(tensor(bias))} if bias else {})
+    given = {"weight": weight} | ({"bias": bias} if bias else {})
+    tensors = {name: nn.Parameter(tensor(param), requires_grad=trains) for name, param in given.items()}
     if isinstance(node.op, ops.Linear):
         return _filled(nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta"), tensors)
     op, rank = node.op, len(node.op.stride)

@@ -49,7 +49,8 @@ def still_nodes(graph: Graph) -> frozenset[NodeId]:
     found: set[NodeId] = set()
     for node in graph:
         asks = isinstance(node.op, Opaque) and node.op.target in _SIZE_QUERIES
-        if asks or (node.sources and all(source in found for source in node.sources)):
+        draws = isinstance(node.op, Opaque) and node.op.target.rstrip("_") in _RANDOM
+        if asks or (node.sources and not draws and all(source in found for source in node.sources)):
             found.add(node.id)
     return frozenset(found)
 
@@ -73,3 +74,10 @@ _SIZE_QUERIES = frozenset(
     | {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
 )
 """What a frontend calls an op that looks at the sizes of its input only."""
+_RANDOM = frozenset(
+    {"bernoulli", "uniform", "normal", "random", "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "empty"}
+    | {"randint_like", "multinomial", "exponential", "cauchy", "log_normal", "geometric", "poisson", "rrelu", "dropout"}
+    | {"native_dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "empty_like", "new_empty", "Bernoulli"}
+    | {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
+)
+"""Ops that give another value each time, whatever they read."""

@@ -150,6 +150,7 @@ class _Builder:
         return Built(node, found, error)
 
     def _understand(self, region: Region) -> Interpretation:
+        _check_promotion(self.graph, region)
         found = interpret(self.graph, region, self.still, whatever_size=self.options.policy == "always")
         if not found.kernel.weight.size:
             raise NotFusable("nothing is left")
@@ -169,9 +170,10 @@ class _Builder:
 
     def _node(self, region: Region, found: Interpretation) -> Node:
         sink, first = self.graph[region.sink], region.kernels[0].params[0]
-        _check_promotion(self.graph, region, first)
         op, array = _op(found.kernel, last=found.signal.last)
         weight = Param.of(array, role="weight", dtype=first.dtype)
+        _check_range(weight, array)
+        _check_range(weight, found.kernel.bias)
         bias = Param.of(found.kernel.bias, role="bias", dtype=first.dtype)
         has_bias = bool(found.kernel.bias.any()) or any(_may_have_bias(node) for node in region.nodes)
         ids = tuple(replaced for node in region.nodes for replaced in (node.replaces or (node.id,)))
@@ -205,15 +207,42 @@ def _transposed(kernel: ConvKernel) -> tuple[ops.Op, np.ndarray]:
     return op, np.ascontiguousarray(flipped)
 
 
-def _check_promotion(graph: Graph, region: Region, weight: Param) -> None:
-    """A constant of a wider dtype than the convs' makes wider values, which one conv in their dtype would not give."""
+def _check_promotion(graph: Graph, region: Region) -> None:
+    """A value of a wider dtype than the convs' makes wider values, which one conv in their dtype would not give."""
+    weight = region.kernels[0].params[0]
+    if weight.dtype not in _BITS:
+        raise NotFusable(f"the weights are {weight.dtype}; expected {', '.join(_BITS)}")
     known = graph[region.source].type
     if known is not None and known.dtype != weight.dtype:
         raise NotFusable(f"{region.source} is {known.dtype}, and the weights are {weight.dtype}")
     for node in region.nodes:
+        if node.type is not None and node.type.dtype not in _NARROW and _BITS.get(node.type.dtype, 0) != _BITS[weight.dtype]:
+            raise NotFusable(f"{node.id} is {node.type.dtype}, and the weights are {weight.dtype}")
         for param in node.params if isinstance(node.op, ops.Add | ops.Mul | ops.Div) else ():
-            if param.shape and _BITS.get(param.dtype, 0) > _BITS.get(weight.dtype, 0):
+            wider = param.shape and _BITS.get(param.dtype, 0) > _BITS[weight.dtype]
+            if wider or param.dtype.startswith("complex"):
                 raise NotFusable(f"{node.id}: a constant of {param.dtype} makes {param.dtype} of {weight.dtype}")
+
+
+def _check_range(weight: Param, array: np.ndarray) -> None:
+    """Weights that are too large or too small for their dtype would be lost when they are rounded."""
+    if not np.isfinite(array).all():
+        raise NotFusable("the weights of one conv would not be finite")
+    if (stored := _STORED.get(weight.dtype)) is None:
+        return
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = array.astype(stored).astype(np.float64)
+    size = float(np.linalg.norm(array))
+    if not np.isfinite(rounded).all() or float(np.linalg.norm(rounded - array)) > _LOST * float(np.finfo(stored).eps) * size:
+        span = f"from {array.min():.3g} to {array.max():.3g}"
+        raise NotFusable(f"the weights of one conv, {span}, are too large or too small for {weight.dtype}")
+
+
+_STORED: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
+_NARROW = frozenset({"i64", "i32", "i16", "i8", "u8", "bool"})
+"""Dtypes of sizes and masks, which stand inside regions and widen nothing."""
+_LOST = 4
+"""How many units in the last place, of all weights together, rounding may take: an underflow takes more."""
 
 
 def _may_have_bias(node: Node) -> bool:

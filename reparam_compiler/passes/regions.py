@@ -176,6 +176,7 @@ def _by_rules(graph: Graph, region: Region, still: Set[NodeId], most: int | None
     varies_at = ""
     for node in region.nodes:
         try:
+            _check_rank(graph, node)
             carried[node.id] = found = _carry(node, region.source, carried, signal, still, most)
         except NotFusable as refusal:
             text = str(refusal)
@@ -196,6 +197,15 @@ def _by_rules(graph: Graph, region: Region, still: Set[NodeId], most: int | None
     bare = ((node_id, value.kernel if isinstance(value, Part) else value) for node_id, value in carried.items())
     kernels = {node_id: value for node_id, value in bare if isinstance(value, ConvKernel)}
     return Interpretation(kernel, signal, kernels, varies_at)
+
+
+def _check_rank(graph: Graph, node: Node) -> None:
+    """A constant of more axes than the value that it meets adds axes to it."""
+    ranks = [len(known.shape) for source in node.sources if (known := graph[source].type) is not None]
+    if isinstance(node.op, ops.Add | ops.Mul | ops.Div) and ranks:
+        for param in node.params:
+            if len(param.shape) > max(ranks):
+                raise NotFusable(f"a constant of {len(param.shape)} axes meets a value of {max(ranks)}")
 
 
 def _check_positions(graph: Graph, region: Region) -> None:

@@ -10,6 +10,7 @@ import pytest
 from onnx import ModelProto, helper, numpy_helper
 from onnx_models import FLOAT32, evaluated, model_of, normal, run
 
+from reparam_compiler.core.kernel import Pairs
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.onnx_gs import OnnxFrontend, OnnxReading
 from reparam_compiler.ir import ops
@@ -146,19 +147,15 @@ def test_a_transposed_conv_that_onnx_has_not_is_refused(padding: tuple[int, int]
         reading.write(reading.graph.rewrite({"y": replace(old, op=op, replaces=("y",))}))
 
 
-def test_circular_padding_needs_opset_19() -> None:
-    op = ops.Conv((1, 1), ((1, 1), (1, 1)), (1, 1), 1, "circular")
-    for opset in (17, 20):
-        model = small(
-            [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], {"w": normal(6, 4, 3, 3)}, ["y"], opset=opset
-        )
-        reading = OnnxFrontend().read(model)
-        after = fused_conv(reading, "y", ("y",), op)
-        if opset == 20:
-            np.testing.assert_allclose(run(reading.write(after), FEEDS)[0], evaluated(after, FEEDS)[0], **FLOAT32)
-        else:
-            with pytest.raises(RewriteError, match="circular padding needs opset 19"):
-                reading.write(after)
+@pytest.mark.parametrize("opset", [9, 13, 17, 20])
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((2, 1), (0, 1)), ((0, 0), (2, 0))])
+def test_circular_padding_is_written_in_every_opset(opset: int, padding: Pairs) -> None:
+    op = ops.Conv((1, 1), padding, (1, 1), 1, "circular")
+    model = small([helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)], {"w": normal(6, 4, 3, 3)}, ["y"], opset=opset)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    reading = OnnxFrontend().read(model)
+    after = fused_conv(reading, "y", ("y",), op)
+    np.testing.assert_allclose(run(reading.write(after), FEEDS)[0], evaluated(after, FEEDS)[0], **FLOAT32)
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (2, 3, 4)])
