@@ -67,6 +67,10 @@ _HOOKS = (
 """What calls of a module run beside its forward()."""
 
 
+def _is_torch_s(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith("torch.")
+
+
 @dataclass(frozen=True, slots=True)
 class FxReading:
     """A GraphModule that has been read."""
@@ -105,8 +109,9 @@ class FxReading:
                 if isinstance(tensor, nn.Parameter):
                     memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=tensor.requires_grad)
         copied = deep_copy(self.model, memo)
-        for name in _HOOKS:  # a GraphModule's own copy has none
-            getattr(copied, name).update(getattr(self.model, name))
+        for name in _HOOKS:  # a GraphModule's own copy has none; those of torch.export read attributes that it has not either
+            hooks = getattr(self.model, name).items()
+            getattr(copied, name).update({key: hook for key, hook in hooks if not _is_torch_s(hook)})
         return copied
 
     def _read_by_others(self, after: Graph) -> set[int]:

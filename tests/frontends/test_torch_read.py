@@ -99,7 +99,7 @@ SPELLINGS: list[tuple[ops.Op, Callable[[Holder, Tensor], Tensor]]] = [
     (ops.Slice(3, 0, -1), lambda m, x: x[..., :-1]),
     (ops.Slice(1, 0, 3), lambda m, x: x[:, :-1]),
     (ops.Slice(1, 1, None), lambda m, x: x[:, -3:]),
-    (ops.Slice(2, 5, None), lambda m, x: x[..., -2:, :]),
+    (ops.Slice(2, -2, None), lambda m, x: x[..., -2:, :]),
     (ops.Slice(2, 1, 4), lambda m, x: x.narrow(2, 1, 3)),
     (ops.Slice(2, 0, None, 2), lambda m, x: x[:, :, ::2]),
     (ops.Stack(0), lambda m, x: torch.stack([x, x])),
