@@ -1,0 +1,200 @@
+"""Least squares from moments: what a consumer should read now to give what it gave before.
+
+With z what it reads now (`K` features), t what shall be predicted, and covariances S over all rows,
+
+    fold        t = what it read before (`C` channels);  t ~ A z + c,   A = E + (S_tz - E S_zz) (S_zz + r I)^-1
+                W' = W A,  b' = b + W c.    E picks each kept channel as it is
+    refit       t = what it gave before (`O` outputs);   W' = W_z + (S_tz - W_z S_zz) (S_zz + r I)^-1
+                b' = mean t - W' mean z.    W_z are its old weights for what is left
+    refit_each  the same for each channel by itself, as a depthwise conv must
+
+The ridge r, relative to the mean of S_zz's diagonal, leads back to what no repair would do. Moments are sums, so the rows come
+in any pieces and are never held.
+
+Sources: He et al. 2017 ("Channel Pruning for Accelerating Very Deep Neural Networks"), Luo et al. 2017 (ThiNet).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+RIDGE = 1e-2
+ROUNDS = 5
+"""Of `refit_rectified`; later ones change little."""
+
+
+Rows = Iterable[tuple[Float64[np.ndarray, "M T"], Float64[np.ndarray, "M K"]]]
+"""(targets, what is seen), in pieces."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moments:
+    """Means and covariances of what is predicted (`T` targets) and of what it is predicted from (`K` features seen).
+
+    variance: of each target.
+    cross, own: covariances target x seen and seen x seen.
+    """
+
+    target_mean: Float64[np.ndarray, "T"]
+    seen_mean: Float64[np.ndarray, "K"]
+    variance: Float64[np.ndarray, "T"]
+    cross: Float64[np.ndarray, "T K"]
+    own: Float64[np.ndarray, "K K"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """Targets from what is seen: `matrix @ seen + constant`, and the share of their variance that this leaves."""
+
+    matrix: Float64[np.ndarray, "*C T K"]
+    constant: Float64[np.ndarray, "*C T"]
+    unexplained: float
+
+
+def moments(rows: Rows, own: Float64[np.ndarray, "K K"] | None = None) -> Moments:
+    """Moments of (target, seen) over all rows, a piece at a time; `own` where it is known already.
+
+    Raises ValueError where there is no row.
+    """
+    found: _Sums | None = None
+    for target, seen in rows:
+        found = found or _Sums(target.mean(0), seen.mean(0), own)
+        found.add(target, seen)
+    if found is None:
+        raise ValueError("no rows: the moments of nothing are not defined")
+    return found.moments()
+
+
+def covariance(rows: Iterable[Float64[np.ndarray, "M K"]]) -> Float64[np.ndarray, "K K"]:
+    """The covariance of the features over all rows, a piece at a time; raises ValueError where there is no row."""
+    return moments((piece[:, :0], piece) for piece in rows).own
+
+
+class _Sums:
+    """Running sums, taken about a point near the mean, so that no digits are lost in the differences of squares."""
+
+    def __init__(
+        self,
+        target: Float64[np.ndarray, "T"],
+        seen: Float64[np.ndarray, "K"],
+        known: Float64[np.ndarray, "K K"] | None,
+    ) -> None:
+        self._about, self._known = (target, seen), known
+        self._count = 0
+        self._target, self._seen, self._square = np.zeros_like(target), np.zeros_like(seen), np.zeros_like(target)
+        self._cross, self._own = np.zeros((len(target), len(seen))), np.zeros((len(seen), len(seen)))
+
+    def add(self, target: Float64[np.ndarray, "M T"], seen: Float64[np.ndarray, "M K"]) -> None:
+        target, seen = target - self._about[0], seen - self._about[1]
+        self._count += len(target)
+        self._target += target.sum(0)
+        self._seen += seen.sum(0)
+        self._square += (target**2).sum(0)
+        self._cross += target.T @ seen
+        if self._known is None:
+            self._own += seen.T @ seen
+
+    def moments(self) -> Moments:
+        t, z = self._target / self._count, self._seen / self._count
+        variance, cross = self._square / self._count, self._cross / self._count
+        own = self._own / self._count - np.outer(z, z) if self._known is None else self._known
+        return Moments(t + self._about[0], z + self._about[1], variance - t**2, cross - np.outer(t, z), own)
+
+
+def fold(observed: Moments, kept: Bool[np.ndarray, "C"], ridge: float = RIDGE) -> Prediction:
+    """The best affine prediction of all channels from the kept ones; the targets are the channels."""
+    return refit(observed, np.eye(len(kept))[:, kept], ridge)
+
+
+def refit(
+    observed: Moments,
+    start: Float64[np.ndarray, "T K"],
+    ridge: float = RIDGE,
+    *,
+    inverse: Float64[np.ndarray, "K K"] | None = None,
+) -> Prediction:
+    """The best affine prediction of the targets, led back by the ridge to the matrix `start`.
+
+    inverse: (S_zz + r I)^-1, where it is known already.
+    """
+    own, matrix, wrong = observed.own, start, observed.cross - start @ observed.own
+    if inverse is not None:
+        matrix = start + wrong @ inverse
+    elif (damped := _damped(own, ridge)) is not None:
+        matrix = start + np.linalg.solve(damped, wrong.T).T
+    rest = observed.variance - 2 * (matrix * observed.cross).sum(1) + ((matrix @ own) * matrix).sum(1)
+    total = float(observed.variance.sum())
+    unexplained = min(max(float(rest.sum()) / total, 0.0), 1.0) if total > 0 else 0.0
+    return Prediction(matrix, observed.target_mean - matrix @ observed.seen_mean, unexplained)
+
+
+def _damped(own: Float64[np.ndarray, "K K"], ridge: float) -> Float64[np.ndarray, "K K"] | None:
+    """S + r I; None where nothing varies."""
+    scale = float(np.trace(own)) / len(own) if len(own) else 0.0
+    return own + ridge * scale * np.eye(len(own)) if scale > 0 else None
+
+
+def refit_rectified(
+    rows: Callable[[], Rows], start: Float64[np.ndarray, "T K"], ridge: float = RIDGE, *, rounds: int = ROUNDS
+) -> Prediction:
+    """`refit` where only relu(target) is read: for a target below zero any number below zero will do.
+
+    Brings down   sum over t > 0 of (t - p)^2  +  sum over t <= 0 of max(p, 0)^2   for predictions p, by turns: the target is t
+    where that is above zero, elsewhere min(p, 0); then p is solved for anew. But for the ridge no turn makes the sum larger.
+
+    Args:
+        rows: gives them anew each time.
+        start, ridge: as for `refit`.
+        rounds: how often.
+    """
+    observed = moments(rows())
+    found = refit(observed, start, ridge)
+    damped = _damped(observed.own, ridge)
+    inverse = None if damped is None else np.linalg.inv(damped)
+    for _ in range(rounds if inverse is not None else 0):
+        matrix, constant = found.matrix, found.constant
+        turned = ((np.where(t > 0, t, np.minimum(z @ matrix.T + constant, 0)), z) for t, z in rows())
+        found = refit(moments(turned, observed.own), start, ridge, inverse=inverse)
+    return found
+
+
+def refit_each(
+    rows: Iterable[tuple[Float64[np.ndarray, "M C T"], Float64[np.ndarray, "M C K"]]],
+    start: Float64[np.ndarray, "C T K"],
+    ridge: float = RIDGE,
+) -> Prediction:
+    """The best affine prediction of each channel's targets from its own features, led back to `start`.
+
+    Returns:
+        A matrix `C T K` and a constant `C T`; the unexplained share is that of all channels together.
+    """
+    channels, targets, features = start.shape
+    about: tuple[np.ndarray, np.ndarray] | None = None
+    count = 0
+    width = targets + features
+    sums = np.zeros((channels, width)), np.zeros((channels, width, features)), np.zeros((channels, targets))
+    for target, seen in rows:
+        about = about or (target.mean(0), seen.mean(0))
+        t, z = (np.moveaxis(side - point, 0, 1) for side, point in zip((target, seen), about, strict=True))  # C M …
+        both = np.concatenate([t, z], 2)
+        count += len(target)
+        for running, piece in zip(sums, (both.sum(1), both.transpose(0, 2, 1) @ z, (t**2).sum(1)), strict=True):
+            running += piece
+    if about is None:
+        raise ValueError("no rows: the moments of nothing are not defined")
+    mean, products, square = (running / count for running in sums)
+    t, z = mean[:, :targets], mean[:, targets:]
+    products = products - mean[:, :, None] * z[:, None]
+    variance, cross, own = square - t**2, products[:, :targets], products[:, targets:]
+    scale = np.trace(own, axis1=1, axis2=2)[:, None, None] / features
+    alive = scale[:, 0, 0] > 0
+    matrix = start.copy()
+    damped = own[alive] + ridge * scale[alive] * np.eye(features)
+    matrix[alive] += np.linalg.solve(damped, (cross - start @ own)[alive].transpose(0, 2, 1)).transpose(0, 2, 1)
+    rest = variance - 2 * (matrix * cross).sum(2) + ((matrix @ own) * matrix).sum(2)
+    total = float(variance.sum())
+    unexplained = min(max(float(rest.sum()) / total, 0.0), 1.0) if total > 0 else 0.0
+    constant = t + about[0] - (matrix @ (z + about[1])[:, :, None])[:, :, 0]
+    return Prediction(matrix, constant, unexplained)
