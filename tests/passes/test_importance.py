@@ -7,7 +7,7 @@ from pruning_nets import Net
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
-from reparam_compiler.passes.importance import importance, register_criterion
+from reparam_compiler.passes.importance import CRITERIA, Scores, Scoring, importance, is_cumulative, register_criterion
 
 
 def two_convs_summed() -> tuple[Net, Graph, ChannelGroups]:
@@ -68,8 +68,35 @@ def test_scores_that_cannot_be_ranked_are_refused(scores: np.ndarray) -> None:
 
 def test_unknown_criterion_lists_those_that_exist() -> None:
     _, graph, groups = two_convs_summed()
-    with pytest.raises(InfeasiblePruneError, match="bn_scale, l1, l2, random"):
+    with pytest.raises(
+        InfeasiblePruneError, match=r"bn_scale, energy, fpgm, geometric, hessian, l1, l2, lasso, .*random, taylor"
+    ):
         importance(graph, groups, "magnitude")
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "hessian", "energy", "lasso"])
+def test_criterion_of_data_asks_for_calibration(criterion: str) -> None:
+    _, graph, groups = two_convs_summed()
+    with pytest.raises(InfeasiblePruneError, match=f"{criterion}.* give calibration="):
+        importance(graph, groups, criterion)
+    with pytest.raises(InfeasiblePruneError, match="holds no batch"):
+        importance(graph, groups, criterion, batches=[])
+    with pytest.raises(InfeasiblePruneError, match="2 arrays, the model 1 inputs"):
+        importance(graph, groups, criterion, batches=[(np.zeros((2, 3, 9, 7)), np.zeros(2))])
+
+
+def test_whether_a_criterion_is_cumulative_is_remembered() -> None:
+    @register_criterion("ramp of a test", cumulative=True)
+    def ramp(scoring: Scoring) -> Scores:
+        return np.arange(scoring.groups.count, dtype=float)
+
+    try:
+        assert is_cumulative("ramp of a test")
+        assert is_cumulative(ramp)
+        assert not is_cumulative("l1")
+        assert not is_cumulative(lambda scoring: np.zeros(scoring.groups.count))
+    finally:
+        del CRITERIA["ramp of a test"]
 
 
 def test_name_can_be_registered_once() -> None:

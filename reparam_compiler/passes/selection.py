@@ -1,0 +1,152 @@
+"""Which channels to remove, told by what their loss does to those who read them: optimal brain selection on calibration data.
+
+    obs            the features of a consumer are its channels, whose covariance all taps share: what `fold` can make good
+    obs_patches    its features are channels x taps: what `least_squares` can make good. Dearer by the square of the taps
+
+The score of a group is the relative error, at all outputs of all its consumers, that has come together in its family when it
+leaves (`core/optimal_brain.py`), so that scores of different families compare. Consumers that share families are solved
+together; their covariances are held until the last one of them has been seen.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+
+from reparam_compiler.core.least_squares import covariance
+from reparam_compiler.core.optimal_brain import Consumer, removal_errors
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, NodeId
+from reparam_compiler.passes.activations import Activations, Batch
+from reparam_compiler.passes.channel_groups import ChannelGroups, Family
+from reparam_compiler.passes.consumers import Block, blocks, channels_before, mixes, patches_before, rows, taps
+from reparam_compiler.passes.criteria_base import Scores, Scoring, register_criterion
+from reparam_compiler.passes.criteria_running import batches_of
+
+WIDEST = 5120
+"""The most features of a consumer whose taps are told apart."""
+MOST_FEATURES = 2
+"""Likewise, for each row of data: a covariance of more of them says too little."""
+
+
+@register_criterion("obs", cumulative=True)
+def obs(scoring: Scoring) -> Scores:
+    """What the consumers lose that they cannot make good from their other channels."""
+    return optimal_brain(scoring.graph, scoring.groups, _batches(scoring, "obs"))
+
+
+@register_criterion("obs_patches", cumulative=True)
+def obs_patches(scoring: Scoring) -> Scores:
+    """The same where each tap is refitted for itself."""
+    return optimal_brain(scoring.graph, scoring.groups, _batches(scoring, "obs_patches"), taps_apart=True)
+
+
+def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch], *, taps_apart: bool = False) -> Scores:
+    """A score for each group.
+
+    Args:
+        graph: the model.
+        groups: its coupling.
+        batches: calibration data.
+        taps_apart: whether a consumer refits each tap for itself.
+
+    Raises:
+        InfeasiblePruneError: no calibration data, or not an array for each input.
+    """
+    values = Activations(graph, batches)
+    scores = np.zeros(groups.count)
+    sets = _coupled(graph, groups)
+    waiting = {number: {node_id for node_id, own in sets.items() if own == number} for number in set(sets.values())}
+    seen: dict[int, list[Consumer]] = {number: [] for number in waiting}
+    members = _members(graph, groups, sets)
+    with torch.no_grad():
+        for node in graph:
+            if isinstance(node.op, ops.Input):
+                continue
+            number = sets.get(node.id)
+            if number is not None:
+                seen[number] += _consumers(node, groups, values, taps_apart)
+                waiting[number].discard(node.id)
+                if not waiting[number]:
+                    families = members[number]
+                    for group, error in removal_errors(seen.pop(number), [f.groups for f in families]).items():
+                        scores[group] = error
+            values.run_before(node)
+            values.run_now(node, node)
+    return scores
+
+
+def _batches(scoring: Scoring, name: str) -> Iterator[Batch]:
+    return (tuple(batch.values()) for batch in batches_of(scoring, name))
+
+
+def _coupled(graph: Graph, groups: ChannelGroups) -> Mapping[NodeId, int]:
+    """For each consumer of what can be cut the number of the set of consumers and families that it belongs to."""
+    family_of = np.zeros(groups.count, np.int64)
+    for index, family in enumerate(groups.free, start=1):
+        family_of[family.groups] = index
+    parent = list(range(len(groups.free) + 1))
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            index = parent[index]
+        return index
+
+    read: dict[NodeId, int] = {}
+    for node in graph:
+        labels = groups.slots.get((node.id, 1), {}).get(1)
+        if labels is None or not mixes(node):
+            continue
+        families = [index for index in np.unique(family_of[groups.number[labels]]).tolist() if index]
+        for other in families[1:]:
+            parent[root(other)] = root(families[0])
+        if families:
+            read[node.id] = families[0]
+    return {node_id: root(index) for node_id, index in read.items()}
+
+
+def _members(graph: Graph, groups: ChannelGroups, sets: Mapping[NodeId, int]) -> dict[int, list[Family]]:
+    """The families of each set."""
+    set_of: dict[int, int] = {}
+    for node_id, number in sets.items():
+        for group in np.unique(groups.number[groups.slots[node_id, 1][1]]).tolist():
+            set_of[group] = number
+    found: dict[int, list[Family]] = {number: [] for number in sets.values()}
+    for family in groups.free:
+        if int(family.groups[0]) in set_of:
+            found[set_of[int(family.groups[0])]].append(family)
+    return found
+
+
+def _consumers(node: Node, groups: ChannelGroups, values: Activations, taps_apart: bool) -> list[Consumer]:
+    """What each block of a node is to the order of removal; none where its input is not known."""
+    if node.sources[0] not in values:
+        return []
+    weight = node.params[0].float64()
+    free = np.zeros(groups.count, np.int64)  # a group's own number, 0 for one that stays
+    for family in groups.free:
+        free[family.groups] = family.groups
+    return [
+        _consumer(node, block, weight[block.outputs], free[groups.number[block.labels]], values, taps_apart)
+        for block in blocks(node, groups)
+    ]
+
+
+def _consumer(
+    node: Node,
+    block: Block,
+    weight: Float64[np.ndarray, "O I *K"],
+    group: Int64[np.ndarray, "I"],
+    values: Activations,
+    taps_apart: bool,
+) -> Consumer:
+    count = sum(rows(node, x) for x in values.before(node.sources[0]))
+    if taps_apart and len(block.channels) * taps(node) <= min(WIDEST, MOST_FEATURES * count):
+        flat = weight.reshape(len(weight), -1)
+        own = covariance(patches_before(node, values, block.channels))
+        return Consumer(own, flat.T @ flat, np.repeat(group, taps(node)))
+    places = block.places
+    read = np.moveaxis(weight[:, places], 1, 0).reshape(len(places), -1)  # C (O P *K)
+    own = covariance(channels_before(node, values, block.channels[places]))
+    return Consumer(own, read @ read.T, group[places[:, 0]])
