@@ -28,7 +28,7 @@ _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F
 _AVG_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _ADAPTIVE: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
-_REDUCE: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax}
+_REDUCE: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}
 _PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
@@ -150,8 +150,10 @@ def _apply(op: ops.Op, operands: list[Any]) -> Any:
             return F.pad(operands[0], _torch_padding(shown), _PAD_MODE[mode], **fill)
         case ops.AvgPool() | ops.MaxPool() | ops.AdaptiveAvgPool():
             return _pool(op, operands[0])
-        case ops.Reduce(function, axes, keepdim):
-            return _REDUCE[function](operands[0], axes, keepdim=keepdim)
+        case ops.Reduce() | ops.LayerNorm() | ops.GroupNorm() | ops.Contract() | ops.Attention():
+            return _across(op, operands)
+        case ops.Embedding():
+            return F.embedding(*operands)
         case ops.Assign(cuts):
             return _assign(cuts, *operands)
         case ops.Opaque(target, run):
@@ -184,8 +186,83 @@ def _move(op: ops.Op, operands: list[Any]) -> Any:
             return torch.split(x, list(sizes), axis)
         case ops.Item(index):
             return x[index]
+        case ops.Expand(shape):
+            return x.expand(shape)
+        case ops.ChannelShuffle(groups):
+            return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
         case _:
             raise UnsupportedModelError(f"the interpreter has no rule for {op.name}")
+
+
+def _across(op: ops.Op, operands: list[Any]) -> Tensor:
+    """The ops that work across channels: over those that `counted` has a 1 for, where it is given."""
+    x: Tensor = operands[0]
+    place = op.counted or 0
+    counted: Tensor | None = operands[place] if place < len(operands) else None
+    match op:
+        case ops.Reduce(function, axes, keepdim):
+            return _reduce(function, x, counted, axes, keepdim)
+        case ops.LayerNorm(shape, eps, centred):
+            weight, bias = _weight_and_bias(operands)
+            y = _standardised(x, counted, tuple(range(x.ndim - len(shape), x.ndim)), eps, centred)
+            y = y if weight is None else y * weight
+            return y if bias is None else y + bias
+        case ops.GroupNorm(groups, eps):
+            weight, bias = _weight_and_bias(operands)
+            blocks = (x.shape[0], x.shape[1] if groups is None else groups, -1)
+            mask = None if counted is None else counted.expand_as(x).reshape(blocks)
+            y = _standardised(x.reshape(blocks), mask, (2,), eps, centred=True).reshape(x.shape)
+            along = (-1, *(1,) * (x.ndim - 2))
+            y = y if weight is None else y * weight.reshape(along)
+            return y if bias is None else y + bias.reshape(along)
+        case ops.Contract(a, b, out):
+            x = x if counted is None else torch.where(counted > 0, x, 0.0)
+            return torch.einsum(f"{a},{b}->{out}", x, operands[1])
+        case ops.Attention(scale, _, causal):
+            q = x if counted is None else torch.where(counted > 0, x, 0.0)
+            return _attention(q, operands[1], operands[2], operands[3] if len(operands) > 3 else None, scale, causal)
+        case _:
+            raise UnsupportedModelError(f"{op.name} does not work across channels")
+
+
+def _reduce(function: str, x: Tensor, counted: Tensor | None, axes: Sequence[int], keepdim: bool) -> Tensor:
+    """Mean, sum, largest, least or norm of those that count."""
+    if function in ("max", "min"):
+        left_out = -torch.inf if function == "max" else torch.inf
+        x = x if counted is None else torch.where(counted > 0, x, left_out)
+        extreme: Tensor = _REDUCE[function](x, axes, keepdim=keepdim)
+        return extreme
+    x = x if counted is None else torch.where(counted > 0, x, 0.0)
+    if function == "norm":
+        length: Tensor = torch.linalg.vector_norm(x, 2, axes, keepdim=keepdim)
+        return length
+    found: Tensor = _REDUCE[function](x, axes, keepdim=keepdim)
+    return found / counted.mean() if counted is not None and function == "mean" else found
+
+
+def _standardised(x: Tensor, counted: Tensor | None, axes: tuple[int, ...], eps: float, centred: bool) -> Tensor:
+    """(x - mean) / sqrt(var + eps) with the statistics of those that count, along these axes."""
+    where = torch.ones((), dtype=x.dtype) if counted is None else counted.expand_as(x).to(x.dtype)
+    seen = x if counted is None else torch.where(where > 0, x, 0.0)
+    share = where.expand_as(x).mean(axes, keepdim=True)
+    if centred:
+        x = x - seen.mean(axes, keepdim=True) / share
+    square = x**2 if counted is None else torch.where(where > 0, x, 0.0) ** 2
+    return x / torch.sqrt(square.mean(axes, keepdim=True) / share + eps)
+
+
+def _weight_and_bias(operands: list[Any]) -> tuple[Tensor | None, Tensor | None]:
+    weight, bias, *_ = *operands[1:], None, None
+    return weight, bias
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, causal: bool) -> Tensor:
+    scores = scale * (q @ k.transpose(-1, -2))
+    if causal:
+        scores = scores.masked_fill(torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1), -torch.inf)
+    if bias is not None:
+        scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
+    return torch.softmax(scores, -1) @ v
 
 
 def _conv_transpose(op: ops.ConvTranspose, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -24,6 +24,7 @@ from reparam_compiler.frontends.torch_values import deep_copy, tensor_from
 from reparam_compiler.frontends.torch_write import (
     exchanged_params,
     set_tensor_argument,
+    stale_in,
     transposed_padding,
     update_arguments,
 )
@@ -98,7 +99,7 @@ class ExportReading:
 
     def _write(self, after: Graph, *, exact: bool, share: bool) -> ExportedProgram:
         changes = diff(self.graph, after)
-        writer = _Writer(self.model, self.graph, self.in_place, exact)
+        writer = _Writer(self.model, self.graph, self.in_place, exact, stale_in(self.graph, after))
         for node in changes.changed:
             writer.replace(node) if node.replaces else writer.update(node)
         return writer.program(changes, share=share)
@@ -112,11 +113,13 @@ class _Writer:
     before: Graph
     in_place: InPlace
     exact: bool
+    stale: frozenset[str]
     graph: fx.Graph = field(init=False)
     nodes: NativeNodes = field(init=False)
     first: fx.Node = field(init=False)
     new_specs: list[InputSpec] = field(default_factory=list)
     new_tensors: dict[str, Tensor] = field(default_factory=dict)
+    updated: set[fx.Node] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.graph = deep_copy(self.model.graph_module.graph)
@@ -163,7 +166,8 @@ class _Writer:
             if old is not None and not torch.equal(old, tensor):
                 raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
             self.new_tensors[param.origin] = tensor
-        update_arguments(fx_node, self.before[node.id], node)
+        update_arguments(fx_node, self.before[node.id], node, self.stale)
+        self.updated.add(fx_node)
 
     def program(self, changes: Diff, *, share: bool) -> ExportedProgram:
         """The program of the graph as it is now; `share` leaves tensors that did not change in both programs."""
@@ -181,13 +185,16 @@ class _Writer:
         state = {name: tensor for name, tensor in self.model.state_dict.items() if name in targets}
         constants = dict(self.model.constants)
         if not share:
+            state, constants = ({n: t for n, t in kind.items() if n not in self.new_tensors} for kind in (state, constants))
             state, constants = deep_copy((state, constants))
+        known = any(tensor.requires_grad for tensor in self.model.state_dict.values() if isinstance(tensor, nn.Parameter))
+        parameters = {spec.target for spec in kept if spec.kind == InputKind.PARAMETER}
         for name, tensor in self.new_tensors.items():
-            holder = constants if name in constants else state
+            holder = constants if name in self.model.constants else state
             old = self.model.state_dict.get(name)
-            known = [tensor.requires_grad for tensor in self.model.state_dict.values() if isinstance(tensor, nn.Parameter)]
-            trains = old.requires_grad if isinstance(old, nn.Parameter) else name not in self.model.state_dict and any(known)
-            holder[name] = nn.Parameter(tensor, requires_grad=trains) if _is_parameter(name, kept) else tensor
+            trains = old.requires_grad if isinstance(old, nn.Parameter) else name not in self.model.state_dict and known
+            holder[name] = nn.Parameter(tensor, requires_grad=trains) if name in parameters else tensor
+        state = {name: state[name] for name in [*self.model.state_dict, *state] if name in state}  # in the order that it had
         if changes.retyped:
             self._retype(state | constants, kept)
         self.graph.lint()
@@ -233,6 +240,8 @@ class _Writer:
     def _parameter(self, target: str, param: Param) -> fx.Node:
         """A new placeholder with its parameter."""
         tensor = tensor_from(param, exact=self.exact)
+        taken = self.new_tensors.keys() | self.model.state_dict.keys()
+        target = next(t for i in range(len(taken) + 1) if (t := f"{target}_{i}" if i else target) not in taken)
         name = "p_" + target.replace(".", "_")
         with self.graph.inserting_before(self.first):
             node = self.graph.placeholder(name)
@@ -247,23 +256,44 @@ class _Writer:
         return node
 
     def _run(self, node: fx.Node) -> Any:
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda source: source.meta["val"])
-        target: Any = node.target
         # without the dispatcher of Python, aten.pad takes symbolic sizes for the numbers that they were exported with
         with self._fake_mode(), enable_python_dispatcher(), torch.no_grad():
-            return target(*args, **kwargs)
+            return self._called(node)
+
+    def _called(self, node: fx.Node) -> Any:
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
+        target: Any = node.target
+        return target(*args, **kwargs)
+
+    def _value(self, node: fx.Node) -> Any:
+        """The fake value of a node; of one that names a subgraph (the body of an autocast), that."""
+        if node.op != "get_attr" or "val" in node.meta:
+            return node.meta["val"]
+        return self.model.graph_module.get_submodule(str(node.target))
 
     def _retype(self, tensors: Mapping[str, Tensor], specs: Sequence[InputSpec]) -> None:
-        """New fake values for the whole graph, for tensors whose shapes have changed."""
-        placed = {spec.arg.name: spec.target for spec in specs}
-        for node in self.graph.nodes:
-            target = placed.get(node.name)
-            if node.op == "placeholder" and target in self.new_tensors:
-                node.meta["val"] = self._fake_mode().from_tensor(
-                    tensors[target].float() if self.exact else tensors[target], static_shapes=True
-                )
-            elif node.op == "call_function" and "val" in node.meta:
-                node.meta["val"] = self._run(node)
+        """New fake values for tensors whose shapes have changed, and for all that is computed from them."""
+        placed, mode = {spec.arg.name: spec.target for spec in specs}, self._fake_mode()
+        changed: set[fx.Node] = set()
+        with mode, enable_python_dispatcher(), torch.no_grad():
+            for node in self.graph.nodes:
+                target = placed.get(node.name)
+                if node.op == "placeholder" and target in self.new_tensors:
+                    tensor = tensors[target].float() if self.exact else tensors[target]
+                    node.meta["val"] = mode.from_tensor(tensor, static_shapes=True)
+                    changed.add(node)
+                elif node.op == "call_function" and "val" in node.meta and self._may_differ(node, changed):
+                    node.meta["val"] = self._retyped(node)
+                    changed.add(node)
+
+    def _may_differ(self, node: fx.Node, changed: set[fx.Node]) -> bool:
+        return node in self.updated or not changed.isdisjoint(node.all_input_nodes)
+
+    def _retyped(self, node: fx.Node) -> Any:
+        x = node.args[0] if node.args else None
+        if node.target is torch.ops.aten.batch_norm.default and isinstance(x, fx.Node):
+            return torch.empty_like(x.meta["val"])  # its fake kernel is a decomposition, hundreds of times as slow
+        return self._called(node)
 
     def _fake_mode(self) -> Any:
         values = (node.meta.get("val") for node in self.graph.nodes)
@@ -280,7 +310,3 @@ class _Writer:
         stem = ".".join([*common, "fused"])
         taken = {name.rpartition(".")[0] for name in (*self.model.state_dict, *self.new_tensors)}
         return next(name for i in range(len(taken) + 1) if (name := stem if i == 0 else f"{stem}_{i}") not in taken)
-
-
-def _is_parameter(name: str, specs: Sequence[InputSpec]) -> bool:
-    return any(spec.target == name and spec.kind == InputKind.PARAMETER for spec in specs)

@@ -26,6 +26,7 @@ from reparam_compiler.frontends.torch_write import (
     exchanged_params,
     new_module,
     set_tensor_argument,
+    stale_in,
     update_arguments,
     update_module,
 )
@@ -133,7 +134,7 @@ class FxReading:
         if changes:
             names = [node.name for node in self.model.graph.nodes]  # a copy renames what is called as a builtin is
             nodes = dict(zip(names, model.graph.nodes, strict=True))
-            _Writer(model, self.graph, changes, exact).write(NativeNodes(nodes, self.in_place))
+            _Writer(model, self.graph, changes, exact, stale_in(self.graph, after)).write(NativeNodes(nodes, self.in_place))
         return model
 
 
@@ -145,6 +146,7 @@ class _Writer:
     before: Graph
     changes: Diff
     exact: bool
+    stale: frozenset[str]
 
     def write(self, nodes: NativeNodes) -> None:
         """nodes: those of the model."""
@@ -208,7 +210,7 @@ class _Writer:
         if fx_node.op == "call_module":
             update_module(self.model.get_submodule(str(fx_node.target)), node)
         else:
-            update_arguments(fx_node, self.before[node.id], node)
+            update_arguments(fx_node, self.before[node.id], node, self.stale)
 
     def _exchange(self, fx_node: fx.Node, node: Node, index: int, param: Param) -> None:
         """A tensor that the model had no name for: a bias where there was none, or what was computed from parameters."""

@@ -52,6 +52,9 @@ class Emitter:
                 return [self._node("Flatten", node, outputs, axis=1)]
             case ops.Reshape(shape):
                 return [self._with_integers("Reshape", node, outputs, 5, {"shape": shape}, {})]
+            case ops.Expand(shape):
+                sizes = [max(size, 1) for size in shape]  # 1 keeps a size
+                return [self._with_integers("Expand", node, outputs, 8, {"shape": sizes}, {})]
             case ops.Split(axis, sizes):
                 return [self._with_integers("Split", node, outputs, 13, {"split": sizes}, {"axis": axis})]
             case ops.Slice(axis, start, stop, step):

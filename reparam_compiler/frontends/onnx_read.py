@@ -18,6 +18,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx_call import Call, Read, Unread
 from reparam_compiler.frontends.onnx_derived import Derived
+from reparam_compiler.frontends.onnx_like import LIKES, expanded, expanded_type, shaped_like, sizes_from_value
 from reparam_compiler.frontends.onnx_ops import NOT_FOLDED, RANDOM, READERS
 from reparam_compiler.frontends.onnx_run import captured, runner
 from reparam_compiler.frontends.onnx_types import OWN_DOMAIN, Sizes, Types, infer_outputs, infer_types, opset_of, refined
@@ -262,8 +263,40 @@ class OnnxReader:
         run = None
         if known and node.op_type not in RANDOM - {"Dropout"}:
             run = runner(self.model, node, names, arrays, sum(map(bool, node.output)))
+        if node.op_type == "Resize" and run is not None:
+            run = sizes_from_value(run)
         operands = tuple((self._operand(name) if name else None) for name in names)
-        return ops.Opaque(node.op_type, run), operands
+        like, reads = self._likeness(node)
+        other = shaped_like(self._call(node), like) if isinstance(like, ops.Expand) else None
+        if isinstance(like, ops.Expand):
+            run = expanded
+        if other in self._ids:
+            return ops.Opaque(node.op_type, run, like, 2), (operands[0], other, *operands[1:])
+        return ops.Opaque(node.op_type, run, like, reads), operands
+
+    def _likeness(self, node: NodeProto) -> tuple[ops.Op | None, int]:
+        """What pruning sees in an opaque node, and how many of its inputs that reads."""
+        if node.domain not in OWN_DOMAIN or self._is_function(node) or node.op_type not in LIKES or captured(node):
+            return None, 0
+        self._refine(node)
+        self._refine_expanded(node)
+        example = self._examples.get(node.output[0])
+        try:
+            return LIKES[node.op_type](self._call(node), refined(self._types.types.get(node.output[0]), example))
+        except Unread:
+            return None, 0
+
+    def _refine_expanded(self, node: NodeProto) -> None:
+        known = self._types.types.get(node.output[0])
+        if node.op_type != "Expand" or (known is not None and known.static_shape is not None):
+            return
+        try:
+            found = expanded_type(self._call(node))
+        except Unread:
+            return
+        if found is not None and (known is None or _known_sizes(found) > _known_sizes(known)):
+            self._types.types[node.output[0]] = found
+            self._better.add(node.output[0])
 
     def _operand(self, name: str) -> Operand:
         return name if self._constant(name) is None else self._param(name, "const", False)

@@ -32,12 +32,15 @@ HOLD_WIDTHS: tuple[tuple[type[ops.Op], frozenset[str]], ...] = (
     (ops.Pad, frozenset({"Slice"})),
     (ops.Split, frozenset({"Split"})),
     (ops.Identity, frozenset({"Expand"})),
+    (ops.Expand, frozenset({"Expand"})),
 )
 """Ops whose ONNX form may hold a width, or count from an end, where the graph's does not."""
 
 
 def holds_widths(op: ops.Op, native: NodeProto) -> bool:
     """True where the node must be written anew when a width changes."""
+    if isinstance(op, ops.Opaque):
+        return native.op_type == "Resize" and len(native.input) > 3
     return any(isinstance(op, kind) and native.op_type in forms for kind, forms in HOLD_WIDTHS)
 
 
@@ -156,7 +159,12 @@ class OnnxWriter:
 
     def _replacement(self, node: Node, native: NodeProto) -> list[NodeProto]:
         old = self.before[node.id]
-        keeps_op = not (node.replaces or old.op != node.op or isinstance(node.op, ops.Assign) or holds_widths(node.op, native))
+        if isinstance(node.op, ops.Opaque) and native.op_type == "Resize":
+            return [self._resized(node, native)]
+        if isinstance(node.op, ops.Opaque) and isinstance(node.op.like, ops.Expand):
+            return [self._expanded(node, node.op.like, native)]
+        was = old.op.like if isinstance(old.op, ops.Opaque) and not isinstance(node.op, ops.Opaque) else old.op
+        keeps_op = not (node.replaces or was != node.op or isinstance(node.op, ops.Assign) or holds_widths(node.op, native))
         if keeps_op and (clone := self._clone(node, old, native)) is not None:
             return [clone]
         if isinstance(node.op, ops.Opaque | ops.Input):
@@ -170,6 +178,36 @@ class OnnxWriter:
         else:
             nodes[-1].name = self._layer_name(node) or native.name
         return nodes
+
+    def _expanded(self, node: Node, op: ops.Expand, native: NodeProto) -> NodeProto:
+        """An Expand by numbers: 1, which keeps a size, where x has it already."""
+        x = node.inputs[0]
+        known = TensorType(x.dtype, x.shape) if isinstance(x, Param) else self.after[x or ""].type
+        own = (1,) * (len(op.shape) - len(known.shape)) + known.shape if known is not None else ()
+        sizes = tuple(1 if size == -1 or size == have else size for size, have in zip(op.shape, own, strict=True))
+        if op.shape[0] == -1 and own[0] == 1:  # to an open batch, and no other size is said (`onnx_like`)
+            return self._told_the_same(node, native)
+        bare = replace(node, op=ops.Expand(sizes), inputs=node.inputs[:1])
+        made: NodeProto = self._emitter.emit(bare, [node.id])[0]
+        made.name = native.name
+        return made
+
+    def _resized(self, node: Node, native: NodeProto) -> NodeProto:
+        """A Resize whose sizes, where they are constant, are those that its value has now."""
+        clone = self._told_the_same(node, native)
+        sizes = node.inputs[3] if len(node.inputs) > 3 else None
+        if isinstance(sizes, Param) and node.type is not None:
+            now = [size if isinstance(size, int) else int(was) for size, was in zip(node.type.shape, sizes.load(), strict=True)]
+            param = Param.of(np.array(now, np.int64), role="const", dtype="i64")
+            clone.input[3] = self._add(f"{node.id}.sizes", param, "i64", False)
+        return clone
+
+    def _told_the_same(self, node: Node, native: NodeProto) -> NodeProto:
+        """The model's own node, perhaps with other weights."""
+        clone = self._clone(node, self.before[node.id], native)
+        if clone is None:
+            raise RewriteError(f"{node.id}: a weight that {native.op_type} reads is not stored as it reads it")
+        return clone
 
     def _layer_name(self, node: Node) -> str:
         """The name of the first conv or linear that was replaced: a user looks for the layer, not for the add."""

@@ -6,12 +6,13 @@ values is one, whatever it calls, unless it is random.
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam_compiler.frontends.torch_call import Unread
@@ -33,13 +34,22 @@ class Constant:
     value: Any
     compute: Callable[[dict["Constant", Any]], Any]
     origin: str | None = None
+    _is_exact: list[bool] = field(default_factory=list)
 
     def float64(self, known: dict["Constant", Any] | None = None) -> Any:
         """The value, from parameters in float64 where that is the same but for rounding; each value is computed once."""
         known = {} if known is None else known
         if self not in known:
-            known[self] = nearest(self.compute(known), self.value)
+            known[self] = self._decided(self.compute(known))
         return known[self]
+
+    def _decided(self, exact: Any) -> Any:
+        """`nearest` of the two values, which is found out once: what is folded is loaded again and again."""
+        if self.origin is not None:
+            return exact
+        if not self._is_exact:
+            self._is_exact.append(nearest(exact, self.value) is exact)
+        return exact if self._is_exact[0] else nearest(exact, self.value)
 
     @staticmethod
     def stored(origin: str, tensor: Tensor) -> "Constant":
@@ -69,7 +79,8 @@ def folded(node: fx.Node, module: nn.Module, sources: Mapping[fx.Node, Constant]
             return call(node, module, args, kwargs)
 
     def compute(known: dict[Constant, Any]) -> Any:
-        return evaluate(lambda constant: constant.float64(known))
+        """What a call rounds on its way (`x.float()`) goes on in float64, as what it meets is."""
+        return _pytree.tree_map(_exact, evaluate(lambda constant: constant.float64(known)))
 
     with _Pure():  # type: ignore[no-untyped-call]
         value = evaluate(lambda constant: constant.value)

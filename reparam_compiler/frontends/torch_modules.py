@@ -114,7 +114,50 @@ MODULES: dict[type, ModuleCall] = {
 """For each module class the function that it is."""
 
 
-def module_call(module: nn.Module) -> ModuleCall | None:
+def _layer_norm(m: Any, path: str) -> tuple[Any, ...]:
+    return (m.normalized_shape, *_tensors(path, "weight", "bias"), m.eps)
+
+
+def _rms_norm(m: Any, path: str) -> tuple[Any, ...]:
+    return (m.normalized_shape, *_tensors(path, "weight"), m.eps)
+
+
+def _group_norm(m: Any, path: str) -> tuple[Any, ...]:
+    return (m.num_groups, *_tensors(path, "weight", "bias"), m.eps)
+
+
+def _instance_norm(m: Any, path: str) -> tuple[Any, ...]:
+    return (m.running_mean, m.running_var, *_tensors(path, "weight", "bias"), True, 0.0, m.eps)
+
+
+LIKE_MODULES: dict[type, ModuleCall] = {
+    nn.LayerNorm: ModuleCall("layer_norm", _layer_norm),
+    nn.RMSNorm: ModuleCall("rms_norm", _rms_norm),
+    nn.GroupNorm: ModuleCall("group_norm", _group_norm),
+    **dict.fromkeys(
+        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), ModuleCall("functional.instance_norm", _instance_norm)
+    ),
+    nn.Embedding: ModuleCall("embedding", lambda m, path: _tensors(path, "weight")),
+    nn.PReLU: ModuleCall("prelu", lambda m, path: _tensors(path, "weight")),
+    nn.Softmax: ModuleCall("softmax", _attributes("dim")),
+    nn.LogSoftmax: ModuleCall("log_softmax", _attributes("dim")),
+    nn.Softmax2d: ModuleCall("softmax", lambda m, path: (-3,)),
+    nn.GLU: ModuleCall("glu", _attributes("dim")),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), ModuleCall("interpolate", _attributes())),
+    **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), ModuleCall("adaptive_max_pool2d", _attributes())),
+    nn.PixelShuffle: ModuleCall("pixel_shuffle", _attributes()),
+    nn.PixelUnshuffle: ModuleCall("pixel_unshuffle", _attributes()),
+    nn.ChannelShuffle: ModuleCall("channel_shuffle", _attributes("groups")),
+    nn.Unflatten: ModuleCall("unflatten", _attributes()),
+    **dict.fromkeys(
+        (nn.SELU, nn.CELU, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardshrink, nn.Softshrink, nn.Threshold),
+        ModuleCall("selu", _attributes()),
+    ),
+}
+"""The same for modules that other passes than pruning leave alone (`torch_like.py`)."""
+
+
+def module_call(module: nn.Module, table: dict[type, ModuleCall] = MODULES) -> ModuleCall | None:
     """What a leaf module calls, or None where it is not one of the table or does more than its class says."""
     kind = type(module)
     if parametrize.is_parametrized(module):
@@ -123,4 +166,4 @@ def module_call(module: nn.Module) -> ModuleCall | None:
         return None
     if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d) and module.return_indices:
         return None
-    return MODULES.get(kind)
+    return table.get(kind)

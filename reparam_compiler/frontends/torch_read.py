@@ -27,7 +27,8 @@ from torch.nn.utils import parametrize
 from reparam_compiler.frontends.torch_alias import Writes, find_writes, first_argument
 from reparam_compiler.frontends.torch_call import Call, Read, Unread
 from reparam_compiler.frontends.torch_fold import FACTORIES, Constant, assigned, call, folded, is_pure, nearest, of_a_value
-from reparam_compiler.frontends.torch_modules import ModuleTensor, module_call
+from reparam_compiler.frontends.torch_like import LIKES, expanded, operand_places
+from reparam_compiler.frontends.torch_modules import LIKE_MODULES, ModuleTensor, module_call
 from reparam_compiler.frontends.torch_ops import READERS
 from reparam_compiler.frontends.torch_parts import Part, PartReader
 from reparam_compiler.frontends.torch_values import lazy_param, param_of, type_of
@@ -39,6 +40,7 @@ _NAMES: dict[Any, str] = {
     F.max_pool2d: "max_pool2d",
     F.max_pool3d: "max_pool3d",
     F.batch_norm: "functional.batch_norm",
+    F.instance_norm: "functional.instance_norm",
     operator.pos: "identity",
 }
 _NORMS = frozenset({"_native_batch_norm_legit_no_training"})
@@ -247,14 +249,49 @@ class TorchReader:
             s: c.value for s in node.all_input_nodes if (c := self._constants.get(s)) and not isinstance(c.value, Tensor)
         }
         sources = [source for source in node.all_input_nodes if source not in numbers]
+        like, operands = self._likeness(node, name)
+        inputs, places = operand_places([self._operand(source, "const") for source in sources], operands)
+        of_module = node.op == "call_module" and isinstance(like, ops.PerChannel)
 
         def run(*values: Any) -> Any:
-            copies = [v.clone() if writes and isinstance(v, Tensor) else v for v in values]
+            if of_module:
+                return F.prelu(*values)
+            copies = [v.clone() if writes and isinstance(v, Tensor) else v for v in (values[place] for place in places)]
             given = numbers | dict(zip(sources, copies, strict=True))
+            args: Any
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given.__getitem__)
+            if name == "view" and not isinstance(args[1], torch.dtype):
+                return args[0].reshape(*args[1:])  # a copy before it may be no node of the graph
+            if name == "expand" and isinstance(like, ops.Expand):
+                return expanded(args[0], args[1] if isinstance(args[1], list | tuple) else args[1:])
             return call(node, module, args, kwargs)
 
-        return ops.Opaque(name, run), tuple(self._operand(source, "const") for source in sources)
+        return ops.Opaque(name, run, like, len(operands)), inputs
+
+    def _likeness(self, node: fx.Node, name: str) -> tuple[ops.Op | None, tuple[Operand, ...]]:
+        """What pruning sees in an opaque node, and the operands of that."""
+        if node in self._numbers or node in self.writes.opaque:
+            return None, ()
+        result = type_of(self.values.get(node.name))
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value_or_node)
+        try:
+            if node.op == "call_module":
+                module = self.module.get_submodule(str(node.target))
+                known = module_call(module, LIKE_MODULES)
+                if known is None or len(args) != 1 or kwargs:
+                    return None, ()
+                name, args = known.function, (args[0], *known.arguments(module, str(node.target)))
+            if name not in LIKES:
+                return None, ()
+            return LIKES[name](Call(name, tuple(args), kwargs, self._operand, self._type, self._size_of), result)
+        except Unread:
+            return None, ()
+
+    def _value_or_node(self, node: fx.Node) -> Any:
+        """A number as it was when the model was traced, where that is known."""
+        if node in self._numbers and isinstance(number := self.values.get(node.name), int | float):
+            return number
+        return self._number_or_node(node)
 
     def _fold(self, node: fx.Node) -> bool:
         """Makes a call of parameters alone a parameter; False for every other node."""

@@ -1,6 +1,6 @@
 """Ops of the graph as torch modules and calls: how a difference is written back to torch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.padded_conv import Pad, PaddedConv, conv_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
+from reparam_compiler.passes.sizes import stale_numbers
 
 _CONVS: dict[int, Callable[..., Any]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONVS_TRANSPOSED: dict[int, Callable[..., Any]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -100,6 +101,9 @@ def set_tensor_argument(fx_node: fx.Node, before: Graph, node: Node, index: int,
     torch and aten give the tensors of these ops in the graph's order, but for a constant that stands before what it is added to
     or multiplied with.
     """
+    if isinstance(before[node.id].op, ops.Opaque | ops.Concat | ops.Stack):
+        _set_nth_tensor(fx_node, before, node, index, value)
+        return
     has_weight = isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear)
     if not has_weight and not isinstance(node.op, ops.Add | ops.Mul | ops.Div):
         raise RewriteError(f"{node.id}: input {index} of {node.op.name} is computed from parameters and cannot be exchanged")
@@ -114,6 +118,30 @@ def set_tensor_argument(fx_node: fx.Node, before: Graph, node: Node, index: int,
         fx_node.kwargs = {**kept, names[index]: value}
 
 
+def _set_nth_tensor(fx_node: fx.Node, before: Graph, node: Node, index: int, value: fx.Node) -> None:
+    """Exchanges a tensor of a call whose tensors come in the order of the node's inputs."""
+    place = sum(operand is not None for operand in node.inputs[:index])
+    if isinstance(stated(before[node.id].op), ops.Embedding) and isinstance(fx_node.target, torch._ops.OpOverload):
+        place = 1 - place  # aten has the weight first
+    seen = 0
+
+    def exchanged(argument: fx.Node) -> fx.Node:
+        nonlocal seen
+        if _is_number(argument, before):
+            return argument
+        seen += 1
+        return value if seen == place + 1 else argument
+
+    fx_node.args, fx_node.kwargs = fx.map_arg((fx_node.args, dict(fx_node.kwargs)), exchanged)
+    if seen <= place:
+        raise RewriteError(f"{node.id}: input {index} of {node.op.name} stands in no argument, and cannot be exchanged")
+
+
+def _is_number(argument: fx.Node, before: Graph) -> bool:
+    known = before.nodes.get(argument.name)
+    return known is not None and known.type is None and isinstance(known.op, ops.Opaque) and known.op.like is None
+
+
 def _is_constant(argument: object, before: Graph) -> bool:
     """True for an argument that depends on parameters alone."""
     if not isinstance(argument, fx.Node):
@@ -121,11 +149,23 @@ def _is_constant(argument: object, before: Graph) -> bool:
     return argument.name not in before.nodes and all(_is_constant(source, before) for source in argument.all_input_nodes)
 
 
+def stated(op: ops.Op) -> ops.Op:
+    """What an op is, or is like."""
+    return op.like if isinstance(op, ops.Opaque) and op.like is not None else op
+
+
+def stale_in(before: Graph, after: Graph) -> frozenset[str]:
+    """The nodes that compute a size which comes out otherwise in the second graph."""
+    shapes = {n.id: n.type.shape for n in after if n.type is not None and n.id in before.nodes and before[n.id].type != n.type}
+    return stale_numbers(before, shapes) if shapes else frozenset()
+
+
 def update_module(module: nn.Module, node: Node) -> None:
     """Sets what a module says of its widths to those of its tensors, which are already exchanged."""
     module = conv_of(module)
-    weight = node.param(1) if len(node.inputs) > 1 else None
-    match node.op:
+    weight = node.inputs[1] if len(node.inputs) > 1 and isinstance(node.inputs[1], Param) else None
+    known: dict[str, object]
+    match stated(node.op):
         case ops.Conv(groups=groups) if weight is not None:
             known = {"groups": groups, "out_channels": weight.shape[0], "in_channels": weight.shape[1] * groups}
         case ops.ConvTranspose(groups=groups) if weight is not None:
@@ -135,25 +175,48 @@ def update_module(module: nn.Module, node: Node) -> None:
         case ops.BatchNorm():
             mean = node.param(3)
             known = {"num_features": mean.shape[0]} if mean else {}
+        case ops.LayerNorm(shape):
+            known = {"normalized_shape": shape}
+        case ops.GroupNorm(groups) if isinstance(module, nn.GroupNorm) and weight is not None:
+            known = {"num_channels": weight.shape[0], "num_groups": groups}
+        case ops.GroupNorm() if weight is not None:
+            known = {"num_features": weight.shape[0]}
+        case ops.Embedding() if weight is not None:
+            known = {"embedding_dim": weight.shape[1]}
+        case ops.PerChannel() if weight is not None:
+            known = {"num_parameters": weight.count}
+        case ops.Reshape(shape) if isinstance(module, nn.Unflatten):
+            axis = module.dim if module.dim >= 0 else module.dim + len(shape) - len(module.unflattened_size) + 1
+            known = {"unflattened_size": shape[axis : axis + len(module.unflattened_size)]}
         case _:
-            raise RewriteError(f"{node.id}: a {type(module).__name__} module cannot be made to do {node.op}")
+            raise RewriteError(f"{node.id}: a {type(module).__name__} module cannot be made to do {node.op.name}")
     for name, value in known.items():
         setattr(module, name, value)
 
 
-def update_arguments(fx_node: fx.Node, before: Node, node: Node) -> None:
-    """Sets the widths in a call's arguments: groups, reshape and split sizes, slice bounds."""
+def update_arguments(fx_node: fx.Node, before: Node, node: Node, stale: Collection[str] = ()) -> None:
+    """Sets the widths in a call's arguments: groups, shapes, split sizes, slice bounds, the scale of an attention.
+
+    stale: the nodes that compute a size which comes out otherwise now; it is written as a number.
+    """
+    if isinstance(node.op, ops.Opaque) and (node.op.like == stated(before.op) or node.op.target in _SHAPED_AS):
+        return
     args = list(fx_node.args)
-    match before.op, node.op:
+    match stated(before.op), stated(node.op):
+        case (ops.Reshape(), ops.Reshape()) | (ops.Expand(), ops.Expand()) if before.op != node.op:
+            _set_shape(fx_node, before, node, stale)
         case old, new if old == new:
             return
         case (ops.Conv(), ops.Conv(groups=groups)) | (ops.ConvTranspose(), ops.ConvTranspose(groups=groups)):
-            place = 8 if "convolution" in str(fx_node.target) else 6
-            _set(fx_node, args, place, "groups", groups)
-        case ops.Reshape(), ops.Reshape(shape):
-            old_shape = args[1] if isinstance(args[1], list | tuple) else args[1:]
-            new_shape = [old if isinstance(old, fx.Node) else size for old, size in zip(old_shape, shape, strict=True)]
-            fx_node.args = (args[0], new_shape)
+            named = "convolution" in str(fx_node.target)
+            _set(fx_node, args, 8 if named else 6, "groups", groups)
+        case ops.GroupNorm(), ops.GroupNorm(groups):
+            _set(fx_node, args, 1, "num_groups", groups)
+        case ops.LayerNorm(), ops.LayerNorm(shape):
+            _set(fx_node, args, 1, "normalized_shape", list(shape))
+        case ops.Attention(), ops.Attention(scale):
+            fx_node.args = tuple(args[:6])
+            fx_node.kwargs = {**fx_node.kwargs, "scale": scale}
         case ops.Split(), ops.Split(axis, sizes):
             fx_node.args = (args[0], list(sizes), axis)
             fx_node.kwargs = {}
@@ -162,6 +225,34 @@ def update_arguments(fx_node: fx.Node, before: Node, node: Node) -> None:
             _set_slice(fx_node, args, (axis, start, stop, step))
         case _:
             raise RewriteError(f"{node.id}: a change from {before.op} to {node.op} cannot be written back to torch")
+
+
+_SHAPED_AS = ("reshape_as", "view_as", "expand_as")
+_STATE_A_SHAPE = ("view", "reshape", "_unsafe_view", "expand", "broadcast_to")
+
+
+def _set_shape(fx_node: fx.Node, before: Node, node: Node, stale: Collection[str]) -> None:
+    """The sizes that changed, in numbers; those that the model computes stay where they come out as they did."""
+    was, now = stated(before.op), stated(node.op)
+    if not isinstance(now, ops.Reshape | ops.Expand) or not isinstance(was, ops.Reshape | ops.Expand):
+        raise RewriteError(f"{node.id}: {node.op} states no shape")
+    x, *rest = fx_node.args
+    given = rest[0] if rest and isinstance(rest[0], list | tuple) else rest or fx_node.kwargs.get("shape", ())
+    sizes = list(now.shape)
+    if before.op.name in _STATE_A_SHAPE and isinstance(given, list | tuple) and len(given) == len(sizes):
+        for place, (size, old) in enumerate(zip(given, was.shape, strict=True)):
+            if sizes[place] == old and not (isinstance(size, fx.Node) and size.name in stale):
+                sizes[place] = size
+    else:
+        expands = isinstance(now, ops.Expand)
+        of_torch = torch.broadcast_to if expands else torch.reshape
+        of_aten = torch.ops.aten.expand.default if expands else torch.ops.aten.reshape.default
+        fx_node.target = of_aten if isinstance(fx_node.target, torch._ops.OpOverload) else of_torch
+        fx_node.op = "call_function"
+        sizes = [-1 if size == 0 else size for size in sizes]
+    if sizes.count(-1) > 1 and isinstance(now, ops.Reshape):
+        raise RewriteError(f"{node.id}: a reshape to {sizes}, of which several are open, cannot be written back to torch")
+    fx_node.args, fx_node.kwargs = (x, sizes), {}
 
 
 def _set(fx_node: fx.Node, args: list[Any], place: int, key: str, value: Any) -> None:

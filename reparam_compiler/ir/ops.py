@@ -18,6 +18,9 @@ class Op:
 
     moves_data: ClassVar[bool] = False
     """True for ops that only move elements: they run as they are on labels (pruning)."""
+    counted: ClassVar[int | None] = None
+    """The input, absent in every model, that says with 0 and 1 which positions of an axis count: what an op that works across
+    channels does after some have left, without their leaving (`prune_channels.masked`)."""
 
     @property
     def name(self) -> str:
@@ -151,11 +154,12 @@ class AdaptiveAvgPool(Op):
 
 @dataclass(frozen=True, slots=True)
 class Reduce(Op):
-    """(x): mean, sum or max over `axes`."""
+    """(x, counted or None): mean, sum, max, min or Euclidean norm over `axes`."""
 
-    function: Literal["mean", "sum", "max"]
+    function: Literal["mean", "sum", "max", "min", "norm"]
     axes: Ints
     keepdim: bool
+    counted: ClassVar[int | None] = 1
 
     @property
     def name(self) -> str:
@@ -244,11 +248,128 @@ class Item(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Expand(Op):
+    """(x): repeated along axes of size 1, and along new ones at the front, to `shape`; -1 keeps a size."""
+
+    shape: Ints
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm(Op):
+    """(x, weight or None, bias or None, counted or None): (x - mean) / sqrt(var + eps) over the last axes.
+
+    shape: the sizes of these, which the weights have too; -1 where the model does not state one.
+    centred: False for a root mean square norm, which takes no mean off.
+    """
+
+    shape: Ints
+    eps: float
+    centred: bool = True
+    counted: ClassVar[int | None] = 3
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNorm(Op):
+    """(x `N C *S`, weight or None, bias or None, counted or None): the same over each group of channels and all positions.
+
+    groups: None for as many as there are channels (instance norm).
+    """
+
+    groups: int | None
+    eps: float
+    counted: ClassVar[int | None] = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Contract(Op):
+    """(a, b, counted or None): the sum of products over the letters of `a` and `b` that `out` lacks; the mask goes with `a`.
+
+    a, b, out: a letter for each axis (`bik`, `bkj`, `bij`: a product of matrices), as in `torch.einsum`.
+    """
+
+    a: str
+    b: str
+    out: str
+    counted: ClassVar[int | None] = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Attention(Op):
+    """(q `… L E`, k `… M E`, v `… M V`, bias or None, counted or None): softmax(scale q k^T + bias) v.
+
+    scale: always a number, whatever the model derives it from. width: E.
+    """
+
+    scale: float
+    width: int
+    causal: bool = False
+    counted: ClassVar[int | None] = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding(Op):
+    """(indices, weight `V C`): rows of the weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelShuffle(Op):
+    """(x `N C …`): channel i of group j of C / groups changes places with channel j of group i."""
+
+    groups: int
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class PerChannel(Op):
+    """(x `N C …`, parameters …), each `C` or a single number: a function of each element and the parameters of its channel.
+
+    What it computes, and what the following three do, is told by the `Opaque` op that has this likeness.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Gate(Op):
+    """(x): the first half along `axis`, each element with its fellow of the second half (GLU)."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slicewise(Op):
+    """(values …): along `axes`, each slice of the result is made of the same slices of what is read, with broadcasting.
+
+    A softmax over one axis does so along all others, a resize along batch and channels, a function of elements along all. The
+    rank stays.
+    """
+
+    axes: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Rearrange(Op):
+    """(values …): elements are moved or repeated by a rule that is the same after some have left: pixel shuffle, unbind …
+
+    by_number: axes whose positions the rule calls by their numbers, so that none may leave there.
+    """
+
+    by_number: Ints = ()
+    moves_data: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque(Op):
-    """Anything else. `run` maps torch tensors for the node's inputs to its value, or is None where it cannot be run alone."""
+    """Anything else. `run` maps torch tensors for the node's inputs to its value, or is None where it cannot be run alone.
+
+    like: an op that gives the same for the sizes in the graph's types, though perhaps not for others; None where none is known.
+    It is what pruning sees, where every size but the batch's is known; a pass that must be right for all sizes leaves it alone.
+    reads: how many inputs it has: the first ones of the node. Those that follow are numbers that the model computes.
+    """
 
     target: str
     run: Callable[..., Any] | None = None
+    like: Op | None = None
+    reads: int = 0
 
     @property
     def name(self) -> str:
@@ -288,5 +409,5 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 _SILENT: dict[type[Op], tuple[str, ...]] = {
     Elementwise: ("function",),
     Reduce: ("function",),
-    Opaque: ("target", "run"),
+    Opaque: ("target", "run", "like", "reads"),
 }

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Int64
 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
-from reparam_compiler.passes.channel_labels import Found, Labels, Pin, Slot, Trace, Value, is_depthwise
+from reparam_compiler.passes.channel_labels import Found, Labels, Pin, Slot, Trace, Value, is_depthwise, likeness
+from reparam_compiler.passes.couplings import COUPLINGS
 
 Keep = Bool[np.ndarray, "G"]
 
@@ -99,16 +100,47 @@ def channel_groups(graph: Graph, *, pinned: Mapping[NodeId, str] = MappingProxyT
     Raises:
         UnsupportedModelError: a shape that is needed is not known.
     """
-    trace = Trace(graph, pinned)
-    roots = trace.ties.roots(np.arange(len(trace.ties)))
-    _, first, number = np.unique(roots, return_index=True, return_inverse=True)
-    number = number.reshape(-1)  # label 0 is its own root, and the least, so its number is 0
-    pins: dict[int, Pin] = {}
-    for labels, pin in trace.pins:
-        for group in np.unique(number[labels]).tolist():
-            pins.setdefault(group, pin)
-    families = _families(trace, number, len(first), pins)
-    return ChannelGroups(MappingProxyType(trace.values), MappingProxyType(trace.slots), number, families)
+    found = _Coupled.of(Trace(graph, COUPLINGS, pinned))
+    if others := found.dead_ends():
+        second = _Coupled.of(Trace(graph, COUPLINGS, pinned, others))
+        if second.free > found.free:
+            found = second
+    trace, families = found.trace, _families(found.trace, found.number, found.count, found.pins)
+    return ChannelGroups(MappingProxyType(trace.values), MappingProxyType(trace.slots), found.number, families)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Coupled:
+    """A trace, the number of each of its labels, how many there are, and why groups are pinned."""
+
+    trace: Trace
+    number: Int64[np.ndarray, "L"]
+    count: int
+    pins: Mapping[int, Pin]
+
+    @staticmethod
+    def of(trace: Trace) -> "_Coupled":
+        roots = trace.ties.roots(np.arange(len(trace.ties)))
+        _, first, number = np.unique(roots, return_index=True, return_inverse=True)
+        number = number.reshape(-1)  # label 0 is its own root, and the least, so its number is 0
+        pins: dict[int, Pin] = {}
+        for labels, pin in trace.pins:
+            for group in np.unique(number[labels]).tolist():
+                pins.setdefault(group, pin)
+        return _Coupled(trace, number, len(first), pins)
+
+    def dead_ends(self) -> frozenset[NodeId]:
+        """The nodes whose channels cannot be cut along the axis chosen first: heads may go where their widths cannot."""
+        return frozenset(
+            node_id
+            for node_id, (_, axes, labels) in self.trace.chosen.items()
+            if len(axes) > 1 and all(group in self.pins for group in np.unique(self.number[labels]).tolist())
+        )
+
+    @property
+    def free(self) -> int:
+        """How many labels can be removed."""
+        return int((~np.isin(self.number, [0, *self.pins])).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +163,8 @@ def _families(trace: Trace, number: np.ndarray, count: int, pins: Mapping[int, P
         places.append(place)
     alike: dict[tuple[Pin | None, tuple[tuple[int, int], ...]], list[int]] = {}
     for group in range(1, count):
+        if not standing[group]:  # copies of a number that nothing joined
+            continue
         alike.setdefault((pins.get(group), tuple(standing[group])), []).append(group)
     families, names = [], Counter[str]()
     for (pin, where), groups in alike.items():
@@ -170,12 +204,20 @@ def _places(trace: Trace) -> list[tuple[_Place, Labels, set[NodeId]]]:
 
 
 def _makes(node: Node, index: int, axis: int) -> bool:
-    """True for the output axis of the weight of a conv or linear that mixes channels."""
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    mixes = isinstance(node.op, ops.Linear) or (
-        isinstance(node.op, ops.Conv) and isinstance(weight, Param) and not is_depthwise(node.op, weight)
-    )
-    return mixes and (index, axis) == (1, 0)
+    """True for the output axis of the weight of a conv or linear that mixes channels, and of an embedding."""
+    op, weight = likeness(node)[0], node.inputs[1] if len(node.inputs) > 1 else None
+    match op:
+        case ops.Linear():
+            made = 0
+        case ops.Conv() if isinstance(weight, Param) and not is_depthwise(op, weight):
+            made = 0
+        case ops.ConvTranspose() if isinstance(weight, Param) and not (op.groups > 1 and weight.shape[0] == op.groups):
+            made = 1
+        case ops.Embedding():
+            made = 1
+        case _:
+            return False
+    return (index, axis) == (1, made)
 
 
 def native_name(node: Node) -> str:

@@ -1,35 +1,26 @@
-"""Labels run through a graph: how each op passes on, ties or fixes the channels of what it reads.
+"""Labels run through a graph: the machinery. How each op treats them is the table of `couplings.py`.
 
 Every channel that could be removed carries a label, an integer. The labels of a value stand along one of its axes; along the
-others they repeat (stride 0), so they cost nothing. Ops that only move elements are run literally on the labels, by the
-interpreter of `equivalence`, so there are no index rules for reshapes, concats, splits or shuffles. The rest is a table:
+others they repeat (stride 0), so they cost nothing. Labels that must leave together are tied, those that cannot leave are
+pinned, with the reason. Where labels vary along several axes after a reshape, the axis along which most can still be told apart
+is the one that is cut; the labels of each slice across it are tied (channel shuffles, attention heads, pixel shuffles).
 
-    conv, linear           consume the labels of their input channels, make new ones for their outputs
-    depthwise conv         each channel keeps its label; its filter goes with it
-    group conv             the same position in every group is one label, so that every group loses the same
-    batch norm, constants  the params go with the channel
-    add, mul, div          the labels at the same place are tied
-    pool, reduce           pass on what they do not reduce over
-    anything else          is not understood: what it reads and gives is fixed, and the reason is kept
-
-Where labels vary along several axes after a reshape, the axis along which most can still be told apart is the one that is
-cut; the labels of each slice across it are tied (channel shuffles, attention heads, pixel shuffles).
+An op that no pass knows for all sizes may have a likeness (`ops.Opaque.like`) for those of the graph: that is what is followed.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar, cast
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from reparam_compiler.core.slicing import block_heads
-from reparam_compiler.equivalence import evaluate_node
-from reparam_compiler.errors import RewriteError, UnsupportedModelError
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId, Param
+from reparam_compiler.passes.sizes import asked, number_values, stale_numbers
 
 Labels = Int64[np.ndarray, "C"]
 Slot = tuple[NodeId, int]
@@ -101,43 +92,106 @@ class Trace:
     pins: labels that must stay, with the reason, in the order found.
     values: the labels of every value.
     slots: for each parameter of a node, the labels along each of its axes that has any.
+    numbers: those that the model computes from sizes.
+    chosen: for each node where labels vary along several axes the one that is cut, what else there was, and the labels.
     """
 
-    def __init__(self, graph: Graph, keep: Mapping[NodeId, str]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        couplings: Mapping[type[ops.Op], "Coupling[ops.Op]"],
+        keep: Mapping[NodeId, str],
+        others: Collection[NodeId] = (),
+    ) -> None:
+        """A run.
+
+        couplings: the rule for each kind of op.
+        keep: nodes whose channels must stay, with the reason.
+        others: nodes whose second choice of an axis is taken instead of the first.
+        """
         self.graph = graph
+        self._couplings = couplings
         self.ties = Ties()
         self.ties.fresh(1)  # FIXED
         self.pins: list[tuple[Labels, Pin]] = []
         self.values: dict[NodeId, Found] = {}
         self.slots: dict[Slot, Mapping[int, Labels]] = {}
         self._params: dict[Param, Mapping[int, Labels]] = {}
-        idle = _size_queries(graph)
+        self.numbers = number_values(graph)
+        self.chosen: dict[NodeId, tuple[int, Sequence[int], Labels]] = {}
+        self._others = others
+        self._loose: set[int] = set()
+        inputs = (node.type.shape[:1] for node in graph if isinstance(node.op, ops.Input) and node.type is not None)
+        self._batch = {size for shape in inputs for size in shape if isinstance(size, str)}
         for node in graph:
-            self.values[node.id] = NOTHING if node.id in idle else self._follow(node)
+            self.values[node.id] = NOTHING if node.id in self.numbers else self._follow(node)
             if node.id in keep:
                 self.pin(self.values[node.id], node.id, keep[node.id])
         for output in graph.outputs:
             self.pin(self.values[output], output, f"{called(graph[output])} is a model output")
+        if self.numbers:
+            self._pin_asked_sizes()
 
     def _follow(self, node: Node) -> Found:
-        rule = COUPLINGS.get(type(node.op))
+        op, seen = likeness(node)
+        rule = self._couplings.get(type(op))
         if rule is None:
             return self.freeze(node, f"{called(node)} is not understood")
-        for source in map(self.graph.__getitem__, node.sources):
-            if isinstance(source.op, ops.Opaque) and source.type is None:
+        for source in map(self.graph.__getitem__, seen.sources):
+            if source.type is None and isinstance(source.op, ops.Opaque) and source.op.like is None:
                 return self.freeze(node, f"{called(node)} reads {called(source)}, which is not understood")
-        return rule(node, node.op, self)
+        try:
+            return rule(seen, op, self)
+        except UnsupportedModelError:
+            if isinstance(op, ops.Input):
+                raise
+            return self.freeze(node, f"{called(node)} has sizes that are not known")
+
+    def _pin_asked_sizes(self) -> None:
+        """Keeps the width of what is asked for its size by an op that cannot be told another one."""
+        narrower = {node_id: shape for node_id in self.values if (shape := self._narrower(node_id)) is not None}
+        stale = stale_numbers(self.graph, narrower)
+        for node in self.graph:
+            rewritable = isinstance(node.op, ops.Opaque) and isinstance(node.op.like, STATE_SIZES)
+            if node.id in self.numbers or rewritable:
+                continue
+            for number in stale.intersection(node.sources):
+                if self._is_width_of(node, number, narrower):
+                    continue
+                for source in asked(self.graph, number):
+                    self.pin(self.values[source], node.id, f"{called(node)} is computed with the size of {source}")
+
+    def _is_width_of(self, node: Node, number: NodeId, narrower: Mapping[NodeId, tuple[Dim, ...]]) -> bool:
+        """True for the sizes of a resize that takes its channels from what it reads: they come out right by themselves."""
+        if not isinstance(node.op, ops.Opaque) or node.op.target != "Resize" or node.id not in narrower:
+            return False
+        sizes = number_values(self.graph, narrower)[number]
+        return isinstance(sizes, Tensor) and sizes.ndim == 1 and int(sizes[1]) == narrower[node.id][1]
+
+    def _narrower(self, node_id: NodeId) -> tuple[Dim, ...] | None:
+        """The shape of a value with one label less."""
+        value, known = self.values[node_id], self.graph[node_id].type
+        if known is None or isinstance(value, tuple) or value.axis is None:
+            return None
+        return tuple(len(value.labels) - 1 if axis == value.axis else size for axis, size in enumerate(known.shape))
 
     def shape(self, node_id: NodeId) -> tuple[int, ...]:
         """The sizes of a value; a batch that is not known counts as one."""
         known = self.graph[node_id].type
-        if known is None or any(not isinstance(size, int) for size in known.shape[1:]):
+        sizes = [] if known is None else [1 if self._is_batch(axis, size) else size for axis, size in enumerate(known.shape)]
+        numbers = tuple(size for size in sizes if isinstance(size, int))
+        if known is None or len(numbers) < len(sizes):
             found = "is not known" if known is None else f"is {' x '.join(map(str, known.shape))}"
             raise UnsupportedModelError(
                 f"{node_id}: the shape {found}, but every size except the batch's must be a number to follow channels; "
                 "pass example_inputs, or a model with static shapes"
             )
-        return tuple(size if isinstance(size, int) else 1 for size in known.shape)
+        return numbers
+
+    def _is_batch(self, axis: int, size: Dim) -> bool:
+        """True for an open size of the first axis, and for one that is made of the batch, wherever it has been moved."""
+        named = isinstance(size, str) and not self._batch.isdisjoint(re.findall(r"\w+", size))
+        return named or (axis == 0 and not isinstance(size, int))
 
     def source(self, node: Node, index: int = 0) -> Value:
         """The labels of what a node reads."""
@@ -159,6 +213,22 @@ class Trace:
             return Value(axis, labels)
         self._pin(labels, Pin(node.id, f"{called(node)} has one channel only"))
         return NOTHING
+
+    def loose(self, count: int) -> Labels:
+        """New labels of copies of one number: where they stand along another axis than channels do, the channels have it."""
+        made = self.ties.fresh(count)
+        self._loose.update(made.tolist())
+        return made
+
+    def is_loose(self, labels: Labels) -> bool:
+        """True for such labels."""
+        return self._loose.issuperset(labels.tolist())
+
+    def choose(self, node: Node, axes: Sequence[int], labels: np.ndarray) -> int:
+        """The axis that is cut, of several in the order of preference."""
+        axis = axes[1] if node.id in self._others and len(axes) > 1 else axes[0]
+        self.chosen[node.id] = axis, axes, np.unique(labels)
+        return axis
 
     def tie(self, node: Node, a: np.ndarray, b: np.ndarray) -> None:
         """Ties labels at the same place; one that meets what is fixed is pinned."""
@@ -205,223 +275,19 @@ class Trace:
 
 Kind = TypeVar("Kind", bound=ops.Op)
 Coupling = Callable[[Node, Kind, Trace], Found]
-COUPLINGS: dict[type[ops.Op], Coupling[ops.Op]] = {}
-"""For each kind of op how it treats labels."""
+"""What an op does with the labels of what it reads: it ties and pins them in the trace, and gives those of its own value."""
+
+STATE_SIZES = (ops.Reshape, ops.Expand, ops.LayerNorm)
+"""Likenesses of ops that can be told sizes in numbers, whatever the model computed them from."""
+RUN_AS_OPAQUE = (ops.Slicewise, ops.Rearrange, ops.PerChannel, ops.Gate, ops.Expand)
+"""Likenesses that say how channels are coupled: the opaque op itself is run, and gives what it should at other widths too."""
 
 
-def register_coupling(*kinds: type[Kind]) -> Callable[[Coupling[Kind]], Coupling[Kind]]:
-    """Registers a rule for these kinds of op; raises ValueError for a kind that has one."""
-
-    def register(rule: Coupling[Kind]) -> Coupling[Kind]:
-        for kind in kinds:
-            if kind in COUPLINGS:
-                raise ValueError(f"{kind.__name__} has a coupling rule already")
-            COUPLINGS[kind] = cast(Coupling[ops.Op], rule)
-        return rule
-
-    return register
-
-
-@register_coupling(ops.Input)
-def _input(node: Node, op: ops.Input, trace: Trace) -> Found:
-    trace.shape(node.id)
-    return NOTHING
-
-
-@register_coupling(ops.Conv)
-def _conv(node: Node, op: ops.Conv, trace: Trace) -> Found:
-    weight = node.inputs[1]
-    if not isinstance(weight, Param) or any(isinstance(operand, str) for operand in node.inputs[2:]):
-        return trace.freeze(node, f"the weight or bias of {called(node)} is computed")
-    out, into = weight.shape[:2]
-    read = trace.along(trace.source(node), 1, into * op.groups)
-    if read is None:
-        return trace.freeze(node, f"{called(node)} slides along the channels")
-    if is_depthwise(op, weight):
-        made = read
-        if out != op.groups:
-            made = trace.ties.fresh(out)
-            trace.tie(node, made, np.repeat(read, out // op.groups))
-        trace.use(node, 1, {0: made})
-    else:
-        blocks = read.reshape(op.groups, into)
-        trace.tie(node, blocks, blocks[:1])
-        made = trace.ties.fresh(out)
-        trace.tie(node, made.reshape(op.groups, -1), made[: out // op.groups])
-        trace.use(node, 1, {0: made, 1: blocks[0]})
-    trace.use(node, 2, {0: made})
-    return trace.value(node, 1, made)
-
-
-@register_coupling(ops.Linear)
-def _linear(node: Node, op: ops.Linear, trace: Trace) -> Found:
-    weight, x = node.inputs[1], trace.source(node)
-    if not isinstance(weight, Param) or any(isinstance(operand, str) for operand in node.inputs[2:]):
-        return trace.freeze(node, f"the weight or bias of {called(node)} is computed")
-    last = len(trace.shape(node.sources[0])) - 1
-    read = trace.along(x, last, weight.shape[1])
-    if read is None:  # it mixes another axis than the one that may be cut
-        trace.use(node, 1, {})
-        trace.use(node, 2, {})
-        return x
-    made = trace.ties.fresh(weight.shape[0])
-    trace.use(node, 1, {0: made, 1: read})
-    trace.use(node, 2, {0: made})
-    return trace.value(node, last, made)
-
-
-@register_coupling(ops.BatchNorm)
-def _batch_norm(node: Node, op: ops.BatchNorm, trace: Trace) -> Found:
-    x = trace.source(node)
-    if any(isinstance(operand, str) for operand in node.inputs[1:]):
-        return trace.freeze(node, f"a parameter of {called(node)} is computed")
-    if x.axis not in (None, 1) and op.training:
-        return trace.freeze(node, f"{called(node)} takes its statistics over them")
-    for index in range(1, len(node.inputs)):
-        trace.use(node, index, {0: x.labels} if x.axis == 1 else {})
-    return x
-
-
-@register_coupling(ops.Add, ops.Mul, ops.Div)
-def _broadcast(node: Node, op: ops.Op, trace: Trace) -> Found:
-    """The first operand that carries labels says along which axis; the others follow, are the same for all, or pin it."""
-    shapes = [trace.shape(o) if isinstance(o, str) else o.shape if isinstance(o, Param) else () for o in node.inputs]
-    rank = max(map(len, shapes))
-    values = [trace.source(node, index) for index in range(len(node.inputs))]
-    axes = [None if v.axis is None else v.axis + rank - len(shape) for v, shape in zip(values, shapes, strict=True)]
-    first = next((index for index, axis in enumerate(axes) if axis is not None), None)
-    axis = None if first is None else axes[first]
-    if first is None or axis is None:
-        return trace.freeze(node, f"{called(node)} joins constants")
-    if any(other not in (None, axis) for other in axes):
-        return trace.freeze(node, f"{called(node)} joins channels of different axes")
-    labels = values[first].labels
-    for index, (operand, shape, value) in enumerate(zip(node.inputs, shapes, values, strict=True)):
-        own = axis - rank + len(shape)
-        spans = own >= 0 and shape[own] > 1
-        if isinstance(operand, Param):
-            trace.use(node, index, {own: labels} if spans else {})
-        elif value.axis is not None:
-            trace.tie(node, labels, value.labels)
-        elif spans:
-            trace.tie(node, labels, np.array(FIXED))
-    return Value(axis, labels)
-
-
-@register_coupling(ops.Elementwise)
-def _elementwise(node: Node, op: ops.Elementwise, trace: Trace) -> Found:
-    return trace.source(node)
-
-
-@register_coupling(ops.AvgPool, ops.MaxPool, ops.AdaptiveAvgPool)
-def _pool(node: Node, op: ops.Op, trace: Trace) -> Found:
-    x = trace.source(node)
-    return x if x.axis in (None, 1) else trace.freeze(node, f"{called(node)} slides along the channels")
-
-
-@register_coupling(ops.Pad)
-def _pad(node: Node, op: ops.Pad, trace: Trace) -> Found:
-    x = trace.source(node)
-    if x.axis is None or op.padding[x.axis] == (0, 0):
-        return x
-    low, high = op.padding[x.axis]
-    if op.mode != "zeros" or low < 0 or high < 0:
-        return trace.freeze(node, f"{called(node)} crops the channels, or repeats them")
-    return Value(x.axis, np.pad(x.labels, (low, high), constant_values=FIXED))
-
-
-@register_coupling(ops.Reduce)
-def _reduce(node: Node, op: ops.Reduce, trace: Trace) -> Found:
-    x = trace.source(node)
-    if x.axis is None:
-        return x
-    if x.axis in op.axes:
-        return trace.freeze(node, f"{called(node)} runs over the channels")
-    return Value(x.axis if op.keepdim else x.axis - sum(axis < x.axis for axis in op.axes), x.labels)
-
-
-@register_coupling(ops.Item)
-def _item(node: Node, op: ops.Item, trace: Trace) -> Found:
-    found = trace.values[node.sources[0]]
-    return found[op.index] if isinstance(found, tuple) else NOTHING
-
-
-@register_coupling(ops.Identity, ops.Concat, ops.Flatten, ops.Reshape, ops.Permute, ops.Slice, ops.Split)
-def _move(node: Node, op: ops.Op, trace: Trace) -> Found:
-    """The op itself, run on the labels of what it reads. Axes that neither carry labels nor are moved along shrink to one."""
-    values = _operand_values(node, trace)
-    labelled = {value.axis for value in values if value.axis is not None}
-    if not labelled:
-        return tuple(NOTHING for _ in op.sizes) if isinstance(op, ops.Split) else NOTHING
-    if isinstance(op, ops.Slice) and op.axis in labelled:
-        if op.step < 1 or op.start < 0 or (op.stop or 0) < 0:
-            return trace.freeze(node, f"{called(node)} runs backwards")
-        labels = values[0].labels
-        trace.tie(node, labels, labels[block_heads(len(labels), op.start, op.step)])
-    own_axis = {op.axis} if isinstance(op, ops.Concat | ops.Slice | ops.Split) else set()
-    whole = isinstance(op, ops.Flatten | ops.Reshape)
-    tensors: dict[NodeId, Tensor] = {}
-    for index, (operand, value) in enumerate(zip(node.inputs, values, strict=True)):
-        shape = trace.shape(operand) if isinstance(operand, str) else operand.shape if isinstance(operand, Param) else ()
-        sizes = [size if whole or axis in labelled | own_axis else 1 for axis, size in enumerate(shape)]
-        tensors[f"operand {index}"] = _expanded(value, sizes)
-    try:
-        moved = evaluate_node(Node(node.id, op, tuple(tensors)), tensors)
-    except RewriteError:
-        return trace.freeze(node, f"{called(node)} cannot be followed at this shape")
-    pieces = tuple(_settle(node, piece.numpy(), trace) for piece in (moved if isinstance(moved, tuple) else (moved,)))
-    return pieces if isinstance(op, ops.Split) else pieces[0]
-
-
-def _operand_values(node: Node, trace: Trace) -> list[Value]:
-    """The labels of the operands; a constant that is joined along another axis than the channels' gets labels of its own."""
-    values = [trace.source(node, index) for index in range(len(node.inputs))]
-    axis = next((value.axis for value in values if value.axis is not None), None)
-    for index, operand in enumerate(node.inputs):
-        if not isinstance(operand, Param):
-            continue
-        if isinstance(node.op, ops.Concat) and axis is not None and axis != node.op.axis:
-            values[index] = Value(axis, trace.ties.fresh(operand.shape[axis]))
-        own = values[index]
-        trace.use(node, index, {} if own.axis is None else {own.axis: own.labels})
-    return values
-
-
-def _expanded(value: Value, shape: Iterable[int]) -> Tensor:
-    """The label of each element, repeated without being copied."""
-    sizes = tuple(shape)
-    if value.axis is None:
-        return torch.full((1,) * len(sizes), FIXED).expand(sizes)
-    flat = torch.from_numpy(value.labels).reshape([-1 if axis == value.axis else 1 for axis in range(len(sizes))])
-    return flat.expand(sizes)
-
-
-def _settle(node: Node, labels: np.ndarray, trace: Trace) -> Value:
-    """The axis along which a value can be cut, with what lies across each of its slices tied."""
-    if not labels.size:
-        return NOTHING
-    dynamic = {axis for axis, size in enumerate(node.type.shape) if not isinstance(size, int)} if node.type else set()
-    varying = [axis for axis in range(labels.ndim) if (labels != labels.take([0], axis)).any()]
-    usable = [axis for axis in varying if axis not in dynamic]
-    if not usable:
-        trace.pin(Value(None, labels.ravel()), node.id, f"{called(node)} leaves one channel, or moves channels to the batch")
-        return NOTHING
-    slices = {axis: np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1) for axis in usable}
-    axis = usable[0]
-    if len(varying) > 1:
-        axis = max(usable, key=lambda a: (_told_apart(trace.ties.roots(slices[a])), a))
-        trace.tie(node, slices[axis], slices[axis][:, :1])
-    return trace.value(node, axis, np.ascontiguousarray(slices[axis][:, 0]))
-
-
-def _told_apart(slices: Int64[np.ndarray, "n m"]) -> int:
-    """How many sets of slices have no label in common."""
-    distinct, inverse = np.unique(slices, return_inverse=True)
-    across = Ties()
-    across.fresh(len(distinct))
-    compact = inverse.reshape(slices.shape)
-    across.tie(compact, compact[:, :1])
-    return len(np.unique(across.roots(compact[:, 0])))
+def likeness(node: Node) -> tuple[ops.Op, Node]:
+    """What a node is to pruning: its op or the likeness of it, and the node with the inputs of that alone."""
+    if not isinstance(node.op, ops.Opaque) or node.op.like is None:
+        return node.op, node
+    return node.op.like, replace(node, inputs=node.inputs[: node.op.reads])
 
 
 def is_depthwise(op: ops.Conv, weight: Param) -> bool:
@@ -432,16 +298,3 @@ def is_depthwise(op: ops.Conv, weight: Param) -> bool:
 def called(node: Node) -> str:
     """A node as reports name it."""
     return f"{node.id} ({node.op.name})"
-
-
-def _size_queries(graph: Graph) -> set[NodeId]:
-    """Nodes that ask for a size which nothing computed depends on: they pin nothing."""
-    idle: set[NodeId] = set()
-    for node in reversed(list(graph)):
-        asks = isinstance(node.op, ops.Opaque) and node.op.target in _SIZES and node.type is None
-        if asks and node.id not in graph.outputs and all(user in idle for user in graph.users[node.id]):
-            idle.add(node.id)
-    return idle
-
-
-_SIZES = frozenset({"size", "shape", "dim", "ndim", "ndimension", "numel", "sym_size", "getitem"})

@@ -2,15 +2,16 @@
 
 Two forms of the pruned model are made from the same mask:
 
-    masked    the graph with the input slices of the removed channels zeroed in every conv and linear that reads them
+    masked    the graph with the input slices of the removed channels zeroed in every weight that reads them, and with masks for
+              what works across channels without weights (norms, products, sums): it counts those that stay
     sliced    the graph without those channels: parameters cut, and what states a width (groups, reshapes, splits, types …)
 
 Their outputs are equal: a removed channel reaches the outputs only through such a slice. That is checked in float64 before
 any repair. (Zeroing a channel's own filter is not removal: batch norm and sigmoid turn zero into something else.)
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,121 +22,53 @@ from reparam_compiler.equivalence import EXACT, Difference, difference, evaluate
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError, VerificationError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType, with_inputs
-from reparam_compiler.passes.allocate import Allocation, AllocationName, allocate, ignored_nodes
-from reparam_compiler.passes.channel_groups import ChannelGroups, Keep, channel_groups
-from reparam_compiler.passes.channel_labels import is_depthwise
-from reparam_compiler.passes.importance import Criterion, importance
-from reparam_compiler.passes.reconstruct import Batch, Repair, fold
+from reparam_compiler.passes.channel_groups import ChannelGroups, Keep
+from reparam_compiler.passes.channel_labels import RUN_AS_OPAQUE, STATE_SIZES, Labels, is_depthwise, likeness
+from reparam_compiler.passes.sizes import numbers_of, stale_numbers
 
 Cut = Callable[[np.ndarray, Mapping[int, Keep]], np.ndarray]
 
 
-@dataclass(frozen=True, slots=True)
-class CutFamily:
-    """A family that could be pruned: its native name, its width before and after, the nodes whose parameters go with it."""
-
-    name: str
-    before: int
-    after: int
-    members: tuple[NodeId, ...]
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PinnedFamily:
-    """A family that keeps its width: the node that needs it whole, and why."""
-
-    name: str
-    width: int
-    node: NodeId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class PrunePlan:
-    """What was asked and what was done.
-
-    relative_error: of the pruned graph against its masked reference, in float64, before repair.
-    repair: which consumers were repaired; None without calibration data.
-    """
-
-    ratio: float
-    importance: str
-    allocation: AllocationName
-    round_to: int
-    families: tuple[CutFamily, ...]
-    pinned: tuple[PinnedFamily, ...]
-    relative_error: float
-    repair: Repair | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PruneResult:
-    """The pruned graph and its plan; `groups` and `keep` say which channels stayed."""
-
-    graph: Graph
-    plan: PrunePlan
-    groups: ChannelGroups
-    keep: Keep
-
-
-def prune(
-    graph: Graph,
-    *,
-    ratio: float,
-    importance: str | Criterion = "l1",
-    allocation: AllocationName = "uniform",
-    calibration: Iterable[Batch] | None = None,
-    round_to: int = 8,
-    ignore: Iterable[str] = (),
-    seed: int = 0,
-) -> PruneResult:
-    """The graph without `ratio` of the channels of every family that can be cut.
-
-    Args:
-        graph: node types must be known, with every size a number but the batch's.
-        ratio: the share of channels to remove, at least 0 and below 1; 0 gives the same graph back.
-        importance: a name in `importance.CRITERIA`, or a function.
-        allocation: "uniform" for the same share in every family, "global" for the least important of the whole model.
-        calibration: batches, each an array for each model input; with them the consumers are repaired (`reconstruct.fold`).
-        round_to: widths go to the nearest multiple of it; 1 is the exact ratio.
-        ignore: node ids, native names or patterns whose widths must stay.
-        seed: for criteria that draw.
-
-    Raises:
-        InfeasiblePruneError: nothing can be pruned, or the request contradicts the graph.
-        UnsupportedModelError: a shape is not known.
-        VerificationError: the pruned graph differs from its masked reference.
-    """
-    groups = channel_groups(graph, pinned=ignored_nodes(graph, ignore))
-    scores = _importance(graph, groups, importance, seed=seed)
-    chosen = allocate(groups, scores, ratio=ratio, allocation=allocation, round_to=round_to)
-    hidden = masked(graph, groups, chosen.keep)
-    pruned = sliced(graph, groups, chosen.keep)
-    error = verify_pruned(hidden, pruned).relative
-    repair = None
-    if calibration is not None and ratio:
-        repaired, repair = fold(graph, hidden, groups, chosen.keep, calibration)
-        pruned = sliced(repaired, groups, chosen.keep)
-    named = importance if isinstance(importance, str) else getattr(importance, "__name__", "custom")
-    plan = PrunePlan(ratio, named, allocation, round_to, _cut(groups, chosen), _pinned(groups), error, repair)
-    return PruneResult(pruned, plan, groups, chosen.keep)
-
-
-_importance = importance
-
-
 def masked(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
-    """The graph of full width in which no conv or linear reads a removed channel: what `sliced` must equal."""
+    """The graph of full width in which nothing reads a removed channel: what `sliced` must equal.
+
+    Weights that read one are zeroed there; an op that works across channels without weights gets a mask of those that count.
+    """
     _check_keep(groups, keep)
     blanked = _Params(blank)
     replacements: dict[NodeId, Node] = {}
     for node in graph:
-        removed = groups.read(node, keep)
+        op, seen = likeness(node)
         weight = node.inputs[1] if len(node.inputs) > 1 else None
-        if removed is not None and isinstance(weight, Param) and not removed.all():
-            replacements[node.id] = with_inputs(node, {1: blanked.cut(weight, {1: removed})})
+        place, axis = (op.counted, None) if op.counted is not None else (1, 0 if isinstance(op, ops.ConvTranspose) else 1)
+        along = groups.slots.get((node.id, place), {})
+        read = next(iter(along), None) if axis is None else axis
+        if read is None or read not in along or groups.kept(keep, along[read]).all():
+            continue
+        kept = groups.kept(keep, along[read])
+        if op.counted is not None:
+            replacements[node.id] = replace(seen, op=op, inputs=_with_mask(seen, op.counted, _mask(graph, seen, read, kept)))
+        elif _mixes(op, along) and isinstance(weight, Param):
+            replacements[node.id] = with_inputs(node, {1: blanked.cut(weight, {read: kept})})
     return graph.rewrite(replacements)
+
+
+def _mixes(op: ops.Op, along: Mapping[int, Labels]) -> bool:
+    """True for an op whose weight reads several channels; a depthwise one passes each on by itself."""
+    return isinstance(op, ops.Conv | ops.Linear) or (isinstance(op, ops.ConvTranspose) and 1 in along)
+
+
+def _mask(graph: Graph, node: Node, axis: int, kept: Keep) -> Param:
+    """A 1 for each position that counts along an axis of what a node reads first."""
+    first = node.inputs[0]
+    known = first if isinstance(first, Param) else graph[first or ""].type
+    rank = axis + 1 if known is None else len(known.shape)
+    return Param.of(kept.astype(np.float64).reshape([-1 if a == axis else 1 for a in range(rank)]), role="const", dtype="f64")
+
+
+def _with_mask(node: Node, place: int, mask: Param) -> tuple[Operand, ...]:
+    absent: tuple[Operand, ...] = (None,) * (place - len(node.inputs))
+    return (*node.inputs, *absent, mask)
 
 
 def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
@@ -147,6 +80,9 @@ def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
     _check_keep(groups, keep)
     cut = _Params(take)
     replacements: dict[NodeId, Node] = {}
+    types = {node.id: _narrowed_type(node, groups, keep) for node in graph}
+    shapes = {node_id: found.shape for node_id, found in types.items() if found is not None}
+    stale = stale_numbers(graph, shapes)
     for node in graph:
         inputs: dict[int, Operand] = {}
         for index, operand in enumerate(node.inputs):
@@ -154,10 +90,50 @@ def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
             keeps = {axis: groups.kept(keep, labels) for axis, labels in axes.items()}
             if isinstance(operand, Param) and not all(kept.all() for kept in keeps.values()):
                 inputs[index] = cut.cut(operand, keeps)
-        new = replace(with_inputs(node, inputs, _narrowed(node, groups, keep)), type=_narrowed_type(node, groups, keep))
+        op, seen = likeness(node)
+        narrowed = _narrowed(seen, op, groups, keep)
+        if seen is node:
+            new = with_inputs(node, inputs, narrowed)
+        elif (isinstance(op, RUN_AS_OPAQUE) and not _repeats(seen, op, groups)) or _follows(node, types):
+            new = with_inputs(node, inputs, _now_like(node.op, narrowed))
+        elif inputs or narrowed != op or _is_told_otherwise(node, op, stale, types, graph):
+            new = with_inputs(seen, inputs, narrowed)
+        else:
+            new = node
+        new = replace(new, type=types[node.id])
         if inputs or new.op != node.op or new.type != node.type:
             replacements[node.id] = new
     return graph.rewrite(replacements)
+
+
+def _now_like(op: ops.Op, like: ops.Op) -> ops.Op:
+    return replace(op, like=like) if isinstance(op, ops.Opaque) and op.like != like else op
+
+
+def _repeats(node: Node, op: ops.Op, groups: ChannelGroups) -> bool:
+    """True for a number that is repeated to a width that is stated."""
+    alone = isinstance(op, ops.Expand) and len(node.sources) == 1 == len(node.inputs)
+    return alone and groups.value(node.sources[0]).axis is None and groups.value(node.id).axis is not None
+
+
+Types = Mapping[NodeId, TensorType | None]
+
+
+def _is_told_otherwise(node: Node, op: ops.Op, stale: frozenset[NodeId], types: Types, graph: Graph) -> bool:
+    """True where a size that an op is told by the model comes out otherwise after the cut."""
+    if not isinstance(op, STATE_SIZES) or not isinstance(node.op, ops.Opaque):
+        return False
+    rest = [operand for operand in node.inputs[node.op.reads :] if isinstance(operand, str)]
+    return any(operand in stale or types[operand] != graph[operand].type for operand in rest)
+
+
+def _follows(node: Node, types: Types) -> bool:
+    """True for what takes its shape from another value, which comes out right by itself: `x.reshape_as(y)`."""
+    if not isinstance(node.op, ops.Opaque) or node.op.target not in ("reshape_as", "view_as"):
+        return False
+    other, own = node.inputs[-1], types[node.id]
+    known = types[other] if isinstance(other, str) else None
+    return known is not None and own is not None and known.shape == own.shape
 
 
 def verify_pruned(
@@ -196,11 +172,17 @@ def verify_pruned(
 
 
 def _without_opaque(graph: Graph) -> Graph:
-    """The graph with opaque nodes, and what is taken out of them, as inputs; what they read is an output."""
-    opaque = {node.id for node in graph if isinstance(node.op, ops.Opaque)}
+    """The graph with opaque nodes, and what is taken out of them, as inputs; what they read is an output.
+
+    Those that pruning understands stay, and so do the numbers that they are told.
+    """
+    numbers = set(numbers_of(graph))
+    opaque = {n.id for n in graph if isinstance(n.op, ops.Opaque) and n.op.like is None and n.id not in numbers}
     nodes: list[Node] = []
     outputs: dict[NodeId, None] = {node_id: None for node_id in graph.outputs if node_id not in opaque}
     for node in graph:
+        if node.id in numbers and not graph.users[node.id]:
+            continue
         if node.id in opaque:
             outputs.update((source, None) for source in node.sources if graph[source].type and source not in opaque)
         if node.id in opaque or (isinstance(node.op, ops.Item) and node.sources[0] in opaque):
@@ -225,34 +207,47 @@ class _Params:
 
     def __init__(self, how: Cut) -> None:
         self._how = how
-        self._done: dict[Param, Param] = {}
+        self._done: dict[tuple[Param, tuple[int, ...]], Param] = {}
 
     def cut(self, param: Param, keeps: Mapping[int, Keep]) -> Param:
-        if param not in self._done:
+        key = param, tuple(sorted(keeps)) if self._how is blank else ()  # read along several axes, it is blanked for each
+        if key not in self._done:
             how = self._how
             shape = tuple(
                 int(keeps[axis].sum()) if axis in keeps and how is take else size for axis, size in enumerate(param.shape)
             )
-            self._done[param] = replace(param, shape=shape, load=lambda: how(np.asarray(param.load()), keeps))
-        return self._done[param]
+            self._done[key] = replace(param, shape=shape, load=lambda: how(np.asarray(param.load()), keeps))
+        return self._done[key]
 
 
-def _narrowed(node: Node, groups: ChannelGroups, keep: Keep) -> ops.Op:
+def _narrowed(node: Node, op: ops.Op, groups: ChannelGroups, keep: Keep) -> ops.Op:
     """The op with the widths that it states."""
     value = groups.value(node.id)
     source = groups.value(node.sources[0]) if node.sources else value
-    match node.op:
-        case ops.Conv() as op if isinstance(node.inputs[1], Param) and is_depthwise(op, node.inputs[1]) and source.axis == 1:
+    match op:
+        case ops.Conv() if isinstance(node.inputs[1], Param) and is_depthwise(op, node.inputs[1]) and source.axis == 1:
             return replace(op, groups=int(groups.kept(keep, source.labels).sum()))
-        case ops.Reshape(shape) as op if value.axis is not None and shape[value.axis] > 0:
+        case ops.ConvTranspose() if (
+            isinstance(node.inputs[1], Param) and source.axis == 1 and 1 < op.groups == len(source.labels)
+        ):
+            return replace(op, groups=int(groups.kept(keep, source.labels).sum()))
+        case ops.GroupNorm(groups=count) if source.axis == 1 and count == len(source.labels):
+            return replace(op, groups=int(groups.kept(keep, source.labels).sum()))
+        case ops.Reshape(shape) | ops.Expand(shape) if value.axis is not None and shape[value.axis] > 0:
             width = int(groups.kept(keep, value.labels).sum())
             return replace(op, shape=(*shape[: value.axis], width, *shape[value.axis + 1 :]))
-        case ops.Split(axis, sizes) as op if axis == source.axis:
+        case ops.LayerNorm(shape) if along := groups.slots.get((node.id, 3)):
+            rank = len(shape) - len(node.type.shape) if node.type is not None else 0
+            axes = {axis + rank: int(groups.kept(keep, labels).sum()) for axis, labels in along.items()}
+            return replace(op, shape=tuple(axes.get(axis, size) if size > 0 else size for axis, size in enumerate(shape)))
+        case ops.Attention() if along := groups.slots.get((node.id, 4)):
+            return replace(op, width=int(groups.kept(keep, next(iter(along.values()))).sum()))
+        case ops.Split(axis, sizes) if axis == source.axis:
             return replace(op, sizes=piece_sizes(groups.kept(keep, source.labels), sizes))
-        case ops.Slice(axis, start, stop, step) as op if axis == source.axis:
+        case ops.Slice(axis, start, stop, step) if axis == source.axis:
             first, last = bounds(groups.kept(keep, source.labels), start, stop, step)
             return replace(op, start=first, stop=last)
-        case op:
+        case _:
             return op
 
 
@@ -274,13 +269,3 @@ def _check_keep(groups: ChannelGroups, keep: Keep) -> None:
             raise InfeasiblePruneError(f"{family.name} cannot be cut: {family.pin.reason}")
         if not stays.any():
             raise InfeasiblePruneError(f"{family.name}: all {family.width} channels would go; keep at least {family.positions}")
-
-
-def _cut(groups: ChannelGroups, chosen: Allocation) -> tuple[CutFamily, ...]:
-    return tuple(
-        CutFamily(f.name, f.width, chosen.widths[f.name], f.members, chosen.notes.get(f.name, "")) for f in groups.free
-    )
-
-
-def _pinned(groups: ChannelGroups) -> tuple[PinnedFamily, ...]:
-    return tuple(PinnedFamily(f.name, f.width, f.pin.node, f.pin.reason) for f in groups.families if f.pin)

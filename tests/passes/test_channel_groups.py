@@ -11,7 +11,7 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, TensorType
 from reparam_compiler.passes.channel_groups import ChannelGroups, Family, channel_groups
-from reparam_compiler.passes.channel_labels import register_coupling
+from reparam_compiler.passes.couplings import register_coupling
 
 
 def families(graph: Graph) -> dict[str, Family]:
@@ -146,13 +146,14 @@ def test_question_for_a_size_that_nothing_reads_pins_nothing() -> None:
     assert set(widths(channel_groups(asked))) == {"net.a"}
 
 
-@pytest.mark.parametrize("function", ["mean", "max"])
-def test_reduction_over_channels_pins_them(function: str) -> None:
+@pytest.mark.parametrize("function", ["mean", "max", "min", "sum", "norm"])
+def test_reduction_over_channels_ends_them(function: str) -> None:
     net = Net()
     x = net.conv(net.x, 8, name="a")
     pooled = net.add(ops.Reduce(function, (1,), True), x, name="over")  # type: ignore[arg-type]
-    graph = net.head(net.add(ops.Mul(), x, pooled))
-    assert reason(graph, "net.a") == f"over: over ({function}) runs over the channels"
+    found = channel_groups(net.head(net.add(ops.Mul(), x, pooled)))
+    assert widths(found) == {"net.a": (8, 8)}
+    assert list(found.slots["over", 1]) == [1]
 
 
 def test_softmax_over_channels_pins_them() -> None:

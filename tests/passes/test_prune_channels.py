@@ -19,7 +19,8 @@ from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, diff
 from reparam_compiler.ir.invariants import check
 from reparam_compiler.ir.text import to_text
 from reparam_compiler.passes.channel_groups import channel_groups
-from reparam_compiler.passes.prune_channels import PruneResult, masked, prune, sliced, verify_pruned
+from reparam_compiler.passes.prune_channels import masked, sliced, verify_pruned
+from reparam_compiler.passes.prune_plan import PruneResult, prune
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "prune_channels"
 TOLERANCE = 1e-9  # float64
