@@ -1,0 +1,495 @@
+"""Calibration data in every form becomes the same batches, again and again, and what does not fit is refused by name."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from reparam_compiler.calibration import PreprocessingWarning, batches, fixed_batch
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Dim, Graph, Node, TensorType
+
+SHAPE = (3, 5, 4)
+ONE_LEVEL = 1.0 / 255  # Pillow rounds to whole levels after each of two passes
+FLOAT32 = 1e-6
+PLAIN = {"mean": 0.0, "std": 1.0}
+
+
+def an_input(*sizes: Dim, name: str = "x", batch: Dim = "N", dtype: str = "f32") -> Node:
+    return Node(name, ops.Input(), (), TensorType(dtype, (batch, *sizes)))
+
+
+X = [an_input(*SHAPE)]
+PAIR = [an_input(3, name="a"), an_input(2, 2, name="b")]
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def sizes(data: Any, inputs: list[Node] = X, **options: Any) -> list[int]:
+    return [len(batch[0]) for batch in batches(data, inputs, **options)]
+
+
+def joined(data: Any, inputs: list[Node] = X, **options: Any) -> list[np.ndarray]:
+    return [np.concatenate(arrays) for arrays in zip(*batches(data, inputs, **options), strict=True)]
+
+
+# Arrays, in memory and in files
+
+
+def as_array(x: np.ndarray, _: Path) -> Any:
+    return x
+
+
+def as_tensor(x: np.ndarray, _: Path) -> Any:
+    return torch.from_numpy(x)
+
+
+def as_tuple_with_labels(x: np.ndarray, _: Path) -> Any:
+    return x, np.arange(len(x))
+
+
+def as_mapping(x: np.ndarray, _: Path) -> Any:
+    return {"label": np.arange(len(x)), "x": x}
+
+
+def as_npy(x: np.ndarray, folder: Path) -> Any:
+    np.save(folder / "x.npy", x)
+    return folder / "x.npy"
+
+
+def as_npz(x: np.ndarray, folder: Path) -> Any:
+    np.savez(folder / "x.npz", label=np.arange(len(x)), x=x)
+    return str(folder / "x.npz")
+
+
+def as_compressed_npz(x: np.ndarray, folder: Path) -> Any:
+    np.savez_compressed(folder / "c.npz", images=x)
+    return folder / "c.npz"
+
+
+def as_fortran_npz(x: np.ndarray, folder: Path) -> Any:
+    np.savez(folder / "f.npz", x=np.asfortranarray(x))
+    return folder / "f.npz"
+
+
+def as_big_endian_npy(x: np.ndarray, folder: Path) -> Any:
+    np.save(folder / "big.npy", x.astype(">f4"))
+    return folder / "big.npy"
+
+
+def as_generator(x: np.ndarray, _: Path) -> Any:
+    return (x[first : first + 7] for first in range(0, len(x), 7))
+
+
+def as_list(x: np.ndarray, _: Path) -> Any:
+    return [(piece, "label") for piece in np.array_split(x, 3)]
+
+
+def as_loader(x: np.ndarray, _: Path) -> Any:
+    return DataLoader(TensorDataset(torch.from_numpy(x), torch.arange(len(x))), batch_size=4)
+
+
+FORMS: list[Callable[[np.ndarray, Path], Any]] = [
+    as_array, as_tensor, as_tuple_with_labels, as_mapping, as_npy, as_npz, as_compressed_npz, as_fortran_npz,
+    as_big_endian_npy, as_generator, as_list, as_loader,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(length=st.integers(3, 20), batch=st.integers(1, 9), seed=st.integers(0, 99))
+def test_every_form_gives_all_samples_in_order_at_every_pass(
+    form: Callable[[np.ndarray, Path], Any], length: int, batch: int, seed: int, tmp_path: Path
+) -> None:
+    x = normal(length, *SHAPE, seed=seed)
+    found = batches(form(x, tmp_path), X, batch=batch)
+    for _ in range(2):
+        (given,) = zip(*found, strict=True)
+        np.testing.assert_array_equal(np.concatenate(given), x)
+        for array in given:
+            assert array.dtype == np.float32
+            assert array.flags.writeable
+            torch.from_numpy(array)
+
+
+@pytest.mark.parametrize("form", [as_array, as_tensor, as_tuple_with_labels, as_mapping, as_npy, as_npz, as_compressed_npz])
+def test_long_arrays_are_cut_into_batches_of_32(form: Callable[[np.ndarray, Path], Any], tmp_path: Path) -> None:
+    assert sizes(form(normal(70, *SHAPE), tmp_path)) == [32, 32, 6]
+
+
+@pytest.mark.parametrize("form", [as_array, as_npy, as_npz])
+def test_arrays_as_long_as_a_batch_that_the_model_fixes_stay_whole(form: Callable[..., Any], tmp_path: Path) -> None:
+    assert sizes(form(normal(40, *SHAPE), tmp_path), [an_input(*SHAPE, batch=40)]) == [40]
+    assert sizes(form(normal(40, *SHAPE), tmp_path), [an_input(*SHAPE, batch=2)]) == [32, 8]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_several_inputs_are_cut_together_by_name(save: Callable[..., None], tmp_path: Path) -> None:
+    a, b = normal(50, 3), normal(50, 2, 2, seed=1)
+    save(tmp_path / "pair.npz", b=b, a=a)
+    for data in (tmp_path / "pair.npz", {"b": b, "a": a}, (a, b)):
+        assert sizes(data, PAIR) == [32, 18]
+        found = joined(data, PAIR)
+        np.testing.assert_array_equal(found[0], a)
+        np.testing.assert_array_equal(found[1], b)
+
+
+def test_arrays_of_unequal_length_are_one_batch(tmp_path: Path) -> None:
+    np.savez(tmp_path / "pair.npz", a=normal(50, 3), b=normal(1, 2, 2))
+    assert sizes(tmp_path / "pair.npz", PAIR) == [50]
+
+
+def test_an_array_in_a_file_is_not_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "x.npy", normal(70, *SHAPE))
+    np.savez(tmp_path / "x.npz", x=normal(70, *SHAPE))
+    maps: list[object] = []
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda *args, **kwargs: (maps.append(kwargs["mmap_mode"]), load(*args, **kwargs))[1])
+    next(iter(batches(tmp_path / "x.npy", X)))
+    assert maps == ["r"]
+    next(iter(batches(tmp_path / "x.npz", X)))
+    assert maps == ["r"]  # an .npz is read as a stream, for numpy reads each of its arrays whole
+
+
+def test_a_folder_of_npy_goes_by_name(tmp_path: Path) -> None:
+    first, second = normal(40, *SHAPE), normal(5, *SHAPE, seed=1)
+    np.save(tmp_path / "b.npy", second)
+    np.save(tmp_path / "a.npy", first)
+    assert sizes(tmp_path) == [32, 8, 5]
+    np.testing.assert_array_equal(joined(tmp_path)[0], np.concatenate([first, second]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_that_fixes_its_batch_gets_no_other(form: Callable[[np.ndarray, Path], Any], tmp_path: Path) -> None:
+    x = normal(11, *SHAPE)
+    found = batches(form(x, tmp_path), [an_input(*SHAPE, batch=2)], exact=2)
+    given = [array for (array,) in found]
+    assert {len(array) for array in given} == {2}
+    kept = {array.tobytes() for array in x}
+    assert all(sample.tobytes() in kept for array in given for sample in array)
+    assert len(given) >= 4  # at most one sample of each of three batches is left out
+
+
+def test_too_few_samples_for_a_fixed_batch_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="holds no batch of the 8 samples that the model takes at a time"):
+        list(batches(normal(7, *SHAPE), [an_input(*SHAPE, batch=8)], exact=8))
+
+
+def graph_with(op: ops.Op, batch: Dim = 2, *, fixed: bool = True) -> Graph:
+    nodes = [an_input(*SHAPE, batch=batch), Node("y", op, ("x",), None)]
+    return Graph.of(nodes, ["y"], sizes_are_fixed=fixed)
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        (graph_with(ops.Reshape((2, 60))), 2),
+        (graph_with(ops.Opaque("custom")), 2),
+        (graph_with(ops.Reshape((-1, 60))), None),
+        (graph_with(ops.Reshape((0, 60))), None),
+        (graph_with(ops.Flatten(1, 3)), None),
+        (graph_with(ops.Reshape((2, 60)), "N"), None),
+        (graph_with(ops.Reshape((2, 60)), fixed=False), None),
+    ],
+)
+def test_a_batch_is_fixed_where_an_op_may_state_it(graph: Graph, expected: int | None) -> None:
+    assert fixed_batch(graph) == expected
+
+
+def test_bfloat16_tensors_are_taken() -> None:
+    x = torch.randn(4, *SHAPE).bfloat16()
+    np.testing.assert_array_equal(joined(x)[0], x.float().numpy())
+
+
+# Iterables
+
+
+class Noisy(Dataset[Any]):
+    """Augments with torch's generator, as most transforms do."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full(SHAPE, float(index)) + torch.rand(SHAPE), index
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator().manual_seed(5)])
+def test_a_loader_that_shuffles_and_augments_gives_the_same_at_every_pass(generator: torch.Generator | None) -> None:
+    loader = DataLoader(Noisy(), batch_size=5, shuffle=True, generator=generator)
+    found = batches(loader, X)
+    first = [batch[0] for batch in found]
+    torch.rand(7)  # the caller goes on with other things
+    second = [batch[0] for batch in found]
+    assert [len(batch) for batch in first] == [5, 5, 2]
+    np.testing.assert_array_equal(np.concatenate(first), np.concatenate(second))
+    assert (np.diff(np.concatenate(first)[:, 0, 0, 0]) < 0).any()  # it does shuffle
+
+
+def test_going_over_a_loader_leaves_the_callers_random_numbers_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    drawn = [torch.rand(1) for _ in batches(DataLoader(Noisy(), batch_size=3, shuffle=True), X)]
+    torch.testing.assert_close(torch.cat(drawn), expected, rtol=0, atol=0)
+
+
+def test_a_generator_is_used_up_once_and_kept() -> None:
+    pulled = []
+
+    def source() -> Iterator[np.ndarray]:
+        for number in range(3):
+            pulled.append(number)
+            yield normal(2, *SHAPE)
+
+    found = batches(source(), X)
+    assert [len(list(found)) for _ in range(3)] == [3, 3, 3]
+    assert pulled == [0, 1, 2]
+
+
+# Images
+
+
+def save_image(path: Path, width: int, height: int, mode: str = "RGB", seed: int = 0) -> Image.Image:
+    random = np.random.default_rng(seed)
+    levels = random.integers(0, 256, (height, width, len(mode)) if len(mode) > 1 else (height, width), np.uint8)
+    image = Image.fromarray(levels, mode)
+    image.save(path)
+    return image
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    (tmp_path / "class_b").mkdir()
+    save_image(tmp_path / "class_b" / "a.png", 9, 14, seed=1)
+    save_image(tmp_path / "z.bmp", 30, 11, seed=2)
+    save_image(tmp_path / "m.webp", 8, 8, seed=3)
+    save_image(tmp_path / "b.JPG", 40, 40, seed=4)
+    (tmp_path / "readme.txt").write_text("not an image")
+    (tmp_path / ".hidden.png").write_bytes(b"not one either")
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
+class TestImages:
+    @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        width=st.integers(1, 60),
+        height=st.integers(1, 60),
+        high=st.integers(1, 20),
+        wide=st.integers(1, 20),
+        grey=st.booleans(),
+        seed=st.integers(0, 999),
+    )
+    def test_an_image_is_resized_to_cover_the_input_and_its_centre_taken(
+        self, width: int, height: int, high: int, wide: int, grey: bool, seed: int, tmp_path: Path
+    ) -> None:
+        image = save_image(tmp_path / "x.png", width, height, "L" if grey else "RGB", seed)
+        (found,) = joined(tmp_path, [an_input(1 if grey else 3, high, wide)], **PLAIN)
+        scale = max(high / height, wide / width)
+        covering = (max(wide, int(width * scale + 1e-9)), max(high, int(height * scale + 1e-9)))
+        left, top = round((covering[0] - wide) / 2), round((covering[1] - high) / 2)
+        whole = np.asarray(image.resize(covering, Image.Resampling.BILINEAR), np.float32).reshape(*covering[::-1], -1) / 255
+        expected = whole[top : top + high, left : left + wide].transpose(2, 0, 1)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found[0], expected, rtol=0, atol=1.01 * ONE_LEVEL)
+
+    def test_folders_are_read_in_the_order_of_their_paths(self, pictures: Path) -> None:
+        found = batches(pictures, [an_input(3, 6, 8)], batch=3, **PLAIN)
+        assert [len(batch) for (batch,) in found] == [3, 1]
+        (all_of_them,) = joined(pictures, [an_input(3, 6, 8)], **PLAIN)
+        for place, name in enumerate(["b.JPG", "class_b/a.png", "m.webp", "z.bmp"]):
+            alone = pictures / "alone"
+            alone.mkdir(exist_ok=True)
+            (alone / f"x{Path(name).suffix}").write_bytes((pictures / name).read_bytes())
+            np.testing.assert_array_equal(joined(alone, [an_input(3, 6, 8)], **PLAIN)[0][0], all_of_them[place])
+            (alone / f"x{Path(name).suffix}").unlink()
+
+    def test_only_the_images_of_a_batch_are_open(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for number in range(5):
+            save_image(tmp_path / f"{number}.png", 8, 8, seed=number)
+        opened: list[str] = []
+        open_image = Image.open
+        monkeypatch.setattr(Image, "open", lambda p, **options: (opened.append(p.name), open_image(p, **options))[1])
+        next(iter(batches(tmp_path, [an_input(3, 8, 8)], batch=2, **PLAIN)))
+        assert opened == ["0.png", "1.png"]
+
+    def test_mean_and_std_are_applied_for_each_channel(self, tmp_path: Path) -> None:
+        save_image(tmp_path / "x.png", 4, 4)
+        (plain,) = joined(tmp_path, [an_input(3, 4, 4)], **PLAIN)
+        mean, std = (0.1, 0.2, 0.3), (0.5, 2.0, 4.0)
+        (found,) = joined(tmp_path, [an_input(3, 4, 4)], mean=mean, std=std)
+        expected = (plain - np.reshape(mean, (1, 3, 1, 1))) / np.reshape(std, (1, 3, 1, 1))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=FLOAT32)
+
+    @pytest.mark.parametrize(("channels", "said"), [(3, r"0\.485.*0\.229"), (1, r"mean \(0\.0,\).*std \(1\.0,\)")])
+    def test_a_guess_at_the_preprocessing_is_a_warning(self, channels: int, said: str, tmp_path: Path) -> None:
+        save_image(tmp_path / "x.png", 4, 4)
+        with pytest.warns(PreprocessingWarning, match=f"{said}.*the model's own preprocessing"):
+            batches(tmp_path, [an_input(channels, 4, 4)])
+
+    @pytest.mark.parametrize("mode", ["RGBA", "L", "1", "P", "CMYK", "LA"])
+    def test_other_colours_become_rgb_and_grey(self, mode: str, tmp_path: Path) -> None:
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 7, 3), np.uint8)).convert(mode)
+        suffix = "jpg" if mode == "CMYK" else "png"
+        image.save(tmp_path / f"x.{suffix}", **({"transparency": bytes([0, 128])} if mode == "P" else {}))
+        for channels in (1, 3):
+            assert joined(tmp_path, [an_input(channels, 6, 7)], **PLAIN)[0].shape == (1, channels, 6, 7)
+
+    @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data(), suffix=st.sampled_from(["png", "jpg", "bmp", "webp"]))
+    def test_a_broken_image_is_read_or_named(self, data: st.DataObject, suffix: str, tmp_path: Path) -> None:
+        path = tmp_path / f"broken.{suffix}"
+        for old in tmp_path.iterdir():
+            old.unlink()
+        save_image(path, 12, 9)
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(0, 8))):
+            content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(bytes(content[: data.draw(st.integers(0, len(content)))]))
+        try:
+            said, found = "", joined(tmp_path, [an_input(3, 5, 4)], **PLAIN)
+        except UnsupportedModelError as error:
+            said, found = str(error), []
+        assert [array.shape for array in found] == [(1, 3, 5, 4)] or f"broken.{suffix} cannot be read as an image" in said
+
+    def test_a_text_with_the_name_of_an_image_is_named(self, tmp_path: Path) -> None:
+        save_image(tmp_path / "a.png", 4, 4)
+        (tmp_path / "b.png").write_text("no image")
+        found = iter(batches(tmp_path, [an_input(3, 4, 4)], batch=1, **PLAIN))
+        next(found)
+        with pytest.raises(UnsupportedModelError, match=r"b\.png cannot be read as an image.*take it out"):
+            next(found)
+
+    def test_sixteen_bits_are_refused(self, tmp_path: Path) -> None:
+        Image.fromarray(np.arange(16, dtype=np.uint16).reshape(4, 4) * 4000).save(tmp_path / "deep.png")
+        with pytest.raises(UnsupportedModelError, match=r"deep\.png: found pixels of mode I;16; expected 8 bits"):
+            list(batches(tmp_path, [an_input(1, 4, 4)], **PLAIN))
+
+    def test_a_missing_pillow_says_what_to_install(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        save_image(tmp_path / "x.png", 4, 4)
+        monkeypatch.setitem(sys.modules, "PIL", None)
+        monkeypatch.setitem(sys.modules, "PIL.Image", None)
+        with pytest.raises(UnsupportedModelError, match="pip install pillow"):
+            batches(tmp_path, [an_input(3, 4, 4)], **PLAIN)
+
+    @pytest.mark.parametrize(
+        ("inputs", "said"),
+        [
+            (PAIR, "images are for a model of one input; this one has a, b"),
+            ([an_input(4, 6, 6)], r"1 or 3 channels.* x is f32 \('N', 4, 6, 6\)"),
+            ([an_input(3, "H", 6)], r"sizes that are known; x is f32"),
+            ([an_input(6, 6, 3)], r"N C H W.* x is f32 \('N', 6, 6, 3\)"),
+            ([an_input(3, 6, 6, dtype="u8")], r"floating input.* x is u8"),
+            ([an_input(12)], r"x is f32 \('N', 12\)"),
+            ([Node("x", ops.Input(), (), None)], "x is of unknown shape; give example_inputs"),
+        ],
+    )
+    def test_inputs_that_take_no_images_are_named(self, inputs: list[Node], said: str, tmp_path: Path) -> None:
+        save_image(tmp_path / "x.png", 4, 4)
+        with pytest.raises(UnsupportedModelError, match=said):
+            batches(tmp_path, inputs, **PLAIN)
+
+    @pytest.mark.parametrize(
+        ("mean", "std", "said"),
+        [
+            ((0.1, 0.2), 1.0, r"mean=\(0\.1, 0\.2\); expected a number, or one for each of 3 channels"),
+            (float("nan"), 1.0, "mean=nan"),
+            (0.0, (1.0, 0.0, 1.0), "every number must be above 0"),
+        ],
+    )
+    def test_normalisations_that_make_no_sense_are_refused(self, mean: Any, std: Any, said: str, tmp_path: Path) -> None:
+        save_image(tmp_path / "x.png", 4, 4)
+        with pytest.raises(UnsupportedModelError, match=said):
+            batches(tmp_path, [an_input(3, 4, 4)], mean=mean, std=std)
+
+    def test_a_folder_of_both_images_and_arrays_is_refused(self, tmp_path: Path) -> None:
+        save_image(tmp_path / "x.png", 4, 4)
+        np.save(tmp_path / "x.npy", normal(2, *SHAPE))
+        with pytest.raises(UnsupportedModelError, match=r"images and \.npy files"):
+            batches(tmp_path, X, **PLAIN)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (normal(4, 3, 5, 5), r"calibration data for x has shape \(4, 3, 5, 5\); expected N 3 5 4"),
+        (normal(3, 5, 4), r"for x has shape \(3, 5, 4\)"),
+        ([], "holds no batch"),
+        (iter(()), "holds no batch"),
+        ((), "a calibration batch holds 0 arrays; the model has the inputs x"),
+        ({}, "holds 0 arrays"),
+        (3, "found calibration data of type int"),
+        (np.array(["a"] * 4), r"for x is of type <U1; expected numbers"),
+        ([([[1.0], [1.0, 2.0]],)], "for x is no array"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_by_name(data: Any, said: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=said):
+        list(batches(data, X))
+
+
+def test_fewer_arrays_than_inputs_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="holds 1 arrays; the model has the inputs a, b"):
+        list(batches(normal(4, 3), PAIR))
+
+
+@pytest.mark.parametrize("batch", [0, -3])
+def test_a_batch_needs_a_sample(batch: int) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"batch={batch}"):
+        batches(normal(4, *SHAPE), X, batch=batch)
+
+
+@pytest.mark.parametrize("name", ["none.npz", "none.npy"])
+def test_a_missing_file_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"{name}: no such calibration file"):
+        batches(tmp_path / name, X)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"found the calibration file data\.csv; expected an \.npz, an \.npy"):
+        batches(tmp_path / "data.csv", X)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"found no \.npy and no image \(\.png"):
+        batches(tmp_path, X)
+
+
+def test_normalising_arrays_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="mean and std are for a folder of images"):
+        batches(normal(4, *SHAPE), X, mean=0.5, std=0.5)
+
+
+@pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.floats(0, 1))
+def test_a_truncated_file_is_refused_by_name(save: Callable[..., None], share: float, tmp_path: Path) -> None:
+    path = tmp_path / ("x.npy" if save is np.save else "x.npz")
+    save(path, normal(40, *SHAPE))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * (len(whole) - 1))])
+    with pytest.raises(UnsupportedModelError, match=f"{path.name} cannot be read as plain arrays"):
+        list(batches(path, X))
+
+
+@pytest.mark.parametrize("save", [np.save, np.savez])
+def test_arrays_of_objects_are_never_unpickled(save: Callable[..., None], tmp_path: Path) -> None:
+    path = tmp_path / ("x.npy" if save is np.save else "x.npz")
+    save(path, np.array([print, 1], object))
+    with pytest.raises(UnsupportedModelError, match="cannot be read as plain arrays"):
+        list(batches(path, X))
