@@ -22,11 +22,14 @@ from reparam_compiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from reparam_compiler._api import compile, fuse, inspect, prune, tune
+    from reparam_compiler._api import compile, fuse, inspect, tune
     from reparam_compiler._compare import Equivalence, equivalent
+    from reparam_compiler._prune import IterativePruner, apply_manifest, prune
+    from reparam_compiler.calibration import PreprocessingWarning
     from reparam_compiler.cost import CostModel
     from reparam_compiler.lowering import load
     from reparam_compiler.machine import measure_costs
+    from reparam_compiler.manifest import Manifest
     from reparam_compiler.passes.registry import register_linear
     from reparam_compiler.report import FuseReport, PruneReport
 
@@ -38,7 +41,10 @@ __all__ = [
     "FuseReport",
     "InfeasiblePruneError",
     "InvalidGraphError",
+    "IterativePruner",
     "LoweringError",
+    "Manifest",
+    "PreprocessingWarning",
     "PruneReport",
     "ReparamError",
     "RewriteError",
@@ -46,6 +52,7 @@ __all__ = [
     "UnrepairedPruneWarning",
     "UnsupportedModelError",
     "VerificationError",
+    "apply_manifest",
     "compile",
     "equivalent",
     "fuse",
@@ -58,9 +65,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("compile", "fuse", "inspect", "prune", "tune"), "reparam_compiler._api"),
+    **dict.fromkeys(("compile", "fuse", "inspect", "tune"), "reparam_compiler._api"),
+    **dict.fromkeys(("IterativePruner", "apply_manifest", "prune"), "reparam_compiler._prune"),
     **dict.fromkeys(("Equivalence", "equivalent"), "reparam_compiler._compare"),
     "CostModel": "reparam_compiler.cost",
+    "Manifest": "reparam_compiler.manifest",
+    "PreprocessingWarning": "reparam_compiler.calibration",
     "load": "reparam_compiler.lowering",
     "measure_costs": "reparam_compiler.machine",
     "register_linear": "reparam_compiler.passes.registry",

@@ -2,32 +2,24 @@
 
 import math
 import os
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-import torch
 from torch import Tensor, fx, nn
 
-from reparam_compiler.calibration import Calibration, batches
 from reparam_compiler.cost import USUAL, CostModel, cost
-from reparam_compiler.equivalence import difference, evaluate
-from reparam_compiler.errors import UnrepairedPruneWarning, UnsupportedModelError, VerificationError
+from reparam_compiler.errors import UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.base import Frontend, Reading
 from reparam_compiler.frontends.export import ExportFrontend
 from reparam_compiler.frontends.fx import FxFrontend, compare_copies
 from reparam_compiler.frontends.modules import fuse_parts, traced
 from reparam_compiler.frontends.torch_values import deep_copy
-from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes import pipeline, prune_channels
-from reparam_compiler.passes.allocate import AllocationName
+from reparam_compiler.passes import pipeline
 from reparam_compiler.passes.fuse_branches import Options, PassResult
-from reparam_compiler.passes.importance import Criterion
 from reparam_compiler.passes.plan import Policy
-from reparam_compiler.report import UNREPAIRED, FuseReport, PruneReport, WholeModel, merged, prefixed
+from reparam_compiler.report import FuseReport, WholeModel, merged, prefixed
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import Executable, TuneResult
@@ -100,7 +92,7 @@ def fuse(
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
     options = Options(verify=verify, policy=policy, model=cost_model or USUAL, keep_bn=keep_bn)
-    fused, report = _fused(_opened(model), _given(example_inputs), options, inplace=inplace)
+    fused, report = _fused(opened(model), given_inputs(example_inputs), options, inplace=inplace)
     return (fused, report) if return_report else fused
 
 
@@ -146,115 +138,6 @@ def _fused_onnx(
         model.CopyFrom(written)
         written = model
     return written, report
-
-
-@overload
-def prune(
-    model: Model,
-    example_inputs: Sequence[Any] | None = None,
-    *,
-    ratio: float,
-    importance: str | Criterion = "l1",
-    allocation: AllocationName = "uniform",
-    calibration: Calibration | None = None,
-    round_to: int = 8,
-    ignore: Iterable[str] = (),
-    return_report: Literal[False] = False,
-) -> Model: ...
-@overload
-def prune(
-    model: Model,
-    example_inputs: Sequence[Any] | None = None,
-    *,
-    ratio: float,
-    importance: str | Criterion = "l1",
-    allocation: AllocationName = "uniform",
-    calibration: Calibration | None = None,
-    round_to: int = 8,
-    ignore: Iterable[str] = (),
-    return_report: Literal[True],
-) -> tuple[Model, PruneReport]: ...
-def prune(
-    model: Any,
-    example_inputs: Sequence[Any] | None = None,
-    *,
-    ratio: float,
-    importance: str | Criterion = "l1",
-    allocation: AllocationName = "uniform",
-    calibration: Calibration | None = None,
-    round_to: int = 8,
-    ignore: Iterable[str] = (),
-    return_report: bool = False,
-) -> Any:
-    """Removes a share of the channels of every layer that can spare them; the caller's model is not touched.
-
-    A fused model has more to give than one in training form, whose identity branches tie the layers of a stage together: call
-    `fuse` first. This function never does.
-
-    Args:
-        model: as for `fuse`, but traced whole; shapes must be known.
-        example_inputs: what the model is called with; a GraphModule or plain module needs them for its shapes.
-        ratio: the share of channels to remove, 0 <= ratio < 1.
-        importance: "l1", "l2", "bn_scale", "random", or a function (`passes/importance.py`).
-        allocation: "uniform" takes the share from every family of channels, "global" the least important of the whole model.
-        calibration: inputs as the model will see them (arrays, an .npz, or an iterable of batches). With them, what reads the
-            removed channels is refitted to predict their part from the kept ones; without, a warning says what that costs.
-        round_to: widths go to the nearest multiple; 1 is the exact ratio.
-        ignore: node ids, parameter names or patterns of layers that keep their width.
-        return_report: give `(model, PruneReport)`.
-
-    Raises:
-        InfeasiblePruneError: nothing can be pruned, with what pins each family; or `ratio`, `ignore` … make no sense.
-        UnsupportedModelError: the model cannot be read, a shape is not known, or calibration data does not fit.
-        VerificationError: before repair, the pruned graph is not the original with those channels masked (float64, 1e-9).
-
-    Source: coupling and repair as in docs/pruning.md; L1 criterion: Li et al., "Pruning Filters for Efficient ConvNets", 2017.
-    """
-    model, example_inputs = _opened(model), _given(example_inputs)
-    inplace = False
-    if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
-        graph_module = traced(model, example_inputs, copy=True)
-        if graph_module is None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be traced as a whole, and channels are coupled across the whole model; "
-                "pass example_inputs, or export the model yourself and pass the ExportedProgram"
-            )
-        model, inplace = graph_module, True
-    frontend = frontend_for(model)
-    reading = frontend.read(model, example_inputs)
-    inputs = [node for node in reading.graph if isinstance(node.op, ops.Input)]
-    found = prune_channels.prune(
-        reading.graph,
-        ratio=ratio,
-        importance=importance,
-        allocation=allocation,
-        calibration=None if calibration is None else batches(calibration, inputs),
-        round_to=round_to,
-        ignore=ignore,
-    )
-    if calibration is None and ratio:
-        warnings.warn(UNREPAIRED, UnrepairedPruneWarning, stacklevel=2)
-    written = reading.write(found.graph, inplace=inplace)
-    if example_inputs is not None and isinstance(written, nn.Module):
-        _check_written(written, found.graph, example_inputs)
-    report = PruneReport(frontend.name, found.plan, cost(reading.graph), cost(found.graph))
-    return (written, report) if return_report else written
-
-
-def _check_written(written: nn.Module, graph: Graph, example_inputs: Sequence[Any]) -> None:
-    """What was written back computes the graph: raises VerificationError where it does not (the new weights are rounded)."""
-    ids = [node.id for node in graph if isinstance(node.op, ops.Input)]
-    if len(ids) != len(example_inputs) or not all(isinstance(x, Tensor) for x in example_inputs):
-        return
-    expected = evaluate(graph, dict(zip(ids, example_inputs, strict=True)))
-    model = deep_copy(written).double()
-    with torch.no_grad():
-        given = model(*(x.double() if x.is_floating_point() else x for x in example_inputs))
-    found = [value for value in torch.utils._pytree.tree_leaves(given) if isinstance(value, Tensor)]
-    if len(found) != len(graph.outputs):  # an output given twice, or one that is no tensor
-        return
-    for node_id, value in zip(graph.outputs, found, strict=True):
-        _checked(WholeModel("torch, float64", difference(expected[node_id], value)), ROUNDED_TOLERANCE)
 
 
 def compile(
@@ -322,7 +205,7 @@ def inspect(
 ) -> FuseReport:
     """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`."""
     options = Options(policy=policy, model=cost_model or USUAL, keep_bn=keep_bn)
-    model, example_inputs = _opened(model), _given(example_inputs)
+    model, example_inputs = opened(model), given_inputs(example_inputs)
     if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
         graph_module = traced(model, example_inputs, copy=True)
         if graph_module is None:
@@ -357,10 +240,10 @@ def _fuse_parts(
 
     found, dtype = compare_copies(copies, example_inputs)
     whole = WholeModel(f"torch, {dtype}, example inputs, the fused weights as they are stored", found)
-    return result, replace(report, whole_model=_checked(whole, ROUNDED_TOLERANCE if dtype == "float64" else math.inf))
+    return result, replace(report, whole_model=checked(whole, ROUNDED_TOLERANCE if dtype == "float64" else math.inf))
 
 
-def _checked(whole: WholeModel, tolerance: float) -> WholeModel:
+def checked(whole: WholeModel, tolerance: float) -> WholeModel:
     """The comparison; raises VerificationError where it is off by more than this, or of another shape, or NaN elsewhere.
 
     What a model makes in float32 may be chaotic (a top-k of near ties): there the proofs of the regions decide.
@@ -391,7 +274,7 @@ def frontend_for(model: object) -> Frontend[Any]:
     )
 
 
-def _given(example_inputs: Any) -> Sequence[Any] | None:
+def given_inputs(example_inputs: Any) -> Sequence[Any] | None:
     """Example inputs as a tuple: a tensor alone is one input."""
     if isinstance(example_inputs, Tensor):
         return (example_inputs,)
@@ -402,7 +285,7 @@ def _given(example_inputs: Any) -> Sequence[Any] | None:
     )
 
 
-def _opened(model: Any) -> Any:
+def opened(model: Any) -> Any:
     """The ModelProto of an .onnx file; everything else as it is."""
     if not isinstance(model, str | os.PathLike):
         return model
@@ -420,5 +303,5 @@ def _report(
     whole = None
     if comparison is not None:
         whole = WholeModel(f"{comparison.runtime}, {comparison.dtype}, {comparison.inputs}", comparison.difference)
-        _checked(whole, WHOLE_TOLERANCE if comparison.dtype == "float64" else math.inf)
+        checked(whole, WHOLE_TOLERANCE if comparison.dtype == "float64" else math.inf)
     return FuseReport(frontend.name, found.fusions, found.refusals, cost(reading.graph), cost(found.graph), whole)

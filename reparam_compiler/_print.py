@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from reparam_compiler._compare import Equivalence
 from reparam_compiler.cost import Cost
+from reparam_compiler.passes.prune_plan import PrunePlan
 from reparam_compiler.report import UNREPAIRED, FuseReport, PruneReport
 
 
@@ -83,9 +84,7 @@ def print_equivalence(out: Console, found: Equivalence) -> None:
 def print_pruning(out: Console, report: PruneReport) -> None:
     """What was cut and what is pinned, the cost, the repair."""
     plan = report.plan
-    table = Table(
-        "channels", "before", "after", "", title=f"pruned by {plan.importance}, ratio {plan.ratio}", title_justify="left"
-    )
+    table = Table("channels", "before", "after", "", title=f"pruned by {plan.importance}, {_asked(plan)}", title_justify="left")
     for family in plan.families:
         table.add_row(family.name, str(family.before), str(family.after), family.note)
     for pin in plan.pinned:
@@ -98,6 +97,12 @@ def print_pruning(out: Console, report: PruneReport) -> None:
     out.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples} samples", highlight=False)
     for consumer in plan.repair.passed_over:
         out.print(f"not repaired: {consumer.node}: {consumer.reason}", markup=False, style="yellow", highlight=False)
+
+
+def _asked(plan: PrunePlan) -> str:
+    if plan.budget:
+        return ", ".join(f"{share:.1%} of the {name} left" for name, share in plan.budget.items())
+    return f"ratio {plan.ratio}" if plan.allocation != "by layer" else "a ratio for each layer"
 
 
 def _cost_table(before: Cost, after: Cost) -> Table:

@@ -3,7 +3,9 @@
     reparam inspect repvgg.onnx
     reparam fuse repvgg.onnx -o fused.onnx
     reparam equivalent repvgg.onnx fused.onnx --input-shapes 'x:[1,3,224,224]'
-    reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx
+    reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx --manifest cut.json
+    reparam prune --flops 0.5 repvgg.onnx --calibration images/ --quality high -o small.onnx
+    reparam cut other.onnx cut.json -o small-other.onnx
     reparam compile small.onnx -o module.tar
 
 An error of the library is one line on stderr and the exit code of its class. Outputs are written whole or not at all.
@@ -23,9 +25,10 @@ import torch
 import typer
 
 from reparam_compiler import tvmc
-from reparam_compiler._api import fuse, inspect, prune
+from reparam_compiler._api import fuse, inspect
 from reparam_compiler._compare import equivalent
 from reparam_compiler._print import console, print_equivalence, print_fusions, print_json, print_pruning, status
+from reparam_compiler._prune import apply_manifest, prune
 from reparam_compiler.errors import (
     InfeasiblePruneError,
     ReparamError,
@@ -80,7 +83,15 @@ class Importance(StrEnum):
     l1 = "l1"
     l2 = "l2"
     bn_scale = "bn_scale"
+    fpgm = "fpgm"
+    geometric = "geometric"
     random = "random"
+    taylor = "taylor"
+    hessian = "hessian"
+    energy = "energy"
+    lasso = "lasso"
+    obs = "obs"
+    obs_patches = "obs_patches"
 
 
 class Allocation(StrEnum):
@@ -88,6 +99,15 @@ class Allocation(StrEnum):
 
     uniform = "uniform"
     whole = "global"
+    sensitivity = "sensitivity"
+
+
+class Quality(StrEnum):
+    """What is done with calibration data."""
+
+    fast = "fast"
+    standard = "standard"
+    high = "high"
 
 
 Model = Annotated[str, typer.Argument(help="An .onnx, a .pt2, or package.module:factory.", show_default=False)]
@@ -193,10 +213,18 @@ def equivalent_command(
     "prune",
     epilog="Example, the embedded demo: reparam prune --ratio 0.3\n\n"
     "Example: reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx\n\n"
-    "Example: reparam prune --ratio 0.5 net.pt2 --calibration images/ --ignore 'head*' -o small.pt2\n\n" + MODELS,
+    "Example: reparam prune --flops 0.5 --quality high net.pt2 --calibration images/ --ignore 'head*' -o small.pt2\n\n"
+    + MODELS,
 )
 def prune_command(
-    ratio: Annotated[float, typer.Option(help="The share of channels to remove, from 0 to 1.", show_default=False)],
+    ratio: Annotated[
+        float | None, typer.Option(help="The share of channels to remove, from 0 to 1.", show_default=False)
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="In place of a ratio: the share of multiply-adds that may remain.")
+    ] = None,
+    params: Annotated[float | None, typer.Option(help="Likewise: the share of parameters.")] = None,
+    latency: Annotated[float | None, typer.Option(help="Likewise: the share of time, measured in ONNX Runtime here.")] = None,
     model: Annotated[
         str | None,
         typer.Argument(help="An .onnx, a .pt2, or package.module:factory. Without: a trained RepVGG on handwritten digits."),
@@ -204,12 +232,19 @@ def prune_command(
     output: Annotated[Path | None, Output] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Inputs as the model will see them: an .npz, an .npy, or a folder of .npy; 32 samples do much."),
+        typer.Option(help="Inputs as the model will see them: an .npz, an .npy, a folder of .npy or of images; 32 do much."),
     ] = None,
-    importance: Annotated[Importance, typer.Option(help="How channels are ranked.")] = Importance.l1,
+    quality: Annotated[Quality, typer.Option(help="What is done with calibration data.")] = Quality.standard,
+    mean: Annotated[str | None, typer.Option(help="Images are normalised by: '0.485,0.456,0.406'.")] = None,
+    std: Annotated[str | None, typer.Option(help="Images are normalised by: '0.229,0.224,0.225'.")] = None,
+    importance: Annotated[
+        Importance | None, typer.Option(help="How channels are ranked; without: what the quality takes, l1 without data.")
+    ] = None,
     allocation: Annotated[
-        Allocation, typer.Option(help="The same share of every layer, or of the whole.")
+        Allocation, typer.Option(help="The same share of every layer, or the least important of the whole model.")
     ] = Allocation.uniform,
+    layer: Annotated[list[str] | None, typer.Option(help="PATTERN=RATIO: the ratio of some layers. Repeatable.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="Where to write which channels were kept (JSON).")] = None,
     round_to: Annotated[int, typer.Option(min=1, help="Widths go to the nearest multiple; 1: the exact ratio.")] = 8,
     ignore: Annotated[list[str] | None, typer.Option(help="A layer, or a pattern, that keeps its width. Repeatable.")] = None,
     input_shapes: Shapes = None,
@@ -221,27 +256,56 @@ def prune_command(
 
     Without MODEL: a demonstration on a small trained RepVGG, with its accuracy and milliseconds at each step.
     """
+    if ratio is None and flops is None and params is None and latency is None and not layer:
+        raise typer.BadParameter("say how much to remove: --ratio, --flops, --params, --latency or --layer")
     options: dict[str, Any] = {
         "ratio": ratio,
-        "importance": importance.value,
-        "allocation": allocation.value,
+        "flops": flops,
+        "params": params,
+        "latency": latency,
+        "importance": None if importance is None else importance.value,
+        "allocation": _layers(layer) or allocation.value,
+        "quality": quality.value,
         "round_to": round_to,
         "ignore": tuple(ignore or ()),
     }
     with errors_as_exit_codes(as_json):
         if model is None:
-            if calibration is not None or input_shapes is not None or no_fuse:
-                raise typer.BadParameter("--calibration, --input-shapes and --no-fuse need a MODEL")
+            if calibration is not None or input_shapes is not None or no_fuse or manifest is not None:
+                raise typer.BadParameter("--calibration, --input-shapes, --no-fuse and --manifest need a MODEL")
             from reparam_compiler import demo
 
             print_json(as_json, demo.run(console(as_json), output, options))
             return
-        _prune(model, output, calibration, input_shapes, options, no_fuse, unsafe_load, as_json)
+        options |= {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+        _prune(model, output, manifest, calibration, input_shapes, options, no_fuse, unsafe_load, as_json)
+
+
+def _layers(given: list[str] | None) -> dict[str, float]:
+    """{pattern: ratio} of PATTERN=RATIO."""
+    found: dict[str, float] = {}
+    for text in given or ():
+        pattern, _, ratio = text.rpartition("=")
+        try:
+            found[pattern] = float(ratio)
+        except ValueError:
+            pattern = ""
+        if not pattern:
+            raise typer.BadParameter(f"--layer {text}: expected PATTERN=RATIO, as in 'stages.2.*=0.5'")
+    return found
+
+
+def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text}: expected numbers, as in '0.5,0.5,0.5'") from None
 
 
 def _prune(
     model: str,
     output: Path | None,
+    manifest: Path | None,
     calibration: Path | None,
     input_shapes: str | None,
     options: dict[str, Any],
@@ -250,14 +314,13 @@ def _prune(
     as_json: bool,
 ) -> None:
     native = load_model(model, unsafe=unsafe_load)
-    data = None if calibration is None else calibration_data(calibration)
     inputs = _inputs(native, input_shapes)
     if inputs is None and isinstance(native, torch.nn.Module):
-        if data is None:
+        if calibration is None:
             raise UnsupportedModelError(
                 f"{model}: pruning needs the input shapes of a torch module: --input-shapes 'x:[1,3,224,224]', or --calibration"
             )
-        inputs = tuple(torch.from_numpy(array[:1].copy()) for array in _first_batch(data))
+        inputs = tuple(torch.from_numpy(array[:1].copy()) for array in _first_batch(calibration_data(calibration)))
     if output is not None:
         _check_output(native, output, inputs)
     fusions = None
@@ -266,10 +329,12 @@ def _prune(
             native, fusions = fuse(native, inputs, return_report=True)
     with status("pruning"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UnrepairedPruneWarning)  # it is printed below
-        pruned, report = prune(native, inputs, calibration=data, return_report=True, **options)
+        pruned, report = prune(native, inputs, calibration=calibration, return_report=True, **options)
     if output is not None:
         with status(f"writing {output}"):
             save_model(pruned, output, example_inputs=inputs)
+    if manifest is not None:
+        report.manifest.save(manifest)
     out = console(as_json)
     if fusions is not None:
         print_fusions(out, fusions, whole=False)
@@ -277,6 +342,26 @@ def _prune(
     out.print(f"written: {output}" if output else "nothing written: no -o", markup=False, highlight=False)
     written = {"model": model, "output": str(output) if output else None, "report": json.loads(report.to_json())}
     print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
+
+
+@app.command("cut", epilog="Example: reparam cut averaged.onnx cut.json -o small-averaged.onnx\n\n" + MODELS)
+def cut_command(
+    model: Annotated[str, typer.Argument(help="Another checkpoint of the architecture that was pruned.")],
+    manifest: Annotated[Path, typer.Argument(help="What `reparam prune --manifest` wrote.")],
+    output: Annotated[Path, Output],
+    input_shapes: Shapes = None,
+    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="The pruned model was not fused before.")] = False,
+    unsafe_load: tvmc.UnsafeLoad = False,
+) -> None:
+    """Cut MODEL where another checkpoint of the same architecture was cut; nothing is refitted."""
+    with errors_as_exit_codes(False):
+        native = load_model(model, unsafe=unsafe_load)
+        inputs = _inputs(native, input_shapes)
+        _check_output(native, output, inputs)
+        if not no_fuse:
+            native = fuse(native, inputs)
+        save_model(apply_manifest(native, manifest, inputs), output, example_inputs=inputs)
+        console(False).print(f"written: {output}", markup=False, highlight=False)
 
 
 app.registered_commands += tvmc.app.registered_commands
@@ -311,12 +396,14 @@ def errors_as_exit_codes(as_json: bool) -> Iterator[None]:
 def calibration_data(path: Path) -> Any:
     """The arrays of an .npz (by name), of an .npy, or of every .npy in a folder: a batch each, in the order of their names.
 
+    A folder without any is given back: it may hold images.
+
     Raises:
         UnsupportedModelError: there are none, or they are not plain arrays.
     """
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files:
-        raise UnsupportedModelError(f"{path}: found no .npy in this folder; expected a batch of inputs in each")
+        return path  # of images
     if not path.is_dir() and path.suffix not in (".npz", ".npy"):
         raise UnsupportedModelError(f"{path}: found the suffix {path.suffix!r}; expected an .npz, an .npy, or a folder of .npy")
     try:
@@ -330,6 +417,8 @@ def calibration_data(path: Path) -> Any:
 
 
 def _first_batch(data: Any) -> list[np.ndarray[Any, Any]]:
+    if isinstance(data, Path):
+        raise UnsupportedModelError(f"{data}: images take the model's size, and a torch module has none; give --input-shapes")
     if isinstance(data, dict):
         return list(data.values())
     return [data[0] if isinstance(data, list) else data]

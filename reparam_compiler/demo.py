@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from reparam_compiler._api import compile, fuse, prune
+from reparam_compiler._api import compile, fuse
+from reparam_compiler._prune import prune
 from reparam_compiler.errors import TvmMissingError, UnrepairedPruneWarning
 from reparam_compiler.frontends.torch_values import deep_copy
 from reparam_compiler.model_io import check_output, save_model
@@ -82,12 +83,12 @@ def run(console: Console, output: Path | None, options: Mapping[str, Any]) -> di
         add("fused", fused, model, convs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnrepairedPruneWarning)
-            unrepaired = prune(fused, one, **options)
-        cut = f"pruned {options['ratio']:.0%}"
-        add(f"{cut}, no repair", unrepaired, None, f"channels ranked by {options['importance']} and cut, nothing else")
+            unrepaired = prune(fused, one, **dict(options) | {"importance": options.get("importance") or "l1"})
+        cut = "pruned" if options.get("ratio") is None else f"pruned {options['ratio']:.0%}"
+        add(f"{cut}, no repair", unrepaired, None, "channels ranked by their filters alone and cut, nothing else")
         pruned, plan = prune(fused, one, calibration=calibration_images(CALIBRATION), return_report=True, **options)
         mended = 0 if plan.plan.repair is None else len(plan.plan.repair.repaired)
-        add(cut, pruned, pruned, f"the same cut, and {mended} layers refitted on {CALIBRATION} training images")
+        add(cut, pruned, pruned, f"ranked by {plan.plan.importance}, and {mended} layers refitted on {CALIBRATION} images")
         if output is not None:
             save_model(pruned, output, example_inputs=one)
         try:

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 from reparam_compiler.cost import Cost
 from reparam_compiler.equivalence import Difference
+from reparam_compiler.manifest import Manifest
 from reparam_compiler.passes.fuse_branches import Fusion, Refusal
-from reparam_compiler.passes.prune_channels import PrunePlan
+from reparam_compiler.passes.prune_plan import PrunePlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,17 @@ class FuseReport:
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What `prune` did: the plan with every family, and what the model costs before and after."""
+    """What `prune` did: the plan with every family, what the model costs before and after, and what was kept, to save."""
 
     kind: str
     plan: PrunePlan
     before: Cost
     after: Cost
+    manifest: Manifest
 
     def to_json(self) -> str:
-        """The report as a JSON object, with the fields of this class."""
-        return json.dumps(asdict(self), indent=2)
+        """The report as a JSON object, with the fields of this class but the manifest, which has a file of its own."""
+        return json.dumps(asdict(replace(self, manifest=None)), indent=2)  # type: ignore[arg-type]
 
     def to_text(self) -> str:
         """The report as text: a line for each family that was cut, and for each that had to keep its width."""
@@ -88,6 +90,8 @@ class PruneReport:
         cut = [family for family in plan.families if family.after < family.before]
         lines = [f"{self.kind}: {len(cut)} of {len(plan.families)} families cut, {len(plan.pinned)} pinned"]
         lines += cost_lines(self.before, self.after)
+        lines += [f"  {share:.1%} of the {name} remain" for name, share in plan.budget.items()]
+        lines.append(f"  ranked by {plan.importance}, allotted {plan.allocation}, widths to multiples of {plan.round_to}")
         for family in plan.families:
             note = f"  ({family.note})" if family.note else ""
             lines.append(f"  cut      {family.name}: {family.before} -> {family.after} channels{note}")
@@ -101,7 +105,7 @@ class PruneReport:
         repair = self.plan.repair
         if repair is None:
             return [UNREPAIRED]
-        lines = [f"repaired {len(repair.repaired)} consumers from {repair.samples} calibration samples"]
+        lines = [f"repaired {len(repair.repaired)} convs and linears ({repair.how}) from {repair.samples} calibration samples"]
         return lines + [f"  not repaired  {consumer.node}: {consumer.reason}" for consumer in repair.passed_over]
 
 

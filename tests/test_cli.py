@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import reparam_compiler
 from reparam_compiler import cli
+from reparam_compiler.cli import Allocation, Importance, Quality
 from reparam_compiler.errors import (
     InvalidGraphError,
     LoweringError,
@@ -25,6 +26,9 @@ from reparam_compiler.errors import (
     VerificationError,
 )
 from reparam_compiler.model_io import load_model, save_model
+from reparam_compiler.passes.allocate import ALLOCATIONS
+from reparam_compiler.passes.importance import CRITERIA
+from reparam_compiler.passes.prune_plan import QUALITIES
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 pytest.importorskip("onnx")
@@ -294,6 +298,40 @@ def test_prune_without_calibration_says_what_that_costs(folder: Path) -> None:
     assert "not repaired" in " ".join(found.stdout.split())
 
 
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_a_cut_is_saved_and_made_again_on_another_checkpoint(kind: str, folder: Path, tmp_path: Path) -> None:
+    small, cut, again = (tmp_path / name for name in (f"small.{kind}", "cut.json", f"again.{kind}"))
+    model = folder / f"net.{kind}"
+    found = reparam("prune", "--ratio", 0.5, model, "-o", small, "--manifest", cut)
+    assert found.exit_code == 0, found.output
+    found = reparam("cut", model, cut, "-o", again)
+    assert found.exit_code == 0, found.output
+    x = torch.randn(SHAPE)
+    torch.testing.assert_close(run_model(small, x), run_model(again, x))
+    found = reparam("cut", small, cut, "-o", again)
+    assert found.exit_code == 8
+    assert "pruned already" in found.stderr
+
+
+def test_budgets_layers_and_qualities_are_options(folder: Path) -> None:
+    data = ("--calibration", folder / "images.npy", "--round-to", 1, "--json")
+    found = reparam("prune", "--flops", 0.6, "--quality", "high", folder / "net.pt2", *data)
+    assert found.exit_code == 0, found.output
+    plan = json.loads(found.stdout)["report"]["plan"]
+    assert plan["budget"]["flops"] <= 0.6
+    assert (plan["quality"], plan["importance"], plan["repair"]["how"]) == ("high", "obs_patches", "least_squares")
+    (name,) = (family["name"] for family in plan["families"])
+    found = reparam("prune", "--layer", f"{name}=0.25", folder / "net.pt2", *data)
+    assert found.exit_code == 0, found.output
+    assert [family["after"] for family in json.loads(found.stdout)["report"]["plan"]["families"]] == [12]
+
+
+def test_every_criterion_is_an_option() -> None:
+    assert {member.value for member in Importance} == set(CRITERIA)
+    assert {member.value for member in Quality} == set(QUALITIES)
+    assert {member.value for member in Allocation} == set(ALLOCATIONS)
+
+
 def test_no_fuse_prunes_the_branches_together(folder: Path) -> None:
     found = reparam("prune", "--ratio", 0.5, folder / "net.pt2", "--no-fuse", "--json")
     record = json.loads(found.stdout)
@@ -369,6 +407,9 @@ def test_every_class_of_error_has_its_code(
         ["fuse", "net.onnx"],
         ["equivalent", "a.onnx", "b.onnx"],
         ["prune"],
+        ["prune", "net.onnx"],
+        ["prune", "--layer", "half", "net.onnx"],
+        ["prune", "--ratio", "0.3", "--mean", "grey", "net.onnx"],
         ["prune", "--ratio", "x"],
         ["prune", "--ratio", "0.3", "--no-fuse"],
         ["nothing"],
@@ -415,7 +456,7 @@ def test_the_modules_of_the_commands_cannot_shadow_the_functions() -> None:
     for name in ("fuse", "prune"):
         with pytest.raises(ImportError, match=f"from reparam_compiler import {name}"):
             importlib.import_module(f"reparam_compiler.{name}")
-        assert getattr(reparam_compiler, name).__module__ == "reparam_compiler._api"
+        assert getattr(reparam_compiler, name).__module__ in ("reparam_compiler._api", "reparam_compiler._prune")
 
 
 @pytest.mark.parametrize("name", ["fuse", "prune"])
@@ -424,7 +465,7 @@ def test_the_functions_are_functions_while_their_module_runs(name: str, monkeypa
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"reparam_compiler.{name}", run_name="__main__")
     assert ended.value.code == 0
-    assert getattr(reparam_compiler, name).__module__ == "reparam_compiler._api"
+    assert getattr(reparam_compiler, name).__module__ in ("reparam_compiler._api", "reparam_compiler._prune")
     with pytest.raises(ImportError):  # but a worker process that imports the main module again may
         runpy.run_module(f"reparam_compiler.{name}", run_name="worker")
     runpy.run_module(f"reparam_compiler.{name}", run_name="__mp_main__")

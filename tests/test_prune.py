@@ -1,0 +1,210 @@
+"""The public pruner: ratios, budgets, rounds and manifests, on models of every kind."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import relative_error
+from torch import Tensor, nn
+
+import reparam_compiler
+from reparam_compiler import IterativePruner, Manifest, apply_manifest
+from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning, UnsupportedModelError
+from reparam_compiler.zoo.random_weights import randomise_batch_norm
+
+X = torch.randn(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
+CALIBRATION = torch.randn(24, 3, 16, 12, generator=torch.Generator().manual_seed(1))
+
+
+def net(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 48, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(48, 5),
+    )
+    for module in model:
+        if isinstance(module, nn.BatchNorm2d):
+            randomise_batch_norm(module)
+    return model.eval()
+
+
+def native(kind: str, tmp_path: Path) -> Any:
+    if kind == "module":
+        return net()
+    if kind == "fx":
+        return torch.fx.symbolic_trace(net())
+    program = torch.export.export(net(), (X,))
+    if kind == "export":
+        return program
+    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "net.onnx")  # type: ignore[union-attr]
+    return str(tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("kind", ["module", "fx", "export", "onnx"])
+@pytest.mark.parametrize("limit", ["flops", "params"])
+def test_a_budget_is_met_and_hardly_more(kind: str, limit: str, tmp_path: Path) -> None:
+    model = native(kind, tmp_path)
+    inputs = (X,) if kind in ("module", "fx") else None
+    _, report = reparam_compiler.prune(model, inputs, calibration=CALIBRATION, round_to=1, return_report=True, **{limit: 0.5})
+    share = report.plan.budget[limit]
+    assert 0.42 < share <= 0.5
+    assert report.plan.ratio is None
+    assert f"{share:.1%} of the {limit} remain" in report.to_text()
+    if limit == "params":
+        assert report.after.params / report.before.params == pytest.approx(share)
+
+
+def test_a_budget_of_latency_is_measured_by_what_it_is_given() -> None:
+    widths: list[int] = []
+
+    def measure(model: nn.Module) -> float:
+        widths.append(model.get_submodule("0").out_channels)
+        return float(widths[-1])
+
+    _, report = reparam_compiler.prune(net(), (X,), latency=0.5, measure=measure, calibration=CALIBRATION, return_report=True)
+    assert report.plan.budget["latency"] <= 0.5
+    assert len(widths) <= 8
+    assert min(widths) <= 16
+
+
+def test_a_budget_of_latency_is_measured_in_onnx_runtime() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 256, 3, padding=1), nn.ReLU(), nn.Conv2d(256, 256, 3, padding=1)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    _, report = reparam_compiler.prune(model, (x,), latency=0.8, calibration=torch.randn(8, 3, 32, 32), return_report=True)
+    assert report.plan.budget["latency"] <= 0.8
+    assert report.after.params < report.before.params
+
+
+def test_layers_have_ratios_of_their_own() -> None:
+    pruned, report = reparam_compiler.prune(
+        net(), (X,), allocation={"0": 0.5, "3": 0.25}, calibration=CALIBRATION, return_report=True
+    )
+    assert pruned.get_submodule("0").out_channels == 16
+    assert pruned.get_submodule("3").out_channels == 36 or pruned.get_submodule("3").out_channels == 40
+    assert report.plan.allocation == "by layer"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "nothing says how much"),
+        ({"ratio": 0.3, "flops": 0.5}, "give one of them"),
+        ({"flops": 1.5}, "above 0 and at most 1"),
+        ({"ratio": 0.3, "quality": "best"}, "fast, standard, high"),
+        ({"ratio": 0.3, "importance": "obs"}, "calibration"),
+        ({"ratio": 0.3, "importance": "beauty"}, "choose one of"),
+        ({"params": 0.001}, "least"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InfeasiblePruneError, match=message):
+        reparam_compiler.prune(net(), (X,), **options)
+
+
+@pytest.mark.parametrize("quality", ["fast", "standard", "high"])
+def test_without_data_a_warning_says_what_that_costs(quality: str) -> None:
+    with pytest.warns(UnrepairedPruneWarning, match="no calibration data"):
+        _, report = reparam_compiler.prune(net(), (X,), ratio=0.5, quality=quality, return_report=True)  # type: ignore[call-overload]
+    assert report.plan.importance == "l1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _, report = reparam_compiler.prune(
+            net(),
+            (X,),
+            ratio=0.5,
+            quality=quality,
+            calibration=CALIBRATION,
+            return_report=True,  # type: ignore[call-overload]
+        )
+    assert report.plan.quality == quality
+
+
+@pytest.mark.parametrize("kind", ["module", "fx", "export", "onnx"])
+def test_a_manifest_cuts_another_checkpoint_alike(kind: str, tmp_path: Path) -> None:
+    model = native(kind, tmp_path)
+    inputs = (X,) if kind in ("module", "fx") else None
+    with pytest.warns(UnrepairedPruneWarning):
+        pruned, report = reparam_compiler.prune(model, inputs, ratio=0.5, return_report=True)
+    report.manifest.save(tmp_path / "cut.json")
+    again = apply_manifest(model, tmp_path / "cut.json", inputs)
+    if kind == "onnx":
+        assert again.SerializeToString() == pruned.SerializeToString()
+        return
+    run = pruned.module() if kind == "export" else pruned
+    run_again = again.module() if kind == "export" else again
+    with torch.no_grad():
+        assert torch.equal(run(X), run_again(X))
+    assert Manifest.load(tmp_path / "cut.json") == report.manifest
+
+
+def test_a_state_dict_is_cut_for_the_pruned_model() -> None:
+    with pytest.warns(UnrepairedPruneWarning):
+        pruned, report = reparam_compiler.prune(net(), (X,), ratio=0.5, return_report=True)
+    pruned.load_state_dict(apply_manifest(net(1).state_dict(), report.manifest), strict=True)
+    with pytest.warns(UnrepairedPruneWarning):
+        reparam_compiler.prune(net(1), (X,), ratio=0.5)
+    other = apply_manifest(net(1), report.manifest, (X,))
+    with torch.no_grad():
+        assert torch.equal(pruned(X), other(X))
+
+
+def test_rounds_end_at_the_ratio_and_leave_a_model_that_trains() -> None:
+    pruner = IterativePruner(net().train(), (X,), ratio=0.5, steps=2, calibration=CALIBRATION, round_to=1)
+    widths = []
+    while not pruner.finished:
+        model = pruner.step()
+        assert model.training
+        widths.append(model.get_submodule("3").out_channels)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        model(X).square().mean().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters())
+        optimizer.step()
+    assert widths == [36, 24]
+    assert pruner.report is not None
+    with pytest.raises(InfeasiblePruneError, match="last round"):
+        pruner.step()
+
+
+def test_the_caller_s_model_is_not_touched() -> None:
+    model = net()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    reparam_compiler.prune(model, (X,), ratio=0.5, calibration=CALIBRATION, quality="high")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert not model.training
+
+
+def test_repair_brings_the_model_nearer() -> None:
+    model = net()
+    with pytest.warns(UnrepairedPruneWarning):
+        cut = reparam_compiler.prune(model, (X,), ratio=0.5)
+    x = torch.randn(16, 3, 16, 12)
+
+    def error(other: nn.Module) -> float:
+        with torch.no_grad():
+            return float((other(x) - model(x)).square().mean())
+
+    mended = [reparam_compiler.prune(model, (X,), ratio=0.5, calibration=CALIBRATION, quality=q) for q in ("standard", "high")]
+    assert error(mended[0]) < 0.5 * error(cut)
+    assert error(mended[1]) < 0.5 * error(cut)
+    assert relative_error(model(x), mended[1](x)) < 1
+
+
+def test_a_model_that_cannot_be_traced_whole_is_refused() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(x) if float(x.sum()) > 0 else self.conv(-x)
+
+    with pytest.raises(UnsupportedModelError, match="cannot be traced as a whole"):
+        reparam_compiler.prune(Odd().eval(), ratio=0.5)
