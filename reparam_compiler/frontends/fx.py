@@ -343,9 +343,13 @@ def _attribute(model: nn.Module, path: str) -> object:
 
 
 def _set_tensor(model: nn.Module, path: str, tensor: Tensor) -> None:
-    """Puts a tensor of another shape under a name, as a parameter where there was one."""
+    """Puts a tensor of another shape in place of one, under all its names, as a parameter where that was one."""
     holder_path, _, leaf = path.rpartition(".")
-    holder = model.get_submodule(holder_path)
-    old = getattr(holder, leaf)
-    tensor = tensor.to(old.device)
-    setattr(holder, leaf, nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
+    old = getattr(model.get_submodule(holder_path), leaf)
+    new = tensor.to(old.device)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    setattr(model.get_submodule(holder_path), leaf, new)
+    for module in model.modules():
+        for name in [name for held in (module._parameters, module._buffers) for name, other in held.items() if other is old]:
+            setattr(module, name, new)

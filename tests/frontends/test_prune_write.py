@@ -5,6 +5,7 @@ The model that comes out is an ordinary one: it is copied, saved, loaded, traine
 
 import copy
 import io
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -76,6 +77,16 @@ def test_exported_program_keeps_an_input_that_is_named_as_a_builtin() -> None:
     fused = reparam_compiler.fuse(program)
     assert fused.graph_signature.user_inputs == program.graph_signature.user_inputs
     assert difference(model(x), fused.module()(x)).relative <= FLOAT32
+
+
+@pytest.mark.parametrize("trace", [lambda model: model, torch.fx.symbolic_trace])
+def test_a_tensor_of_two_modules_is_cut_in_both(trace: Callable[[nn.Module], nn.Module]) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1))
+    model[4].weight = model[2].weight
+    pruned = reparam_compiler.prune(trace(model.eval()), (X,), ratio=0.5, round_to=1, calibration=CALIBRATION)
+    assert pruned(X).shape == model(X).shape
+    assert pruned.get_submodule("2").weight is pruned.get_submodule("4").weight
+    assert pruned.get_submodule("4").weight.shape == (4, 4, 3, 3)
 
 
 def test_module_of_an_exported_program_keeps_it_too() -> None:
