@@ -39,6 +39,25 @@ _CONVS_TRANSPOSED = {
 }
 _PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
+_LIKE_THEIR_INPUT = frozenset(
+    {
+        "batch_norm",
+        "relu",
+        "relu6",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "sigmoid",
+        "silu",
+        "gelu",
+        "mish",
+        "elu",
+        "leaky_relu",
+    }
+    | {"tanh", "dropout", "softmax", "layer_norm", "group_norm", "clone"}
+)
+"""Calls that give a tensor of the shape and dtype of their first argument."""
+
 
 class ExportFrontend:
     """Reads and writes `torch.export.ExportedProgram`."""
@@ -291,8 +310,9 @@ class _Writer:
 
     def _retyped(self, node: fx.Node) -> Any:
         x = node.args[0] if node.args else None
-        if node.target is torch.ops.aten.batch_norm.default and isinstance(x, fx.Node):
-            return torch.empty_like(x.meta["val"])  # its fake kernel is a decomposition, hundreds of times as slow
+        name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+        if isinstance(x, fx.Node) and name.removeprefix("aten::").rstrip("_") in _LIKE_THEIR_INPUT:
+            return torch.empty_like(x.meta["val"])  # their fake kernels are decompositions, hundreds of times as slow
         return self._called(node)
 
     def _fake_mode(self) -> Any:

@@ -36,13 +36,15 @@ WEISZFELD_STEPS = 100
 @register_criterion("l1")
 def l1(scoring: Scoring) -> Scores:
     """Sum of absolute weights."""
-    return summed(scoring, ((own.labels, np.abs(own.rows()).sum(1)) for own in filters(scoring)))
+    loaded = ((own.labels, own.rows()) for own in filters(scoring))
+    return summed(scoring, ((labels, np.abs(rows, out=rows).sum(1)) for labels, rows in loaded))
 
 
 @register_criterion("l2")
 def l2(scoring: Scoring) -> Scores:
     """Euclidean norm of the weights."""
-    return np.asarray(np.sqrt(summed(scoring, ((own.labels, (own.rows() ** 2).sum(1)) for own in filters(scoring)))))
+    loaded = ((own.labels, own.rows()) for own in filters(scoring))
+    return np.asarray(np.sqrt(summed(scoring, ((labels, np.einsum("od,od->o", rows, rows)) for labels, rows in loaded))))
 
 
 @register_criterion("bn_scale")
