@@ -164,9 +164,9 @@ class _Writer:
 
     def _trains(self, node: Node) -> bool:
         """Whether any parameter of what a new module replaces takes a gradient; True where there is none."""
-        owned = dict(self.model.named_parameters(remove_duplicate=False))
         origins = {param.origin for old in (node.replaces or (node.id,)) for param in self.before[old].params}
-        found = [owned[origin].requires_grad for origin in origins if origin in owned]
+        tensors = [_attribute(self.model, origin) for origin in origins if origin]
+        found = [tensor.requires_grad for tensor in tensors if isinstance(tensor, nn.Parameter)]
         return any(found) or not found
 
     def _replace(self, nodes: NativeNodes, node: Node) -> fx.Node:

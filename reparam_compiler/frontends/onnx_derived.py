@@ -132,7 +132,7 @@ class Derived:
         jumps = any(node.op_type in _JUMPING and self._is_floating(node.input[0]) for node in chain)
         for node in chain:
             try:
-                outputs = self._run(node, self._own(values) if jumps else values, sizes or {}, own=jumps)
+                outputs = self._run(node, values, sizes or {}, own=jumps)
             except FAILURES as error:
                 raise UnsupportedModelError(
                     f"{node.name or node.op_type} ({node.op_type}) depends on constants alone, but cannot be evaluated: "

@@ -108,21 +108,36 @@ class Activations:
         return tuple(map(_on_disk, value)) if isinstance(value, tuple) else _on_disk(value)
 
     def _inputs(self, graph: Graph, batches: Iterable[Batch]) -> dict[NodeId, list[Activation]]:
-        inputs = [node.id for node in graph if isinstance(node.op, ops.Input)]
-        values: dict[NodeId, list[Activation]] = {node_id: [] for node_id in inputs}
-        for number, batch in enumerate(batches):
-            arrays = (batch,) if isinstance(batch, Tensor | np.ndarray) else tuple(batch)
-            if len(arrays) != len(inputs):
-                raise InfeasiblePruneError(
-                    f"calibration: batch {number} has {len(arrays)} arrays, the model {len(inputs)} inputs "
-                    f"({', '.join(inputs)}); give a tuple with one array for each input"
-                )
-            for node_id, array in zip(inputs, arrays, strict=True):
-                tensor = (array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))).detach().cpu()
-                values[node_id].append(self._held(tensor.to(self._dtype) if tensor.is_floating_point() else tensor))
-        if not inputs or not values[inputs[0]]:
-            raise InfeasiblePruneError("calibration: there is no batch; give at least one, 32 images are enough")
+        values: dict[NodeId, list[Activation]] = {}
+        for batch in inputs_of(graph, batches, self._dtype):
+            for node_id, tensor in batch.items():
+                values.setdefault(node_id, []).append(self._held(tensor))
         return values
+
+
+def inputs_of(graph: Graph, batches: Iterable[Batch], dtype: torch.dtype = torch.float32) -> Iterator[dict[NodeId, Tensor]]:
+    """Calibration data batch by batch, a tensor for each model input; floating ones in `dtype`.
+
+    Raises InfeasiblePruneError where there is no batch, or one has not an array for each input.
+    """
+    inputs = [node.id for node in graph if isinstance(node.op, ops.Input)]
+    empty = True
+    for number, batch in enumerate(batches):
+        empty = False
+        arrays = (batch,) if isinstance(batch, Tensor | np.ndarray) else tuple(batch)
+        if len(arrays) != len(inputs):
+            raise InfeasiblePruneError(
+                f"calibration: batch {number} has {len(arrays)} arrays, the model {len(inputs)} inputs "
+                f"({', '.join(inputs)}); give a tuple with one array for each input"
+            )
+        yield {node_id: _tensor(array, dtype) for node_id, array in zip(inputs, arrays, strict=True)}
+    if empty or not inputs:
+        raise InfeasiblePruneError("calibration: the data holds no batch; give at least one, 32 images are enough")
+
+
+def _tensor(array: Array, dtype: torch.dtype) -> Tensor:
+    tensor = (array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))).detach().cpu()
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _one(node_id: NodeId, value: Activation) -> Tensor:

@@ -7,7 +7,7 @@
 The groups of a family stand in the same places equally often, so that all that belongs to a group is a row of one matrix.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +17,13 @@ from torch import Tensor
 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.passes.activations import Batch
 from reparam_compiler.passes.channel_groups import ChannelGroups, Family
 from reparam_compiler.passes.channel_labels import Labels, likeness
 
 Scores = Float64[np.ndarray, "G"]
 """A score for each group number; what stands at 0, for what is fixed, is not read."""
 
-Array = Tensor | np.ndarray
 Loss = Callable[[Tensor | tuple[Tensor, ...]], Tensor]
 """From the output of a model, or a tuple of its outputs where it has several, to a scalar."""
 
@@ -42,7 +42,7 @@ class Scoring:
     graph: Graph
     groups: ChannelGroups
     seed: int = 0
-    batches: Iterable[Sequence[Array] | Array] | None = None
+    batches: Iterable[Batch] | None = None
     loss: Loss | None = None
 
 

@@ -4,11 +4,10 @@ Parameters become tensors once. What a batch makes is dropped as soon as nothing
 batch's live activations, whatever the amount of data; a gradient keeps those of one batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,41 +15,27 @@ from reparam_compiler.equivalence import evaluate_node, tensor_of
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
-from reparam_compiler.passes.criteria_base import Array, Scoring
+from reparam_compiler.passes.activations import Batch, inputs_of
+from reparam_compiler.passes.criteria_base import Scoring
 
 Inputs = Mapping[NodeId, Tensor]
 See = Callable[[NodeId, Tensor], None]
 """Gets the value of a node on a batch."""
 
 
-def batches_of(scoring: Scoring, criterion: str, dtype: torch.dtype = torch.float32) -> Iterator[dict[NodeId, Tensor]]:
-    """The calibration data, a tensor for each model input.
-
-    Raises:
-        InfeasiblePruneError: there is none, or a batch has not an array for each input.
-    """
+def calibration(scoring: Scoring, criterion: str) -> Iterable[Batch]:
+    """The calibration data; raises InfeasiblePruneError where there is none."""
     if scoring.batches is None:
         raise InfeasiblePruneError(
             f"importance {criterion!r} looks at what the model does with real input, and there is no calibration data; "
             "give calibration=, 32 images are enough, or use 'l1'"
         )
-    inputs = [node.id for node in scoring.graph if isinstance(node.op, ops.Input)]
-    count = 0
-    for count, batch in enumerate(scoring.batches, start=1):  # noqa: B007
-        arrays = (batch,) if isinstance(batch, Tensor | np.ndarray) else tuple(batch)
-        if len(arrays) != len(inputs):
-            raise InfeasiblePruneError(
-                f"importance {criterion!r}: a calibration batch has {len(arrays)} arrays, the model {len(inputs)} inputs "
-                f"({', '.join(inputs)}); give a tuple with one array for each input"
-            )
-        yield {node_id: _tensor(array, dtype) for node_id, array in zip(inputs, arrays, strict=True)}
-    if not count:
-        raise InfeasiblePruneError(f"importance {criterion!r}: the calibration data holds no batch; 32 images are enough")
+    return scoring.batches
 
 
-def _tensor(array: Array, dtype: torch.dtype) -> Tensor:
-    tensor = (array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))).detach().cpu()
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def batches_of(scoring: Scoring, criterion: str) -> Iterator[Inputs]:
+    """The calibration data, a tensor for each model input; raises as `calibration` and `inputs_of` do."""
+    return inputs_of(scoring.graph, calibration(scoring, criterion))
 
 
 class Running:

@@ -8,17 +8,17 @@
 A group's filters are the slices, along the output axis, of all convs and linears that it runs through.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes import criteria_activation, criteria_gradient, criteria_magnitude, selection
+from reparam_compiler.passes.activations import Batch
 from reparam_compiler.passes.channel_groups import ChannelGroups
 from reparam_compiler.passes.criteria_base import (
     CRITERIA,
-    Array,
     Criterion,
     Loss,
     Scores,
@@ -49,7 +49,7 @@ def importance(
     criterion: str | Criterion = "l1",
     *,
     seed: int = 0,
-    batches: Iterable[Sequence[Array] | Array] | None = None,
+    batches: Iterable[Batch] | None = None,
     loss: Loss | None = None,
 ) -> Scores:
     """A score for each group.

@@ -96,8 +96,8 @@ def identify(
     if rank < 1:
         raise NotFusable("a region without spatial axes")
     run = _runner(nodes, source)
-    recorded = _recorded(known, rank) if fixed else None
-    sizes, batch = _sizes(run, nodes, channels, rank, recorded or _recorded(known, rank), fixed=recorded is not None)
+    recorded = _recorded(known, rank)
+    sizes, batch = _sizes(run, nodes, channels, rank, recorded, fixed=fixed)
     if channels * channels * prod(sizes) > LARGEST_PROBE:
         raise NotFusable(f"{channels} channels at {'x'.join(map(str, sizes))} are too many to probe")
     still = run(torch.zeros(batch, channels, *sizes, dtype=torch.float64))
@@ -110,7 +110,7 @@ def identify(
         raise NotFusable(f"one conv would have about {weights} weights, and be slower; policy='always' fuses it all the same")
     taps, first = respond.taps(stride)
     kernel = _trimmed(taps, bias, stride, first)
-    on = [recorded] if recorded else [(batch, *more) for more in (*_wider(kernel, sizes), *larger(channels, sizes))]
+    on = [recorded] if fixed and recorded else [(batch, *more) for more in (*_wider(kernel, sizes), *larger(channels, sizes))]
     return _confirmed(kernel, run, (batch, *sizes), on, still.shape[2:], tolerance)
 
 

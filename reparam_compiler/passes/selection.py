@@ -8,8 +8,10 @@ leaves (`core/optimal_brain.py`), so that scores of different families compare. 
 together; their covariances are held until the last one of them has been seen.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
+import networkx as nx
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
@@ -19,10 +21,10 @@ from reparam_compiler.core.optimal_brain import Consumer, removal_errors
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId
 from reparam_compiler.passes.activations import Activations, Batch
-from reparam_compiler.passes.channel_groups import ChannelGroups, Family
+from reparam_compiler.passes.channel_groups import ChannelGroups
 from reparam_compiler.passes.consumers import Block, blocks, channels_before, mixes, patches_before, rows, taps
 from reparam_compiler.passes.criteria_base import Scores, Scoring, register_criterion
-from reparam_compiler.passes.criteria_running import batches_of
+from reparam_compiler.passes.criteria_running import calibration
 
 WIDEST = 5120
 """The most features of a consumer whose taps are told apart."""
@@ -33,13 +35,13 @@ MOST_FEATURES = 2
 @register_criterion("obs", cumulative=True)
 def obs(scoring: Scoring) -> Scores:
     """What the consumers lose that they cannot make good from their other channels."""
-    return optimal_brain(scoring.graph, scoring.groups, _batches(scoring, "obs"))
+    return optimal_brain(scoring.graph, scoring.groups, calibration(scoring, "obs"))
 
 
 @register_criterion("obs_patches", cumulative=True)
 def obs_patches(scoring: Scoring) -> Scores:
     """The same where each tap is refitted for itself."""
-    return optimal_brain(scoring.graph, scoring.groups, _batches(scoring, "obs_patches"), taps_apart=True)
+    return optimal_brain(scoring.graph, scoring.groups, calibration(scoring, "obs_patches"), taps_apart=True)
 
 
 def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch], *, taps_apart: bool = False) -> Scores:
@@ -56,77 +58,63 @@ def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch],
     """
     values = Activations(graph, batches)
     scores = np.zeros(groups.count)
-    sets = _coupled(graph, groups)
-    waiting = {number: {node_id for node_id, own in sets.items() if own == number} for number in set(sets.values())}
-    seen: dict[int, list[Consumer]] = {number: [] for number in waiting}
-    members = _members(graph, groups, sets)
+    free = np.zeros(groups.count, np.int64)  # a group's own number, 0 for one that stays
+    for family in groups.free:
+        free[family.groups] = family.groups
+    set_of = {node_id: own for own in _coupled(graph, groups) for node_id in own.nodes}
     with torch.no_grad():
         for node in graph:
             if isinstance(node.op, ops.Input):
                 continue
-            number = sets.get(node.id)
-            if number is not None:
-                seen[number] += _consumers(node, groups, values, taps_apart)
-                waiting[number].discard(node.id)
-                if not waiting[number]:
-                    families = members[number]
-                    for group, error in removal_errors(seen.pop(number), [f.groups for f in families]).items():
+            if (own := set_of.get(node.id)) is not None:
+                own.consumers += _consumers(node, groups, values, free, taps_apart)
+                own.nodes.discard(node.id)
+                if not own.nodes:
+                    for group, error in removal_errors(own.consumers, own.families).items():
                         scores[group] = error
+                    own.consumers.clear()
             values.run_before(node)
             values.run_now(node, node)
     return scores
 
 
-def _batches(scoring: Scoring, name: str) -> Iterator[Batch]:
-    return (tuple(batch.values()) for batch in batches_of(scoring, name))
+@dataclass(slots=True, eq=False)
+class _Coupled:
+    """Consumers that share families, and these. nodes: those that are still to come."""
+
+    nodes: set[NodeId]
+    families: list[Int64[np.ndarray, "N"]]
+    consumers: list[Consumer] = field(default_factory=list)
 
 
-def _coupled(graph: Graph, groups: ChannelGroups) -> Mapping[NodeId, int]:
-    """For each consumer of what can be cut the number of the set of consumers and families that it belongs to."""
-    family_of = np.zeros(groups.count, np.int64)
-    for index, family in enumerate(groups.free, start=1):
+def _coupled(graph: Graph, groups: ChannelGroups) -> list[_Coupled]:
+    """The connected sets of consumers and of the families that they read."""
+    family_of = np.full(groups.count, -1)
+    for index, family in enumerate(groups.free):
         family_of[family.groups] = index
-    parent = list(range(len(groups.free) + 1))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            index = parent[index]
-        return index
-
-    read: dict[NodeId, int] = {}
+    view: nx.Graph[NodeId | int] = nx.Graph()
     for node in graph:
         labels = groups.slots.get((node.id, 1), {}).get(1)
-        if labels is None or not mixes(node):
-            continue
-        families = [index for index in np.unique(family_of[groups.number[labels]]).tolist() if index]
-        for other in families[1:]:
-            parent[root(other)] = root(families[0])
-        if families:
-            read[node.id] = families[0]
-    return {node_id: root(index) for node_id, index in read.items()}
+        if labels is not None and mixes(node):
+            view.add_edges_from(
+                (node.id, index) for index in np.unique(family_of[groups.number[labels]]).tolist() if index >= 0
+            )
+    return [
+        _Coupled(
+            {member for member in own if isinstance(member, str)},
+            [groups.free[index].groups for index in sorted(member for member in own if isinstance(member, int))],
+        )
+        for own in nx.connected_components(view)
+    ]
 
 
-def _members(graph: Graph, groups: ChannelGroups, sets: Mapping[NodeId, int]) -> dict[int, list[Family]]:
-    """The families of each set."""
-    set_of: dict[int, int] = {}
-    for node_id, number in sets.items():
-        for group in np.unique(groups.number[groups.slots[node_id, 1][1]]).tolist():
-            set_of[group] = number
-    found: dict[int, list[Family]] = {number: [] for number in sets.values()}
-    for family in groups.free:
-        if int(family.groups[0]) in set_of:
-            found[set_of[int(family.groups[0])]].append(family)
-    return found
-
-
-def _consumers(node: Node, groups: ChannelGroups, values: Activations, taps_apart: bool) -> list[Consumer]:
+def _consumers(
+    node: Node, groups: ChannelGroups, values: Activations, free: Int64[np.ndarray, "G"], taps_apart: bool
+) -> list[Consumer]:
     """What each block of a node is to the order of removal; none where its input is not known."""
     if node.sources[0] not in values:
         return []
     weight = node.params[0].float64()
-    free = np.zeros(groups.count, np.int64)  # a group's own number, 0 for one that stays
-    for family in groups.free:
-        free[family.groups] = family.groups
     return [
         _consumer(node, block, weight[block.outputs], free[groups.number[block.labels]], values, taps_apart)
         for block in blocks(node, groups)
