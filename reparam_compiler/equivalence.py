@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree
 
+from reparam_compiler.core.kernel import PaddingMode, Pairs
 from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
@@ -125,7 +126,7 @@ def _apply(op: ops.Op, operands: list[Any]) -> Any:
     match op:
         case ops.Conv(stride, padding, dilation, groups, mode):
             x, weight, bias = _three(operands)
-            x = F.pad(x, _torch_padding(padding), _PAD_MODE[mode]) if any(map(any, padding)) else x
+            x = padded(x, padding, mode)
             return _CONV[len(stride)](x, weight, bias, stride, 0, dilation, groups)
         case ops.ConvTranspose():
             return _conv_transpose(op, *_three(operands))
@@ -313,6 +314,11 @@ def _symmetric(op: ops.Op, padding: Sequence[tuple[int, int]]) -> tuple[int, ...
 def _three(operands: list[Any]) -> tuple[Any, Any, Any]:
     x, weight, *bias = operands
     return x, weight, bias[0] if bias else None
+
+
+def padded(x: Tensor, padding: Pairs, mode: PaddingMode) -> Tensor:
+    """x with its last axes extended as a conv extends them."""
+    return F.pad(x, _torch_padding(padding), _PAD_MODE[mode]) if any(map(any, padding)) else x
 
 
 def _torch_padding(padding: Sequence[tuple[int, int]]) -> list[int]:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from reparam_compiler.core.kernel import Ints
+from reparam_compiler.equivalence import padded
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
 from reparam_compiler.passes.activations import Activations
@@ -133,16 +134,17 @@ def _patches(node: Node, x: Tensor, channels: Int64[np.ndarray, "I"], pieces: "_
     """The patches of these channels at the chosen rows."""
     if not isinstance(node.op, ops.Conv):
         return _rows_at(x[..., torch.from_numpy(channels), None], x.ndim - 1, pieces.chosen(x.shape[:-1]))
-    op, size = node.op, node.params[0].shape[2:]
-    x = x[:, torch.from_numpy(channels)]
-    if any(map(any, op.padding)):
-        x = F.pad(x, [n for pair in reversed(op.padding) for n in pair], mode="constant" if op.mode == "zeros" else op.mode)
+    seen, lead = windows(node.op, node.params[0].shape[2:], x[:, torch.from_numpy(channels)]), 1 + len(node.op.stride)
+    found = _rows_at(seen, lead, pieces.chosen(seen.shape[:lead]))
+    return found.reshape(len(found), len(channels), -1)
+
+
+def windows(op: ops.Conv, size: Ints, x: Tensor) -> Tensor:
+    """What a conv with a window of this size reads at each position: a view `N *S C *size` of the padded x."""
+    x = padded(x, op.padding, op.mode)
     for axis, (k, s, d) in enumerate(zip(size, op.stride, op.dilation, strict=True), start=2):
         x = x.unfold(axis, d * (k - 1) + 1, s)[..., ::d]
-    lead = 1 + len(size)
-    x = x.movedim(1, lead)
-    found = _rows_at(x, lead, pieces.chosen(x.shape[:lead]))
-    return found.reshape(len(found), len(channels), -1)
+    return x.movedim(1, 1 + len(size))
 
 
 class _Pieces:

@@ -20,7 +20,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import NodeId
 from reparam_compiler.passes.channel_groups import Family
+from reparam_compiler.passes.consumers import windows
 from reparam_compiler.passes.criteria_base import (
     Reader,
     Scores,
@@ -45,7 +45,6 @@ PENALTIES = 48
 _SWEEPS = 100
 _MIXED_TOGETHER = 16
 """Positions that share their random combinations."""
-_PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
 @register_criterion("energy")
@@ -255,17 +254,10 @@ def _patches(reader: Reader, value: Tensor, draw: np.random.Generator) -> Tensor
     if not isinstance(op, ops.Conv):
         rows = value.movedim(reader.axis, -1).reshape(-1, value.shape[reader.axis])
         return rows[draw.integers(len(rows), size=min(POSITIONS, len(rows)))].double().unsqueeze(-1)
-    padding = [amount for pair in reversed(op.padding) for amount in pair]
-    padded = F.pad(value, padding, _PAD_MODE[op.mode]) if any(padding) else value
-    kernel = reader.weight.shape[2:]
-    taps = np.indices(kernel).reshape(len(kernel), -1)
-    index: list[Tensor] = []
-    for axis, size in enumerate(padded.shape[2:]):
-        free = (size - op.dilation[axis] * (kernel[axis] - 1) - 1) // op.stride[axis] + 1
-        start = draw.integers(free, size=POSITIONS) * op.stride[axis]
-        index.append(torch.from_numpy(start[:, None] + taps[axis] * op.dilation[axis]))  # M K
-    samples = torch.from_numpy(draw.integers(len(padded), size=POSITIONS))[:, None]
-    return padded.movedim(1, -1)[(samples, *index)].transpose(1, 2).double()
+    seen = windows(op, reader.weight.shape[2:], value)
+    places = [torch.from_numpy(draw.integers(size, size=POSITIONS)) for size in seen.shape[1 : 1 + len(op.stride)]]
+    samples = torch.from_numpy(draw.integers(len(value), size=POSITIONS))
+    return seen[(samples, *places)].flatten(2).double()
 
 
 def _unread(scoring: Scoring, found: tuple[Reader, ...]) -> list[Family]:
