@@ -72,6 +72,33 @@ def covariance(rows: Iterable[Float64[np.ndarray, "M K"]]) -> Float64[np.ndarray
     return moments((piece[:, :0], piece) for piece in rows).own
 
 
+class Spread:
+    """Mean and variance of each channel over rows that come in pieces, taken about a point near the mean."""
+
+    def __init__(self) -> None:
+        self._about: Float64[np.ndarray, "C"] | None = None
+        self._count, self._sum, self._square = 0, np.zeros(()), np.zeros(())
+
+    def add(self, rows: Float64[np.ndarray, "M C"]) -> None:
+        """Takes rows in."""
+        self._about = rows.mean(0) if self._about is None else self._about
+        rows = rows - self._about
+        self._count += len(rows)
+        self._sum = self._sum + rows.sum(0)
+        self._square = self._square + (rows**2).sum(0)
+
+    @property
+    def mean(self) -> Float64[np.ndarray, "C"]:
+        """Of the rows so far."""
+        return np.asarray(self._sum / max(self._count, 1) + (0.0 if self._about is None else self._about))
+
+    @property
+    def variance(self) -> Float64[np.ndarray, "C"]:
+        """Likewise."""
+        mean = self._sum / max(self._count, 1)
+        return np.asarray(np.maximum(self._square / max(self._count, 1) - mean**2, 0))
+
+
 class _Sums:
     """Running sums, taken about a point near the mean, so that no digits are lost in the differences of squares."""
 

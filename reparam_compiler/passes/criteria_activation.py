@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from reparam_compiler.core.least_squares import Spread
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import NodeId
@@ -56,23 +57,23 @@ def energy(scoring: Scoring) -> Scores:
     for family in unread:
         for producer in family.producers:
             axes.setdefault(producer, scoring.groups.value(producer).axis or 1)
-    spreads = {node_id: _Spread() for node_id in axes}
+    spreads = {node_id: Spread() for node_id in axes}
 
     def see(node_id: NodeId, value: Tensor) -> None:
         if node_id in spreads:
-            spreads[node_id].add(value.movedim(axes[node_id], -1).double())
+            spreads[node_id].add(value.movedim(axes[node_id], -1).flatten(0, -2).double().numpy())
 
     _run(scoring, "energy", see)
     scores = np.zeros(scoring.groups.count)
     for reader in found:
-        shares = spreads[reader.source].variance() * (reader.slices() ** 2).sum((1, 3)).ravel()
+        shares = spreads[reader.source].variance * (reader.slices() ** 2).sum((1, 3)).ravel()
         total = float(shares.sum())
         np.add.at(scores, reader.numbers, shares / total if total else shares)
     for family in unread:
         for producer in family.producers:
             numbers = scoring.groups.number[scoring.groups.value(producer).labels]
             places = places_of(family, numbers)
-            scores[family.groups] += spreads[producer].variance()[places].sum(1) if places.size else 0
+            scores[family.groups] += spreads[producer].variance[places].sum(1) if places.size else 0
     return scores
 
 
@@ -173,26 +174,6 @@ def _shrunk(
         if float(np.abs(moved).max()) <= 1e-6 * max(float(np.abs(after).max()), 1e-30):
             break
     return now
-
-
-class _Spread:
-    """The variance of each channel over samples and positions, taken about a point near the mean."""
-
-    def __init__(self) -> None:
-        self._about: Tensor | None = None
-        self._count, self._sum, self._square = 0, np.zeros(()), np.zeros(())
-
-    def add(self, value: Tensor) -> None:
-        rows = value.reshape(-1, value.shape[-1])
-        self._about = rows.mean(0) if self._about is None else self._about
-        rows = rows - self._about
-        self._count += len(rows)
-        self._sum = self._sum + rows.sum(0).numpy()
-        self._square = self._square + (rows**2).sum(0).numpy()
-
-    def variance(self) -> Float64[np.ndarray, "C"]:
-        mean = self._sum / max(self._count, 1)
-        return np.asarray(np.maximum(self._square / max(self._count, 1) - mean**2, 0))
 
 
 @dataclass(slots=True, eq=False)

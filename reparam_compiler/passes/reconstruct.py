@@ -26,7 +26,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 
-from reparam_compiler.core.least_squares import RIDGE, Prediction, Rows, fold, moments, refit, refit_each, refit_rectified
+from reparam_compiler.core.least_squares import (
+    RIDGE,
+    Prediction,
+    Rows,
+    Spread,
+    fold,
+    moments,
+    refit,
+    refit_each,
+    refit_rectified,
+)
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.passes.activations import Activations, Batch
@@ -179,14 +189,16 @@ class _Repair:
 
     def _scaled(self, node: Node, hidden: Node) -> "_Refitted":
         """Mean and deviation of each output as they were."""
-        pairs = zip(self.values.before(node.id), self.values.preview(hidden), strict=True)
-        found = moments((output_rows(node, before), output_rows(node, now)) for before, now in pairs)
-        was, now = found.variance, np.diag(found.own)
+        was, now = Spread(), Spread()
+        for spread, outputs in ((was, self.values.before(node.id)), (now, self.values.preview(hidden))):
+            for y in outputs:
+                spread.add(output_rows(node, y))
         weight, bias = _params(hidden)
-        least = _WEAKEST * max(float(was.max()), float(now.max()))
-        scale = np.sqrt(np.divide(was, now, out=np.ones_like(bias), where=(was > least) & (now > least)))
+        least = _WEAKEST * max(float(was.variance.max()), float(now.variance.max()))
+        usable = (was.variance > least) & (now.variance > least)
+        scale = np.sqrt(np.divide(was.variance, now.variance, out=np.ones_like(bias), where=usable))
         scaled = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
-        return _Refitted(scaled, found.target_mean + (bias - found.seen_mean) * scale, None)
+        return _Refitted(scaled, was.mean + (bias - now.mean) * scale, None)
 
     def _each_filter(self, node: Node) -> "_Refitted":
         """Each filter of a depthwise conv refitted to its own channel."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reparam_compiler.core.least_squares import Rows, covariance, fold, moments, refit, refit_each, refit_rectified
+from reparam_compiler.core.least_squares import Rows, Spread, covariance, fold, moments, refit, refit_each, refit_rectified
 
 SEEDS = st.integers(0, 2**16)
 
@@ -27,6 +27,16 @@ def test_moments_do_not_depend_on_how_the_rows_come() -> None:
     np.testing.assert_allclose(whole.own, covariance([data[:, :3]]), rtol=1e-9)
     known = moments([(data, data[:, :3])], whole.own)
     np.testing.assert_allclose(known.cross, whole.cross, rtol=1e-9)
+
+
+@given(seed=SEEDS, pieces=st.integers(1, 4))
+def test_the_spread_is_that_of_all_rows(seed: int, pieces: int) -> None:
+    data = 1e4 + rows(seed)[0]
+    spread = Spread()
+    for piece in np.array_split(data, pieces):
+        spread.add(piece)
+    np.testing.assert_allclose(spread.mean, data.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(spread.variance, data.var(0), rtol=1e-9)
 
 
 @pytest.mark.parametrize("give", [moments, covariance, lambda none: refit_each(none, np.zeros((1, 1, 1)))])
