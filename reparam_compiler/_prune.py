@@ -234,12 +234,12 @@ class IterativePruner:
         """One round; raises InfeasiblePruneError after the last one, and what `prune` raises."""
         if self.finished:
             raise InfeasiblePruneError("the last round has been made; start another IterativePruner to go on")
-        ratio = self._ratios.pop(0)
-        training = self.model.training
-        of_the_rest = 1 - (1 - ratio) / (1 - self._gone)
-        pruned, self.report = prune(self.model.eval(), self._inputs, ratio=of_the_rest, return_report=True, **self._options)
-        self._gone = ratio
-        self.model.train(training)
+        training, of_the_rest = self.model.training, 1 - (1 - self._ratios[0]) / (1 - self._gone)
+        try:
+            pruned, self.report = prune(self.model.eval(), self._inputs, ratio=of_the_rest, return_report=True, **self._options)
+        finally:
+            self.model.train(training)
+        self._gone = self._ratios.pop(0)
         self.model = pruned.train(training)
         return self.model
 

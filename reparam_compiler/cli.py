@@ -320,7 +320,7 @@ def _prune(
             raise UnsupportedModelError(
                 f"{model}: pruning needs the input shapes of a torch module: --input-shapes 'x:[1,3,224,224]', or --calibration"
             )
-        inputs = tuple(torch.from_numpy(array[:1].copy()) for array in _first_batch(calibration_data(calibration)))
+        inputs = tuple(torch.from_numpy(array[:1].copy()) for array in _first_arrays(calibration))
     if output is not None:
         _check_output(native, output, inputs)
     fusions = None
@@ -393,35 +393,24 @@ def errors_as_exit_codes(as_json: bool) -> Iterator[None]:
         raise typer.Exit(code) from None
 
 
-def calibration_data(path: Path) -> Any:
-    """The arrays of an .npz (by name), of an .npy, or of every .npy in a folder: a batch each, in the order of their names.
-
-    A folder without any is given back: it may hold images.
+def _first_arrays(path: Path) -> list[np.ndarray[Any, Any]]:
+    """The arrays of an .npz, of an .npy, or of the first .npy in a folder, whose shapes a torch module is to take.
 
     Raises:
-        UnsupportedModelError: there are none, or they are not plain arrays.
+        UnsupportedModelError: there are none, they are not plain arrays, or they are images.
     """
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files:
-        return path  # of images
+        raise UnsupportedModelError(f"{path}: images take the model's size, and a torch module has none; give --input-shapes")
     if not path.is_dir() and path.suffix not in (".npz", ".npy"):
         raise UnsupportedModelError(f"{path}: found the suffix {path.suffix!r}; expected an .npz, an .npy, or a folder of .npy")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        batches = [np.load(file, allow_pickle=False) for file in files]
+                return [archive[name] for name in archive.files]
+        return [np.load(files[0], allow_pickle=False)]
     except Exception as error:  # zip, pickle, header: numpy has no common class for what it cannot read
         raise UnsupportedModelError(f"{path}: it cannot be read as plain arrays: {error}") from error
-    return batches if path.is_dir() else batches[0]
-
-
-def _first_batch(data: Any) -> list[np.ndarray[Any, Any]]:
-    if isinstance(data, Path):
-        raise UnsupportedModelError(f"{data}: images take the model's size, and a torch module has none; give --input-shapes")
-    if isinstance(data, dict):
-        return list(data.values())
-    return [data[0] if isinstance(data, list) else data]
 
 
 def _inputs(model: Any, shapes: str | None) -> tuple[Any, ...] | None:

@@ -173,6 +173,23 @@ def test_rounds_end_at_the_ratio_and_leave_a_model_that_trains() -> None:
         pruner.step()
 
 
+def test_a_round_that_fails_can_be_made_again() -> None:
+    pruner = IterativePruner(net().train(), (X,), ratio=0.5, steps=2, calibration=CALIBRATION[:, :, :3], round_to=1)
+    with pytest.raises(UnsupportedModelError, match="expected"):
+        pruner.step()
+    assert pruner.model.training
+    pruner._options["calibration"] = CALIBRATION
+    widths = [pruner.step().get_submodule("3").out_channels for _ in range(2)]
+    assert widths == [36, 24]
+
+
+def test_what_repair_adds_to_a_frozen_model_is_frozen() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3, bias=False)).eval().requires_grad_(False)
+    pruned = reparam_compiler.prune(model, (X,), ratio=0.5, calibration=CALIBRATION)
+    assert pruned.get_submodule("2").bias is not None
+    assert not any(parameter.requires_grad for parameter in pruned.parameters())
+
+
 def test_the_caller_s_model_is_not_touched() -> None:
     model = net()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -6,7 +6,7 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -147,9 +147,13 @@ class _Writer:
     changes: Diff
     exact: bool
     stale: frozenset[str]
+    _holders: dict[int, list[tuple[nn.Module, str]]] = field(default_factory=dict, init=False)
 
     def write(self, nodes: NativeNodes) -> None:
         """nodes: those of the model."""
+        for module in self.model.modules():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                self._holders.setdefault(id(tensor), []).append((module, name))
         old_targets = self._targets()
         updated: dict[str, Param] = {}
         for node in self.changes.changed:
@@ -204,7 +208,7 @@ class _Writer:
                 self._exchange(fx_node, node, index, param)
             elif param.origin not in updated:
                 updated[param.origin] = param
-                _set_tensor(self.model, param.origin, tensor_from(param, exact=self.exact))
+                self._set_tensor(param.origin, tensor_from(param, exact=self.exact))
             elif updated[param.origin] is not param:
                 raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
         if fx_node.op == "call_module":
@@ -212,9 +216,19 @@ class _Writer:
         else:
             update_arguments(fx_node, self.before[node.id], node, self.stale)
 
+    def _set_tensor(self, path: str, tensor: Tensor) -> None:
+        """Puts a tensor of another shape in place of one, under all its names, as a parameter where that was one."""
+        holder, _, leaf = path.rpartition(".")
+        old = getattr(self.model.get_submodule(holder), leaf)
+        new = tensor.to(old.device)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for module, name in self._holders.get(id(old), [(self.model.get_submodule(holder), leaf)]):
+            setattr(module, name, new)
+
     def _exchange(self, fx_node: fx.Node, node: Node, index: int, param: Param) -> None:
         """A tensor that the model had no name for: a bias where there was none, or what was computed from parameters."""
-        tensor = nn.Parameter(tensor_from(param, exact=self.exact))
+        tensor = nn.Parameter(tensor_from(param, exact=self.exact), requires_grad=self._trains(node))
         if fx_node.op == "call_module":
             module, name = conv_of(self.model.get_submodule(str(fx_node.target))), ("weight", "bias")[index - 1]
             setattr(module, name, tensor)
@@ -340,16 +354,3 @@ def _attribute(model: nn.Module, path: str) -> object:
     for name in path.split("."):
         found = getattr(found, name, None)
     return found
-
-
-def _set_tensor(model: nn.Module, path: str, tensor: Tensor) -> None:
-    """Puts a tensor of another shape in place of one, under all its names, as a parameter where that was one."""
-    holder_path, _, leaf = path.rpartition(".")
-    old = getattr(model.get_submodule(holder_path), leaf)
-    new = tensor.to(old.device)
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    setattr(model.get_submodule(holder_path), leaf, new)
-    for module in model.modules():
-        for name in [name for held in (module._parameters, module._buffers) for name, other in held.items() if other is old]:
-            setattr(module, name, new)

@@ -22,6 +22,11 @@ from reparam_compiler.passes.regions import Interpretation, Region, Regions, int
 
 logger = logging.getLogger(__name__)
 _BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16}
+_STORED: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
+_NARROW = frozenset({"i64", "i32", "i16", "i8", "u8", "bool"})
+"""Dtypes of sizes and masks, which stand inside regions and widen nothing."""
+_LOST = 4
+"""How many units in the last place, of all weights together, rounding may take: an underflow takes more."""
 KEPT = 2**28
 """Bytes of folded weights, in float64, that are kept; those beyond are folded anew when they are written."""
 
@@ -236,13 +241,6 @@ def _check_range(weight: Param, array: np.ndarray) -> None:
     if not np.isfinite(rounded).all() or float(np.linalg.norm(rounded - array)) > _LOST * float(np.finfo(stored).eps) * size:
         span = f"from {array.min():.3g} to {array.max():.3g}"
         raise NotFusable(f"the weights of one conv, {span}, are too large or too small for {weight.dtype}")
-
-
-_STORED: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
-_NARROW = frozenset({"i64", "i32", "i16", "i8", "u8", "bool"})
-"""Dtypes of sizes and masks, which stand inside regions and widen nothing."""
-_LOST = 4
-"""How many units in the last place, of all weights together, rounding may take: an underflow takes more."""
 
 
 def _may_have_bias(node: Node) -> bool:
