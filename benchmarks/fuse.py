@@ -14,18 +14,15 @@ is measured in a process of its own. `--quick` takes few, at small sizes, once e
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import page
 import torch
 from fuse_measure import Measured, Pair, exported, interleaved, measure, onnx_blocks, onnx_pair, seconds
 from fuse_zoo import WITH_REGIONS, Subject, boxed, foreign_models, outputs, timm_subject, transformers_subject, worst
@@ -237,24 +234,14 @@ def _onnx_steps(nodes: int) -> Rows:
 
 
 def _write(output: Path, tables: Sequence[Table], refused: dict[str, Any]) -> None:
-    packages = ("torch", "onnx", "onnxruntime", "timm", "transformers", "numpy")
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "cpu": f"{_cpu()}, {len(os.sched_getaffinity(0))} cores; one thread",
-        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
-    }
-    head = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    text = "\n".join(table.text() for table in tables)
-    output.write_text(f"# What fuse does, on a CPU\n\n{head}\n\n{text}")
+    about = page.facts(
+        "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        cpu=f"{page.processor()}, {len(os.sched_getaffinity(0))} cores; one thread",
+        versions=page.versions("torch", "onnx", "onnxruntime", "timm", "transformers", "numpy"),
+    )
+    text = page.head("What fuse does, on a CPU", about) + "\n".join(table.text() for table in tables)
     record = {**about, "tables": {table.title: table.rows for table in tables}, "refused": refused}
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _cpu() -> str:
-    """The name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    page.write(output, text, record)
 
 
 if __name__ == "__main__":

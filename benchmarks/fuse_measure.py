@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import page
 import torch
 from fuse_zoo import Subject, converted, counts, fusable, graph_of, outputs, reasons, worst
 from onnx import TensorProto, helper, numpy_helper
@@ -144,17 +145,7 @@ def _warm_up() -> None:
 
 def interleaved(runs: Mapping[str, Callable[[], object]], budget: float) -> dict[str, float]:
     """The median milliseconds of each, from rounds in which all take turns in rotating order."""
-    order, taken = list(runs), {name: list[float]() for name in runs}
-    for name in order:
-        runs[name]()
-    end = time.perf_counter() + budget
-    for index in range(MOST):
-        for name in order[index % len(order) :] + order[: index % len(order)]:
-            start = time.perf_counter()
-            runs[name]()
-            taken[name].append(time.perf_counter() - start)
-        if index + 1 >= LEAST and time.perf_counter() > end:
-            break
+    taken = page.interleaved(runs, MOST, budget=budget, least=LEAST)
     return {name: statistics.median(values) * 1e3 for name, values in taken.items()}
 
 

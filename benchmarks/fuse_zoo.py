@@ -10,8 +10,6 @@ and a time limit; one that fails or takes longer is a line of the table too.
 
 import argparse
 import copy
-import datetime
-import json
 import multiprocessing
 import re
 import sys
@@ -24,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
+import page
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
@@ -322,12 +321,8 @@ def main() -> None:
 
 
 def _write(output: Path, lines: Sequence[str], record: Mapping[str, Any]) -> None:
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    head = (
-        f"# What fuse finds in timm and transformers\n\n- date: {day}\n- command: python benchmarks/fuse_zoo.py -o {output}\n"
-    )
-    output.write_text(head + "\n" + "\n".join(lines) + "\n")
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    head = page.head("What fuse finds in timm and transformers", page.facts(f"python benchmarks/fuse_zoo.py -o {output}"))
+    page.write(output, head + "\n".join(lines) + "\n", record)
 
 
 if __name__ == "__main__":

@@ -7,18 +7,15 @@ so for all. Batch 1, float32. Errors are against the same rung in float64 (torch
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import page
 import torch
 from torch import nn
 
@@ -82,13 +79,7 @@ def ladder(name: str, model: nn.Module, x: torch.Tensor, repeat: int, threads: i
         runs[form, "ONNX Runtime"] = _ort_run(rung, x, threads)
         runs[form, "TVM"] = _tvm_run(rung, x)
     errors = {key: float(np.abs(run() - expected[key[0]]).max() / np.abs(expected[key[0]]).max()) for key, run in runs.items()}
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
-    for _ in range(repeat):
-        for key, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[key].append(time.perf_counter() - start)
-    medians = {key: statistics.median(values) * 1e3 for key, values in times.items()}
+    medians = {key: statistics.median(values) * 1e3 for key, values in page.interleaved(runs, repeat).items()}
     first = medians["training form", "torch eager"]
     return [
         Row(name, form, engine, medians[form, engine], first / medians[form, engine], errors[form, engine])
@@ -122,7 +113,7 @@ def _ort_run(model: nn.Module, x: torch.Tensor, threads: int) -> Run:
 
 
 def _tvm_run(model: nn.Module, x: torch.Tensor) -> Run:
-    executable = reparam_compiler.compile(model, (x,))
+    executable = reparam_compiler.compile(model, (x,), fuse=False)
     array = x.numpy()
     return lambda: executable.run(array)[0]
 
@@ -138,28 +129,10 @@ def table(rows: list[Row]) -> str:
 
 def write(path: Path, rows: list[Row], text: str, arguments: argparse.Namespace) -> None:
     """The JSON, and the table beside it; each whole or not at all."""
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"python benchmarks/ladder.py --repeat {arguments.repeat} --threads {arguments.threads}",
-        "cpu": _cpu(),
-        "torch": torch.__version__,
-    }
-    head = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    for target, content in (
-        (path, json.dumps({**about, "rows": [asdict(row) for row in rows]}, indent=1) + "\n"),
-        (path.with_suffix(".md"), f"# The ladder on a CPU\n\n{head}\n\n{text}\n"),
-    ):
-        unfinished = target.with_name(target.name + ".part")
-        unfinished.write_text(content)
-        unfinished.replace(target)
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    command = f"python benchmarks/ladder.py --repeat {arguments.repeat} --threads {arguments.threads}"
+    about = page.facts(command, cpu=page.processor(), torch=torch.__version__)
+    record = {**about, "rows": [asdict(row) for row in rows]}
+    page.write(path.with_suffix(".md"), f"{page.head('The ladder on a CPU', about)}{text}\n", record)
 
 
 if __name__ == "__main__":

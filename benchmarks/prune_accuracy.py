@@ -18,24 +18,22 @@ single images from here: `accumulate_grad` of 1.6.1 overwrites its sum with the 
 import argparse
 import concurrent.futures
 import copy
-import datetime
 import hashlib
 import inspect
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import page
 import torch
 from safetensors.torch import load_file, save
 from threadpoolctl import threadpool_limits
@@ -185,7 +183,7 @@ def trained(net: str, data: Data, seed: int, settings: Settings) -> nn.Module:
         return model.eval()
     _train(model, data, settings.epochs[data.task])
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    _write_whole(path, save(model.state_dict()))
+    page.write_whole(path, save(model.state_dict()))
     return model
 
 
@@ -401,34 +399,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _write(output: Path, cells: Sequence[Cell], closing: Sequence[str], command: str) -> None:
-    packages = ("torch", "torch-pruning", "numpy", "scikit-learn")
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": command,
-        "cpu": f"{_cpu()}, one thread",
-        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
-        "cells": "test accuracy in percent, mean over the seeds (worst seed); one shot, no fine-tuning",
-    }
+    about = page.facts(
+        command,
+        cpu=f"{page.processor()}, one thread",
+        versions=page.versions("torch", "torch-pruning", "numpy", "scikit-learn"),
+        cells="test accuracy in percent, mean over the seeds (worst seed); one shot, no fine-tuning",
+    )
     nets = dict.fromkeys((cell.task, cell.net) for cell in cells)
     tables = [table([cell for cell in cells if (cell.task, cell.net) == subject]) for subject in nets]
-    head = "\n".join(f"- {key}: {value}" for key, value in about.items())
     goal_lines = "\n".join(f"- {line}" for line in closing)
-    page = f"# What prune leaves of the accuracy\n\n{head}\n\n{goal_lines}\n\n" + "\n".join(tables)
-    record = {**about, "closing": list(closing), "results": [asdict(cell) for cell in cells]}
-    _write_whole(output, page.encode())
-    _write_whole(output.with_suffix(".json"), (json.dumps(record, indent=1) + "\n").encode())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
-
-
-def _cpu() -> str:
-    """The name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    text = page.head("What prune leaves of the accuracy", about) + f"{goal_lines}\n\n" + "\n".join(tables)
+    page.write(output, text, {**about, "closing": list(closing), "results": [asdict(cell) for cell in cells]})
 
 
 if __name__ == "__main__":

@@ -13,23 +13,20 @@ Timing  all forms in both engines take turns in one run, in an order that rotate
 """
 
 import argparse
-import datetime
 import io
-import json
 import os
-import platform
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+import page
 import torch
+from page import interleaved
 from torch import nn
 
 import reparam_compiler
@@ -100,20 +97,6 @@ def measure(model: nn.Module, x: torch.Tensor, repeat: int) -> list[Row]:
     return rows
 
 
-def interleaved(runs: Mapping[tuple[str, str], Run], repeat: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each, from rounds in which all take turns in rotating order, after one to warm up."""
-    order, taken = list(runs), {key: list[float]() for key in runs}
-    for run in runs.values():
-        run()
-    for index in range(repeat):
-        turn = index % len(order)
-        for key in order[turn:] + order[:turn]:
-            start = time.perf_counter()
-            runs[key]()
-            taken[key].append(time.perf_counter() - start)
-    return taken
-
-
 def _onnx_runtime(model: nn.Module, x: torch.Tensor) -> Run:
     buffer = io.BytesIO()
     torch.onnx.export(deep_copy(model), (x,), buffer, dynamo=False)
@@ -125,7 +108,7 @@ def _onnx_runtime(model: nn.Module, x: torch.Tensor) -> Run:
 
 
 def _tvm(model: nn.Module, x: torch.Tensor) -> Run:
-    executable = reparam_compiler.compile(model, (x,))
+    executable = reparam_compiler.compile(model, (x,), fuse=False)
     array = x.numpy()
     return lambda: executable.run(array)[0]
 
@@ -174,29 +157,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _write(output: Path, rows: Sequence[Row], closing: str, command: str) -> None:
-    packages = ("torch", "onnxruntime", "apache-tvm", "numpy")
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": command,
-        "cpu": f"{_cpu()}, one thread, batch 1",
-        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
-        "goal": closing,
-    }
-    head = "\n".join(f"- {key}: {value}" for key, value in about.items())
-    record = {**about, "rows": [asdict(row) for row in rows]}
-    for path, content in (
-        (output, f"# What pruned widths are worth in time\n\n{head}\n\n{table(rows)}"),
-        (output.with_suffix(".json"), json.dumps(record, indent=1) + "\n"),
-    ):
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_text(content)
-        unfinished.replace(path)
-
-
-def _cpu() -> str:
-    """The name of the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    about = page.facts(
+        command,
+        cpu=f"{page.processor()}, one thread, batch 1",
+        versions=page.versions("torch", "onnxruntime", "apache-tvm", "numpy"),
+        goal=closing,
+    )
+    text = page.head("What pruned widths are worth in time", about) + table(rows)
+    page.write(output, text, {**about, "rows": [asdict(row) for row in rows]})
 
 
 if __name__ == "__main__":

@@ -16,18 +16,16 @@ own and a time limit. Both tools first prune a net of two convs, so that what th
 
 import argparse
 import copy
-import datetime
-import json
 import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import page
 import torch
 from fuse_zoo import boxed
 from torch import Tensor, nn
@@ -333,14 +331,11 @@ def main() -> None:
 
 
 def _write(output: Path, rows: Sequence[Row], ratio: float) -> None:
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "timm", "torchvision", "torch-pruning"))
-    head = (
-        f"# What prune makes of timm and torchvision\n\n- date: {day}\n- command: python benchmarks/prune_zoo.py -o {output}\n"
-        f"- machine: {platform.machine()}, one thread; {versions}\n- ratio {ratio} of every family, by L1\n\n{summary(rows)}\n"
-    )
-    output.write_text(head + "\n" + "\n".join([*HEAD, *map(line, rows)]) + "\n")
-    output.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    versions = page.versions("torch", "timm", "torchvision", "torch-pruning")
+    about = page.facts(f"python benchmarks/prune_zoo.py -o {output}", machine=f"{platform.machine()}, one thread; {versions}")
+    head = page.head("What prune makes of timm and torchvision", about, f"ratio {ratio} of every family, by L1")
+    table = "\n".join([*HEAD, *map(line, rows)])
+    page.write(output, f"{head}{summary(rows)}\n\n{table}\n", [asdict(row) for row in rows])
 
 
 if __name__ == "__main__":

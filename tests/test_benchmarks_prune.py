@@ -11,6 +11,7 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # where they find each other
 
 
 def _loaded(name: str) -> ModuleType:
