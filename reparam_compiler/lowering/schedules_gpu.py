@@ -1,9 +1,14 @@
 """GPU schedules without a search: every function gets a valid one, and none may be left for the host.
 
+Convs and dense layers come here scheduled (`schedules_gpu_sites`). Of the rest, what computes each output from few inputs
+(elementwise, pooling, concatenation, resizing) takes one thread an output, `per_output`; sums over many, and matrix
+products of two activations, take dlight's rules.
+
 TVM compiles a function without thread bindings for the host and says nothing; the model would then read GPU memory from
 the CPU. `unbound` finds such functions, and `schedule_gpu` refuses them.
 """
 
+import math
 from typing import Any
 
 import tvm
@@ -11,13 +16,24 @@ from tvm import tirx
 from tvm.s_tir import dlight
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.schedules_cpu import REDUCED, SCHEDULED, SPATIAL
+from reparam_compiler.lowering.schedules_gpu_tensor import cheap_stack_frames
+
+THREADS = 256
+WINDOW = 64  # terms of a sum or maximum that one thread takes alone
+BYTES = 16  # that one thread moves at once
 
 
 def schedule_gpu(module: Any) -> Any:
-    """dlight's rules, the general one last, for every PrimFunc of `module`.
+    """A schedule for every PrimFunc of `module` that has none.
 
     Raises: LoweringError naming the functions that no rule bound to threads.
     """
+    for variable, func in module.functions_items():
+        if isinstance(func, tirx.PrimFunc) and not (func.attrs and func.attrs.get(SCHEDULED)):
+            scheduled = per_output(func)
+            if scheduled is not None:
+                module.update_func(variable, scheduled)
     rules = dlight.ApplyDefaultSchedule(
         dlight.gpu.Matmul(),
         dlight.gpu.GEMV(),
@@ -25,13 +41,33 @@ def schedule_gpu(module: Any) -> Any:
         dlight.gpu.GeneralReduction(),
         dlight.gpu.Fallback(),
     )
-    module = rules(module)
+    with cheap_stack_frames():  # dlight imports the tensor intrinsics for a large product in float16
+        module = rules(module)
     if left := unbound(module):
         raise LoweringError(
             f"{', '.join(left)}: no GPU schedule rule binds it to threads, so it would run on the host; "
             "expected thread bindings in every kernel. Compile for llvm, or rewrite the op in the model"
         )
     return module
+
+
+def per_output(func: Any) -> Any:
+    """The function with one thread an output, or None where that is not what it needs.
+
+    It is not where a thread would sum more than `WINDOW` terms, a shape is symbolic, or a block is opaque (sorting, calls).
+    """
+    sch = tvm.s_tir.Schedule(func)
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        try:
+            sch.compute_inline(block)
+        except tvm.s_tir.ScheduleError:
+            continue
+    blocks = sch.get_child_blocks(sch.get_sblock("root"))
+    if not all(_is_small(sch, block) for block in blocks):
+        return None
+    for block in blocks:
+        _bind_outputs(sch, block)
+    return sch.mod["main"].with_attr(SCHEDULED, True)
 
 
 def unbound(module: Any) -> list[str]:
@@ -41,6 +77,45 @@ def unbound(module: Any) -> list[str]:
         for variable, func in module.functions_items()
         if isinstance(func, tirx.PrimFunc) and not _is_bound(func)
     ]
+
+
+def _is_small(sch: Any, block: Any) -> bool:
+    loops, axes = sch.get_loops(block), sch.get(block).iter_vars
+    extents = [sch.get(loop).extent for loop in loops]
+    if len(loops) != len(axes) or not all(isinstance(extent, tirx.IntImm) for extent in extents):
+        return False
+    if not {int(axis.iter_type) for axis in axes} <= {SPATIAL, REDUCED} or not sch.get(block).writes:
+        return False
+    terms = [int(extent) for extent, axis in zip(extents, axes, strict=True) if int(axis.iter_type) == REDUCED]
+    return math.prod(terms) <= WINDOW and len(terms) < len(axes)
+
+
+def _bind_outputs(sch: Any, block: Any) -> None:
+    kinds = [int(axis.iter_type) for axis in sch.get(block).iter_vars]
+    loops = sch.get_loops(block)
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == SPATIAL]
+    reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == REDUCED]
+    width = 1 if reduced else _vector_width(sch, block, spatial[-1])
+    sch.reorder(*spatial, *reduced)
+    grid, thread, lane = sch.split(sch.fuse(*spatial), [None, THREADS, width])
+    sch.bind(grid, "blockIdx.x")
+    sch.bind(thread, "threadIdx.x")
+    if width > 1:
+        sch.vectorize(lane)
+    if reduced:
+        sch.decompose_reduction(block, reduced[0])
+
+
+def _vector_width(sch: Any, block: Any, last: Any) -> int:
+    """How many outputs of a row a thread takes: 16 bytes of them where the row divides so and nothing is selected."""
+    body = str(sch.get(block).body)
+    if "if_then_else" in body or "Select" in body:
+        return 1
+    bits = int(tvm.DataType(str(sch.get(block).writes[0].source.dtype)).bits)
+    width = BYTES * 8 // max(8, bits)
+    while int(sch.get(last).extent) % width:
+        width //= 2
+    return width
 
 
 def _is_bound(func: Any) -> bool:

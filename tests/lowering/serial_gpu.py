@@ -1,0 +1,32 @@
+"""GPU schedules run on a CPU: every loop bound to blocks and threads becomes a serial one, and LLVM compiles the rest.
+
+What this shows: the scheduled loops compute what they should, over ragged tiles too, with the buffers that the schedule
+made. What it cannot show: where barriers go (TVM places them later), the intrinsics of tensor cores, and speed. A staged
+tile is copied whole by each iteration of the loop that stood for a thread, which is what all threads do together.
+"""
+
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+
+def run_serially(func: Any, *inputs: np.ndarray, out: tuple[tuple[int, ...], str]) -> np.ndarray:
+    """What a scheduled PrimFunc writes into its last buffer, of shape and dtype `out`."""
+    built = tvm.compile(serial(func).with_attr("global_symbol", "main"), target={"kind": "llvm"})
+    result = tvm.runtime.tensor(np.full(out[0], np.nan, out[1]))
+    built["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in inputs), result)
+    return result.numpy()
+
+
+def serial(func: Any) -> Any:
+    """The function with its thread loops made serial, and without what only a GPU understands."""
+
+    def unbound(loop: Any) -> Any:
+        kind = loop.kind if loop.kind != tirx.ForKind.THREAD_BINDING else tirx.ForKind.SERIAL
+        kept = {key: value for key, value in loop.annotations.items() if key.startswith("software_pipeline")}
+        return tirx.For(loop.loop_var, loop.min, loop.extent, kind, loop.body, None, kept)
+
+    return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, unbound), order="post"))
