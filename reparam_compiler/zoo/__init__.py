@@ -1,6 +1,7 @@
 """Model definitions in training form, to try the compiler on."""
 
 from reparam_compiler.zoo.digits import DigitsSplit, accuracy, calibration_images, digits_repvgg, digits_split
+from reparam_compiler.zoo.pspnet import PSPNet, pspnet
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 from reparam_compiler.zoo.repvgg import (
     REPVGG,
@@ -25,12 +26,14 @@ __all__ = [
     "RESNET",
     "Architecture",
     "DigitsSplit",
+    "PSPNet",
     "RepVGG",
     "ResNet",
     "accuracy",
     "calibration_images",
     "digits_repvgg",
     "digits_split",
+    "pspnet",
     "randomise_batch_norm",
     "repvgg_a0",
     "repvgg_a1",

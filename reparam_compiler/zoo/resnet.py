@@ -31,11 +31,15 @@ class ResNet(nn.Module):
         kind: the block.
         layers: blocks in each of the four stages.
         num_classes: outputs of the linear layer.
+        dilated: as a segmentation backbone of output stride 8: the last two stages keep the resolution, and their 3x3
+            convs have dilation 2 and 4 in return (PSPNet).
 
     Shapes: `N 3 H W` to `N num_classes`.
     """
 
-    def __init__(self, kind: BlockKind, layers: tuple[int, int, int, int], *, num_classes: int = 1000) -> None:
+    def __init__(
+        self, kind: BlockKind, layers: tuple[int, int, int, int], *, num_classes: int = 1000, dilated: bool = False
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             OrderedDict(conv=ConvBN(Site(3, 64, 2), (7, 7)), relu=nn.ReLU(), pool=nn.MaxPool2d(3, stride=2, padding=1))
@@ -43,8 +47,10 @@ class ResNet(nn.Module):
         stages, into = [], WIDTHS[0]
         for index, (count, width) in enumerate(zip(layers, WIDTHS, strict=True)):
             out = width * EXPANSION[kind]
-            first = _block(kind, into, width, stride=1 if index == 0 else 2)
-            stages.append(nn.Sequential(first, *(_block(kind, out, width, stride=1) for _ in range(count - 1))))
+            spread = dilated and index >= len(WIDTHS) - 2
+            middle = Site(width, width, dilation=2 ** (index - 1) if spread else 1)
+            first = _block(kind, into, replace(middle, stride=1 if index == 0 or spread else 2))
+            stages.append(nn.Sequential(first, *(_block(kind, out, middle) for _ in range(count - 1))))
             into = out
         self.stages = nn.Sequential(*stages)
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -57,29 +63,29 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet18(*, num_classes: int = 1000) -> ResNet:
+def resnet18(*, num_classes: int = 1000, dilated: bool = False) -> ResNet:
     """ResNet-18."""
-    return ResNet("basic", (2, 2, 2, 2), num_classes=num_classes)
+    return ResNet("basic", (2, 2, 2, 2), num_classes=num_classes, dilated=dilated)
 
 
-def resnet34(*, num_classes: int = 1000) -> ResNet:
+def resnet34(*, num_classes: int = 1000, dilated: bool = False) -> ResNet:
     """ResNet-34."""
-    return ResNet("basic", (3, 4, 6, 3), num_classes=num_classes)
+    return ResNet("basic", (3, 4, 6, 3), num_classes=num_classes, dilated=dilated)
 
 
-def resnet50(*, num_classes: int = 1000) -> ResNet:
+def resnet50(*, num_classes: int = 1000, dilated: bool = False) -> ResNet:
     """ResNet-50."""
-    return ResNet("bottleneck", (3, 4, 6, 3), num_classes=num_classes)
+    return ResNet("bottleneck", (3, 4, 6, 3), num_classes=num_classes, dilated=dilated)
 
 
-def resnet101(*, num_classes: int = 1000) -> ResNet:
+def resnet101(*, num_classes: int = 1000, dilated: bool = False) -> ResNet:
     """ResNet-101."""
-    return ResNet("bottleneck", (3, 4, 23, 3), num_classes=num_classes)
+    return ResNet("bottleneck", (3, 4, 23, 3), num_classes=num_classes, dilated=dilated)
 
 
-def resnet152(*, num_classes: int = 1000) -> ResNet:
+def resnet152(*, num_classes: int = 1000, dilated: bool = False) -> ResNet:
     """ResNet-152."""
-    return ResNet("bottleneck", (3, 8, 36, 3), num_classes=num_classes)
+    return ResNet("bottleneck", (3, 8, 36, 3), num_classes=num_classes, dilated=dilated)
 
 
 RESNET: Mapping[str, Callable[..., ResNet]] = MappingProxyType(
@@ -93,12 +99,12 @@ RESNET: Mapping[str, Callable[..., ResNet]] = MappingProxyType(
 )
 
 
-def _block(kind: BlockKind, in_channels: int, width: int, stride: int) -> ResidualBlock:
-    """The block with 3x3 convs of `width`; it gives `EXPANSION[kind]` times as many channels."""
-    middle = Site(width, width, stride)
+def _block(kind: BlockKind, in_channels: int, middle: Site) -> ResidualBlock:
+    """The block with 3x3 convs like `middle`; it gives `EXPANSION[kind]` times as many channels."""
+    width = middle.out_channels
     if kind == "basic":
         return residual_pair(replace(middle, in_channels=in_channels), replace(middle, stride=1))
-    ends = Site(in_channels, width * EXPANSION[kind], stride)
+    ends = Site(in_channels, width * EXPANSION[kind], middle.stride)
     layers = OrderedDict(
         reduce=ConvBN(Site(in_channels, width), (1, 1)),
         relu1=nn.ReLU(),
