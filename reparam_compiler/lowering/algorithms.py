@@ -1,16 +1,23 @@
-"""How a convolution is computed, and in which tiles: today the direct form, for dense, grouped and depthwise convs.
+"""How a convolution is computed, and in which tiles: directly, or by Winograd's transforms (`core/winograd.py`).
 
-    Y[p, g, c] = sum_{r, s, k} X[pixel(p, r, s), g K + k] U[g c / nr, r, s, k, c mod nr]      p: all output pixels, flat
+    direct    Y[p, g, c] = sum_{r, s, k} X[pixel(p, r, s), g K + k] U[g c / nr, r, s, k, c mod nr]    p: all output pixels, flat
+    Winograd  M[t, e, g, c] = sum_{q, k} V[t, e, q, g K + k] U[e, g c / nr, q, k, c mod nr]           e: the points of a tile t
 
-`p` is padded to a multiple of mr and `c` to one of nr, with zero weights, so that the tile of mr x nr sums needs no
-guard. The tile is chosen by counting the cycles of one step of k: mr nr / lanes multiply-adds and mr + nr / lanes loads,
-two of each a cycle, at least the four cycles of a multiply-add's latency, and no more registers than there are.
-A dense layer is the same thing with one pixel a row.
+Either is a GEMM, whose rows (pixels, tiles) are padded to a multiple of mr and its columns to one of nr, with zero weights, so
+that the tile of mr x nr sums needs no guard. The tile is chosen by counting the cycles of one step of k: mr nr / lanes
+multiply-adds and mr + nr / lanes loads, two of them a cycle, at least the four cycles of a multiply-add's latency, and no more
+registers than there are. A dense layer is the same thing with one pixel a row.
+
+Which algorithm a conv takes is chosen by the cycles of its GEMMs, of its transforms, and of its weights, which come from
+memory: in a net every layer's do. The constants were measured on a Zen 4 core with cold weights (RepVGG-A0's layers).
 """
 
+import itertools
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
+from reparam_compiler.core.winograd import Transform, transform
 from reparam_compiler.lowering.target import VectorUnit
 
 Operand = Literal["none", "scalar", "channels", "tensor"]
@@ -18,8 +25,10 @@ Order = Literal["weights", "pixels"]
 
 FMA_LATENCY = 4
 LOAD_COST = 0.1  # cycles that a load costs beyond its port: 4 x 24 measures 93 GFLOP/s where 4 x 16 gives 86
-STREAM_BYTES = 16  # bytes a cycle from L3
-CHUNKS = 4  # pieces of work a thread should find
+STREAM_BYTES = 16  # bytes a cycle that weights from L3 or memory cost beside the arithmetic
+MEMORY_BYTES = 6.5  # bytes a cycle from memory, at most
+TRANSFORM = 1.8  # cycles that a vector of a Winograd tile's elements costs for each row or column of the tile
+OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
 UNROLL = 4  # steps of k written out
 
 
@@ -68,6 +77,11 @@ class ConvShape:
         return self.groups > 1 and self.group_in == 1 and self.group_out == 1
 
     @property
+    def pointwise(self) -> bool:
+        """One tap that reads every pixel, or a dense layer: a GEMM as it stands."""
+        return self.kernel == self.stride == (1, 1) and not any(self.padding)
+
+    @property
     def macs(self) -> int:
         return self.pixels * self.channels_out * self.group_in * self.kernel[0] * self.kernel[1]
 
@@ -110,6 +124,57 @@ class Tile:
         return -(-shape.pixels // self.rows) * self.rows
 
 
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """The direct form. tile: its rows are pixels."""
+
+    tile: Tile
+
+    def __str__(self) -> str:
+        return "direct"
+
+    def gemm(self, shape: ConvShape) -> ConvShape:
+        """The conv itself, whose rows are its pixels."""
+        return shape
+
+
+@dataclass(frozen=True, slots=True)
+class Winograd:
+    """The knobs of a Winograd conv.
+
+    outputs: m_h, m_w of a tile. tile: of the batched GEMM, whose rows are tiles.
+    """
+
+    outputs: tuple[int, int]
+    tile: Tile
+
+    def __str__(self) -> str:
+        return f"winograd {self.outputs[0]}x{self.outputs[1]}"
+
+    def transforms(self, shape: ConvShape) -> tuple[Transform, Transform]:
+        """Those of the rows and of the columns: of a strided kernel, one phase."""
+        taps = (-(-size // step) for size, step in zip(shape.kernel, shape.stride, strict=True))
+        height, width = map(transform, self.outputs, taps)
+        return height, width
+
+    def grid(self, shape: ConvShape) -> tuple[int, int]:
+        """Tiles down and across one lattice of one image."""
+        (m_h, m_w), (d_h, d_w) = self.outputs, shape.dilation
+        return -(-shape.out_height // (d_h * m_h)), -(-shape.out_width // (d_w * m_w))
+
+    def tiles(self, shape: ConvShape) -> int:
+        """Tiles of the whole batch."""
+        return shape.batch * math.prod(shape.dilation) * math.prod(self.grid(shape))
+
+    def gemm(self, shape: ConvShape) -> ConvShape:
+        """The product at one point of the tiles, as the 1x1 conv that it is: a pixel a tile, a channel a phase and channel."""
+        wide = math.prod(shape.stride) * shape.channels_in
+        return ConvShape(self.tiles(shape), 1, 1, wide, shape.channels_out, (1, 1), groups=shape.groups, dtype=shape.dtype)
+
+
+Algorithm: TypeAlias = Direct | Winograd
+
+
 def candidate_tiles(shape: ConvShape, unit: VectorUnit) -> list[Tile]:
     """Every tile whose sums, one row of weights and one broadcast fit the registers, best first by `tile_cycles`."""
     lanes = unit.lanes(shape.dtype)
@@ -133,7 +198,7 @@ def tile_cycles(shape: ConvShape, tile: Tile, unit: VectorUnit) -> float:
     lanes = unit.lanes(shape.dtype)
     vectors = tile.columns // lanes
     fmas, loads = tile.rows * vectors, tile.rows + vectors
-    step = max(fmas / 2, loads / 2, FMA_LATENCY) + LOAD_COST * loads
+    step = max(fmas / unit.fmas, loads / 2, FMA_LATENCY) + LOAD_COST * loads
     depth = shape.kernel[0] * shape.kernel[1] * shape.group_in
     weight_bytes = depth * tile.columns * unit.bytes // lanes
     if weight_bytes > unit.l2_bytes * 3 // 4:
@@ -141,6 +206,40 @@ def tile_cycles(shape: ConvShape, tile: Tile, unit: VectorUnit) -> float:
     edges = 2.0 * fmas + 10
     tiles = shape.groups * tile.column_tiles(shape) * (tile.padded_pixels(shape) // tile.rows)
     return tiles * (depth * step + edges)
+
+
+def candidates(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
+    """Every algorithm that computes the conv, each in its best tile, the fewest estimated cycles first."""
+    found: list[Algorithm] = [Direct(choose_tile(shape, unit))]
+    split = [size > 1 for size in shape.kernel]
+    if any(split) and not shape.depthwise and (shape.stride == (1, 1) or shape.dilation == (1, 1)):
+        for down, across in itertools.product(*(OUTPUTS if axis else (1,) for axis in split)):
+            if down == across or 1 in (down, across):
+                gemm = Winograd((down, across), Tile(1, 1)).gemm(shape)
+                found.append(Winograd((down, across), choose_tile(gemm, unit)))
+    return sorted(found, key=lambda algorithm: cycles(shape, algorithm, unit))
+
+
+def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
+    """Cycles of one core for the whole conv with cold weights."""
+    lanes, tile, gemm = unit.lanes(shape.dtype), algorithm.tile, algorithm.gemm(shape)
+    if isinstance(algorithm, Direct):
+        points, arithmetic = math.prod(shape.kernel), tile_cycles(shape, tile, unit)
+    else:
+        height, width = algorithm.transforms(shape)
+        points = height.size * width.size
+        read = gemm.channels_in / vector_step(shape.channels_in, lanes)
+        written = shape.channels_out / vector_step(shape.group_out, lanes)
+        transforms = TRANSFORM * (height.size + width.size) * points * algorithm.tiles(shape) * (read + written)
+        arithmetic = points * tile_cycles(gemm, tile, unit) + transforms
+    columns = shape.groups * tile.column_tiles(shape) * tile.columns
+    weights = points * gemm.group_in * columns * unit.bytes // lanes
+    return max(arithmetic, weights / MEMORY_BYTES) + weights / STREAM_BYTES
+
+
+def vector_step(width: int, lanes: int) -> int:
+    """Elements a vector where `width` lie in a row: as many as there are lanes, or the largest power of two that divides."""
+    return lanes if width % lanes == 0 else width & -width
 
 
 def unroll_of(extent: int, most: int) -> int:

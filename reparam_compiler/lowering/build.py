@@ -17,13 +17,13 @@ from tvm.relax.backend.cuda import pipeline as cuda_pipeline
 from tvm.s_tir import meta_schedule
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.algorithms import choose_tile
+from reparam_compiler.lowering.algorithms import candidates
 from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
 from reparam_compiler.lowering.cubin import cuda_toolchain
 from reparam_compiler.lowering.importer import Imported, to_relax
-from reparam_compiler.lowering.kernels import TileRule, convs_to_kernels
+from reparam_compiler.lowering.kernels import MAX_ERROR, AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.layout import channels_last, simplify
-from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, RecordedTiles, check_readable, read_tiles
+from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, RecordedAlgorithms, check_readable, read_convs
 from reparam_compiler.lowering.schedules_cpu import schedule_rest
 from reparam_compiler.lowering.schedules_gpu import schedule_gpu
 from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
@@ -96,12 +96,12 @@ def lower_gpu(module: Any, target: Any) -> Any:
     return schedule_gpu(Sequential(passes)(simplify(module)))
 
 
-def lower_cpu(module: Any, target: Any, records: Path | None = None) -> Any:
-    """The phases for a CPU: NHWC inside, convs by the recipe, a schedule by rule for what is left."""
+def lower_cpu(module: Any, target: Any, records: Path | None = None, max_error: float = MAX_ERROR) -> Any:
+    """The phases for a CPU: NHWC inside, convs by the recipes, a schedule by rule for what is left."""
     if records is None:
-        return schedule_rest(fused_cpu(prepared_cpu(module), target), vector_unit(target))
-    tiles = RecordedTiles(read_tiles(records), describe(target))
-    module = fused_cpu(prepared_cpu(module), target, tiles)
+        return schedule_rest(fused_cpu(prepared_cpu(module), target, max_error=max_error), vector_unit(target))
+    rule = RecordedAlgorithms(read_convs(records), describe(target))
+    module = fused_cpu(prepared_cpu(module), target, rule, max_error=max_error)
     if (records / SCHEDULES).is_file():
         with meta_schedule.database.JSONDatabase(str(records / WORKLOADS), str(records / SCHEDULES)):
             module = relax.transform.MetaScheduleApplyDatabase()(module)
@@ -113,7 +113,7 @@ def prepared_cpu(module: Any) -> Any:
     return channels_last(simplify(module))
 
 
-def fused_cpu(module: Any, target: Any, tile_of: TileRule = choose_tile) -> Any:
+def fused_cpu(module: Any, target: Any, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
     """Kernels for the convs; what is left, legalized to TIR and fused, has no schedule yet."""
     passes = [
         *cpu_pipeline.library_dispatch_passes(target),
@@ -121,7 +121,7 @@ def fused_cpu(module: Any, target: Any, tile_of: TileRule = choose_tile) -> Any:
         relax.transform.RewriteDataflowReshape(),  # before the schedules: it knows a reshape by its plain loops
         relax.transform.DeadCodeElimination(),
     ]
-    return Sequential(passes)(convs_to_kernels(module, vector_unit(target), tile_of))
+    return Sequential(passes)(convs_to_kernels(module, vector_unit(target), rule, max_error=max_error))
 
 
 def versions() -> dict[str, str]:

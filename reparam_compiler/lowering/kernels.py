@@ -1,16 +1,18 @@
 """The Relax pass that gives every conv and dense layer of constant weight its kernel, with what follows it fused in.
 
-    conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(direct_conv, x, packed W, b, residual)
+    conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(conv, x, packed W, b, residual)
 
-`find_sites` reads the graph and changes nothing; `ConvsToKernels` rewrites it. Weights are packed in numpy, once:
+`find_sites` reads the graph and changes nothing; `ConvsToKernels` rewrites it. The algorithm of a layer is the first
+of a rule's whose error on the layer's own weights is within the bound; where none is, the most exact. Weights are packed in numpy, once:
 
-    O kh kw Ig -> G, O/G -> tiles of nr -> [G tiles, kh, kw, Ig, nr]        dense and grouped, zero channels up to nr
+    O kh kw Ig -> G, O/G -> tiles of nr -> [G tiles, kh, kw, Ig, nr]        direct, zero channels up to nr
+    O kh kw Ig -> [e, G tiles, q, Ig, nr]                                   Winograd, transformed in float64
     C kh kw 1  -> [kh, kw, C']                                              depthwise, zero channels up to the vector
 """
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,13 +22,20 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from reparam_compiler.lowering.algorithms import ConvShape, Operand, Step, Tile, choose_tile
+from reparam_compiler.lowering.accuracy import measured_error
+from reparam_compiler.lowering.algorithms import Algorithm, ConvShape, Direct, Operand, Step, Tile, candidates
 from reparam_compiler.lowering.layout import op_name
 from reparam_compiler.lowering.schedules_cpu import depthwise_columns, depthwise_conv, direct_conv
+from reparam_compiler.lowering.schedules_winograd import pack_winograd, winograd_conv
 from reparam_compiler.lowering.target import VectorUnit
 
 Weights = Shaped[np.ndarray, "..."]
-TileRule = Callable[[ConvShape, VectorUnit], Tile]
+AlgorithmRule = Callable[[ConvShape, VectorUnit], Sequence[Algorithm]]
+
+MAX_ERROR = 1e-4
+"""The relative error that an algorithm may have on a layer's weights (`accuracy.measured_error`)."""
+ALGORITHM, FLOPS, ERROR = "reparam.algorithm", "reparam.flops", "reparam.error"
+"""Attributes of kernels: what they compute by, twice the multiply-adds of the direct form, the largest measured error."""
 
 DTYPES = ("float32", "float64")
 BINARY = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}
@@ -59,17 +68,24 @@ class Site:
         return f"{kind}_{size}" if kind != "dense" else f"dense_{s.channels_in}_{s.channels_out}"
 
 
-def convs_to_kernels(module: Any, unit: VectorUnit, tile_of: TileRule = choose_tile) -> Any:
-    """Replace each site of `main` by a call of its scheduled kernel; `tile_of` picks the tile."""
+def convs_to_kernels(module: Any, unit: VectorUnit, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
+    """Replace each site of `main` by a call of its scheduled kernel.
+
+    rule: gives the algorithms of a shape, best first.
+    max_error: the relative error that an algorithm may have on a layer's weights; the direct form where none is within it.
+    """
     sites = find_sites(module["main"])
     if not sites:
         return module
-    rewriter = ConvsToKernels(module, sites, unit, tile_of)
+    rewriter = ConvsToKernels(module, sites, unit, rule, max_error)
     rewriter.builder_.update_func(module.get_global_var("main"), rewriter.visit_expr(module["main"]))
-    return relax.transform.DeadCodeElimination()(rewriter.builder_.get())
+    module = relax.transform.DeadCodeElimination()(rewriter.builder_.get())
+    for variable, error in rewriter.errors.items():
+        module.update_func(variable, module[variable].with_attr(ERROR, error))
+    return module
 
 
-def find_sites(main: Any) -> list[Site]:
+def find_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[Site]:
     """Every conv2d (NHWC, OHWI) and matmul of `main` whose weight is a constant of a dtype that the recipe takes."""
     bindings = [b for block in main.body.blocks for b in block.bindings if isinstance(b, relax.VarBinding)]
     uses: Counter[Any] = Counter(_read_by(main.body.body))
@@ -82,7 +98,7 @@ def find_sites(main: Any) -> list[Site]:
     sites = []
     for binding in bindings:
         start = _conv_site(binding) if op_name(binding.value) == "relax.nn.conv2d" else _dense_site(binding)
-        if start is None:
+        if start is None or start.shape.dtype not in dtypes:
             continue
         site = start
         while uses[site.result] == 1 and site.result in readers:
@@ -93,6 +109,13 @@ def find_sites(main: Any) -> list[Site]:
         taken.update([*site.absorbed, site.result])
         sites.append(site)
     return sites
+
+
+def kernel_of(shape: ConvShape, algorithm: Algorithm, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
+    """The scheduled PrimFunc of a conv by an algorithm."""
+    if isinstance(algorithm, Direct):
+        return direct_conv(shape, algorithm.tile, epilogue, unit)
+    return winograd_conv(shape, algorithm, epilogue, unit)
 
 
 def pack_dense(weight: Weights, shape: ConvShape, tile: Tile) -> Weights:
@@ -111,17 +134,31 @@ def pack_depthwise(weight: Weights, shape: ConvShape, columns: int) -> Weights:
     return np.ascontiguousarray(np.pad(by_tap, [(0, 0), (0, 0), (0, columns - shape.channels_out)]))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """How one site is computed. key: what its kernel depends on. size: of the kernel's output. make: builds the kernel."""
+
+    algorithm: str
+    key: tuple[Any, ...]
+    packed: Weights
+    size: tuple[int, ...]
+    make: Callable[[], Any]
+    error: float | None = None
+
+
 @mutator
 class ConvsToKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
-    """Emits one kernel call a site, and drops the bindings that the site absorbed."""
+    """Emits one kernel call a site, and drops the bindings that the site absorbed. errors: the largest of each kernel."""
 
-    def __init__(self, module: Any, sites: list[Site], unit: VectorUnit, tile_of: TileRule) -> None:
+    def __init__(self, module: Any, sites: list[Site], unit: VectorUnit, rule: AlgorithmRule, max_error: float) -> None:
         super().__init__(module)
         self.unit = unit
-        self.tile_of = tile_of
+        self.rule = rule
+        self.max_error = max_error
         self.by_result = {site.result: site for site in sites}
         self.absorbed = {variable for site in sites for variable in site.absorbed}
         self.kernels: dict[tuple[Any, ...], Any] = {}
+        self.errors: dict[Any, float] = {}
 
     def visit_var_binding_(self, binding: Any) -> None:
         if binding.var in self.absorbed:
@@ -135,33 +172,50 @@ class ConvsToKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
         self.set_var_remap(binding.var, emit(result))
 
     def _kernel_call(self, site: Site) -> Any:
-        shape = site.shape
-        flat = (shape.pixels, shape.groups, shape.group_out)
-        if shape.depthwise:
-            columns = depthwise_columns(shape, self.unit)
-            packed = pack_depthwise(site.weight, shape, columns)
-            kernel = self._kernel(site, (shape, site.epilogue), lambda: depthwise_conv(shape, site.epilogue, self.unit))
-        else:
-            tile = self.tile_of(shape, self.unit)
-            packed = pack_dense(site.weight, shape, tile)
-            kernel = self._kernel(
-                site, (shape, site.epilogue, tile), lambda: direct_conv(shape, tile, site.epilogue, self.unit)
-            )
+        shape, plan = site.shape, self._plan(site)
+        if plan.key not in self.kernels:
+            kernel = plan.make().with_attrs({ALGORITHM: plan.algorithm, FLOPS: 2 * shape.macs})
+            self.kernels[plan.key] = self.builder_.add_func(kernel, str(site))
+        kernel = self.kernels[plan.key]
+        if plan.error is not None:
+            self.errors[kernel] = max(plan.error, self.errors.get(kernel, 0.0))
         data = self._shaped(self.visit_expr(site.data), (shape.batch, shape.height, shape.width, shape.channels_in))
         operands = [
             relax.const(operand, shape.dtype)
             if isinstance(operand, np.ndarray)
-            else self._shaped(self.visit_expr(operand), flat)
+            else self._shaped(self.visit_expr(operand), plan.size)
             for operand in site.operands
         ]
-        arguments = [data, relax.const(packed, shape.dtype), *operands]
-        out = self.builder_.emit(relax.call_tir(kernel, arguments, relax.TensorType(flat, shape.dtype)))
+        arguments = [data, relax.const(plan.packed, shape.dtype), *operands]
+        out = self.builder_.emit(relax.call_tir(kernel, arguments, relax.TensorType(plan.size, shape.dtype)))
         return relax.op.reshape(out, site.result.ty.shape)
 
-    def _kernel(self, site: Site, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-        if key not in self.kernels:
-            self.kernels[key] = self.builder_.add_func(make(), str(site))
-        return self.kernels[key]
+    def _plan(self, site: Site) -> _Plan:
+        shape, weight, epilogue, unit = site.shape, site.weight, site.epilogue, self.unit
+        size: tuple[int, ...] = (shape.pixels, shape.groups, shape.group_out)
+        if shape.depthwise:
+            packed = pack_depthwise(weight, shape, depthwise_columns(shape, unit))
+            return _Plan("depthwise", (shape, epilogue), packed, size, lambda: depthwise_conv(shape, epilogue, unit))
+        algorithm, error = self._chosen(site)
+        if isinstance(algorithm, Direct):
+            name, packed = "gemm" if shape.pointwise else "direct", pack_dense(weight, shape, algorithm.tile)
+        else:
+            name, packed = str(algorithm), pack_winograd(weight, shape, algorithm)
+            size = (shape.batch, shape.out_height, shape.out_width, *size[1:])
+        return _Plan(
+            name, (shape, epilogue, algorithm), packed, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error
+        )
+
+    def _chosen(self, site: Site) -> tuple[Algorithm, float]:
+        """The rule's first algorithm within the bound; the most exact where none is."""
+        measured: list[tuple[float, Algorithm]] = []
+        for algorithm in self.rule(site.shape, self.unit):
+            error = measured_error(site.weight, site.shape, algorithm)
+            if error <= self.max_error:
+                return algorithm, error
+            measured.append((error, algorithm))
+        error, algorithm = min(measured, key=lambda pair: pair[0])
+        return algorithm, error
 
     def _shaped(self, value: Any, shape: tuple[int, ...]) -> Any:
         if _sizes(value) == shape:
@@ -202,7 +256,7 @@ def _conv_site(binding: Any) -> Site | None:
     out = _sizes(binding.var)
     if weight is None or data is None or out is None or layouts != ("NHWC", "OHWI", "NHWC"):
         return None
-    if str(weight.dtype) not in DTYPES or str(binding.var.ty.dtype) != str(weight.dtype) or 0 in (*data, *out):
+    if str(binding.var.ty.dtype) != str(weight.dtype) or 0 in (*data, *out):
         return None
     batch, height, width, channels = data
     shape = ConvShape(
@@ -228,7 +282,7 @@ def _dense_site(binding: Any) -> Site | None:
     weight, data, out = _constant(call.args[1]), _sizes(call.args[0]), _sizes(binding.var)
     if weight is None or weight.ndim != 2 or data is None or len(data) < 2 or out is None or 0 in (*data, *out):
         return None
-    if str(weight.dtype) not in DTYPES or str(binding.var.ty.dtype) != str(weight.dtype):
+    if str(binding.var.ty.dtype) != str(weight.dtype):
         return None
     rows = int(np.prod(data[:-1]))
     shape = ConvShape(rows, 1, 1, weight.shape[0], weight.shape[1], (1, 1), dtype=str(weight.dtype))

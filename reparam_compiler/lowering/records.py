@@ -1,12 +1,12 @@
 """What a search measured, kept in a folder, and what `compile` makes of it.
 
-    tiles.jsonl                     one line a measured point of the recipe: shape, epilogue, tile, target, seconds
+    convs.jsonl                     one line a measured point of a conv: shape, epilogue, algorithm, target, seconds
     database_workload.json,         MetaSchedule's own database, for ops that have no recipe
     database_tuning_record.json
 
 Both are appended a line at a time, so a killed search leaves at worst a torn last line, which is cut off when the folder
-is opened to be written. A record wins over the rule where it was measured faster than the rule's own tile by more than
-the noise, `MARGIN`; where the rule's tile was not measured, the rule stays. An op without a recipe takes its best record.
+is opened to be written. A record wins over the rule where it was measured faster than the rule's first choice by more than
+the noise, `MARGIN`; where that was not measured, the rule stays. An op without a recipe takes its best record.
 """
 
 import json
@@ -19,21 +19,21 @@ from typing import Any
 import numpy as np
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile, choose_tile
+from reparam_compiler.lowering.algorithms import Algorithm, ConvShape, Direct, Step, Tile, Winograd, candidates
 from reparam_compiler.lowering.target import VectorUnit
 
-TILES = "tiles.jsonl"
+CONVS = "convs.jsonl"
 WORKLOADS, SCHEDULES = "database_workload.json", "database_tuning_record.json"
 MARGIN = 0.03
 
 
 @dataclass(frozen=True, slots=True)
-class TileRecord:
-    """One measured tile. `seconds` is empty where the candidate failed, so that it is not tried again."""
+class ConvRecord:
+    """One measured point. `seconds` is empty where the candidate failed, so that it is not tried again."""
 
     shape: ConvShape
     epilogue: tuple[Step, ...]
-    tile: Tile
+    algorithm: Algorithm
     target: str
     seconds: tuple[float, ...] = field(default=())
 
@@ -52,7 +52,7 @@ def prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as refusal:
         raise LoweringError(f"{folder}: records are kept in a folder, and it cannot be made: {refusal}") from refusal
-    for name in (TILES, WORKLOADS, SCHEDULES):
+    for name in (CONVS, WORKLOADS, SCHEDULES):
         path = folder / name
         if path.is_file():
             cut_torn_tail(path)
@@ -68,12 +68,12 @@ def cut_torn_tail(path: Path) -> int:
     return len(content) - whole
 
 
-def read_tiles(folder: Path) -> list[TileRecord]:
-    """Every whole line of the folder's tile records, in order.
+def read_convs(folder: Path) -> list[ConvRecord]:
+    """Every whole line of the folder's conv records, in order.
 
     Raises: LoweringError where a whole line is not a record.
     """
-    path = folder / TILES
+    path = folder / CONVS
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     try:
         return [_record(json.loads(line)) for line in lines]
@@ -81,10 +81,11 @@ def read_tiles(folder: Path) -> list[TileRecord]:
         raise LoweringError(f"{path}: found a line that is no record ({refusal}); remove it, or tune anew") from refusal
 
 
-def append_tile(folder: Path, record: TileRecord) -> None:
+def append_conv(folder: Path, record: ConvRecord) -> None:
     """Append one record as one line."""
-    with (folder / TILES).open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")
+    with (folder / CONVS).open("a") as file:
+        line = {**asdict(record), "algorithm": {"outputs": None, **asdict(record.algorithm)}}
+        file.write(json.dumps(line) + "\n")
 
 
 def check_readable(folder: Path) -> Path:
@@ -92,31 +93,32 @@ def check_readable(folder: Path) -> Path:
 
     Raises: LoweringError otherwise.
     """
-    if not folder.is_dir() or not any((folder / name).is_file() for name in (TILES, SCHEDULES)):
+    if not folder.is_dir() or not any((folder / name).is_file() for name in (CONVS, SCHEDULES)):
         raise LoweringError(f"{folder}: found no tuning records; expected a folder that tune() or `tvmc tune` wrote")
     return folder
 
 
-class RecordedTiles:
-    """The tile rule that prefers records: `(shape, unit) -> Tile`, for `convs_to_kernels`."""
+class RecordedAlgorithms:
+    """The rule that prefers records: `(shape, unit) -> algorithms`, for `convs_to_kernels`."""
 
-    def __init__(self, records: Sequence[TileRecord], target: str) -> None:
-        self.by_shape: dict[ConvShape, dict[Tile, float]] = {}
+    def __init__(self, records: Sequence[ConvRecord], target: str) -> None:
+        self.by_shape: dict[ConvShape, dict[Algorithm, float]] = {}
         for record in records:
             if record.target == target:
-                tiles = self.by_shape.setdefault(record.shape, {})
-                tiles[record.tile] = min(record.median, tiles.get(record.tile, math.inf))
+                measured = self.by_shape.setdefault(record.shape, {})
+                measured[record.algorithm] = min(record.median, measured.get(record.algorithm, math.inf))
 
-    def __call__(self, shape: ConvShape, unit: VectorUnit) -> Tile:
-        rule = choose_tile(shape, unit)
-        measured = self.by_shape.get(shape, {})
-        if rule not in measured:
-            return rule
-        best = min(measured, key=lambda tile: measured[tile])
-        return best if measured[best] < (1 - MARGIN) * measured[rule] else rule
+    def __call__(self, shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
+        """The measured ones that beat the rule's first, fastest first; then the rule's."""
+        rule, measured = candidates(shape, unit), self.by_shape.get(shape, {})
+        bound = (1 - MARGIN) * measured.get(rule[0], 0.0)
+        faster = sorted((a for a in measured if measured[a] < bound), key=lambda algorithm: measured[algorithm])
+        return [*faster, *rule]
 
 
-def _record(line: dict[str, Any]) -> TileRecord:
+def _record(line: dict[str, Any]) -> ConvRecord:
     shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in line["shape"].items()}
     epilogue = tuple(Step(**step) for step in line["epilogue"])
-    return TileRecord(ConvShape(**shape), epilogue, Tile(**line["tile"]), line["target"], tuple(line["seconds"]))
+    tile, outputs = Tile(**line["algorithm"]["tile"]), line["algorithm"]["outputs"]
+    algorithm = Direct(tile) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile)
+    return ConvRecord(ConvShape(**shape), epilogue, algorithm, line["target"], tuple(line["seconds"]))

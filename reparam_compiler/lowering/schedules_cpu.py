@@ -69,7 +69,7 @@ def scheduled_direct(func: Any, shape: ConvShape, tile: Tile, unit: VectorUnit) 
     sch.vectorize(lane)
     _unroll_tile(sch, out, lanes, shape.group_out % lanes == 0)
     init = sch.decompose_reduction(sums, r)
-    _unroll_loops(sch, sch.get_loops(init)[-3:])
+    unroll_loops(sch, sch.get_loops(init)[-3:])
     return sch
 
 
@@ -108,7 +108,7 @@ def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit)
     sch.vectorize(lane)
     _unroll_tile(sch, write, lanes, shape.channels_out % lanes == 0)
     init = sch.decompose_reduction(block, r_)
-    _unroll_loops(sch, sch.get_loops(init)[-3:])
+    unroll_loops(sch, sch.get_loops(init)[-3:])
     return finished(sch.mod["main"])
 
 
@@ -151,25 +151,35 @@ def _with_halo(x: Any, shape: ConvShape, channels: int) -> Any:
 def _write_back(sums: Any, shape: ConvShape, epilogue: Sequence[Step]) -> tuple[Any, list[Any]]:
     """The output `pixels G O/G` from the sums, and the operands that the epilogue reads, in order."""
     size = (shape.pixels, shape.groups, shape.group_out)
-    operands = [
+    operands = epilogue_operands(shape, epilogue, size)
+
+    def value(p: Any, g: Any, c: Any) -> Any:
+        total = sums[p, g * shape.group_out + c] if len(sums.shape) == 2 else sums[p, g, c]
+        return epilogue_value(total, shape, epilogue, operands, (p, g, c))
+
+    return te.compute(size, value, "out"), operands
+
+
+def epilogue_operands(shape: ConvShape, epilogue: Sequence[Step], size: tuple[int, ...]) -> list[Any]:
+    """What an epilogue reads, in order: tensors `O`, or of the output's `size`, whose last axes are group and channel."""
+    return [
         te.placeholder((shape.channels_out,) if step.operand == "channels" else size, shape.dtype, f"operand_{index}")
         for index, step in enumerate(epilogue)
         if step.operand in {"channels", "tensor"}
     ]
 
-    def value(p: Any, g: Any, c: Any) -> Any:
-        total = sums[p, g * shape.group_out + c] if len(sums.shape) == 2 else sums[p, g, c]
-        rest = iter(operands)
-        for step in epilogue:
-            if step.operand in {"channels", "tensor"}:
-                operand = next(rest)
-                other = operand[g * shape.group_out + c] if step.operand == "channels" else operand[p, g, c]
-            else:
-                other = tirx.const(step.value, shape.dtype)
-            total = ELEMENTWISE[step.op](*((other, total) if step.swapped else (total, other)))
-        return total
 
-    return te.compute(size, value, "out"), operands
+def epilogue_value(total: Any, shape: ConvShape, epilogue: Sequence[Step], operands: Sequence[Any], at: tuple[Any, ...]) -> Any:
+    """The output element `at` from its sum."""
+    rest = iter(operands)
+    for step in epilogue:
+        if step.operand in {"channels", "tensor"}:
+            operand = next(rest)
+            other = operand[at[-2] * shape.group_out + at[-1]] if step.operand == "channels" else operand[at]
+        else:
+            other = tirx.const(step.value, shape.dtype)
+        total = ELEMENTWISE[step.op](*((other, total) if step.swapped else (total, other)))
+    return total
 
 
 ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
@@ -210,7 +220,8 @@ def _unroll_tile(sch: Any, block: Any, lanes: int, even: bool) -> None:
         sch.vectorize(lane)
 
 
-def _unroll_loops(sch: Any, loops: Sequence[Any]) -> None:
+def unroll_loops(sch: Any, loops: Sequence[Any]) -> None:
+    """Write every loop out but the last, which becomes a vector."""
     *outer, lane = loops
     for loop in outer:
         sch.unroll(loop)

@@ -35,6 +35,7 @@ TargetLike: TypeAlias = str | Mapping[str, Any] | Any | None  # Any: a tvm.targe
 KINDS = ("llvm", "cuda")
 OLDEST_ARCH_OF_CUDA_13 = "sm_75"
 DEFAULT_ARCH = "sm_80"
+HALF_RATE = ("znver4", "tigerlake", "icelake-client", "rocketlake")  # one 512-bit multiply-add a cycle
 VECTOR_FEATURES = ("sse", "avx", "amx", "fma", "f16c", "bmi", "neon", "sve", "sme", "dotprod")  # what LLVM emits unasked
 ACCEPTED = (
     'None (this machine), "llvm", "cuda", a string like "llvm -mcpu=znver3 -num-cores 2", '
@@ -49,12 +50,14 @@ class VectorUnit:
     bytes: the width of a vector register.
     registers: how many of them code may use.
     threads: cores that the target has.
+    fmas: multiply-adds of whole registers that a core starts each cycle.
     l2_bytes: the cache that should hold one column tile's weights.
     """
 
     bytes: int
     registers: int
     threads: int
+    fmas: int = 2
     l2_bytes: int = 512 * 1024
 
     def lanes(self, dtype: str) -> int:
@@ -95,7 +98,7 @@ def vector_unit(target: Target) -> VectorUnit:
     """The vector registers of an llvm target, from its triple, cpu and attributes."""
     threads = int(target.attrs.get("num-cores", 0)) or _cores()
     if llvm_cpu_has_features("avx512f", target):
-        return VectorUnit(64, 32, threads)
+        return VectorUnit(64, 32, threads, fmas=1 if target.attrs.get("mcpu") in HALF_RATE else 2)
     if llvm_cpu_has_features("avx", target):
         return VectorUnit(32, 16, threads)
     triple = str(target.attrs.get("mtriple", ""))

@@ -1,7 +1,7 @@
 """Search on this machine: the recipe's knobs for convs, MetaSchedule's generic space for what has no recipe.
 
-    conv:   mr x nr, unroll, loop order     the points in the order of their estimate, the rule's own first
-    rest:   MetaSchedule, evolutionary      with the trials that the convs leave
+    conv:   algorithm, mr x nr, unroll, loop order     the points in the order of their estimate, the rule's own first
+    rest:   MetaSchedule, evolutionary                 with the trials that the convs leave
 
 Kernels are measured by MetaSchedule's runner, in a process of their own, with cold caches: in a net every layer's weights
 come from memory, and a hot loop hides it. A killed search goes on where it was: what the records hold is not measured
@@ -28,13 +28,22 @@ from tvm import tirx
 from tvm.s_tir import meta_schedule
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.algorithms import ConvShape, Order, Tile, candidate_tiles, choose_tile, unroll_of
+from reparam_compiler.lowering.algorithms import (
+    Algorithm,
+    ConvShape,
+    Direct,
+    Order,
+    Tile,
+    candidate_tiles,
+    candidates,
+    unroll_of,
+)
 from reparam_compiler.lowering.artifact import export_library, quiet
 from reparam_compiler.lowering.build import fused_cpu, prepared_cpu
 from reparam_compiler.lowering.importer import to_relax
-from reparam_compiler.lowering.kernels import Site, find_sites
-from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, TileRecord, append_tile, prepare, read_tiles
-from reparam_compiler.lowering.schedules_cpu import SCHEDULED, direct_conv
+from reparam_compiler.lowering.kernels import Site, find_sites, kernel_of
+from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
+from reparam_compiler.lowering.schedules_cpu import SCHEDULED
 from reparam_compiler.lowering.target import TargetLike, VectorUnit, describe, is_gpu, resolve, vector_unit
 
 ORDERS: tuple[Order, ...] = ("weights", "pixels")
@@ -104,17 +113,27 @@ def tune(
     return TuneResult(convs.measured + rest.measured, convs.total + rest.total, (*convs.tasks, *rest.tasks))
 
 
-def points(shape: ConvShape, unit: VectorUnit) -> list[Tile]:
-    """The points of a conv that a search measures, the rule's tile first, then by the estimate of their tile."""
-    unrolls = sorted({unroll_of(shape.group_in, most) for most in (1, 2, 4, 8)}, reverse=True)
-    variants = [
+def points(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
+    """The points of a conv that a search measures.
+
+    Every algorithm as the rule would have it, the rule's own first; then other tiles of the likeliest two, then other loops.
+    """
+    rule = candidates(shape, unit)
+    found = list(rule)
+    for each in rule[:2]:
+        gemm = each.gemm(shape)
+        tiles = candidate_tiles(gemm, unit)[: POINTS // 4]
+        found += [replace(each, tile=tile) for tile in [*tiles, *_loops(each.tile, gemm, isinstance(each, Direct))]]
+    return list(dict.fromkeys(found))[:POINTS]
+
+
+def _loops(tile: Tile, gemm: ConvShape, ordered: bool) -> list[Tile]:
+    """The same tile with other loops; only the direct form has an order to choose."""
+    unrolls = sorted({unroll_of(gemm.group_in, most) for most in (1, 2, 4, 8)}, reverse=True)
+    return [
         replace(tile, unroll=unroll, order=order)
-        for tile in candidate_tiles(shape, unit)[:POINTS]
-        for order, unroll in itertools.product(ORDERS, unrolls)
+        for order, unroll in itertools.product(ORDERS if ordered else (tile.order,), unrolls)
     ]
-    rule = choose_tile(shape, unit)
-    plain = [tile for tile in candidate_tiles(shape, unit)[: POINTS // 2] if tile != rule]
-    return list(dict.fromkeys([rule, *plain, *variants]))[:POINTS]
 
 
 def _distinct(sites: Sequence[Site]) -> list[Site]:
@@ -126,17 +145,17 @@ def _distinct(sites: Sequence[Site]) -> list[Site]:
 def _tune_convs(sites: Sequence[Site], target: Any, trials: int, folder: Path, runner: Any, advance: Any) -> TuneResult:
     """Measure the missing points of every site, each site's first before any site's second."""
     unit, name = vector_unit(target), describe(target)
-    wanted = [[(site, tile) for tile in points(site.shape, unit)] for site in sites]
+    wanted = [[(site, algorithm) for algorithm in points(site.shape, unit)] for site in sites]
     ordered = [pair for group in itertools.zip_longest(*wanted) for pair in group if pair is not None]
-    known = {(r.shape, r.tile): r for r in read_tiles(folder) if r.target == name}
+    known = {(r.shape, r.algorithm): r for r in read_convs(folder) if r.target == name}
     kept = [pair for pair in ordered if (pair[0].shape, pair[1]) in known]
     advance(len(kept))
     missing = [pair for pair in ordered if (pair[0].shape, pair[1]) not in known][: max(0, trials - len(kept))]
-    for site, tile in missing:
-        seconds = _measure(direct_conv(site.shape, tile, site.epilogue, unit), target, runner)
-        record = TileRecord(site.shape, site.epilogue, tile, name, seconds)
-        append_tile(folder, record)
-        known[site.shape, tile] = record
+    for site, algorithm in missing:
+        seconds = _measure(kernel_of(site.shape, algorithm, site.epilogue, unit), target, runner)
+        record = ConvRecord(site.shape, site.epilogue, algorithm, name, seconds)
+        append_conv(folder, record)
+        known[site.shape, algorithm] = record
         advance(1)
     tasks = []
     for site in sites:

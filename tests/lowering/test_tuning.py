@@ -16,26 +16,25 @@ pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile, candidate_tiles, choose_tile
+from reparam_compiler.lowering.algorithms import Algorithm, ConvShape, Direct, Step, Winograd, candidates
 from reparam_compiler.lowering.records import (
+    CONVS,
     SCHEDULES,
-    TILES,
-    RecordedTiles,
-    TileRecord,
-    append_tile,
+    ConvRecord,
+    RecordedAlgorithms,
+    append_conv,
     cut_torn_tail,
     prepare,
-    read_tiles,
+    read_convs,
 )
-from reparam_compiler.lowering.target import VectorUnit, describe, resolve
+from reparam_compiler.lowering.target import VectorUnit, describe, resolve, vector_unit
 from reparam_compiler.lowering.tuning import POINTS, points
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 UNIT = VectorUnit(32, 16, 2)
 SHAPE = ConvShape(1, 14, 14, 32, 40, (3, 3), padding=(1, 1, 1, 1))
-RULE = choose_tile(SHAPE, UNIT)
-OTHER = next(tile for tile in candidate_tiles(SHAPE, UNIT) if tile != RULE)
+RULE, OTHER, *_ = candidates(SHAPE, UNIT)
 
 
 def net() -> nn.Module:
@@ -43,63 +42,79 @@ def net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.MaxPool2d(2)).eval()
 
 
-def record(tile: Tile, *seconds: float) -> TileRecord:
-    return TileRecord(SHAPE, (Step("relu"),), tile, "here", seconds)
+def record(algorithm: Algorithm, *seconds: float) -> ConvRecord:
+    return ConvRecord(SHAPE, (Step("relu"),), algorithm, "here", seconds)
 
 
 def test_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     written = [record(RULE, 1.5e-3, 1.25e-3), record(OTHER)]
     for each in written:
-        append_tile(tmp_path, each)
-    assert read_tiles(tmp_path) == written
+        append_conv(tmp_path, each)
+    assert read_convs(tmp_path) == written
 
 
 @pytest.mark.parametrize("tail", [b"", b'{"shape": {"ba', b"\x00\x00"])
 def test_torn_tail_is_cut_and_whole_lines_stay(tmp_path: Path, tail: bytes) -> None:
-    append_tile(tmp_path, record(RULE, 1e-3))
-    with (tmp_path / TILES).open("ab") as file:
+    append_conv(tmp_path, record(RULE, 1e-3))
+    with (tmp_path / CONVS).open("ab") as file:
         file.write(tail)
     prepare(tmp_path)
-    assert read_tiles(tmp_path) == [record(RULE, 1e-3)]
-    assert cut_torn_tail(tmp_path / TILES) == 0
+    assert read_convs(tmp_path) == [record(RULE, 1e-3)]
+    assert cut_torn_tail(tmp_path / CONVS) == 0
 
 
 def test_faster_record_wins_and_noise_does_not() -> None:
-    assert RecordedTiles([record(RULE, 1.0), record(OTHER, 0.5)], "here")(SHAPE, UNIT) == OTHER
-    assert RecordedTiles([record(RULE, 1.0), record(OTHER, 0.99)], "here")(SHAPE, UNIT) == RULE
-    assert RecordedTiles([record(RULE, 1.0), record(OTHER)], "here")(SHAPE, UNIT) == RULE
-    assert RecordedTiles([record(OTHER, 0.5)], "here")(SHAPE, UNIT) == RULE
-    assert RecordedTiles([record(RULE, 1.0), record(OTHER, 0.5)], "elsewhere")(SHAPE, UNIT) == RULE
+    def first(*records: ConvRecord) -> Algorithm:
+        return RecordedAlgorithms(records, "here")(SHAPE, UNIT)[0]
+
+    assert first(record(RULE, 1.0), record(OTHER, 0.5)) == OTHER
+    assert first(record(RULE, 1.0), record(OTHER, 0.99)) == RULE
+    assert first(record(RULE, 1.0), record(OTHER)) == RULE
+    assert first(record(OTHER, 0.5)) == RULE
+    assert RecordedAlgorithms([record(RULE, 1.0), record(OTHER, 0.5)], "elsewhere")(SHAPE, UNIT)[0] == RULE
+
+
+def test_records_leave_the_rule_to_fall_back_on_where_an_algorithm_is_too_inexact() -> None:
+    found = RecordedAlgorithms([record(RULE, 1.0), record(OTHER, 0.5)], "here")(SHAPE, UNIT)
+    assert found == [OTHER, *candidates(SHAPE, UNIT)]
 
 
 def test_points_start_with_the_rule_and_move_every_knob() -> None:
     found = points(SHAPE, UNIT)
     assert found[0] == RULE
-    assert len(found) == len(set(found)) == POINTS
-    for knob in ("rows", "columns", "unroll", "order"):
-        assert len({getattr(tile, knob) for tile in found}) > 1
+    assert len(found) == len(set(found)) <= POINTS
+    assert {str(each) for each in candidates(SHAPE, UNIT)} == {str(each) for each in found}
+    for knob in ("rows", "columns", "unroll"):
+        assert len({getattr(each.tile, knob) for each in found}) > 1
+    pointwise = points(ConvShape(1, 14, 14, 32, 40, (1, 1)), UNIT)
+    assert all(isinstance(each, Direct) for each in pointwise)
+    assert {each.tile.order for each in pointwise} == {"weights", "pixels"}
 
 
 def test_every_point_computes_the_same(tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Conv2d(32, 40, 3, padding=1), nn.ReLU()).eval(), torch.randn(1, 32, 14, 14)
     target = resolve(None)
-    for tile in points(SHAPE, UNIT)[::5]:
-        folder = tmp_path / f"{tile.rows}-{tile.columns}-{tile.unroll}-{tile.order}"
+    rule = candidates(SHAPE, vector_unit(target))[0]
+    chosen = points(SHAPE, vector_unit(target))[1::4]
+    assert any(isinstance(each, Winograd) for each in chosen)
+    for index, algorithm in enumerate(chosen):
+        folder = tmp_path / str(index)
         folder.mkdir()
-        for each, seconds in ((choose_tile(SHAPE, UNIT), 1.0), (tile, 0.1)):
-            append_tile(folder, TileRecord(SHAPE, (), each, describe(target), (seconds,)))
-        found = lowering.compile(model, x, database=folder).run(x)[0]
-        np.testing.assert_allclose(found, model(x).detach().numpy(), **FLOAT32)
+        for each, seconds in ((rule, 1.0), (algorithm, 0.1)):
+            append_conv(folder, ConvRecord(SHAPE, (), each, describe(target), (seconds,)))
+        compiled = lowering.compile(model, x, database=folder)
+        assert str(algorithm) in {kernel.algorithm for kernel in compiled.kernels}
+        np.testing.assert_allclose(compiled.run(x)[0], model(x).detach().numpy(), **FLOAT32)
 
 
 def test_bad_databases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoweringError, match="no tuning records"):
         lowering.compile(net(), torch.zeros(1, 3, 8, 7), database=tmp_path)
-    (tmp_path / TILES).write_text("{}\n")
+    (tmp_path / CONVS).write_text("{}\n")
     with pytest.raises(LoweringError, match="no record"):
         lowering.compile(net(), torch.zeros(1, 3, 8, 7), database=tmp_path)
     with pytest.raises(LoweringError, match="kept in a folder"):
-        lowering.tune(net(), torch.zeros(1, 3, 8, 7), database=tmp_path / TILES)
+        lowering.tune(net(), torch.zeros(1, 3, 8, 7), database=tmp_path / CONVS)
 
 
 def test_gpu_and_silly_numbers_are_refused(tmp_path: Path) -> None:
@@ -144,18 +159,18 @@ def test_search_goes_on_after_kill_nine(tmp_path: Path) -> None:
     root = str(Path(lowering.__file__).parents[2])
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env={**os.environ, "PYTHONPATH": root})
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and whole_lines(tmp_path / TILES) < 4:
+    while time.monotonic() < deadline and whole_lines(tmp_path / CONVS) < 4:
         assert child.poll() is None, "the search ended before it could be killed"
         time.sleep(0.1)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    with (tmp_path / TILES).open("a") as file:
+    with (tmp_path / CONVS).open("a") as file:
         file.write('{"shape": {"batch": 1, "hei')  # a kill in the middle of a write
-    before = whole_lines(tmp_path / TILES)
+    before = whole_lines(tmp_path / CONVS)
     assert before >= 4
     result = lowering.tune(net(), torch.zeros(1, 3, 8, 7), trials=before + 3, database=tmp_path, progress=False)
     assert (result.measured, result.total) == (3, before + 3)
-    assert len(read_tiles(tmp_path)) == before + 3
+    assert len(read_convs(tmp_path)) == before + 3
 
 
 def whole_lines(path: Path) -> int:

@@ -1,0 +1,172 @@
+"""Winograd kernels against torch in float64, over shapes that hide nothing, and the choice by cost and by error."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("tvm")
+
+import tvm
+
+from reparam_compiler.lowering import accuracy
+from reparam_compiler.lowering.accuracy import measured_error
+from reparam_compiler.lowering.algorithms import (
+    ConvShape,
+    Direct,
+    Step,
+    Tile,
+    VectorUnit,
+    Winograd,
+    candidates,
+    choose_tile,
+    unroll_of,
+)
+from reparam_compiler.lowering.schedules_winograd import pack_winograd, winograd_conv
+from reparam_compiler.lowering.target import VectorUnit, resolve, vector_unit
+
+pytestmark = pytest.mark.tvm
+AVX2, ZEN4, NEON = VectorUnit(32, 16, 2), VectorUnit(64, 32, 2, fmas=1), VectorUnit(16, 32, 2)
+ONES = (1, 1, 1, 1)
+FLOAT32 = 1e-5
+"""Relative to the largest output, for up to four outputs a tile."""
+EPILOGUES = {
+    "bias and ReLU": (Step("add", "channels"), Step("relu")),
+    "residual on the left": (Step("subtract", "tensor", swapped=True), Step("multiply", "scalar", value=0.5)),
+    "none": (),
+}
+SHAPES = {
+    "a stage of RepVGG": ConvShape(1, 14, 14, 48, 48, (3, 3), padding=ONES),
+    "7x7 pixels": ConvShape(1, 7, 7, 24, 64, (3, 3), padding=ONES),
+    "widths that no vector divides": ConvShape(1, 13, 9, 13, 29, (3, 3), padding=ONES),
+    "no padding": ConvShape(1, 9, 12, 16, 16, (3, 3)),
+    "unequal pads": ConvShape(1, 6, 11, 16, 16, (3, 3), padding=(2, 0, 1, 3)),
+    "batch 3": ConvShape(3, 7, 5, 16, 24, (3, 3), padding=ONES),
+    "two groups": ConvShape(1, 9, 8, 32, 48, (3, 3), padding=ONES, groups=2),
+    "four groups, ragged": ConvShape(2, 9, 8, 20, 28, (3, 3), padding=ONES, groups=4),
+    "dilation 2": ConvShape(1, 12, 9, 16, 16, (3, 3), dilation=(2, 2), padding=(2, 2, 2, 2)),
+    "unequal dilations, batch 2": ConvShape(2, 13, 11, 16, 16, (3, 3), dilation=(4, 3), padding=(4, 3, 4, 3)),
+    "stride 2": ConvShape(1, 15, 10, 16, 24, (3, 3), stride=(2, 2), padding=ONES),
+    "stride 2, two groups": ConvShape(1, 10, 15, 16, 24, (3, 3), stride=(2, 2), padding=ONES, groups=2),
+    "unequal strides": ConvShape(1, 15, 10, 16, 24, (3, 3), stride=(2, 1), padding=ONES),
+    "5x5": ConvShape(1, 11, 10, 16, 24, (5, 5), padding=(2, 2, 2, 2)),
+    "5x5 of stride 3": ConvShape(1, 17, 13, 8, 8, (5, 5), stride=(3, 3), padding=(2, 2, 2, 2)),
+    "1x3": ConvShape(1, 6, 7, 8, 16, (1, 3), padding=(0, 1, 0, 1)),
+    "3x1": ConvShape(1, 6, 7, 8, 16, (3, 1), padding=(1, 0, 1, 0)),
+    "one pixel": ConvShape(1, 1, 1, 8, 16, (3, 3), padding=ONES),
+}
+
+
+def outputs_of(shape: ConvShape, m: int) -> tuple[int, int]:
+    height, width = (m if size > 1 else 1 for size in shape.kernel)
+    return height, width
+
+
+def expected(x: np.ndarray, weight: np.ndarray, shape: ConvShape) -> np.ndarray:
+    """The conv in float64, `N H W G O/G`."""
+    top, left, bottom, right = shape.padding
+    padded = torch.nn.functional.pad(torch.tensor(x.transpose(0, 3, 1, 2)).double(), (left, right, top, bottom))
+    kernel = torch.tensor(weight.transpose(0, 3, 1, 2)).double()
+    y = torch.nn.functional.conv2d(padded, kernel, None, shape.stride, 0, shape.dilation, shape.groups)
+    return y.numpy().transpose(0, 2, 3, 1).reshape(*y.shape[:1], *y.shape[2:], shape.groups, shape.group_out)
+
+
+def random_layer(shape: ConvShape) -> tuple[np.ndarray, np.ndarray]:
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((shape.batch, shape.height, shape.width, shape.channels_in)).astype(shape.dtype)
+    return x, draw.standard_normal((shape.channels_out, *shape.kernel, shape.group_in)).astype(shape.dtype)
+
+
+def run(shape: ConvShape, algorithm: Winograd, epilogue: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the kernel gives, and what it should."""
+    target = resolve(None)
+    kernel = winograd_conv(shape, algorithm, EPILOGUES[epilogue], vector_unit(target))
+    library = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target=target)
+    (x, weight), draw = random_layer(shape), np.random.default_rng(1)
+    y = expected(x, weight, shape)
+    bias, other = (draw.standard_normal(size).astype(shape.dtype) for size in (shape.channels_out, y.shape))
+    operands: list[np.ndarray] = []
+    if epilogue == "bias and ReLU":
+        y, operands = np.maximum(y + bias.reshape(shape.groups, -1), 0), [bias]
+    elif epilogue == "residual on the left":
+        y, operands = (other - y) * 0.5, [other]
+    out = tvm.runtime.tensor(np.full(y.shape, np.nan, shape.dtype))
+    library["main"](*map(tvm.runtime.tensor, (x, pack_winograd(weight, shape, algorithm), *operands)), out)
+    return out.numpy(), y
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("name", SHAPES)
+def test_kernel_computes_the_conv(name: str, m: int) -> None:
+    shape = SHAPES[name]
+    algorithm = Winograd(outputs_of(shape, m), Tile(4, 16, unroll_of(shape.group_in, 4)))
+    found, y = run(shape, algorithm, "bias and ReLU")
+    assert np.abs(found - y).max() <= FLOAT32 * np.abs(y).max()
+
+
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+def test_epilogue_is_applied_to_the_sums(epilogue: str) -> None:
+    shape = SHAPES["four groups, ragged"]
+    found, y = run(shape, Winograd((3, 3), Tile(3, 16, 5)), epilogue)
+    assert np.abs(found - y).max() <= FLOAT32 * np.abs(y).max()
+
+
+def test_float64_loses_nothing() -> None:
+    shape = replace(SHAPES["a stage of RepVGG"], dtype="float64")
+    found, y = run(shape, Winograd((6, 6), Tile(4, 16, 4)), "bias and ReLU")
+    assert np.abs(found - y).max() <= 1e-12 * np.abs(y).max()
+
+
+def test_measured_error_is_that_of_the_kernel() -> None:
+    shape = ConvShape(1, 16, 16, 64, 64, (3, 3), padding=ONES)
+    x, weight = random_layer(shape)
+    y = expected(np.maximum(x, 0), weight, shape)
+    for m in (2, 6):
+        target, algorithm = resolve(None), Winograd((m, m), Tile(4, 16, 4))
+        kernel = winograd_conv(shape, algorithm, (), vector_unit(target))
+        library = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target=target)
+        out = tvm.runtime.tensor(np.zeros(y.shape, "float32"))
+        library["main"](*map(tvm.runtime.tensor, (np.maximum(x, 0), pack_winograd(weight, shape, algorithm))), out)
+        real = np.abs(out.numpy() - y).max() / np.abs(y).max()
+        assert real / 4 <= measured_error(weight, shape, algorithm) <= real * 4
+
+
+def test_measured_error_grows_with_the_tile_and_is_zero_for_no_weights() -> None:
+    shape = SHAPES["a stage of RepVGG"]
+    _, weight = random_layer(shape)
+    tile = Tile(4, 16, 4)
+    errors = [measured_error(weight, shape, each) for each in (Direct(tile), Winograd((2, 2), tile), Winograd((6, 6), tile))]
+    assert 0 < errors[0] < errors[1] < errors[2] < 1e-4
+    assert measured_error(0 * weight, shape, Winograd((6, 6), tile)) == 0
+
+
+@pytest.mark.parametrize("unit", [AVX2, ZEN4, NEON])
+def test_wide_layers_take_winograd_and_what_it_would_slow_down_stays_direct(unit: VectorUnit) -> None:
+    def first(shape: ConvShape) -> str:
+        return str(candidates(shape, unit)[0])
+
+    assert first(ConvShape(1, 56, 56, 48, 48, (3, 3), padding=ONES)) == "winograd 4x4"
+    assert first(ConvShape(1, 28, 28, 64, 64, (3, 3), dilation=(2, 2), padding=(2, 2, 2, 2))).startswith("winograd")
+    assert first(ConvShape(1, 224, 224, 3, 48, (3, 3), stride=(2, 2), padding=ONES)) == "direct"
+    assert first(ConvShape(1, 14, 14, 192, 1280, (3, 3), stride=(2, 2), padding=ONES)) == "direct"
+    assert first(ConvShape(1, 28, 28, 64, 64, (1, 1))) == "direct"
+    assert first(ConvShape(1, 28, 28, 64, 64, (3, 3), padding=ONES, groups=64)) == "direct"
+
+
+def test_every_shape_has_the_direct_form_and_no_algorithm_twice() -> None:
+    for shape in SHAPES.values():
+        found = candidates(shape, AVX2)
+        assert Direct(choose_tile(shape, AVX2)) in found
+        assert len(set(map(str, found))) == len(found)
+    both = ConvShape(1, 20, 20, 16, 16, (3, 3), stride=(2, 2), dilation=(2, 2))
+    assert [str(each) for each in candidates(both, AVX2)] == ["direct"]
+
+
+def test_samples_are_many_enough_to_be_stable(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = SHAPES["two groups"]
+    _, weight = random_layer(shape)
+    few = measured_error(weight, shape, Winograd((4, 4), Tile(4, 16, 4)))
+    monkeypatch.setattr(accuracy, "SAMPLES", 256)
+    many = measured_error(weight, shape, Winograd((4, 4), Tile(4, 16, 4)))
+    assert many / 3 <= few <= many * 3
