@@ -2,8 +2,8 @@
 
     conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(conv, x, packed W, b, residual)
 
-`find_sites` reads the graph and changes nothing; `ConvsToKernels` rewrites it. The algorithm of a layer is the first
-of a rule's whose error on the layer's own weights is within the bound; where none is, the most exact. Weights are packed in numpy, once:
+`find_sites` reads the graph and changes nothing; `ConvsToKernels` rewrites it. A layer takes the first algorithm of a rule whose
+error on the layer's own weights is within the bound; where none is, the most exact. Weights are packed in numpy, once:
 
     O kh kw Ig -> G, O/G -> tiles of nr -> [G tiles, kh, kw, Ig, nr]        direct, zero channels up to nr
     O kh kw Ig -> [e, G tiles, q, Ig, nr]                                   Winograd, transformed in float64

@@ -17,7 +17,6 @@ from reparam_compiler.lowering.algorithms import (
     Direct,
     Step,
     Tile,
-    VectorUnit,
     Winograd,
     candidates,
     choose_tile,
