@@ -1,5 +1,6 @@
 """The public functions: they pick a frontend, run a pipeline, verify, write back and report."""
 
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -7,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx, nn, zeros
 
 from reparam_compiler.cost import USUAL, CostModel, cost
 from reparam_compiler.errors import UnsupportedModelError, VerificationError
@@ -22,7 +23,9 @@ from reparam_compiler.passes.plan import Policy
 from reparam_compiler.report import FuseReport, WholeModel, merged, prefixed
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import Executable, TuneResult
+    from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
+
+log = logging.getLogger(__name__)
 
 Model = TypeVar("Model")
 WHOLE_TOLERANCE = 1e-6
@@ -145,26 +148,39 @@ def compile(
     example_inputs: Sequence[Any] | None = None,
     *,
     target: str | Mapping[str, Any] | None = None,
+    fuse: bool = True,
     database: str | os.PathLike[str] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    options: "CompileOptions | None" = None,
 ) -> "Executable":
-    """Machine code for a model, through TVM, by schedules that need no search. It does not fuse: call `fuse` first.
+    """Machine code for a model, through TVM, by schedules that need no search.
 
     Args:
         model: as for `fuse`.
         example_inputs: for models that do not know their input shapes.
         target: "llvm", "cuda", an old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict; None is this machine.
+        fuse: fuse the model first, as `reparam_compiler.fuse` does by default. A model that `fuse` cannot read is compiled as
+            it is, and a log line says so.
         database: a folder that `tune` wrote.
         input_shapes: a shape for each input, by name, that has none or a symbolic one.
+        options: how TVM's passes run, and what of their work is kept as text.
 
     Raises:
         TvmMissingError: apache-tvm is not installed.
+        UnsupportedModelError: the model is of no kind that can be compiled.
         LoweringError: a shape is missing, TVM cannot import an op, or the target is not one.
+        VerificationError: the fused model is off by more than rounding; `fuse=False` compiles the model as it is.
     """
     from reparam_compiler import lowering
 
+    given = given_inputs(example_inputs)
     return lowering.compile(
-        model, example_inputs, target=target, database=None if database is None else Path(database), input_shapes=input_shapes
+        _fused_to_lower(model, given, input_shapes) if fuse else model,
+        given,
+        target=target,
+        database=None if database is None else Path(database),
+        input_shapes=input_shapes,
+        options=options,
     )
 
 
@@ -174,25 +190,55 @@ def tune(
     *,
     database: str | os.PathLike[str],
     target: str | Mapping[str, Any] | None = None,
+    fuse: bool = True,
     trials: int = 256,
+    repeat: int = 3,
+    number: int = 1,
+    timeout: float = 30.0,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     progress: bool = True,
 ) -> "TuneResult":
     """Measures candidates for every kernel of a model on this machine; `compile(database=…)` takes the best of them.
 
-    A search that was killed goes on where it stopped: what `database` holds counts towards `trials`. Arguments: see `compile`.
+    A search that was killed goes on where it stopped: what `database` holds counts towards `trials`. `repeat` measurements of
+    `number` runs each, at most `timeout` seconds for one candidate. The other arguments: see `compile`.
     """
     from reparam_compiler import lowering
 
+    given = given_inputs(example_inputs)
     return lowering.tune(
-        model,
-        example_inputs,
+        _fused_to_lower(model, given, input_shapes) if fuse else model,
+        given,
         target=target,
         trials=trials,
         database=Path(database),
+        repeat=repeat,
+        number=number,
+        timeout=timeout,
         input_shapes=input_shapes,
         progress=progress,
     )
+
+
+def _fused_to_lower(model: Any, inputs: Sequence[Any] | None, shapes: Mapping[str, Sequence[int]] | None) -> Any:
+    """The fused model; the model itself where `fuse` cannot read it, since what TVM imports can be lowered unfused.
+
+    Raises: UnsupportedModelError for what is no model at all.
+    """
+    if isinstance(model, str | os.PathLike) and not Path(model).is_file():
+        return model  # the importer says so
+    model = opened(model)
+    if not isinstance(model, nn.Module):
+        frontend_for(model)
+    elif inputs is None and shapes:
+        inputs = tuple(zeros(tuple(shape)) for shape in shapes.values())
+    elif inputs is None:
+        return model  # what to pass is said by the importer, and fusing first would only delay it
+    try:
+        return fuse(model, inputs)
+    except UnsupportedModelError as refusal:
+        log.warning("%s is compiled as it is, unfused: %s", type(model).__name__, refusal)
+        return model
 
 
 def inspect(

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import typer
 
-from reparam_compiler import tvmc
 from reparam_compiler._api import fuse, inspect
 from reparam_compiler._compare import equivalent
 from reparam_compiler._print import console, print_equivalence, print_fusions, print_json, print_pruning, status
@@ -32,19 +31,17 @@ from reparam_compiler._prune import apply_manifest, prune
 from reparam_compiler.errors import (
     InfeasiblePruneError,
     ReparamError,
-    RewriteError,
     UnrepairedPruneWarning,
     UnsupportedModelError,
     VerificationError,
 )
 from reparam_compiler.machine import measure_costs
 from reparam_compiler.model_io import check_output, inputs_of_shapes, load_model, parse_shapes, save_model
+from reparam_compiler.tvmc import commands as tvmc_commands
 
 EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
-    (RewriteError, 6),
-    (VerificationError, 7),
     (InfeasiblePruneError, 8),
-    *tvmc.EXIT_CODES,
+    *tvmc_commands.EXIT_CODES,
 )
 CODES = (
     "[bold]Exit codes[/]: 0 done · 1 anything else, such as a file that cannot be written · 2 wrong usage · "
@@ -115,6 +112,8 @@ Output = typer.Option("--output", "-o", help="The file to write: .onnx or .pt2."
 Shapes = Annotated[
     str | None, typer.Option("--input-shapes", help="Shapes that the model leaves open: 'x:[1,3,224,224] mask:[1,10]'.")
 ]
+UnsafeLoad = Annotated[bool, typer.Option("--unsafe-load", help="Open pickles too: they can run any code.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 Policy = Annotated[FusePolicy, typer.Option("--policy", help="Fuse what makes the model faster, or all that is exact.")]
 KeepBn = Annotated[bool, typer.Option("--keep-bn", help="Leave the last batch norm of each block, to train on quantized.")]
 MeasureCosts = Annotated[
@@ -135,8 +134,8 @@ def fuse_command(
     keep_bn: KeepBn = False,
     measure: MeasureCosts = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove what was rewritten.")] = False,
-    unsafe_load: tvmc.UnsafeLoad = False,
-    as_json: tvmc.Json = False,
+    unsafe_load: UnsafeLoad = False,
+    as_json: Json = False,
 ) -> None:
     """Make one conv of every block of parallel conv-BN branches, fold the conv-BN pairs that remain, and prove each."""
     with errors_as_exit_codes(as_json):
@@ -166,8 +165,8 @@ def inspect_command(
     policy: Policy = FusePolicy.cost,
     keep_bn: KeepBn = False,
     measure: MeasureCosts = False,
-    unsafe_load: tvmc.UnsafeLoad = False,
-    as_json: tvmc.Json = False,
+    unsafe_load: UnsafeLoad = False,
+    as_json: Json = False,
 ) -> None:
     """Show what would fuse, what would not and why, and the cost before and after; nothing is written."""
     with errors_as_exit_codes(as_json):
@@ -194,8 +193,8 @@ def equivalent_command(
         float | None,
         typer.Option(help="The largest relative difference. Without: what the rounding of the weights does.", min=0.0),
     ] = None,
-    unsafe_load: tvmc.UnsafeLoad = False,
-    as_json: tvmc.Json = False,
+    unsafe_load: UnsafeLoad = False,
+    as_json: Json = False,
 ) -> None:
     """Say whether two models compute the same but for rounding: exit code 0 where they do, 7 where not."""
     with errors_as_exit_codes(as_json):
@@ -249,8 +248,8 @@ def prune_command(
     ignore: Annotated[list[str] | None, typer.Option(help="A layer, or a pattern, that keeps its width. Repeatable.")] = None,
     input_shapes: Shapes = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Prune the model as it is.")] = False,
-    unsafe_load: tvmc.UnsafeLoad = False,
-    as_json: tvmc.Json = False,
+    unsafe_load: UnsafeLoad = False,
+    as_json: Json = False,
 ) -> None:
     """Fuse MODEL, remove a share of its channels, and refit what is left to calibration data.
 
@@ -351,7 +350,7 @@ def cut_command(
     output: Annotated[Path, Output],
     input_shapes: Shapes = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="The pruned model was not fused before.")] = False,
-    unsafe_load: tvmc.UnsafeLoad = False,
+    unsafe_load: UnsafeLoad = False,
 ) -> None:
     """Cut MODEL where another checkpoint of the same architecture was cut; nothing is refitted."""
     with errors_as_exit_codes(False):
@@ -364,7 +363,17 @@ def cut_command(
         console(False).print(f"written: {output}", markup=False, highlight=False)
 
 
-app.registered_commands += tvmc.app.registered_commands
+def _tvmc(context: typer.Context) -> None:
+    raise typer.Exit(tvmc_commands.main([str(context.info_name), *context.args], prog="reparam"))
+
+
+for _name, _help in (
+    ("compile", "Compile MODEL to one file (the command of tvmc)."),
+    ("run", "Run an artifact (the command of tvmc)."),
+    ("tune", "Search better kernels for MODEL on this machine (the command of tvmc)."),
+):
+    _words = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": list[str]()}
+    app.command(_name, help=_help, context_settings=_words, add_help_option=False)(_tvmc)
 
 
 def main() -> None:

@@ -94,7 +94,7 @@ def run(console: Console, output: Path | None, options: Mapping[str, Any]) -> di
         try:
             for title, subject, reference in (("fused", fused, model), (cut, pruned, pruned)):
                 seconds = time.perf_counter()
-                executable = compile(subject, one)
+                executable = compile(subject, one, fuse=False)
                 seconds = time.perf_counter() - seconds
                 steps.append(_step(title, "TVM", _tvm_run(executable), subject, reference, images, batch=1))
                 _say(console, steps[-1][0], f"machine code for this CPU, made in {seconds:.0f} s without a search")

@@ -24,11 +24,18 @@ from reparam_compiler.lowering.artifact import Executable, TensorSpec, Timing, l
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.build import compile
+    from reparam_compiler.lowering.options import CompileOptions
     from reparam_compiler.lowering.tuning import TunedTask, TuneResult, tune
 
-__all__ = ["Executable", "TensorSpec", "Timing", "TuneResult", "TunedTask", "compile", "load", "tune"]
+__all__ = ["CompileOptions", "Executable", "TensorSpec", "Timing", "TuneResult", "TunedTask", "compile", "load", "tune"]
 
-_LATER = {"compile": "build", "tune": "tuning", "TuneResult": "tuning", "TunedTask": "tuning"}
+_LATER = {
+    "CompileOptions": "options",
+    "compile": "build",
+    "tune": "tuning",
+    "TuneResult": "tuning",
+    "TunedTask": "tuning",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,29 +1,40 @@
 """The compiled model: run it, time it, save it to one file, load that file where neither torch nor onnx is.
 
-    artifact = tar { manifest.json, model.so }
+    compile -> Executable -> save: model.tar, or model.so -> load -> Executable -> run
 
-The manifest holds the format's version, input and output names, shapes and dtypes, the target, the versions of what
-wrote it, and the SHA-256 of the library. Members are read by name and written only into a fresh folder of our own, so
-an archive cannot write elsewhere; but a library is machine code: load only artifacts that you trust.
+What is in those files, and how they are checked, is said in `archive`. A machine that only runs artifacts needs tvm and
+numpy, and no more.
 """
 
 import contextlib
-import hashlib
-import io
 import json
 import os
-import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
 from tvm.runtime.vm import VirtualMachine
+from tvm.support import cc
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.archive import (
+    FORMAT,
+    FORMATS,
+    LIBRARY,
+    MAGIC,
+    Format,
+    format_of,
+    holds_manifest,
+    manifest_source,
+    read,
+    seal,
+    write_tar,
+)
 from reparam_compiler.lowering.target import is_gpu, missing_here, resolve
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
@@ -31,9 +42,6 @@ if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no mo
 
     Array = Shaped[np.ndarray, "..."]
 
-FORMAT = 1
-MAGIC = "reparam_compiler artifact"
-MANIFEST, LIBRARY = "manifest.json", "model.so"
 DEVICES = {"llvm": "cpu", "cuda": "cuda"}
 
 
@@ -71,10 +79,33 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One function of the library, for reports: its name, and whether a recipe made it ("direct") or a general rule."""
+    """One function of the library, for reports.
+
+    algorithm: what a recipe made it by ("direct", "winograd 4x4"), or "general": a rule for any op.
+    flops: of one call, a multiply-add being two, in the direct form; 0 where no recipe counted them.
+    error: the relative error of the algorithm, measured on the layer's own weights against float64.
+    """
 
     name: str
     algorithm: str
+    flops: int = 0
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes that a run needs; how they are counted is said in `memory`.
+
+    peak: of the activations that exist at once, at most. bound: of the largest input and output of a call: a plain net's need.
+    planned: of the storages that are allocated for all activations. scratch: of the largest within a kernel.
+    weights: of the constants.
+    """
+
+    peak: int
+    bound: int
+    planned: int
+    scratch: int
+    weights: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +114,8 @@ class Executable:
 
     inputs, outputs: in the order in which `run` takes and gives them.
     target: the target as JSON, which `compile(target=…)` reads again.
+    memory: what a run needs; None where a size is symbolic, or an older version wrote the artifact.
+    listings: texts that `CompileOptions` asked for, by name; they are not saved.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -90,6 +123,8 @@ class Executable:
     target: str
     kernels: tuple[Kernel, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    memory: MemoryPlan | None = None
+    listings: Mapping[str, str] = field(default_factory=dict)
     _library: Any = None
     _machine: Any = None
     _device: Any = None
@@ -104,15 +139,18 @@ class Executable:
         Raises: LoweringError where an input's count, name, shape or dtype is not the model's.
         """
         machine, device = self._ready()
-        result = machine["main"](*self._tensors(arrays, named, device))
-        return [np.array(leaf.numpy()) for leaf in _leaves(result)]
+        return _arrays(machine["main"](*self._tensors(arrays, named, device)))
 
     def time(self, *arrays: Any, repeat: int = 10, number: int = 1, **named: Any) -> float:
         """Median seconds of one run, warm; random inputs where none are given."""
         return self.timing(*arrays, repeat=repeat, number=number, **named).median
 
-    def timing(self, *arrays: Any, repeat: int = 10, number: int = 1, **named: Any) -> Timing:
-        """`repeat` measurements of `number` runs each, after one run that is not counted."""
+    def timing(self, *arrays: Any, repeat: int = 10, number: int = 1, end_to_end: bool = False, **named: Any) -> Timing:
+        """`repeat` measurements of `number` runs each, after one run that is not counted.
+
+        Args:
+            end_to_end: count the copies of inputs to the device and of outputs from it too.
+        """
         if repeat < 1 or number < 1:
             raise LoweringError(f"time: found repeat={repeat}, number={number}; expected 1 or more of each")
         machine, device = self._ready()
@@ -120,40 +158,84 @@ class Executable:
             arrays = tuple(filled(spec, "random") for spec in self.inputs)
         tensors = self._tensors(arrays, named, device)
         machine["main"](*tensors)
+        if end_to_end:
+            return Timing(tuple(self._whole_run(arrays, named, number) for _ in range(repeat)), number)
         measured = machine.time_evaluator("main", device, number=number, repeat=repeat)(*tensors)
         return Timing(tuple(float(seconds) for seconds in measured.results), number)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the artifact to `path`, whole or not at all."""
+    def prepared(self, arrays: Sequence[Any] = ()) -> tuple[Any, list[Any], Any]:
+        """The virtual machine, the inputs on its device (random ones where none are given), and the device."""
+        machine, device = self._ready()
+        given = arrays or tuple(filled(spec, "random") for spec in self.inputs)
+        return machine, self._tensors(given, {}, device), device
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: Format | None = None,
+        compiler: str | None = None,
+        compiler_options: Sequence[str] = (),
+    ) -> None:
+        """Write the artifact to `path`, whole or not at all.
+
+        Args:
+            format: "tar", or "so", one shared library; None goes by the suffix of `path`.
+            compiler: the C++ compiler that links the library, such as "aarch64-linux-gnu-g++"; None is this machine's.
+            compiler_options: what else it is given.
+
+        Raises: LoweringError where the folder or a compiler is missing, or linking fails.
+        """
         path = Path(path)
+        form = format_of(path) if format is None else format
+        if form not in FORMATS:
+            raise LoweringError(f"{path}: found format {format!r}; expected one of {FORMATS}")
         if self._library is None:
             raise LoweringError(f"{path}: this Executable holds no library to save; make one with compile() or load()")
         if not path.parent.is_dir():
             raise LoweringError(f"{path}: the folder {path.parent} does not exist; make it first")
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
-            library = Path(folder) / LIBRARY
-            if isinstance(self._library, bytes):  # loaded: the file's own, which TVM cannot export again
-                library.write_bytes(self._library)
-            else:
-                export_library(self._library, library)
-            manifest = {
-                "magic": MAGIC,
-                "format": FORMAT,
-                "inputs": [asdict(spec) for spec in self.inputs],
-                "outputs": [asdict(spec) for spec in self.outputs],
-                "kernels": [asdict(kernel) for kernel in self.kernels],
-                "target": self.target,
-                "versions": self.versions,
-                "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
-            }
-            text = json.dumps(manifest, indent=1, sort_keys=True).encode()
+            manifest = self._manifest()
+            library = self._linked(Path(folder), manifest, compiler, compiler_options)
             whole = Path(folder) / "artifact"
-            with tarfile.open(whole, "w", format=tarfile.PAX_FORMAT) as archive:
-                entry = tarfile.TarInfo(MANIFEST)
-                entry.size = len(text)
-                archive.addfile(entry, io.BytesIO(text))
-                archive.add(library, LIBRARY, filter=_without_owner)
+            if form == "tar":
+                write_tar(whole, library, manifest)
+            elif holds_manifest(library):
+                whole.write_bytes(library)
+                whole.chmod(0o755)
+            else:
+                raise LoweringError(f"{path}: a library of format 1 does not describe itself; compile the model again")
             whole.replace(path)
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "magic": MAGIC,
+            "format": FORMAT,
+            "inputs": [asdict(spec) for spec in self.inputs],
+            "outputs": [asdict(spec) for spec in self.outputs],
+            "kernels": [asdict(kernel) for kernel in self.kernels],
+            "memory": None if self.memory is None else asdict(self.memory),
+            "target": self.target,
+            "versions": self.versions,
+        }
+
+    def _linked(self, folder: Path, manifest: dict[str, Any], compiler: str | None, options: Sequence[str]) -> bytes:
+        """The bytes of the library; linked anew where this Executable was compiled, the file's own where it was loaded."""
+        if isinstance(self._library, bytes):  # TVM cannot export a loaded library again
+            if compiler is not None:
+                raise LoweringError(f"save: found compiler={compiler!r}, but the library is linked already; compile the model")
+            return self._library
+        library, source = folder / LIBRARY, folder / "manifest.cc"
+        source.write_text(manifest_source(manifest))
+        export_library(self._library, library, sources=(source,), compiler=compiler, options=options, target=self.target)
+        return seal(library.read_bytes())
+
+    def _whole_run(self, arrays: Sequence[Any], named: dict[str, Any], number: int) -> float:
+        """Mean seconds of a run, from arrays to arrays."""
+        start = time.perf_counter()
+        for _ in range(number):
+            self.run(*arrays, **named)
+        return (time.perf_counter() - start) / number
 
     def _ready(self) -> tuple[Any, Any]:
         if self._machine is None:
@@ -176,6 +258,11 @@ class Executable:
         if len(arrays) != len(self.inputs):
             raise LoweringError(f"run: found {len(arrays)} inputs; expected {len(self.inputs)}: {expected}")
         return [_tensor(array, spec, device) for array, spec in zip(arrays, self.inputs, strict=True)]
+
+
+def kind_of(executable: Executable) -> str:
+    """The kind of target that an Executable was compiled for: "llvm" or "cuda"."""
+    return str(json.loads(executable.target)["kind"])
 
 
 def filled(spec: TensorSpec, mode: str, seed: int = 0) -> "Array":
@@ -202,12 +289,13 @@ def load(path: str | os.PathLike[str]) -> Executable:
     Raises: LoweringError where the file is missing, truncated, foreign, or written in a newer format.
     """
     path = Path(path)
-    manifest, library = _read(path)
+    manifest, library = read(path)
     specs = {
         side: tuple(TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in manifest[side])
         for side in ("inputs", "outputs")
     }
-    kernels = tuple(Kernel(**kernel) for kernel in manifest["kernels"])
+    known = {entry.name for entry in fields(Kernel)}
+    kernels = tuple(Kernel(**{key: kernel[key] for key in kernel if key in known}) for kernel in manifest["kernels"])
     target = resolve(manifest["target"])
     if not is_gpu(target) and (reason := missing_here(target)):
         raise LoweringError(f"{path}: the library in it cannot run here: {reason}. Compile the model again for this machine")
@@ -223,7 +311,8 @@ def load(path: str | os.PathLike[str]) -> Executable:
                 f"{manifest['target']}; compile it again for this machine"
             ) from refusal
     made = assemble(module, specs["inputs"], specs["outputs"], manifest["target"], kernels, manifest["versions"])
-    return replace(made, _library=library)
+    memory = manifest.get("memory")
+    return replace(made, _library=library, memory=None if memory is None else MemoryPlan(**memory))
 
 
 def assemble(
@@ -241,21 +330,39 @@ def assemble(
     if device.exist and not (kind == "llvm" and missing_here(resolve(target))):
         with quiet():
             machine = VirtualMachine(library, device)
-    return Executable(inputs, outputs, target, kernels, versions, library, machine, device)
+    return Executable(inputs, outputs, target, kernels, versions, _library=library, _machine=machine, _device=device)
 
 
-def export_library(library: Any, path: Path) -> None:
+def export_library(
+    library: Any,
+    path: Path,
+    *,
+    sources: Sequence[Path] = (),
+    compiler: str | None = None,
+    options: Sequence[str] = (),
+    target: str | None = None,
+) -> None:
     """Link `library` into a shared object.
+
+    Args:
+        sources: C++ files to compile into it.
+        compiler: another than this machine's C++ compiler, with `options`.
+        target: what the library was compiled for, as JSON, so that a failure can say what is needed.
 
     Raises: LoweringError where no C++ compiler is found or linking fails.
     """
+    linker = cc.cross_compiler(compiler) if compiler else None
+    more = {"options": list(options)} if options else {}
     try:
         with quiet():
-            library.export_library(str(path))
+            library.export_library(str(path), fcompile=linker, addons=[str(source) for source in sources], **more)
     except (RuntimeError, OSError, ValueError) as refusal:
-        raise LoweringError(
-            f"save: linking the library failed: {_first_line(refusal)}. A C++ compiler (g++ or clang++) must be on PATH"
-        ) from refusal
+        triple = "" if target is None else str(json.loads(target).get("mtriple", ""))
+        here = str(tvm.target.Target.from_device("cpu").attrs.get("mtriple", ""))
+        advice = "A C++ compiler (g++ or clang++) must be on PATH"
+        if triple and triple.partition("-")[0] != here.partition("-")[0]:
+            advice = f"For {triple} name a compiler that links it: --cross-compiler {triple}-g++ (save(compiler=…))"
+        raise LoweringError(f"save: linking the library failed: {_first_line(refusal)}. {advice}") from refusal
 
 
 @contextlib.contextmanager
@@ -286,6 +393,7 @@ def quiet() -> Iterator[None]:
 NOISE = (
     b"Scope Saving:",
     b"Scope Loaded:",
+    b"BlockBuilder destroyed with remaining blocks",
     b"Unable to detect CUDA version",
     b"Unknown schedule rule",
     b"  s_tir.meta_schedule.cpu.meta_schedule.",
@@ -296,43 +404,8 @@ def _is_noise(line: bytes) -> bool:
     return not line.strip() or any(mark in line for mark in NOISE)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], bytes]:
-    advice = "expected a file that Executable.save or `tvmc compile` wrote; write it again"
-    if not path.is_file():
-        raise LoweringError(f"{path}: no such file; {advice}")
-    try:
-        with tarfile.open(path, "r:") as archive:
-            manifest = json.loads(_member(archive, MANIFEST))
-            if not isinstance(manifest, dict) or manifest.get("magic") != MAGIC:
-                raise LoweringError(f"{path}: found an archive of something else; {advice}")
-            if manifest["format"] > FORMAT:
-                raise LoweringError(
-                    f"{path}: found format {manifest['format']}, written by {manifest.get('versions')}; this version "
-                    f"reads up to {FORMAT}. Upgrade reparam_compiler, or compile the model again"
-                )
-            library = _member(archive, LIBRARY)
-    except (tarfile.TarError, EOFError, KeyError, TypeError, ValueError) as refusal:
-        raise LoweringError(f"{path}: found a truncated or foreign file ({_first_line(refusal)}); {advice}") from refusal
-    if hashlib.sha256(library).hexdigest() != manifest.get("sha256"):
-        raise LoweringError(f"{path}: the library in it is damaged (its SHA-256 is not the manifest's); {advice}")
-    return manifest, library
-
-
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    entry = archive.getmember(name)
-    content = archive.extractfile(entry) if entry.isreg() else None
-    if content is None:
-        raise tarfile.ReadError(f"{name} is no regular file")
-    data = content.read()
-    if len(data) != entry.size:
-        raise tarfile.ReadError(f"{name} ends after {len(data)} of {entry.size} bytes")
-    return data
-
-
-def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
-    entry.uid = entry.gid = entry.mtime = 0
-    entry.uname = entry.gname = ""
-    return entry
+def _arrays(result: Any) -> "list[Array]":
+    return [np.array(leaf.numpy()) for leaf in _leaves(result)]
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import -> simplify -> NHWC -> convs to kernels -> legalize, fuse the rest -> sch
 import contextlib
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from reparam_compiler.lowering.algorithms import candidates
 from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
 from reparam_compiler.lowering.cubin import cuda_toolchain
 from reparam_compiler.lowering.importer import Imported, to_relax
-from reparam_compiler.lowering.kernels import MAX_ERROR, AlgorithmRule, convs_to_kernels
+from reparam_compiler.lowering.kernels import ALGORITHM, ERROR, FLOPS, MAX_ERROR, AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.layout import channels_last, simplify
+from reparam_compiler.lowering.memory import memory_plan
+from reparam_compiler.lowering.options import CompileOptions, sources_of
 from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, RecordedAlgorithms, check_readable, read_convs
 from reparam_compiler.lowering.schedules_cpu import schedule_rest
 from reparam_compiler.lowering.schedules_gpu import schedule_gpu
+from reparam_compiler.lowering.schedules_gpu_sites import convs_to_gpu_kernels
 from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
 
-RECIPES = ("conv_", "depthwise_", "dense_")  # how `kernels.Site` names what it makes
+DEFAULT_OPTIONS = CompileOptions()
 
 
 def compile(
@@ -38,6 +42,7 @@ def compile(
     target: TargetLike = None,
     database: str | Path | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    options: CompileOptions | None = None,
 ) -> Executable:
     """Compile a model for a target, by schedules that need no search.
 
@@ -47,6 +52,7 @@ def compile(
         target: see `lowering.target`; None is this machine.
         database: a folder that `tune` wrote; its records choose tiles and schedules where they were measured faster.
         input_shapes: a shape for each input that has none or a symbolic one.
+        options: how TVM's passes run, and what of their work is kept as text.
 
     Raises: LoweringError where a shape is missing, TVM cannot import an op, or code generation fails;
     UnsupportedModelError for another kind of model.
@@ -54,13 +60,16 @@ def compile(
     resolved = resolve(target)
     records = check_readable(Path(database)) if database is not None else None
     imported = to_relax(model, example_inputs, input_shapes=input_shapes)
-    return build(imported, resolved, records)
+    return build(imported, resolved, records, options or DEFAULT_OPTIONS)
 
 
-def build(imported: Imported, target: Any, records: Path | None = None) -> Executable:
+def build(
+    imported: Imported, target: Any, records: Path | None = None, options: CompileOptions = DEFAULT_OPTIONS
+) -> Executable:
     """The phases after import, for a resolved target."""
+    watch = options.watch()
     try:
-        with target, quiet():
+        with target, quiet(), options.context(watch):
             module = lower(imported.module, target, records)
             with cuda_toolchain() if is_gpu(target) else contextlib.nullcontext():
                 library = tvm.compile(module, target=target, relax_pipeline=_vm_passes(target))
@@ -73,7 +82,9 @@ def build(imported: Imported, target: Any, records: Path | None = None) -> Execu
             "Please report the model: what TVM imports should compile"
         ) from refusal
     kernels = tuple(_kernels(module))
-    return assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions())
+    made = assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions())
+    listings = watch.finished() | sources_of(options.sources, imported.module, module, library)
+    return replace(made, listings=listings, memory=memory_plan(module))
 
 
 def lower(module: Any, target: Any, records: Path | None = None) -> Any:
@@ -82,7 +93,7 @@ def lower(module: Any, target: Any, records: Path | None = None) -> Any:
 
 
 def lower_gpu(module: Any, target: Any) -> Any:
-    """The phases for a GPU: TVM's fusion and the schedules of `schedules_gpu`, in the model's own layout."""
+    """The phases for a GPU: NHWC inside, convs by rule, TVM's fusion and the schedules of `schedules_gpu` for the rest."""
     passes = [
         *cuda_pipeline.library_dispatch_passes(target),
         relax.transform.LegalizeOps(),
@@ -93,7 +104,7 @@ def lower_gpu(module: Any, target: Any) -> Any:
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),
     ]
-    return schedule_gpu(Sequential(passes)(simplify(module)))
+    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(channels_last(simplify(module)), target)))
 
 
 def lower_cpu(module: Any, target: Any, records: Path | None = None, max_error: float = MAX_ERROR) -> Any:
@@ -143,7 +154,19 @@ def _vm_passes(target: Any) -> Any:
 
 def _kernels(module: Any) -> list[Kernel]:
     return [
-        Kernel(str(variable.name_hint), "direct" if variable.name_hint.startswith(RECIPES) else "general")
+        _kernel(str(variable.name_hint), func.attrs or {})
         for variable, func in module.functions_items()
         if isinstance(func, tirx.PrimFunc)
     ]
+
+
+def _kernel(name: str, attrs: Any) -> Kernel:
+    """What the recipe that made a function noted on it."""
+    algorithm = str(attrs[ALGORITHM]) if ALGORITHM in attrs else "general"
+    flops = int(attrs[FLOPS]) if FLOPS in attrs else 0
+    return Kernel(name, algorithm, flops, _float(attrs[ERROR]) if ERROR in attrs else None)
+
+
+def _float(value: Any) -> float:
+    """A number of an attribute, which TVM wraps."""
+    return float(getattr(value, "value", value))

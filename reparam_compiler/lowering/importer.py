@@ -4,12 +4,15 @@
     onnx.ModelProto, path     ---------------------from_onnx-----------------------------> Relax
 
 What TVM can import can be lowered: there is no table of ops here. Parameters become constants. Neither torch nor onnx
-is imported unless a model of theirs comes in.
+is imported unless a model of theirs comes in. Shapes are fixed here, the batch's too (docs/adr/0005-fixed-shapes.md).
 """
 
 import contextlib
+import gc
+import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ import tvm
 from tvm import relax
 
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
-from reparam_compiler.lowering.artifact import TensorSpec
+from reparam_compiler.lowering.artifact import TensorSpec, quiet
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -66,6 +69,20 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
             f"input_shapes: {', '.join(unknown)} is no input; the inputs are {', '.join(s.name for s in imported.inputs)}"
         )
     return imported
+
+
+def open_batches(model: Any) -> dict[str, tuple[int, ...]]:
+    """The inputs of an ONNX model whose first size alone is open, with the shape that a batch of one gives them."""
+    onnx = sys.modules.get("onnx")
+    if onnx is None or not isinstance(model, onnx.ModelProto):
+        return {}
+    found = {}
+    for value in _onnx_inputs(model):
+        first, *others = [_onnx_dim(dim) for dim in value.type.tensor_type.shape.dim] or [0]
+        sizes = [size for size in others if isinstance(size, int)]
+        if isinstance(first, str) and len(sizes) == len(others):
+            found[str(value.name)] = (1, *sizes)
+    return found
 
 
 def _read_onnx(path: Path) -> Any:
@@ -121,8 +138,7 @@ def _from_exported(program: Any, shapes: Shapes) -> Imported:
 def _from_onnx(model: Any, shapes: Shapes) -> Imported:
     from tvm.relax.frontend.onnx import from_onnx
 
-    weights = {tensor.name for tensor in model.graph.initializer}
-    wanted = [value for value in model.graph.input if value.name not in weights]
+    wanted = _onnx_inputs(model)
     declared = {value.name: [_onnx_dim(dim) for dim in value.type.tensor_type.shape.dim] for value in wanted}
     known = {name: list(shapes.get(name, dims)) for name, dims in declared.items()}
     for name, dims in known.items():
@@ -131,6 +147,12 @@ def _from_onnx(model: Any, shapes: Shapes) -> Imported:
     with _importing("ONNX"):
         module = from_onnx(model, shape_dict=known, dtype_dict=_onnx_dtypes(wanted))
     return _fixed(module, tuple(known), tuple(value.name for value in model.graph.output), shapes)
+
+
+def _onnx_inputs(model: Any) -> list[Any]:
+    """What a run must be given: ONNX may list weights among the inputs too."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
 
 
 def _onnx_dim(dim: Any) -> int | str:
@@ -209,18 +231,50 @@ def _missing_shape(name: str, dims: Sequence[Any]) -> LoweringError:
 
 @contextlib.contextmanager
 def _importing(kind: str) -> Iterator[None]:
-    """Quiet the importers' warnings about torch and onnx internals; turn what they raise into one typed error."""
-    with warnings.catch_warnings():
+    """Quiet the importers' warnings and prints; turn what they raise into one typed error that names the node."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet():
         warnings.simplefilter("ignore")
         try:
             yield
         except LoweringError:
             raise
         except Exception as refusal:  # the importers raise AssertionError, KeyError, ValueError, OpNotImplemented …
+            nodes = _nodes_of(refusal)
+            traceback.clear_frames(refusal.__traceback__)
+            gc.collect()  # a half-built function complains on stderr when it is freed: here, where that is quiet
+            named = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
             raise LoweringError(
-                f"TVM's {kind} importer refuses the model: {_reason(refusal)}. Expected only ops that TVM "
-                f"{tvm.__version__} imports; rewrite that op in the model, or cut the model before it"
+                f"{named or 'main'}: the {kind} importer of TVM {tvm.__version__} refuses it: {_reason(refusal)}. Expected "
+                "only ops that it imports; rewrite that op in the model, or cut the model before it"
             ) from refusal
+
+
+def _nodes_of(refusal: BaseException) -> list[str]:
+    """The nodes at which an importer stopped, as `name (op)`; none where it stopped elsewhere.
+
+    TVM's messages name ops at best, so the nodes are read from the frames of the importer that raised.
+    """
+    found: list[str] = []
+    for frame, _ in traceback.walk_tb(refusal.__traceback__):
+        local = frame.f_locals
+        if frame.f_code.co_name in {"_construct_nodes", "_convert_subgraph", "_translate_fx_graph"} and "node" in local:
+            found = [_named(local["node"])]
+        elif frame.f_code.co_name == "_check_for_unsupported_ops" and "unsupported_ops" in local:
+            found = [_named(node) for node in local["graph"].node if node.op_type in local["unsupported_ops"]]
+        elif frame.f_code.co_name == "_check_unsupported_func_type" and "missing_func_types" in local:
+            called = (node for node in local["nodes"] if node.op == "call_function")
+            found = [_named(node) for node in called if node.target.__name__ in local["missing_func_types"]]
+    return found
+
+
+def _named(node: Any) -> str:
+    """`name (op)` of a NodeProto or an fx.Node, with the layer that the latter stands in."""
+    if hasattr(node, "op_type"):
+        domain = f"{node.domain}::" if node.domain else ""
+        return f"{node.name or next(iter(node.output), '?')} ({domain}{node.op_type})"
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    layer = f", in {stack[-1][0]}" if stack and stack[-1][0] else ""
+    return f"{node.name} ({node.target}{layer})"
 
 
 def _reason(error: BaseException) -> str:

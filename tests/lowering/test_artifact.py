@@ -16,7 +16,8 @@ pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.artifact import MANIFEST, filled
+from reparam_compiler.lowering.archive import LIBRARY, MANIFEST, MARK, write_tar
+from reparam_compiler.lowering.artifact import Kernel, filled
 
 pytestmark = pytest.mark.tvm
 
@@ -59,17 +60,96 @@ def test_saved_and_loaded_computes_the_same_bits(compiled: lowering.Executable, 
     np.testing.assert_array_equal(again.run(array)[0], compiled.run(array)[0])
 
 
-def test_loaded_artifact_is_saved_again(saved: Path, tmp_path: Path, array: np.ndarray) -> None:
+@pytest.mark.parametrize("name", ["again.tar", "again.so"])
+def test_loaded_artifact_is_saved_again(saved: Path, tmp_path: Path, array: np.ndarray, name: str) -> None:
     first = lowering.load(saved)
-    first.save(tmp_path / "again.tar")
-    np.testing.assert_array_equal(lowering.load(tmp_path / "again.tar").run(array)[0], first.run(array)[0])
+    first.save(tmp_path / name)
+    again = lowering.load(tmp_path / name)
+    assert (again.inputs, again.kernels, again.versions) == (first.inputs, first.kernels, first.versions)
+    np.testing.assert_array_equal(again.run(array)[0], first.run(array)[0])
 
 
+@pytest.fixture(scope="module")
+def library(compiled: lowering.Executable, saved: Path) -> Path:
+    compiled.save(saved.with_name("model.so"))
+    return saved.with_name("model.so")
+
+
+def test_format_goes_by_the_suffix_unless_it_is_given(compiled: lowering.Executable, saved: Path, tmp_path: Path) -> None:
+    compiled.save(tmp_path / "m.so", format="tar")
+    compiled.save(tmp_path / "m", format="so")
+    assert tarfile.is_tarfile(tmp_path / "m.so")
+    assert (tmp_path / "m").read_bytes()[:4] == b"\x7fELF"
+    with pytest.raises(LoweringError, match=r"found format 'zip'; expected one of \('tar', 'so'\)"):
+        compiled.save(tmp_path / "m.zip", format="zip")  # type: ignore[arg-type]
+
+
+def test_library_in_the_archive_is_an_artifact_itself(saved: Path, tmp_path: Path, array: np.ndarray) -> None:
+    with tarfile.open(saved) as file:
+        (tmp_path / LIBRARY).write_bytes(file.extractfile(LIBRARY).read())
+    np.testing.assert_array_equal(lowering.load(tmp_path / LIBRARY).run(array)[0], lowering.load(saved).run(array)[0])
+
+
+@pytest.mark.parametrize("kept", [3, 100, 5000, -1000, -1])
+def test_truncated_library_is_refused(library: Path, tmp_path: Path, kept: int) -> None:
+    (tmp_path / "cut.so").write_bytes(library.read_bytes()[:kept])
+    with pytest.raises(LoweringError, match=r"cut\.so: .*truncated"):
+        lowering.load(tmp_path / "cut.so")
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_library_with_one_wrong_bit_is_refused(library: Path, tmp_path: Path, place: float) -> None:
+    content = bytearray(library.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    (tmp_path / "flipped.so").write_bytes(content)
+    with pytest.raises(LoweringError, match="truncated or damaged"):
+        lowering.load(tmp_path / "flipped.so")
+
+
+def test_foreign_library_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    import _ctypes
+
+    with pytest.raises(LoweringError, match="one of something else"):
+        lowering.load(_ctypes.__file__)
+    (tmp_path / "end.so").write_bytes(b"\x7fELF" + MARK)
+    with pytest.raises(LoweringError, match="truncated or damaged"):
+        lowering.load(tmp_path / "end.so")
+
+
+def test_archive_of_the_old_tvmc_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match=r"archive of the tvmc that TVM had until 0\.19.*compile the model again"):
+        lowering.load(archive(tmp_path / "old.tar", {"mod.so": b"x", "mod.json": b"{}", "mod.params": b""}))
+
+
+def test_format_1_is_still_read_but_not_made_a_library_of(saved: Path, tmp_path: Path, array: np.ndarray) -> None:
+    with tarfile.open(saved) as file:
+        manifest, content = json.load(file.extractfile(MANIFEST)), file.extractfile(LIBRARY).read()
+    manifest |= {"format": 1, "kernels": [{"name": k["name"], "algorithm": k["algorithm"]} for k in manifest["kernels"]]}
+    write_tar(tmp_path / "one.tar", content.replace(MARK, b"\0" * len(MARK)), manifest)
+    old = lowering.load(tmp_path / "one.tar")
+    assert old.kernels[0] == Kernel(old.kernels[0].name, old.kernels[0].algorithm, 0, None)
+    np.testing.assert_array_equal(old.run(array)[0], lowering.load(saved).run(array)[0])
+    with pytest.raises(LoweringError, match="format 1 does not describe itself"):
+        old.save(tmp_path / "one.so")
+
+
+def test_linking_says_which_compiler_is_missing(compiled: lowering.Executable, saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(LoweringError, match=r"linking the library failed.*g\+\+ or clang\+\+"):
+        compiled.save(tmp_path / "m.tar", compiler="no-such-compiler")
+    with pytest.raises(LoweringError, match="linked already"):
+        lowering.load(saved).save(tmp_path / "m.tar", compiler="g++")
+    compiled.save(tmp_path / "m.tar", compiler="g++", compiler_options=["-Wl,-s"])
+    assert (tmp_path / "m.tar").stat().st_size <= saved.stat().st_size
+    assert lowering.load(tmp_path / "m.tar").inputs == compiled.inputs
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.tar"]
+
+
+@pytest.mark.parametrize("form", ["saved", "library"])
 def test_loads_and_runs_without_torch_or_onnx_and_without_noise(
-    compiled: lowering.Executable, saved: Path, tmp_path: Path, array: np.ndarray
+    compiled: lowering.Executable, tmp_path: Path, array: np.ndarray, form: str, request: pytest.FixtureRequest
 ) -> None:
     np.savez(tmp_path / "in.npz", **{compiled.inputs[0].name: array})
-    arguments = [str(saved), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    arguments = [str(request.getfixturevalue(form)), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
     done = subprocess.run([sys.executable, "-c", TORCH_FREE, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -93,6 +173,9 @@ def test_time_is_a_median_of_positive_seconds(compiled: lowering.Executable, arr
     assert len(timing.seconds) == 5
     assert 0 < timing.median < 1
     assert compiled.time(repeat=3) > 0
+    whole = compiled.timing(array, repeat=3, number=2, end_to_end=True)
+    assert len(whole.seconds) == 3
+    assert min(whole.seconds) > 0
 
 
 def test_wrong_inputs_are_refused_with_found_and_expected(compiled: lowering.Executable, array: np.ndarray) -> None:
@@ -185,7 +268,7 @@ def test_interrupted_save_leaves_the_old_file(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tarfile.TarFile, "add", stop)
+    monkeypatch.setattr(tarfile.TarFile, "addfile", stop)
     with pytest.raises(KeyboardInterrupt):
         compiled.save(path)
     assert path.read_bytes() == saved.read_bytes()

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
+from reparam_compiler.lowering.importer import open_batches
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -127,11 +128,42 @@ def test_example_inputs_that_do_not_fit_are_refused() -> None:
         lowering.compile(net(), torch.zeros(1, 4, 9, 8))
 
 
-def test_op_that_tvm_cannot_import_is_named() -> None:
+def test_op_that_tvm_cannot_import_is_named_with_its_node() -> None:
     model = conv_onnx()
-    model.graph.node[1].op_type = "MadeUp"
-    with pytest.raises(LoweringError, match=r"importer refuses the model: .*MadeUp.* rewrite that op"):
+    model.graph.node[0].op_type = "MadeUp"
+    model.graph.node[1].op_type = "AlsoMadeUp"
+    advice = r"the ONNX importer of TVM .* refuses it: .*MadeUp.* rewrite that op"
+    with pytest.raises(LoweringError, match=rf"^conv0 \(MadeUp\), scores \(AlsoMadeUp\): {advice}"):
         lowering.compile(model)
+
+
+def test_node_that_the_onnx_importer_stops_at_is_named_without_a_print(capfd: pytest.CaptureFixture[str]) -> None:
+    model = conv_onnx()
+    depth = helper.make_tensor_value_info("depth", onnx.TensorProto.INT64, [1])
+    model.graph.input.append(depth)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 1], "float32"), "values"))
+    model.graph.node.append(helper.make_node("OneHot", ["scores", "depth", "values"], ["hot"], name="hot0"))
+    model.graph.output[0].name = "hot"
+    with pytest.raises(LoweringError, match=r"^hot0 \(OneHot\): .*Only constant depth"):
+        lowering.compile(model)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_torch_op_that_tvm_cannot_import_is_named_with_its_layer(capfd: pytest.CaptureFixture[str]) -> None:
+    class Bessel(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.special.i0(x)
+
+    with pytest.raises(LoweringError, match=r"^i0 \(aten\.i0\.default, in 1\): the torch\.export importer"):
+        lowering.compile(nn.Sequential(nn.ReLU(), Bessel()).eval(), torch.zeros(2, 3))
+    assert capfd.readouterr().err == ""
+
+
+def test_open_batches_are_those_inputs_that_only_lack_their_first_size() -> None:
+    assert open_batches(conv_onnx(dims=("N", 5, 8, 7))) == {"pixels/0": (1, 5, 8, 7)}
+    assert open_batches(conv_onnx(dims=("N", 5, "H", 7))) == {}
+    assert open_batches(conv_onnx()) == {}
+    assert open_batches(net()) == {}
 
 
 @pytest.mark.parametrize("model", [7, "model.pt", Path("absent.onnx"), None])

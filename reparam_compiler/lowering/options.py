@@ -1,0 +1,163 @@
+"""How TVM's passes run while a model is compiled, and which texts of their work are kept.
+
+    CompileOptions --context()--> PassContext, with a Watch --> listings {"relax": …, "tir": …, "after FuseOps": …}
+
+Nothing is printed here: what a command line prints or writes to files is in `Executable.listings`.
+"""
+
+import difflib
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm.ir.instrument import pass_instrument
+from tvm.ir.transform import PassContext
+
+from reparam_compiler.errors import LoweringError
+
+log = logging.getLogger(__name__)
+
+SOURCES = ("relax", "tir", "ll", "asm", "cu")
+"""What can be kept: the imported model, the scheduled kernels, and the code that TVM made of them."""
+TRUE_AND_FALSE = {"1": True, "true": True, "0": False, "false": False}
+
+
+@dataclass(frozen=True, slots=True)
+class CompileOptions:
+    """Settings of TVM's passes.
+
+    opt_level: passes of a higher level are left out, 0 to 3.
+    pass_config: settings of single passes, by TVM's names of them; text is read as the type that TVM wants.
+    disabled_passes: passes to leave out, by name. A model may then fail to compile.
+    sources: which of `SOURCES` to keep as listings.
+    before, after: passes whose input or output, as text, is kept as a listing.
+    pass_times: keep a listing of the seconds that each pass took.
+    """
+
+    opt_level: int = 3
+    pass_config: Mapping[str, Any] = field(default_factory=dict)
+    disabled_passes: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    pass_times: bool = False
+
+    def watch(self) -> "Watch":
+        """An instrument for one compilation.
+
+        Raises: LoweringError where a setting is unknown or of the wrong type.
+        """
+        if self.opt_level not in range(4):
+            raise LoweringError(f"opt_level: found {self.opt_level}; expected 0 to 3")
+        if unknown := [name for name in self.sources if name not in SOURCES]:
+            raise LoweringError(f"sources: found {', '.join(unknown)}; expected some of {', '.join(SOURCES)}")
+        return Watch(self)
+
+    def context(self, watch: "Watch") -> PassContext:
+        """The PassContext that a compilation runs in."""
+        config = {name: _value(name, value) for name, value in self.pass_config.items()}
+        disabled = list(self.disabled_passes)
+        watched = [watch.instrument] if self.before or self.after or self.pass_times else []  # a call of Python for each pass
+        return PassContext(opt_level=self.opt_level, disabled_pass=disabled, instruments=watched, config=config)
+
+
+class Watch:
+    """What one compilation's passes did: their names, seconds and the texts that the options ask for."""
+
+    def __init__(self, options: CompileOptions) -> None:
+        self.options = options
+        self.seconds: list[tuple[str, float]] = []
+        self.listings: dict[str, str] = {}
+        self.instrument = _Instrument(self)
+        self._started: list[float] = []
+
+    def started(self, name: str, module: Any) -> None:
+        """A pass begins."""
+        self._keep("before", self.options.before, name, module)
+        self._started.append(time.perf_counter())
+
+    def ended(self, name: str, module: Any) -> None:
+        """A pass is done."""
+        self.seconds.append((name, time.perf_counter() - self._started.pop()))
+        self._keep("after", self.options.after, name, module)
+
+    def finished(self) -> dict[str, str]:
+        """The listings; a log line for each pass that was named and never ran."""
+        ran = {name for name, _ in self.seconds}
+        for name in dict.fromkeys((*self.options.before, *self.options.after)):
+            if name not in ran:
+                near = difflib.get_close_matches(name, ran, n=3)
+                log.warning("pass %s did not run%s", name, f"; near it are {', '.join(near)}" if near else "")
+        if self.options.pass_times:
+            lines = [f"{seconds * 1e3:9.2f} ms  {name}" for name, seconds in self.seconds]
+            self.listings["pass times"] = "\n".join(lines)
+        return self.listings
+
+    def _keep(self, when: str, wanted: tuple[str, ...], name: str, module: Any) -> None:
+        if name in wanted:
+            key = f"{when} {name}"
+            text = module.script()
+            self.listings[key] = f"{self.listings[key]}\n\n{text}" if key in self.listings else text
+
+
+def sources_of(names: tuple[str, ...], imported: Any, lowered: Any, library: Any) -> dict[str, str]:
+    """The listings of `SOURCES` that are asked for.
+
+    Args:
+        imported, lowered: the Relax modules before and after our passes.
+        library: what `tvm.compile` made.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        if name == "relax":
+            found[name] = imported.script()
+        elif name == "tir":
+            kernels = {var: f for var, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
+            found[name] = tvm.IRModule(kernels).script()
+        else:
+            kind = "cuda" if name == "cu" else "llvm"
+            texts = [part.inspect_source("" if name == "cu" else name) for part in _parts(library.mod) if part.kind == kind]
+            if not texts:
+                raise LoweringError(f"sources: {name!r} asks for {kind} code, and this target has none")
+            found[name] = "\n".join(texts)
+    return found
+
+
+def _parts(module: Any) -> list[Any]:
+    """A runtime module and what it imports, in order."""
+    return [module, *(part for child in module.imports for part in _parts(child))]
+
+
+def _value(name: str, value: Any) -> Any:
+    """The value of a pass's setting as TVM wants it; text is read."""
+    known = PassContext.list_configs()
+    if name not in known:
+        near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+        raise LoweringError(f"pass_config: TVM {tvm.__version__} does not know {name!r}; near it are {', '.join(near)}")
+    if not isinstance(value, str):
+        return value
+    kind = str(known[name]["type"]).lower()
+    if "bool" in kind and value.lower() in TRUE_AND_FALSE:
+        return TRUE_AND_FALSE[value.lower()]
+    if ("int" in kind or "bool" in kind) and value.lstrip("-").isdigit():
+        return int(value)
+    if "str" in kind:
+        return value
+    raise LoweringError(f"pass_config: found {name}={value!r}; TVM expects a value of type {known[name]['type']}")
+
+
+@pass_instrument
+class _Instrument:
+    """Tells a Watch of each pass."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def run_before_pass(self, module: Any, info: Any) -> None:
+        self.watch.started(str(info.name), module)
+
+    def run_after_pass(self, module: Any, info: Any) -> None:
+        self.watch.ended(str(info.name), module)

@@ -1,0 +1,246 @@
+"""`tvmc compile | tune | run`: a model file to an artifact, better kernels for it, and numbers out of it.
+
+    tvmc compile repvgg.onnx --target "llvm -mcpu=znver3 -num-cores 2" -o module.tar
+    tvmc tune repvgg.onnx --trials 64 -o records
+    tvmc compile repvgg.onnx --tuning-records records -o module.tar
+    tvmc run module.tar --inputs cat.npz --outputs scores.npz --print-time --print-top 5
+
+Outputs are written whole or not at all. Exit codes: 0 done, 2 a wrong option, 3 the model cannot be read, 4 it cannot be
+lowered or run, 5 tvm is missing, 6 and 7 fusing failed, 1 anything else.
+"""
+
+import argparse
+import contextlib
+import importlib.metadata
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reparam_compiler.errors import (
+    LoweringError,
+    ReparamError,
+    RewriteError,
+    TvmMissingError,
+    UnsupportedModelError,
+    VerificationError,
+)
+from reparam_compiler.tvmc import model as api
+from reparam_compiler.tvmc.options import parse, target_of
+from reparam_compiler.tvmc.tables import interface_table, profile_table, top_table, tuning_table
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering import CompileOptions, Executable
+
+EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
+    (TvmMissingError, 5),
+    (LoweringError, 4),
+    (UnsupportedModelError, 3),
+    (RewriteError, 6),
+    (VerificationError, 7),
+    (ReparamError, 1),
+)
+DUMPED = {"relay": "relax"}
+"""What `--dump-code` names otherwise now."""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = "tvmc") -> int:
+    """The console script; gives the exit code, and ends the process itself where an option is wrong or help is asked for."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    found = parse(words or ["--help"], prog)
+    if found.version:
+        _say(" ".join(f"{name} {_version(name)}" for name in ("reparam_compiler", "apache-tvm")))
+        return 0
+    if found.command is None:
+        parse(["--help"], prog)
+    commands = {"compile": _compile, "run": _run, "tune": _tune}
+    with _logging(getattr(found, "verbose", 0)):
+        for note in found.notes:
+            _warn(f"tvmc: {note}")
+        try:
+            commands[found.command](found)
+        except (ReparamError, OSError) as error:
+            if found.json:
+                _say(json.dumps({"error": type(error).__name__, "message": str(error)}))
+            _warn(f"tvmc: {type(error).__name__}: {error}")
+            return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+    return 0
+
+
+def _compile(found: argparse.Namespace) -> None:
+    from reparam_compiler import lowering as _  # noqa: F401  a missing tvm is said before anything else
+
+    output = Path(found.output)
+    output_format = found.output_format
+    if output_format == "so" and output.suffix == ".tar":
+        output_format = "tar"
+        _warn(f"tvmc: {output} is an archive with the library in it, as ever; for the library alone name it .so")
+    options = _options(found)
+    model = api.load(found.MODEL, found.model_format, found.input_shapes, fuse=not found.no_fuse, unsafe=found.unsafe_load)
+    package = api.compile(
+        model,
+        target_of(found),
+        found.opt_level,
+        tuning_records=found.tuning_records,
+        package_path=str(output),
+        cross=found.cross_compiler,
+        cross_options=found.cross_compiler_options,
+        output_format=output_format,
+        dump_code=_dumped(found.dump_code),
+        options=options,
+    )
+    made, size = package.executable, output.stat().st_size
+    if found.json:
+        _say(json.dumps({"output": str(output), "bytes": size, "listings": dict(made.listings), **_interface(made)}))
+        return
+    for name, text in made.listings.items():
+        if name.startswith(("before ", "after ", "pass times")):
+            _say(f"# {name}\n{text}\n")
+    _say(f"{output}  {size / 2**20:.1f} MiB\n{interface_table(made)}\n{made.target}")
+
+
+def _run(found: argparse.Namespace) -> None:
+    from reparam_compiler.lowering import load
+
+    executable = load(found.PATH)
+    result = api.run(
+        api.TVMCPackage(found.PATH, executable),
+        found.device,
+        inputs=_read_inputs(executable, found.inputs),
+        fill_mode=found.fill_mode,
+        repeat=found.repeat,
+        number=found.number,
+        benchmark=found.print_time,
+        end_to_end=found.end_to_end,
+        profile=found.profile,
+    )
+    if found.outputs is not None:
+        result.save(found.outputs)
+    top = {name: _top(array, found.print_top) for name, array in result.outputs.items()} if found.print_top else {}
+    if found.json:
+        record: dict[str, Any] = {
+            "outputs": [asdict(spec) for spec in executable.outputs],
+            "written": found.outputs,
+            "top": top,
+            "time_ms": result.statistics() or None,
+            "profile": asdict(result.profile) if result.profile is not None else None,
+        }
+        _say(json.dumps(record))
+        return
+    for spec in executable.outputs:
+        _say(str(spec))
+    for name, values in top.items():
+        _say(f"\nlargest of {name}\n{top_table(values)}")
+    if result.profile is not None:
+        _say(f"\n{profile_table(result.profile)}")
+    if result.times:
+        _say(f"\n{result.format_times()}")
+    if found.outputs is not None:
+        _say(f"written: {found.outputs}")
+
+
+def _tune(found: argparse.Namespace) -> None:
+    if found.tasks != "all":
+        raise LoweringError(
+            f"--tasks: found {found.tasks!r}; parts of a model cannot be tuned alone. All kernels are, the costly ones first: "
+            "bound the search with --trials"
+        )
+    model = api.load(found.MODEL, found.model_format, found.input_shapes, fuse=not found.no_fuse, unsafe=found.unsafe_load)
+    numbers = {name: getattr(found, name) for name in ("trials", "repeat", "number", "timeout")}
+    result = api.measured(model, target_of(found), found.output, found.tuning_records, progress=not found.json, **numbers)
+    if found.json:
+        _say(json.dumps({"output": found.output, **asdict(result)}))
+    else:
+        _say(f"{found.output}: {result.measured} new of {result.total} records\n{tuning_table(result)}")
+
+
+def _options(found: argparse.Namespace) -> "CompileOptions":
+    from reparam_compiler.lowering import CompileOptions
+
+    config = {}
+    for word in found.pass_config:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise LoweringError(f"--pass-config: found {word!r}; expected name=value")
+        config[name] = value
+    return CompileOptions(
+        pass_config=config,
+        disabled_passes=found.disabled_pass,
+        before=found.print_ir_before,
+        after=found.print_ir_after,
+        pass_times=found.print_pass_times,
+    )
+
+
+def _dumped(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in DUMPED.keys() & set(names):
+        _warn(f"tvmc: --dump-code {name}: TVM has no {name} any more; {DUMPED[name]} is written")
+    return [DUMPED.get(name, name) for name in names]
+
+
+def _read_inputs(executable: "Executable", path: str | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    expected = "; ".join(map(str, executable.inputs))
+    if not Path(path).is_file():
+        raise LoweringError(f"{path}: no such file; --inputs takes an .npz with {expected}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return dict(archive)
+    except (ValueError, OSError, EOFError, TypeError) as refusal:
+        raise LoweringError(f"{path}: not an .npz of plain arrays ({refusal}); it must hold {expected}") from None
+
+
+def _interface(made: "Executable") -> dict[str, Any]:
+    return {
+        "inputs": [asdict(spec) for spec in made.inputs],
+        "outputs": [asdict(spec) for spec in made.outputs],
+        "target": json.loads(made.target),
+        "kernels": [asdict(kernel) for kernel in made.kernels],
+        "versions": made.versions,
+    }
+
+
+def _top(array: Any, count: int) -> list[tuple[int, float]]:
+    """The flat indices and values of the `count` largest elements, largest first."""
+    flat = np.asarray(array).reshape(-1)
+    best = np.argsort(-flat, kind="stable")[:count]
+    return [(int(index), float(flat[index])) for index in best]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@contextlib.contextmanager
+def _logging(verbose: int) -> Iterator[None]:
+    """The library's log lines on stderr: warnings, with -v what it does, with -vv all."""
+    logger = logging.getLogger("reparam_compiler")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("tvmc: %(message)s"))
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(max(logging.DEBUG, logging.WARNING - 10 * verbose))
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+
+
+def _warn(text: str) -> None:
+    sys.stderr.write(f"{text}\n")

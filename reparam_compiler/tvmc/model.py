@@ -1,0 +1,342 @@
+"""The Python API of the old tvmc: `load`, `tune`, `compile`, `run`, and what they give.
+
+    path --load--> TVMCModel --compile--> TVMCPackage --run--> TVMCResult
+                       |  tune -> records ---^
+
+The arguments that still mean something keep their names; the work is done by `reparam_compiler.compile`, `tune` and `load`.
+"""
+
+import logging
+import shlex
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import numpy as np
+
+from reparam_compiler.errors import LoweringError, UnsupportedModelError
+from reparam_compiler.tvmc.options import GONE_FORMATS
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
+    from reparam_compiler.lowering.profile import Profile
+
+log = logging.getLogger(__name__)
+
+FillMode = Literal["random", "ones", "zeros"]
+Shapes = Mapping[str, Sequence[int]]
+Target = str | Mapping[str, Any] | None
+DEVICES = {"llvm": "cpu", "cuda": "cuda"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TVMCModel:
+    """A model that can be tuned and compiled.
+
+    native: an onnx.ModelProto, an ExportedProgram or an nn.Module.
+    shape_dict: the shapes of inputs that the model leaves open.
+    fuse: whether it is fused before anything else.
+    """
+
+    native: Any
+    shape_dict: Shapes | None = None
+    fuse: bool = True
+
+    def summary(self, file: TextIO | None = None) -> None:
+        """Write the Relax module that the model is imported as, unfused, to `file` or stdout."""
+        from reparam_compiler.lowering.importer import to_relax
+
+        (file or sys.stdout).write(f"{to_relax(self.native, input_shapes=self.shapes()).module.script()}\n")
+
+    def shapes(self) -> dict[str, Sequence[int]]:
+        """The shapes of `shape_dict`, and a batch of one where an ONNX model leaves the batch open; a log line says so."""
+        from reparam_compiler.lowering.importer import open_batches
+
+        given = dict(self.shape_dict or {})
+        for name, shape in open_batches(self.native).items():
+            if name not in given:
+                sizes = ",".join(map(str, (8, *shape[1:])))
+                log.warning(
+                    "%s: the model leaves the batch open; 1 is taken. For 8: --input-shapes '%s:[%s]'", name, name, sizes
+                )
+                given[name] = shape
+        return given
+
+
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+class TVMCPackage:
+    """A compiled model in a file.
+
+    package_path: the artifact.
+    executable: the same, loaded.
+    """
+
+    package_path: str
+    executable: "Executable"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TVMCResult:
+    """What a run gave.
+
+    outputs: by the model's own names; `get_output` and the files that `save` writes know them as output_0, output_1 too.
+    times: seconds of one run, one for each repeat; empty where nothing was measured.
+    profile: the time of each kernel, where it was asked for.
+    """
+
+    outputs: "dict[str, np.ndarray[Any, Any]]"
+    times: list[float] = field(default_factory=list)
+    profile: "Profile | None" = None
+
+    def get_output(self, name: str) -> "np.ndarray[Any, Any]":
+        """One output, by its name or as output_0, output_1, …"""
+        return self._named()[name]
+
+    def save(self, output_path: str) -> None:
+        """Write the outputs as an .npz, whole or not at all."""
+        write_npz(Path(output_path), self._named())
+
+    def statistics(self) -> dict[str, float]:
+        """Milliseconds of one run: mean, median, max, min, std; empty where nothing was measured."""
+        if not self.times:
+            return {}
+        values = np.asarray(self.times) * 1e3
+        found = {
+            "mean": values.mean(),
+            "median": np.median(values),
+            "max": values.max(),
+            "min": values.min(),
+            "std": values.std(),
+        }
+        return {name: float(value) for name, value in found.items()}
+
+    def format_times(self) -> str:
+        """The table that the old tvmc printed."""
+        found = self.statistics()
+        head = " ".join(f"{f'{name} (ms)':^12}" for name in found)
+        return f"Execution time summary:\n{head}\n{' '.join(f'{value:^12.4f}' for value in found.values())}\n"
+
+    def __str__(self) -> str:
+        return f"{self.format_times()}\nOutput Names:\n {list(self.outputs)}"
+
+    def _named(self) -> "dict[str, np.ndarray[Any, Any]]":
+        by_position = {f"output_{index}": array for index, array in enumerate(self.outputs.values())}
+        return by_position | self.outputs
+
+
+def load(
+    path: str,
+    model_format: str | None = None,
+    shape_dict: Shapes | None = None,
+    *,
+    fuse: bool = True,
+    unsafe: bool = False,
+) -> TVMCModel:
+    """Read a model.
+
+    Args:
+        path: an .onnx, a .pt2, or package.module:factory.
+        model_format: "onnx" or "pytorch"; None goes by the name.
+        shape_dict: a shape for each input that the model leaves open.
+        fuse: fuse it before it is tuned or compiled.
+        unsafe: open pickles too: they can run any code.
+
+    Raises: UnsupportedModelError where there is no such model or it cannot be read.
+    """
+    if model_format in GONE_FORMATS:
+        raise UnsupportedModelError(
+            f"{path}: TVM has no importer of {model_format} models any more; convert it to ONNX with "
+            f"{GONE_FORMATS[model_format]}"
+        )
+    if model_format not in (None, "onnx", "pytorch"):
+        raise UnsupportedModelError(f"{path}: found the model format {model_format!r}; expected onnx or pytorch")
+    from reparam_compiler.model_io import load_model
+
+    if model_format == "onnx" and Path(path).suffix.lower() != ".onnx" and Path(path).is_file():
+        from reparam_compiler.frontends import onnx_io
+
+        return TVMCModel(onnx_io.load(Path(path)), shape_dict, fuse)
+    return TVMCModel(load_model(path, unsafe=unsafe), shape_dict, fuse)
+
+
+def tune(
+    tvmc_model: TVMCModel,
+    target: Target = None,
+    tuning_records: str | None = None,
+    prior_records: str | None = None,
+    *,
+    trials: int = 1000,
+    repeat: int = 3,
+    number: int = 1,
+    timeout: float = 30.0,
+) -> str:
+    """Search better kernels on this machine.
+
+    Args:
+        target: as for `compile`; it must be this machine's.
+        tuning_records: the folder of the records; None makes one, which stays.
+        prior_records: the records of an earlier search, to start from.
+        trials: measurements in all; `repeat`, `number`, `timeout`: of each candidate.
+
+    Returns: the folder, for `compile(tuning_records=…)`.
+    Raises: LoweringError as `reparam_compiler.tune`, and where there are prior records and others already.
+    """
+    folder = tuning_records or tempfile.mkdtemp(prefix="reparam-records-")
+    measured(
+        tvmc_model, target, folder, prior_records, trials=trials, repeat=repeat, number=number, timeout=timeout, progress=True
+    )
+    return folder
+
+
+def measured(model: TVMCModel, target: Target, folder: str, prior: str | None, **named: Any) -> "TuneResult":
+    """`tune`, with what the search measured; `named`: arguments of `reparam_compiler.tune`."""
+    from reparam_compiler import lowering as _  # noqa: F401  a missing tvm is said before a model is fused
+    from reparam_compiler._api import tune as tune_native
+
+    if prior is not None and Path(prior).resolve() != Path(folder).resolve():
+        _start_from(Path(prior), Path(folder))
+    return tune_native(model.native, database=folder, target=target, fuse=model.fuse, input_shapes=model.shapes(), **named)
+
+
+def compile(
+    tvmc_model: TVMCModel,
+    target: Target = None,
+    opt_level: int = 3,
+    *,
+    tuning_records: str | None = None,
+    package_path: str | None = None,
+    cross: str | None = None,
+    cross_options: str | None = None,
+    output_format: Literal["tar", "so"] | None = None,
+    dump_code: str | Sequence[str] | None = None,
+    options: "CompileOptions | None" = None,
+) -> TVMCPackage:
+    """Compile a model to one file.
+
+    Args:
+        target: see `reparam_compiler.compile`.
+        opt_level: passes of a higher level are left out.
+        tuning_records: the folder that `tune` wrote.
+        package_path: the file; None makes one that lives as long as the package.
+        cross, cross_options: the compiler that links the library, and what else it is given.
+        output_format: "tar" or "so"; None goes by the name of the file.
+        dump_code: of "relax", "tir", "ll", "asm", "cu"; each is written beside the file as `<package_path>.<name>`.
+        options: more settings of TVM's passes.
+
+    Raises: LoweringError, UnsupportedModelError, VerificationError as `reparam_compiler.compile`.
+    """
+    from reparam_compiler import lowering
+    from reparam_compiler._api import compile as compile_native
+
+    sources = (dump_code,) if isinstance(dump_code, str) else tuple(dump_code or ())
+    settings = replace(options or lowering.CompileOptions(), opt_level=opt_level, sources=sources)
+    temporary = None if package_path else tempfile.mkdtemp(prefix="reparam-package-")
+    path = Path(package_path or f"{temporary}/module.tar")
+    executable = compile_native(
+        tvmc_model.native,
+        target=target,
+        fuse=tvmc_model.fuse,
+        database=tuning_records or None,
+        input_shapes=tvmc_model.shapes(),
+        options=settings,
+    )
+    executable.save(path, format=output_format, compiler=cross or None, compiler_options=shlex.split(cross_options or ""))
+    for name in sources:
+        write_text(path.with_name(f"{path.name}.{name}"), executable.listings[name])
+    package = TVMCPackage(str(path), executable)
+    if temporary is not None:
+        weakref.finalize(package, shutil.rmtree, temporary, ignore_errors=True)
+    return package
+
+
+def run(
+    tvmc_package: "TVMCPackage | str",
+    device: str | None = None,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    fill_mode: FillMode = "random",
+    repeat: int = 10,
+    number: int = 10,
+    benchmark: bool = False,
+    end_to_end: bool = False,
+    profile: bool = False,
+) -> TVMCResult:
+    """Run a compiled model.
+
+    Args:
+        tvmc_package: what `compile` gave, or the path of an artifact.
+        device: "cpu" or "cuda"; None is what it was compiled for.
+        inputs: arrays by name; those that are missing are filled.
+        fill_mode: what with: "random", "ones" or "zeros".
+        benchmark: measure `repeat` times `number` runs; `end_to_end` with the copies of inputs and outputs.
+        profile: measure each kernel.
+
+    Raises: LoweringError where the device is another than the package's, or inputs do not fit.
+    """
+    from reparam_compiler.lowering import artifact
+
+    executable = artifact.load(tvmc_package) if isinstance(tvmc_package, str) else tvmc_package.executable
+    kind = DEVICES[artifact.kind_of(executable)]
+    if device not in (None, kind):
+        raise LoweringError(f"--device: found {device!r}; this artifact was compiled for {kind!r}. Compile it again for it")
+    given = dict(inputs or {})
+    names = [spec.name for spec in executable.inputs]
+    if unknown := sorted(set(given) - set(names)):
+        raise LoweringError(f"run: found inputs {', '.join(unknown)}; the model has {'; '.join(map(str, executable.inputs))}")
+    arrays = [given[spec.name] if spec.name in given else artifact.filled(spec, fill_mode) for spec in executable.inputs]
+    results = executable.run(*arrays)
+    times: list[float] = []
+    if benchmark or end_to_end:
+        times += executable.timing(*arrays, repeat=repeat, number=number, end_to_end=end_to_end).seconds
+    found = None
+    if profile:
+        from reparam_compiler.lowering.profile import profile as profile_kernels
+
+        found = profile_kernels(executable, arrays)
+    outputs = {spec.name: array for spec, array in zip(executable.outputs, results, strict=True)}
+    return TVMCResult(outputs, times, found)
+
+
+def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays by name, whole or not at all.
+
+    Raises: LoweringError where the folder does not exist.
+    """
+    _check_folder(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
+        whole = Path(folder) / "outputs.npz"
+        with whole.open("wb") as file:
+            np.savez(file, **arrays)
+        whole.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text, whole or not at all."""
+    _check_folder(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
+        whole = Path(folder) / path.name
+        whole.write_text(text)
+        whole.replace(path)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise LoweringError(f"{path}: the folder {path.parent} does not exist; make it first")
+
+
+def _start_from(prior: Path, folder: Path) -> None:
+    """Copy the records of an earlier search into a folder that has none."""
+    from reparam_compiler.lowering.records import check_readable
+
+    check_readable(prior)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise LoweringError(
+            f"{folder}: found records there already, and others in {prior} to start from; name another folder to write, or "
+            "leave out --tuning-records: what the folder holds is gone on with anyway"
+        )
+    shutil.copytree(prior, folder, dirs_exist_ok=True)

@@ -1,0 +1,407 @@
+"""The options of `tvmc compile | run | tune`: those of TVM 0.19's tvmc, by the same names.
+
+    kept      means what it meant
+    without   accepted, and explained on stderr in one line: what it chose is chosen otherwise now, or exists no more
+    refused   an error with the reason: to accept it would give the user something else than was asked for
+
+docs/tvmc.md lists them. The parser is argparse, as it was then: options may be abbreviated (`--output` for `--outputs`), and
+a machine that only runs artifacts needs nothing but tvm and numpy.
+"""
+
+import argparse
+import json
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reparam_compiler.errors import LoweringError
+
+SHAPE = re.compile(r"\s*,?\s*(?P<name>[^\s\[\]]+?)\s*:\s*\[(?P<dims>[^\[\]]*)\]")
+LAYOUT_OR_OP = re.compile(r"[A-Z][A-Za-z0-9]*(:[A-Za-z0-9]+)?|default|(nn|qnn|image)\.[\w.]+")
+LISTS = ("--desired-layout", "--desired-layout-ops", "--mixed-precision-ops")
+"""Options that take several words; the words are told from MODEL by `LAYOUT_OR_OP`."""
+
+KINDS = ("llvm", "cuda")
+TARGET_OPTIONS = {
+    "llvm": (
+        *(
+            "mcpu",
+            "mattr",
+            "mtriple",
+            "num-cores",
+            "mfloat-abi",
+            "mabi",
+            "opt-level",
+            "vector-width",
+            "jit",
+            "cl-opt",
+            "fast-math",
+        ),
+        *("fast-math-nnan", "fast-math-ninf", "fast-math-nsz", "fast-math-arcp", "fast-math-contract", "fast-math-reassoc"),
+        *("keys", "libs", "device", "model", "tag"),
+    ),
+    "cuda": (
+        *("arch", "mcpu", "max_shared_memory_per_block", "max_threads_per_block", "thread_warp_size", "registers_per_block"),
+        *("l2_cache_size_bytes", "max_num_threads", "keys", "libs", "device", "model", "tag"),
+    ),
+}
+LISTED = ("mattr", "keys", "libs", "cl-opt")
+EXECUTORS = {
+    "graph": ("link-params",),
+    "aot": ("link-params", "unpacked-api", "interface-api", "workspace-byte-alignment", "constant-byte-alignment"),
+}
+POOLS = (
+    *("size-hint-bytes", "target-access", "clock-frequency-hz", "read-bandwidth-bytes-per-cycle"),
+    *("write-bandwidth-bytes-per-cycle", "read-latency-cycles", "write-latency-cycles", "target-burst-bytes"),
+)
+GONE_FORMATS = {
+    "keras": "tf2onnx",
+    "pb": "tf2onnx",
+    "tflite": "tf2onnx",
+    "paddle": "paddle2onnx",
+    "relay": "the exporter of what the Relay module came from",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """An option that is accepted and has no effect; `why` says what holds instead. `words`: whether it takes a value."""
+
+    flags: tuple[str, ...]
+    why: str
+    words: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An option that cannot be accepted without giving something else than was asked for."""
+
+    flags: tuple[str, ...]
+    why: str
+    words: bool = True
+
+
+LAYOUT = "the layout inside is chosen for the target (NHWC on a CPU); inputs and outputs keep the model's"
+RPC = "nothing is run or measured on another machine any more; copy the artifact there and run it there"
+MICRO = "microTVM left TVM in 0.20"
+HARDWARE = "what the search must know of the machine is read from the target, such as --target-llvm-num-cores"
+OF_MODELS = (
+    Without(("--desired-layout", "--desired-layout-ops"), LAYOUT),
+    Refused(("--mixed-precision",), "the arithmetic is that of the model; export the model in float16 instead", words=False),
+    Without(
+        ("--mixed-precision-ops", "--mixed-precision-calculation-type", "--mixed-precision-acc-type"),
+        "it belongs to --mixed-precision, which is refused; the arithmetic is that of the model",
+    ),
+)
+OF_COMPILE = (
+    *OF_MODELS,
+    Without(
+        ("--executor", *(f"--executor-{name}-{option}" for name, options in EXECUTORS.items() for option in options)),
+        "there is one executor now, the Relax virtual machine; parameters are linked into the library",
+    ),
+    Without(("--runtime-cpp-system-lib",), "the library is always a shared one"),
+    Refused(("--runtime-crt-system-lib",), MICRO),
+    Without(("--module-name",), "the entry of an artifact is always called main"),
+    Without(("--dump-offloads",), "nothing is offloaded: every op is compiled by TVM itself"),
+    Without(
+        ("--workspace-pools", *(f"--workspace-pools-{name}" for name in POOLS)),
+        "memory is planned by Relax, ahead of time, in one pool",
+    ),
+)
+OF_RUN = (
+    Refused(("--rpc-key", "--rpc-tracker"), RPC),
+    Refused(("--list-options",), MICRO, words=False),
+    Refused(("--project-option",), MICRO),
+)
+OF_TUNE = (
+    *OF_MODELS,
+    Refused(("--rpc-key", "--rpc-tracker"), RPC),
+    Without(("--target-host",), "the host of an llvm target is the target itself"),
+    Without(("--early-stopping",), "a search ends when every kernel's points are measured, or at --trials"),
+    Without(("--min-repeat-ms",), "each measurement starts with cold caches, as kernels in a net do; raise --repeat instead"),
+    Without(("--parallel",), "candidates are measured one at a time, so that they do not disturb each other"),
+    Without(("--enable-autoscheduler", "--include-simple-tasks"), "there is one search now, of every kernel", words=False),
+    Without(("--log-estimated-latency",), "the best time of each kernel is printed at the end", words=False),
+    Without(("--tuner",), "there is one search now: the recipe's points for convs, MetaSchedule for what has no recipe"),
+    Without(
+        (
+            *("--cache-line-bytes", "--num-cores", "--vector-unit-bytes", "--max-shared-memory-per-block"),
+            *("--max-local-memory-per-block", "--max-threads-per-block", "--max-vthread-extent", "--warp-size"),
+        ),
+        HARDWARE,
+    ),
+)
+
+
+def parse(arguments: Sequence[str], prog: str = "tvmc") -> argparse.Namespace:
+    """The options of a command line; ends the process with exit code 2 where they are wrong.
+
+    `notes` holds a line for each option that was accepted and has no effect; `target_options` those of `--target-KIND-…`.
+    """
+    parser = _parser(prog)
+    found, unknown = parser.parse_known_args(list(_joined(arguments)))
+    if foreign := [word for word in unknown if word.startswith("--target-")]:
+        parser.error(f"{foreign[0]}: targets are of the kinds {' and '.join(KINDS)}; of these, see tvmc compile --help")
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return found
+
+
+def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """{"x": (1, 3)} of "x:[1,3]".
+
+    Raises: argparse.ArgumentTypeError where the text is not of that form.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    position = 0
+    while text[position:].strip(" ,"):
+        match = SHAPE.match(text, position)
+        sizes = [size.strip() for size in match["dims"].split(",")] if match else []
+        if match is None or not all(size.isdigit() and int(size) for size in sizes if size or len(sizes) > 1):
+            raise argparse.ArgumentTypeError(f"cannot read {text!r}; expected 'x:[1,3,224,224]', every size at least 1")
+        shapes[match["name"]] = tuple(int(size) for size in sizes if size)
+        position = match.end()
+    return shapes
+
+
+def target_of(found: argparse.Namespace) -> str | dict[str, Any] | None:
+    """What `--target` and `--target-KIND-OPTION` mean together, for `lowering.target.resolve`.
+
+    Raises: LoweringError where options are of another kind than the target.
+    """
+    text: str | None = found.target
+    if text is not None and Path(text).is_file():
+        text = Path(text).read_text().strip()
+    options: dict[tuple[str, str], str] = found.target_options
+    if not options:
+        return text
+    kind, first = next(iter(options))
+    if text is not None and text.startswith("{"):
+        try:
+            base: dict[str, Any] = dict(json.loads(text))
+        except ValueError as refusal:
+            raise LoweringError(f"--target: {text!r} is no JSON object: {refusal}") from refusal
+        head = str(base.get("kind", kind))
+    elif text is None:
+        from reparam_compiler.lowering.target import describe, resolve
+
+        base, head = json.loads(describe(resolve(None))), "llvm"
+    else:
+        base, head = {}, text.split()[0]
+    if head in KINDS and any(of != head for of, _ in options):
+        raise LoweringError(f"--target-{kind}-{first}: found for a target of kind {head}; pass it with --target {kind}")
+    if base:
+        return base | {name: _typed(name, value) for (_, name), value in options.items()}
+    return " ".join([str(text), *(f"-{name}={shlex.quote(value)}" for (_, name), value in options.items())])
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(
+        prog,
+        description="Compile a model with TVM, tune it, run it.",
+        epilog="Example: tvmc compile repvgg.onnx -o module.tar && tvmc run module.tar --print-time",
+        **style,
+    )
+    parser.add_argument("--version", action="store_true", help="print the versions and exit")
+    parser.add_argument("--config", action=Refuse, why="defaults from a file are gone; give the options themselves")
+    _verbose(parser)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="compile | run | tune")
+    for name, add, help_text, example in (
+        ("compile", _compile, "a model to one file", "compile repvgg.onnx --target 'llvm -mcpu=znver3' -o module.tar"),
+        ("run", _run, "an artifact, on arrays from a file or on filled ones", "run module.tar --print-time --repeat 20"),
+        ("tune", _tune, "search better kernels on this machine", "tune repvgg.onnx --trials 64 -o records, and again to go on"),
+    ):
+        command = commands.add_parser(name, help=help_text, description=help_text, epilog=f"Example: tvmc {example}", **style)
+        command.set_defaults(notes=[], target_options={})
+        add(command)
+        _verbose(command)
+    return parser
+
+
+def _compile(command: argparse.ArgumentParser) -> None:
+    _model(command)
+    _target(command)
+    command.add_argument("-o", "--output", "--package-path", default="module.tar", help="the artifact (default: module.tar)")
+    command.add_argument(
+        "-f",
+        "--output-format",
+        type=_output_format,
+        metavar="{tar,so}",
+        help="tar: an archive; so: one shared library, if --output is not named .tar (default: by the name of --output)",
+    )
+    command.add_argument("--tuning-records", metavar="PATH", help="the folder that `tvmc tune` wrote")
+    command.add_argument("--cross-compiler", default="", help="what links the library, such as aarch64-linux-gnu-g++")
+    command.add_argument("--cross-compiler-options", default="", help="what else it is given, such as '-mfpu=neon-vfpv4'")
+    command.add_argument("--dump-code", default="", metavar="FORMAT", help="write relax, tir, ll, asm, cu beside the output")
+    command.add_argument("-O", "--opt-level", type=int, choices=range(4), default=3, metavar="[0-3]", help="(default: 3)")
+    command.add_argument("--pass-config", action="append", default=[], metavar="name=value", help="a setting of one pass")
+    command.add_argument("--disabled-pass", type=_names, default=(), metavar="LIST", help="passes to leave out, by comma")
+    command.add_argument("--print-pass-times", action="store_true", help="print the time of each pass")
+    command.add_argument("--print-ir-before", type=_names, default=(), metavar="LIST", help="print the IR before these passes")
+    command.add_argument("--print-ir-after", type=_names, default=(), metavar="LIST", help="print the IR after these passes")
+    command.add_argument("--runtime", action=OneOf, others={"crt": MICRO}, default="cpp", help="cpp")
+    _old(command, OF_COMPILE)
+
+
+def _run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("PATH", help="an artifact of `tvmc compile`")
+    command.add_argument(
+        "--device", choices=("cpu", "cuda", "cl", "metal", "vulkan", "rocm", "micro"), help="default: what it was compiled for"
+    )
+    command.add_argument(
+        "--fill-mode",
+        choices=("zeros", "ones", "random"),
+        default="random",
+        help="inputs that are not given (default: random)",
+    )
+    command.add_argument("-i", "--inputs", help="an .npz with an array for each input")
+    command.add_argument("-o", "--outputs", help="the .npz to write")
+    command.add_argument("--print-time", "--benchmark", action="store_true", help="measure and print milliseconds")
+    command.add_argument("--print-top", type=_positive, metavar="N", help="print the N largest values of each output")
+    command.add_argument("--profile", action="store_true", help="print the time of each kernel")
+    command.add_argument("--end-to-end", action="store_true", help="time the copies of inputs and outputs too")
+    command.add_argument("--repeat", type=_positive, default=1, metavar="N", help="measurements (default: 1)")
+    command.add_argument("--number", type=_positive, default=1, metavar="N", help="runs in a row for each (default: 1)")
+    _json(command)
+    _old(command, OF_RUN)
+
+
+def _tune(command: argparse.ArgumentParser) -> None:
+    _model(command)
+    _target(command)
+    command.add_argument("-o", "--output", required=True, help="the folder of the records; what it holds already counts")
+    command.add_argument("--trials", type=_positive, default=1000, help="measurements in all (default: 1000)")
+    command.add_argument("--repeat", type=_positive, default=3, help="measurements of each candidate, cold caches (default: 3)")
+    command.add_argument("--number", type=_positive, default=1, help="runs in a row for each measurement (default: 1)")
+    command.add_argument("--timeout", type=_positive, default=30, help="seconds that one candidate may take (default: 30)")
+    command.add_argument("--tuning-records", metavar="PATH", help="records of an earlier search to start from")
+    command.add_argument("--tasks", default="all", help="all; parts of a model cannot be tuned alone")
+    _old(command, OF_TUNE)
+
+
+def _model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("MODEL", help="an .onnx, a .pt2, or package.module:factory")
+    command.add_argument("--model-format", choices=("onnx", "pytorch", *GONE_FORMATS), help="default: by the name of MODEL")
+    command.add_argument("--input-shapes", type=parse_shapes, help="shapes that the model leaves open: 'x:[1,3,224,224]'")
+    command.add_argument("--no-fuse", action="store_true", help="do not fuse the branches of MODEL first")
+    command.add_argument("--unsafe-load", action="store_true", help="open pickles too: they can run any code")
+    _json(command)
+
+
+def _target(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--target", help="llvm, cuda, 'llvm -mcpu=znver3 -num-cores 2', a tag, JSON, or a JSON file (default: this machine)"
+    )
+    group = command.add_argument_group("options of the target, the same as inside --target")
+    for kind, names in TARGET_OPTIONS.items():
+        for name in names:
+            group.add_argument(f"--target-{kind}-{name}", action=OfTarget, key=(kind, name), metavar="VALUE", help="")
+
+
+def _old(command: argparse.ArgumentParser, options: Iterable[Without | Refused]) -> None:
+    group = command.add_argument_group("options of the old tvmc that have no effect now, or cannot be had (docs/tvmc.md)")
+    for option in options:
+        for flag in option.flags:
+            action = Explain if isinstance(option, Without) else Refuse
+            shown = option.why if flag == option.flags[0] else ""
+            group.add_argument(flag, action=action, nargs=None if option.words else 0, why=option.why, metavar="X", help=shown)
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def _verbose(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-v", "--verbose", action="count", default=argparse.SUPPRESS, help="say more on stderr")
+
+
+class Explain(argparse.Action):
+    """Accepts an option and notes why it has no effect."""
+
+    def __init__(self, *arguments: Any, why: str, **named: Any) -> None:
+        super().__init__(*arguments, **_unset(named))
+        self.why = why
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        namespace.notes = [*namespace.notes, f"{option} has no effect: {self.why}"]
+
+
+class Refuse(argparse.Action):
+    """Ends the command with the reason why an option is not accepted."""
+
+    def __init__(self, *arguments: Any, why: str, **named: Any) -> None:
+        super().__init__(*arguments, **_unset(named))
+        self.why = why
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        parser.error(f"{option} is not accepted: {self.why}")
+
+
+class OneOf(argparse.Action):
+    """An option with one value left; the others are refused, each with its reason."""
+
+    def __init__(self, *arguments: Any, others: dict[str, str], **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.others = others
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        if values != self.default:
+            parser.error(f"{option} {values} is not accepted: {self.others.get(values, f'expected {self.default}')}")
+
+
+class OfTarget(argparse.Action):
+    """Collects `--target-KIND-OPTION`."""
+
+    def __init__(self, *arguments: Any, key: tuple[str, str], **named: Any) -> None:
+        super().__init__(*arguments, **_unset(named))
+        self.key = key
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        namespace.target_options = {**namespace.target_options, self.key: values}
+
+
+def _unset(named: dict[str, Any]) -> dict[str, Any]:
+    """No attribute where the option is not used; argparse reads a percent sign in a help text as a format."""
+    return {**named, "default": argparse.SUPPRESS, "help": (named.get("help") or "").replace("%", "%%")}
+
+
+def _joined(arguments: Sequence[str]) -> Iterable[str]:
+    """The words of each option of `LISTS` as one word; what does not look like theirs is left, as MODEL may come next."""
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if word in LISTS:
+            taken = [words.pop(0)] if words else []
+            while words and LAYOUT_OR_OP.fullmatch(words[0]):
+                taken.append(words.pop(0))
+            yield f"{word}={','.join(taken)}"
+        else:
+            yield word
+
+
+def _output_format(text: str) -> str:
+    if text == "mlf":
+        raise argparse.ArgumentTypeError(f"mlf, the Model Library Format, is gone: {MICRO}. Write tar or so")
+    if text not in ("tar", "so"):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected tar or so")
+    return text
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.strip("[]").split(",") if name.strip())
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
+    return int(text)
+
+
+def _typed(name: str, value: str) -> Any:
+    if name in LISTED:
+        return value.split(",")
+    return int(value) if value.lstrip("-").isdigit() else value

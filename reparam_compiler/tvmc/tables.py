@@ -1,0 +1,62 @@
+"""What `tvmc` prints for people: plain columns, which need no package beside numpy."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering import Executable, TuneResult
+    from reparam_compiler.lowering.profile import Profile
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
+    """Aligned columns; the first `left` to the left, numbers to the right."""
+    table = [list(head), *map(list, rows)]
+    widths = [max(len(row[index]) for row in table) for index in range(len(head))]
+    lines = []
+    for row in table:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def interface_table(made: "Executable") -> str:
+    """Inputs and outputs."""
+    sides = (("in", made.inputs), ("out", made.outputs))
+    rows = [(side, spec.name, " ".join(map(str, spec.shape)), spec.dtype) for side, specs in sides for spec in specs]
+    return columns(("", "name", "shape", "dtype"), rows, left=4)
+
+
+def top_table(values: Sequence[tuple[int, float]]) -> str:
+    """Flat indices and values."""
+    return columns(("index", "value"), [(str(index), f"{value:.6g}") for index, value in values], left=0)
+
+
+def tuning_table(result: "TuneResult") -> str:
+    """Each kernel with its trials and its best time."""
+    rows = [(t.name, str(t.trials), f"{t.best_seconds * 1e6:.1f}" if t.trials else "-") for t in result.tasks]
+    return columns(("kernel", "trials", "best us"), rows)
+
+
+def profile_table(profile: "Profile") -> str:
+    """Each call of a kernel, in order, and the sum."""
+    peak = profile.peak_flops
+    rows = [
+        (
+            layer.kernel,
+            layer.algorithm,
+            f"{layer.seconds * 1e3:.3f}",
+            f"{layer.share:.1%}",
+            f"{layer.flops / layer.seconds / 1e9:.1f}" if layer.flops and layer.seconds else "",
+            f"{layer.flops / layer.seconds / peak:.0%}" if layer.flops and layer.seconds and peak else "",
+        )
+        for layer in profile.layers
+    ]
+    rows.append(("sum of kernels", "", f"{profile.kernel_seconds * 1e3:.3f}", f"{1:.1%}", "", ""))
+    lines = [columns(("kernel", "algorithm", "ms", "share", "GFLOP/s", "of peak"), rows, left=2)]
+    lines.append(f"whole run: {profile.run_seconds * 1e3:.3f} ms without instruments; medians of {profile.runs} runs")
+    if peak:
+        lines.append(f"peak: {peak / 1e9:.0f} GFLOP/s in float32, measured here on {profile.threads} threads (registers only)")
+    return "\n".join(lines)

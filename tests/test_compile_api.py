@@ -1,0 +1,122 @@
+"""`reparam_compiler.compile` fuses first, compiles as it is what `fuse` cannot read, and says so."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm")
+
+import reparam_compiler
+from reparam_compiler.errors import LoweringError, UnsupportedModelError
+from reparam_compiler.lowering import CompileOptions, Executable
+from reparam_compiler.zoo.random_weights import randomise_batch_norm
+
+pytestmark = pytest.mark.tvm
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+
+
+class Branches(nn.Module):
+    """3x3 and 1x1, each with its batch norm, and an identity's batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.point = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.Conv2d(6, 6, 1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(6) for _ in range(3)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.norms[0](self.dense(x)) + self.norms[1](self.point(x)) + self.norms[2](x))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    net = Branches()
+    randomise_batch_norm(net)
+    return net.eval()
+
+
+def convs(compiled: Executable) -> int:
+    return sum(kernel.name.startswith("conv_") for kernel in compiled.kernels)
+
+
+@pytest.mark.parametrize("kind", ["module", "graph module", "exported", "onnx"])
+def test_every_kind_is_fused_and_computes_the_same(model: nn.Module, kind: str, tmp_path: Path) -> None:
+    x = torch.randn(1, 6, 7, 5)
+    native: Any = model
+    if kind == "graph module":
+        native = torch.fx.symbolic_trace(model)
+    elif kind == "exported":
+        native = torch.export.export(model, (x,))
+    elif kind == "onnx":
+        pytest.importorskip("onnx")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of the older exporter, which leaves batch norms alone
+            torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE)
+        native = tmp_path / "m.onnx"
+    compiled = reparam_compiler.compile(native, (x,))
+    assert convs(compiled) == 1
+    np.testing.assert_allclose(compiled.run(x)[0], model(x).detach().numpy(), **FLOAT32)
+
+
+def test_fuse_false_compiles_the_training_form(model: nn.Module) -> None:
+    x = torch.randn(1, 6, 7, 5)
+    compiled = reparam_compiler.compile(model, (x,), fuse=False)
+    assert convs(compiled) == 2
+    np.testing.assert_allclose(compiled.run(x)[0], model(x).detach().numpy(), **FLOAT32)
+
+
+def test_caller_s_model_is_unchanged(model: nn.Module) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_input_shapes_are_enough_for_a_module(model: nn.Module) -> None:
+    assert convs(reparam_compiler.compile(model, input_shapes={"x": (2, 6, 7, 5)})) == 1
+
+
+def test_what_fuse_cannot_read_is_compiled_as_it_is(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise UnsupportedModelError("node 7: no such thing")
+
+    monkeypatch.setattr("reparam_compiler._api.fuse", refuse)
+    with caplog.at_level(logging.WARNING, "reparam_compiler"):
+        compiled = reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5))
+    assert convs(compiled) == 2
+    assert "Branches is compiled as it is, unfused: node 7: no such thing" in caplog.text
+
+
+@pytest.mark.parametrize("native", [7, None, "model.pt", "absent.onnx"])
+def test_what_is_no_model_is_refused(native: object) -> None:
+    with pytest.raises(UnsupportedModelError):
+        reparam_compiler.compile(native)
+
+
+def test_missing_shapes_and_training_mode_are_refused(model: nn.Module) -> None:
+    with pytest.raises(LoweringError, match=r"example_inputs=.*--input-shapes"):
+        reparam_compiler.compile(model)
+    with pytest.raises(LoweringError, match=r"call model\.eval\(\)"):
+        reparam_compiler.compile(model.train(), torch.zeros(1, 6, 7, 5))
+
+
+def test_options_reach_tvm(model: nn.Module) -> None:
+    options = CompileOptions(sources=("relax", "tir"), pass_times=True, after=("LegalizeOps",))
+    compiled = reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=options)
+    assert set(compiled.listings) == {"relax", "tir", "pass times", "after LegalizeOps"}
+    with pytest.raises(LoweringError, match="opt_level: found 9"):
+        reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=CompileOptions(opt_level=9))
+
+
+def test_tune_fuses_too(model: nn.Module, tmp_path: Path) -> None:
+    words = {"trials": 1, "repeat": 1, "progress": False}
+    fused = reparam_compiler.tune(model, torch.zeros(1, 6, 7, 5), database=tmp_path / "fused", **words)
+    plain = reparam_compiler.tune(model, torch.zeros(1, 6, 7, 5), database=tmp_path / "plain", fuse=False, **words)
+    counts = [sum(task.name.startswith("conv_") for task in result.tasks) for result in (fused, plain)]
+    assert counts == [1, 2]
