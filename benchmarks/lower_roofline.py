@@ -1,0 +1,113 @@
+"""Where the time of a compiled net goes, kernel by kernel, and what dilation costs: both for `lower.py`, in this process alone.
+
+    python benchmarks/lower_roofline.py net ARTIFACT                    time, FLOPs and bytes of each kernel, peaks
+    python benchmarks/lower_roofline.py convs ROUNDS ARTIFACT …         milliseconds of each, taking turns
+
+Kernels are timed inside whole runs of the net (`lowering.profile`), so weights come from wherever they lie then, mostly from
+memory: a kernel in a loop of its own would find them in a cache. What a kernel reads and no kernel writes is its weights.
+FLOPs are those of the direct form, so that Winograd may go beyond the peak.
+
+The peaks: multiply-adds on registers alone (`lowering.profile`), and a dot product of two vectors that no cache holds, the
+best of ten.
+"""
+
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import page
+
+from reparam_compiler.lowering import load
+from reparam_compiler.lowering.artifact import Executable, filled
+from reparam_compiler.lowering.profile import BUILTIN, profile
+
+RUNS = 31
+VECTOR = 2**24
+"""Elements."""
+
+
+def net(executable: Executable) -> dict[str, Any]:
+    """A record for each kernel that a run calls, in order: name, algorithm, median seconds, FLOPs, bytes; and the peaks."""
+    found = profile(executable, runs=RUNS)
+    kernels = [
+        {
+            "kernel": layer.kernel,
+            "algorithm": layer.algorithm,
+            "seconds": layer.seconds,
+            "flops": layer.flops,
+            "weights": weights,
+            "activations": activations,
+        }
+        for layer, (weights, activations) in zip(found.layers, traffic(executable), strict=True)
+    ]
+    return {"kernels": kernels, "peaks": {"flops": found.peak_flops, "bytes": bandwidth()}}
+
+
+def traffic(executable: Executable) -> list[tuple[int, int]]:
+    """Bytes of weights and of activations that each kernel of a run reads and writes, in order."""
+    machine, tensors, _ = executable.prepared()
+    calls: list[list[tuple[int, int]]] = []
+
+    def look(_function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
+        if not before and not name.startswith(BUILTIN):
+            calls.append([(tensor.data_ptr(), _bytes(tensor)) for tensor in arguments])
+        return 0
+
+    machine.set_instrument(look)
+    try:
+        machine["main"](*tensors)
+    finally:
+        machine.set_instrument(lambda *_: 0)
+    variable = {call[-1][0] for call in calls} | {tensor.data_ptr() for tensor in tensors}
+    weights = [sum(size for place, size in call if place not in variable) for call in calls]
+    return [(fixed, sum(size for _, size in call) - fixed) for call, fixed in zip(calls, weights, strict=True)]
+
+
+def bandwidth() -> float:
+    """Bytes a second from memory, with the threads that numpy has."""
+    x, y = (np.ones(VECTOR, np.float32) for _ in range(2))
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        np.dot(x, y)
+        times.append(time.perf_counter() - start)
+    return 2 * x.nbytes / min(times)
+
+
+def convs(artifacts: list[Path], rounds: int) -> list[float]:
+    """Median milliseconds of each artifact, without the copies of its input and output."""
+    loaded = [load(path) for path in artifacts]
+    taken: list[list[float]] = [[] for _ in loaded]
+
+    def timed(index: int) -> Callable[[], None]:
+        executable = loaded[index]
+        (spec,) = executable.inputs
+        x = filled(spec, "random")
+        return lambda: taken[index].append(executable.time(x, repeat=3))
+
+    page.interleaved({index: timed(index) for index in range(len(loaded))}, rounds)
+    return [statistics.median(values) * 1e3 for values in taken]
+
+
+def _bytes(tensor: Any) -> int:
+    return math.prod(tensor.shape) * np.dtype(str(tensor.dtype)).itemsize
+
+
+def main() -> None:
+    """One JSON line."""
+    kind, *rest = sys.argv[1:]
+    if kind == "net":
+        found: Any = net(load(rest[0]))
+    else:
+        found = convs([Path(path) for path in rest[1:]], int(rest[0]))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
