@@ -43,13 +43,14 @@ def declare_conv(shape: ConvShape, tile: GpuTile, epilogue: Sequence[Step] | Non
     x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), shape.dtype, "x")
     weights = te.placeholder((tile.pieces * shape.groups, depth, columns), shape.dtype, "weights")
     patches = gathered_patches(x, shape, tile)
+    width = gathered_width(shape)
     k = te.reduce_axis((0, depth), "k")
     sums = te.compute(
         (tile.pieces * shape.groups, rows, columns),
         lambda g, m, n: te.sum(
-            patches[g, m, k].astype(SUMS) * weights[g, k, n].astype(SUMS)
+            patches[g, m, k // width, k % width].astype(SUMS) * weights[g, k, n].astype(SUMS)
             if shape.dtype != SUMS
-            else patches[g, m, k] * weights[g, k, n],
+            else patches[g, m, k // width, k % width] * weights[g, k, n],
             axis=[k],
         ),
         name="sums",
@@ -61,28 +62,37 @@ def declare_conv(shape: ConvShape, tile: GpuTile, epilogue: Sequence[Step] | Non
 
 
 def gathered_patches(x: Any, shape: ConvShape, tile: GpuTile) -> Any:
-    """P `pieces*G M' K'/pieces`: what tap and channel k reads for output pixel m; zero outside the image and the ranges."""
-    rows, _, depth = tile.padded(shape)
-    piece = depth // tile.pieces
-    taps, area = shape.kernel[0] * shape.kernel[1], shape.out_height * shape.out_width
+    """P `pieces*G M' K'/pieces/v v`: what tap and channel k reads for output pixel m; zero outside the image and the ranges.
 
-    def value(z: Any, m: Any, k: Any) -> Any:
+    v channels of one tap are one read: an axis of their own, so that no condition and no division depends on it.
+    """
+    rows, _, depth = tile.padded(shape)
+    width = gathered_width(shape)
+    piece, channels = depth // tile.pieces // width, shape.group_in // width
+    vectors, area = shape.kernel[0] * shape.kernel[1] * channels, shape.out_height * shape.out_width
+
+    def value(z: Any, m: Any, k: Any, lane: Any) -> Any:
         group, at = z % shape.groups, (z // shape.groups) * piece + k
-        tap, channel = at // shape.group_in, at % shape.group_in
+        tap, channel = at // channels, at % channels * width + lane
         r, s = tap // shape.kernel[1], tap % shape.kernel[1]
         h = m % area // shape.out_width * shape.stride[0] + r * shape.dilation[0] - shape.padding[0]
         w = m % shape.out_width * shape.stride[1] + s * shape.dilation[1] - shape.padding[1]
         inside = []
         if rows != shape.pixels:
             inside.append(m < shape.pixels)
-        if depth != taps * shape.group_in:
-            inside.append(at < taps * shape.group_in)
+        if depth // width != vectors:
+            inside.append(at < vectors)
         if any(shape.padding):
             inside += [h >= 0, h < shape.height, w >= 0, w < shape.width]
         read = x[m // area, h, w, group * shape.group_in + channel]
         return tirx.if_then_else(tirx.all(*inside), read, tirx.const(0, shape.dtype)) if inside else read
 
-    return te.compute((tile.pieces * shape.groups, rows, piece), value, name="patches")
+    return te.compute((tile.pieces * shape.groups, rows, piece, width), value, name="patches")
+
+
+def gathered_width(shape: ConvShape) -> int:
+    """v: the channels that one read takes, 16 bytes where the channels of a group divide so."""
+    return vector_width(shape.group_in, 4 if shape.dtype == SUMS else 8)
 
 
 def write_back(shape: ConvShape, epilogue: Sequence[Step], total: Any) -> tuple[Any, list[Any]]:
@@ -141,10 +151,12 @@ def scheduled_conv(func: Any, shape: ConvShape, tile: GpuTile) -> Any:
         sch.vectorize(sch.get_loops(out)[-1])
     staged = sch.cache_read(sums, 1, "shared")
     sch.set_scope(patches, 0, "shared")
-    sch.transform_layout(patches, ("write", 0), lambda g, m, k: (g, k, m))
-    for block, width in ((patches, vector_width(shape.group_in, 4)), (staged, 4)):
+    width = gathered_width(shape)
+    sch.transform_layout(patches, ("write", 0), lambda g, m, k, lane: (g, k * width + lane, m))
+    for block in (patches, staged):
         sch.compute_at(block, step, preserve_unit_loops=True)
-        _stage(sch, block, tile.workers, width)
+    stage(sch, sch.get_loops(patches)[-3:], [None, tile.workers, width], ("threadIdx.x",))
+    stage(sch, sch.get_loops(staged)[-2:], [None, tile.workers, 4], ("threadIdx.x",))
     sch.storage_align(patches, 0, axis=1, factor=32, offset=4)
     sch.decompose_reduction(sums, step)
     return sch
@@ -187,11 +199,11 @@ def gpu_sum_of_pieces(shape: ConvShape, tile: GpuTile, epilogue: Sequence[Step])
     return finished(sch.mod["main"])
 
 
-def _stage(sch: Any, block: Any, threads: int, width: int) -> None:
-    """All threads of a block copy one staged tile together, `width` numbers at a time."""
-    fused = sch.fuse(*sch.get_loops(block)[-2:])
-    _, thread, lane = sch.split(fused, [None, threads, width])
-    sch.bind(thread, "threadIdx.x")
+def stage(sch: Any, loops: Sequence[Any], parts: Sequence[int | None], axes: Sequence[str]) -> None:
+    """All threads of a block copy one staged tile together: its loops, cut into `parts`, the middle ones bound to `axes`."""
+    _, *threads, lane = sch.split(sch.fuse(*loops), parts)
+    for thread, axis in zip(threads, axes, strict=True):
+        sch.bind(thread, axis)
     sch.vectorize(lane)
 
 

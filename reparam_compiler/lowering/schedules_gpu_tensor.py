@@ -22,13 +22,15 @@ import tvm
 
 from reparam_compiler.lowering.algorithms import ConvShape, Step
 from reparam_compiler.lowering.schedules_cpu import finished
-from reparam_compiler.lowering.schedules_gpu_conv import declare_conv, has_block, vector_width
+from reparam_compiler.lowering.schedules_gpu_conv import declare_conv, gathered_width, has_block, stage, vector_width
 from reparam_compiler.lowering.schedules_gpu_tiles import GpuTile
 
 FRAGMENT = 16  # rows, columns and depth of one tensor-core product
 WARP = 32
 WIDTH = 8  # float16 numbers in the 16 bytes that a thread copies at once
 SHARED = "shared.dyn"  # one pool: the sums, written back at the end, take the place of what was staged
+SUMS_STRIDE = (64, 20)  # a row of sums is 20 more than a multiple of 64: no two rows of a fragment in one bank, and larger
+# than either staged tile, for TVM fails where it would place float32 sums into a larger buffer of float16
 INTRINSICS = "tvm.s_tir.tensor_intrin.cuda"
 
 
@@ -62,11 +64,13 @@ def scheduled_tensor_conv(func: Any, shape: ConvShape, tile: GpuTile, *, intrins
         sch.bind(loop, axis)
     _prefetch(sch, step, inner)
 
+    width = gathered_width(shape)
     sch.set_scope(patches, 0, SHARED)
+    sch.transform_layout(patches, ("write", 0), lambda g, m, k, lane: (g, m, k * width + lane))
     staged = sch.cache_read(outer, 1, SHARED)
-    for block, width in ((patches, vector_width(shape.group_in, WIDTH)), (staged, WIDTH)):
-        sch.compute_at(block, step)
-        _spread(sch, block, tile.workers, width)
+    for block, loops, lanes in ((patches, 3, width), (staged, 2, WIDTH)):
+        sch.compute_at(block, step, preserve_unit_loops=True)
+        stage(sch, sch.get_loops(block)[-loops:], [None, tile.workers, WARP, lanes], ("threadIdx.y", "threadIdx.x"))
         sch.storage_align(block, 0, axis=-2, factor=16, offset=8)
         sch.annotate(block, "tirx.manifest_shared_memory_local_stage", 1)
         sch.annotate(block, "double_buffer_scope", 0)
@@ -77,17 +81,19 @@ def scheduled_tensor_conv(func: Any, shape: ConvShape, tile: GpuTile, *, intrins
 
     in_float32 = sch.cache_write(outer, 0, SHARED)
     accumulators = sch.cache_write(outer, 0, "wmma.accumulator")
-    sch.storage_align(in_float32, 0, -2, 16, 4)
     sch.reverse_compute_at(accumulators, warp)
     sch.reverse_compute_at(in_float32, warp)
     tiles = [_fragment_loops(sch, block) for block in (*fragments, accumulators)]
     init = sch.get_child_blocks(sch.decompose_reduction(outer, step))[0]
+    store_name = sch.get(accumulators).name_hint
     if intrinsics:
         names = _intrinsics()
         for loop, name in zip(tiles, (names["load_a"], names["load_b"], names["store"]), strict=True):
             sch.tensorize(loop, name)
         sch.tensorize(sch.get_loops(init)[-2], names["init"])
         sch.tensorize(sch.get_loops(product)[-3], names["compute"])
+        accumulators = sch.get_sblock(f"{store_name}_o")  # an intrinsic takes the block's place, without what was noted on it
+    sch.storage_align(accumulators, 0, -2, *SUMS_STRIDE)
     _write_back(sch, in_float32, shape)
     return sch
 
@@ -102,15 +108,6 @@ def _prefetch(sch: Any, step: Any, inner: Any) -> None:
     sch.annotate(step, "software_pipeline_stage", [0, 0, 0, 0, 0, 1, 1])
     sch.annotate(inner, "software_pipeline_order", [0, 1, 2])
     sch.annotate(inner, "software_pipeline_stage", [0, 0, 1])
-
-
-def _spread(sch: Any, block: Any, warps: int, width: int) -> None:
-    """All threads of a block copy one staged tile together, `width` numbers at a time."""
-    fused = sch.fuse(*sch.get_loops(block)[-2:])
-    _, warp, thread, lane = sch.split(fused, [None, warps, WARP, width])
-    sch.bind(thread, "threadIdx.x")
-    sch.bind(warp, "threadIdx.y")
-    sch.vectorize(lane)
 
 
 def _fragment_loops(sch: Any, block: Any) -> Any:

@@ -9,7 +9,7 @@ A block of threads computes `rows x columns` of one group in steps of `depth`, a
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reparam_compiler.lowering.algorithms import ConvShape
 
@@ -18,7 +18,7 @@ DRAM_BYTES = 12  # bytes a cycle that one multiprocessor gets from memory: 1.5-3
 STEP_LATENCY = 700  # cycles of a step of k that waits for memory and two barriers, where no other block hides it
 LAUNCH = 4000  # cycles that a second kernel costs
 HIDDEN_BY = 8  # warps on a multiprocessor that hide each other's latency
-MOST_PIECES = 16
+PIECES = (1, 2, 3, 4, 6, 8, 12, 16)
 SMALLEST_PIECE = 4  # steps of `depth` that a piece keeps at least
 
 
@@ -75,6 +75,11 @@ class GpuTile:
         k = shape.kernel[0] * shape.kernel[1] * shape.group_in
         return _up(shape.pixels, self.rows), _up(shape.group_out, self.columns), _up(k, depth)
 
+    def blocks(self, shape: ConvShape) -> int:
+        """Blocks of threads that one piece of a conv takes."""
+        pixels, channels, _ = self.padded(shape)
+        return shape.groups * (pixels // self.rows) * (channels // self.columns)
+
 
 FLOAT32_TILES = (
     GpuTile(128, 128, 16, 8, 8),
@@ -101,14 +106,18 @@ TENSOR_TILES = (
 
 
 def choose_gpu_tile(shape: ConvShape, chip: Chip, *, tensor_cores: bool) -> GpuTile:
-    """The tile of the fewest estimated cycles; among equals the larger one."""
+    """The tile of the fewest estimated cycles; among equals the larger one.
+
+    Pieces are tried only where whole sums would leave multiprocessors idle, not to even out the last of many waves.
+    """
     tiles = TENSOR_TILES if tensor_cores else FLOAT32_TILES
     k = shape.kernel[0] * shape.kernel[1] * shape.group_in
     choices = [
-        GpuTile(t.rows, t.columns, t.depth, t.thread_rows, t.thread_columns, pieces)
-        for t in tiles
-        for pieces in (1, 2, 3, 4, 6, 8, 12, MOST_PIECES)
-        if pieces == 1 or math.ceil(k / (t.depth * pieces)) >= SMALLEST_PIECE
+        replace(tile, pieces=pieces)
+        for tile in tiles
+        for pieces in PIECES
+        if pieces == 1
+        or (math.ceil(k / (tile.depth * pieces)) >= SMALLEST_PIECE and tile.blocks(shape) < 2 * chip.multiprocessors)
     ]
     return min(choices, key=lambda t: (gpu_cycles(shape, t, chip, tensor_cores=tensor_cores), -t.rows * t.columns))
 
@@ -117,7 +126,7 @@ def gpu_cycles(shape: ConvShape, tile: GpuTile, chip: Chip, *, tensor_cores: boo
     """Cycles of the whole conv, by the count in the module's docstring."""
     size = 2 if tensor_cores else 4
     pixels, channels, k = tile.padded(shape)
-    blocks = shape.groups * (pixels // tile.rows) * (channels // tile.columns) * tile.pieces
+    blocks = tile.blocks(shape) * tile.pieces
     depth = k // tile.pieces
     warps = tile.workers if tensor_cores else tile.workers / 32
     waves = math.ceil(blocks / chip.multiprocessors)

@@ -1,5 +1,6 @@
-"""CUDA compiles here to machine code, every kernel bound to threads and none left for the host."""
+"""CUDA compiles here to machine code, every kernel bound to threads and none left for the host, within launch limits."""
 
+import math
 import re
 import shutil
 import tarfile
@@ -9,19 +10,69 @@ from typing import Any
 import pytest
 import torch
 import tvm
+import tvm_ffi
 from torch import nn
 from tvm import te
+from tvm.s_tir.pipeline import default_s_tir_pipeline
 
-from reparam_compiler import lowering
+from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.algorithms import ConvShape, Step
 from reparam_compiler.lowering.artifact import LIBRARY
 from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.importer import to_relax
 from reparam_compiler.lowering.schedules_gpu import schedule_gpu, unbound
+from reparam_compiler.lowering.schedules_gpu_conv import gpu_conv
+from reparam_compiler.lowering.schedules_gpu_tensor import tensor_conv
+from reparam_compiler.lowering.schedules_gpu_tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile, choose_gpu_tile
 from reparam_compiler.lowering.target import resolve
+from reparam_compiler.zoo import REPVGG, randomise_batch_norm
 
 pytestmark = pytest.mark.tvm
 FATBIN_MAGIC = (0xBA55ED50).to_bytes(4, "little")
+BIAS_RELU = (Step("add", "channels"), Step("relu", "scalar"))
+MOST_THREADS = 1024
+MOST_STATIC, MOST_SHARED = 48 * 1024, 99 * 1024  # bytes: what needs no asking for, and what the smallest chip since sm_80 has
+MOST_BLOCKS = {"blockIdx.x": 2**31 - 1, "blockIdx.y": 65535, "blockIdx.z": 65535}
+
+
+def launches(module: Any, target: Any) -> dict[str, dict[str, int]]:
+    """Of each kernel: its extent along every axis, `dynamic` and `static` bytes of shared memory."""
+    found: dict[str, dict[str, int]] = {}
+    static: dict[str, int] = {}
+    for name, func in prim_funcs(module).items():
+        one = tvm.IRModule({name: func.with_attr("global_symbol", name)})
+        one = tvm.tirx.transform.BindTarget(target.with_host(tvm.target.Target("llvm")))(one)
+        for variable, part in default_s_tir_pipeline()[0](one).functions_items():
+            text = part.script()
+            for kernel, numbers, axes in re.findall(r'call_ffi_kernel\("(\w+)",(.*), launch_params=\[(.*)\], ret', text):
+                names = re.findall(r'"([\w.]+)"', axes)
+                sizes = [int(size) for size in re.findall(r"(?:, | |\()(\d+)\)?(?=,|$)", numbers)][-len(names) :]
+                found[kernel] = dict(zip(names, sizes, strict=True))
+            static[str(variable.name_hint)] = sum(static_bytes(part))
+    return {kernel: {**sizes, "static": static[kernel]} for kernel, sizes in found.items()}
+
+
+def static_bytes(func: Any) -> list[int]:
+    """Of each buffer in static shared memory."""
+    found: list[int] = []
+
+    def note(node: Any) -> None:
+        if node.buffer.scope() == "shared":
+            dtype = tvm.DataType(str(node.buffer.ty.dtype))
+            found.append(math.prod(int(size) for size in node.buffer.ty.shape) * dtype.bits * dtype.lanes // 8)
+
+    tvm_ffi.structural_walk(func.body, (tvm.tirx.AllocBuffer, note), order="post")
+    return found
+
+
+def assert_within_limits(launch: dict[str, int]) -> None:
+    threads = [extent for axis, extent in launch.items() if axis.startswith("threadIdx")]
+    assert 1 <= math.prod(threads) <= MOST_THREADS
+    assert threads
+    assert launch["static"] <= MOST_STATIC
+    assert launch["static"] + launch.get("tirx.use_dyn_shared_memory", 0) <= MOST_SHARED
+    assert all(1 <= launch.get(axis, 1) <= most for axis, most in MOST_BLOCKS.items())
 
 
 def net() -> nn.Module:
@@ -35,20 +86,24 @@ def prim_funcs(module: Any) -> dict[str, Any]:
     return {str(v.name_hint): f for v, f in module.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
 
 
-def test_every_kernel_is_bound_to_threads_and_built_for_the_device(tmp_path: Path) -> None:
-    target, model = resolve("cuda -arch=sm_80"), net()
+@pytest.mark.parametrize(("dtype", "arch"), [(torch.float32, "sm_80"), (torch.float16, "sm_90")])
+def test_every_kernel_is_bound_to_threads_and_built_for_the_device(dtype: torch.dtype, arch: str, tmp_path: Path) -> None:
+    target, model, x = resolve(f"cuda -arch={arch}"), net().to(dtype), torch.zeros(1, 3, 16, 12, dtype=dtype)
     with target:
-        module = lower(to_relax(model, torch.zeros(1, 3, 16, 12)).module, target)
+        module = lower(to_relax(model, x).module, target)
     kernels = prim_funcs(module)
     assert len(kernels) >= 5
     assert unbound(module) == []
+    launched = launches(module, target)
+    assert {name for name in kernels if not any(kernel.startswith(f"{name}_kernel") for kernel in launched)} == set()
+    for launch in launched.values():
+        assert_within_limits(launch)
 
-    compiled = lowering.compile(model, torch.zeros(1, 3, 16, 12), target="cuda -arch=sm_80")
+    compiled = lowering.compile(model, x, target=f"cuda -arch={arch}")
     device = [part for part in imports(compiled._library.mod) if part.kind == "cuda"]
     assert len(device) == 1
     built = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\(", device[0].inspect_source()))
-    missing = [name for name in kernels if not any(function.startswith(f"{name}_kernel") for function in built)]
-    assert missing == []
+    assert built == set(launched)
 
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc: the library holds CUDA source, as the log says")
@@ -56,7 +111,58 @@ def test_every_kernel_is_bound_to_threads_and_built_for_the_device(tmp_path: Pat
     with tarfile.open(tmp_path / "module.tar") as archive:
         library = archive.extractfile(LIBRARY).read()
     assert FATBIN_MAGIC in library
-    assert b"sm_80" in library
+    assert arch.encode() in library
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("batch", [1, 128])
+def test_whole_net_compiles_within_launch_limits(batch: int, dtype: torch.dtype, arch: str, tmp_path: Path) -> None:
+    model = fuse(randomise_batch_norm(REPVGG["A0"]()).eval(), verify=False).to(dtype)
+    x, target = torch.zeros(batch, 3, 224, 224, dtype=dtype), resolve(f"cuda -arch={arch}")
+    with target:
+        module = lower(to_relax(model, x).module, target)
+    for launch in launches(module, target).values():
+        assert_within_limits(launch)
+    algorithms = [kernel.algorithm for kernel in lowering.compile(model, x, target=f"cuda -arch={arch}").kernels]
+    on_tensor_cores = [name for name in algorithms if "tensor cores" in name]
+    assert len(on_tensor_cores) == (8 + (batch > 1) if dtype == torch.float16 else 0)
+
+
+@pytest.mark.parametrize("tile", FLOAT32_TILES, ids=str)
+def test_float32_tile_stays_within_launch_limits(tile: GpuTile) -> None:
+    shape, target = ConvShape(1, 14, 14, 96, 96, (3, 3), padding=(1, 1, 1, 1)), resolve("cuda")
+    (launch,) = launches(tvm.IRModule({"conv": gpu_conv(shape, tile, BIAS_RELU)}), target).values()
+    assert launch["threadIdx.x"] == tile.workers
+    assert launch["static"] >= 4 * tile.depth * (tile.rows + tile.columns)
+    assert_within_limits(launch)
+
+
+@pytest.mark.parametrize("tile", TENSOR_TILES, ids=str)
+def test_tensor_core_tile_multiplies_fragments_within_launch_limits(tile: GpuTile) -> None:
+    shape = ConvShape(1, 14, 14, 96, 96, (3, 3), padding=(1, 1, 1, 1), dtype="float16")
+    module = tvm.IRModule({"conv": tensor_conv(shape, tile, BIAS_RELU)})
+    text = module.script()
+    assert all(name in text for name in ("tvm_load_matrix_sync", "tvm_mma_sync", "tvm_store_matrix_sync"))
+    (launch,) = launches(module, resolve("cuda")).values()
+    assert launch["threadIdx.x"] * launch["threadIdx.y"] == 32 * tile.workers
+    assert launch["tirx.use_dyn_shared_memory"] >= 2 * 2 * tile.depth * (tile.rows + tile.columns)  # two steps of float16
+    assert_within_limits(launch)
+
+
+def test_sums_are_cut_into_pieces_only_where_the_chip_would_idle() -> None:
+    chip = Chip.of("sm_80")
+    small = ConvShape(1, 14, 14, 192, 192, (3, 3), padding=(1, 1, 1, 1))
+    large = ConvShape(128, 14, 14, 192, 192, (3, 3), padding=(1, 1, 1, 1))
+    assert choose_gpu_tile(small, chip, tensor_cores=False).pieces > 1
+    assert choose_gpu_tile(large, chip, tensor_cores=False).pieces == 1
+    assert choose_gpu_tile(large, chip, tensor_cores=False).rows == 128
+
+
+def test_unknown_architecture_is_taken_for_an_a100() -> None:
+    assert Chip.of("sm_61") == Chip.of("sm_80")
+    assert Chip.of("sm_90a") == Chip.of("sm_90") != Chip.of("sm_80")
 
 
 def imports(module: Any) -> list[Any]:

@@ -103,21 +103,26 @@ def test_each_float32_tile_matches_torch(tile: GpuTile) -> None:
 
 
 @pytest.mark.parametrize("name", ["stage of RepVGG", "ragged channels", "four ragged groups, batch 2", "dilation 2"])
-@pytest.mark.parametrize("pieces", [2, 3])
-def test_sum_in_pieces_matches_torch(name: str, pieces: int) -> None:
-    shape, tile = SHAPES[name], GpuTile(32, 32, 16, 4, 4, pieces)
-    x, weight, operands = tensors(shape, BIAS_RESIDUAL_RELU, "float32")
+@pytest.mark.parametrize(("pieces", "dtype"), [(2, "float32"), (3, "float32"), (3, "float16")])
+def test_sum_in_pieces_matches_torch(name: str, pieces: int, dtype: str) -> None:
+    shape = replace(SHAPES[name], dtype=dtype)
+    tile = replace(SMALL if dtype == "float32" else TENSOR_TILES[-1], pieces=pieces)
+    x, weight, operands = tensors(shape, BIAS_RESIDUAL_RELU, dtype)
     rows, columns, _ = tile.padded(shape)
+    part: Any = gpu_partial_conv(shape, tile)
+    if dtype == "float16":
+        part = scheduled_tensor_conv(declare_conv(shape, tile, None), shape, tile, intrinsics=False).mod["main"]
     scratch = (pieces * shape.groups, rows, columns), "float32"
-    sums = run_serially(gpu_partial_conv(shape, tile), x, pack_gemm(weight, shape, tile), out=scratch)
+    sums = run_serially(part, x, pack_gemm(weight, shape, tile), out=scratch)
     found = run_serially(gpu_sum_of_pieces(shape, tile, BIAS_RESIDUAL_RELU), sums, *operands, out=output(shape))
-    np.testing.assert_allclose(found, expected(shape, x, weight, operands, residual=True), **FLOAT32)
+    tolerance = FLOAT16 if dtype == "float16" else FLOAT32
+    np.testing.assert_allclose(found, expected(shape, x, weight, operands, residual=True), **tolerance)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("name", NARROW)
 def test_conv_of_few_channels_a_group_matches_torch(name: str, dtype: str) -> None:
-    shape = halved(NARROW[name]) if dtype == "float16" else NARROW[name]
+    shape = replace(NARROW[name], dtype=dtype)
     assert is_narrow(shape)
     x, weight, operands = tensors(shape, BIAS_RESIDUAL_RELU, dtype)
     func = gpu_grouped_conv(shape, BIAS_RESIDUAL_RELU)
@@ -126,18 +131,14 @@ def test_conv_of_few_channels_a_group_matches_torch(name: str, dtype: str) -> No
     np.testing.assert_allclose(found, expected(shape, x, weight, operands, residual=True), **tolerance)
 
 
-def halved(shape: ConvShape) -> ConvShape:
-    return replace(shape, dtype="float16")
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_tensor_core_conv_matches_torch(name: str) -> None:
-    check_tensor_conv(halved(SHAPES[name]), TENSOR_TILES[-1])
+    check_tensor_conv(replace(SHAPES[name], dtype="float16"), TENSOR_TILES[-1])
 
 
 @pytest.mark.parametrize("tile", TENSOR_TILES, ids=str)
 def test_each_tensor_core_tile_matches_torch(tile: GpuTile) -> None:
-    check_tensor_conv(halved(SHAPES["ragged channels"]), tile)
+    check_tensor_conv(replace(SHAPES["ragged channels"], dtype="float16"), tile)
 
 
 def check_tensor_conv(shape: ConvShape, tile: GpuTile) -> None:
