@@ -24,6 +24,7 @@ from tvm import relax
 
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.lowering.artifact import TensorSpec, quiet
+from reparam_compiler.lowering.import_dtypes import own_dtypes
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -127,7 +128,7 @@ def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
 def _from_exported(program: Any, shapes: Shapes) -> Imported:
     from tvm.relax.frontend.torch import from_exported_program
 
-    with _importing("torch.export"):
+    with _importing("torch.export"), own_dtypes():
         module = from_exported_program(program)
     signature = program.graph_signature
     names = tuple(str(name) for name in signature.user_inputs)
