@@ -1,6 +1,7 @@
 """What `tvmc` prints for people: plain columns, which need no package beside numpy."""
 
 from collections.abc import Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +28,18 @@ def interface_table(made: "Executable") -> str:
     sides = (("in", made.inputs), ("out", made.outputs))
     rows = [(side, spec.name, " ".join(map(str, spec.shape)), spec.dtype) for side, specs in sides for spec in specs]
     return columns(("", "name", "shape", "dtype"), rows, left=4)
+
+
+def memory_line(made: "Executable") -> str:
+    """What a run holds at most, beside what a plain net would; what that takes from the machine."""
+    plan = made.memory
+    if plan is None:
+        return "memory: not known, for a size is symbolic"
+    peak, bound, planned, scratch, weights = (f"{size / 2**20:.2f} MiB" for size in astuple(plan))
+    return (
+        f"memory: activations {peak} at once (one input and one output: {bound}), {planned} allocated for them; "
+        f"scratch {scratch}; weights {weights}"
+    )
 
 
 def top_table(values: Sequence[tuple[int, float]]) -> str:

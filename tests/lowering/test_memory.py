@@ -104,6 +104,18 @@ def test_an_executable_tells_its_plan_and_so_does_what_was_saved(tmp_path: Any) 
     assert reparam_compiler.load(tmp_path / "model.tar").memory == executable.memory
 
 
+def test_tvmc_tells_it_in_a_line() -> None:
+    from reparam_compiler.lowering import Executable
+    from reparam_compiler.tvmc.tables import memory_line
+
+    plan = MemoryPlan(peak=3 * 2**20, bound=2**21, planned=2**21, scratch=2**19, weights=2**25)
+    assert memory_line(Executable((), (), "{}", memory=plan)) == (
+        "memory: activations 3.00 MiB at once (one input and one output: 2.00 MiB), 2.00 MiB allocated for them; "
+        "scratch 0.50 MiB; weights 32.00 MiB"
+    )
+    assert "not known" in memory_line(Executable((), (), "{}"))
+
+
 def test_a_symbolic_size_has_no_plan() -> None:
     from tvm import relax, tirx
 
