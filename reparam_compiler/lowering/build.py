@@ -21,6 +21,7 @@ from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.algorithms import candidates
 from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
 from reparam_compiler.lowering.cubin import cuda_toolchain
+from reparam_compiler.lowering.cuda_graphs import with_cuda_graphs
 from reparam_compiler.lowering.importer import Imported, to_relax
 from reparam_compiler.lowering.kernels import ALGORITHM, ERROR, FLOPS, MAX_ERROR, AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.layout import channels_last, simplify
@@ -70,7 +71,7 @@ def build(
     watch = options.watch()
     try:
         with target, quiet(), options.context(watch):
-            module = lower(imported.module, target, records)
+            module = lower(imported.module, target, records, options.max_error)
             with cuda_toolchain() if is_gpu(target) else contextlib.nullcontext():
                 library = tvm.compile(module, target=target, relax_pipeline=_vm_passes(target))
     except LoweringError:
@@ -87,9 +88,9 @@ def build(
     return replace(made, listings=listings, memory=memory_plan(module))
 
 
-def lower(module: Any, target: Any, records: Path | None = None) -> Any:
+def lower(module: Any, target: Any, records: Path | None = None, max_error: float = MAX_ERROR) -> Any:
     """Relax with high-level ops -> Relax that calls scheduled kernels only."""
-    return lower_gpu(module, target) if is_gpu(target) else lower_cpu(module, target, records)
+    return lower_gpu(module, target) if is_gpu(target) else lower_cpu(module, target, records, max_error)
 
 
 def lower_gpu(module: Any, target: Any) -> Any:
@@ -148,8 +149,9 @@ def versions() -> dict[str, str]:
 
 
 def _vm_passes(target: Any) -> Any:
-    pipeline = cuda_pipeline if is_gpu(target) else cpu_pipeline
-    return Sequential(pipeline.dataflow_lower_passes(target) + pipeline.finalize_passes(target))
+    if is_gpu(target):
+        return with_cuda_graphs(cuda_pipeline.dataflow_lower_passes(target) + cuda_pipeline.finalize_passes(target))
+    return Sequential(cpu_pipeline.dataflow_lower_passes(target) + cpu_pipeline.finalize_passes(target))
 
 
 def _kernels(module: Any) -> list[Kernel]:

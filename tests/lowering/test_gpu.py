@@ -13,13 +13,15 @@ import tvm
 import tvm_ffi
 from torch import nn
 from tvm import te
+from tvm.ir.transform import PassContext
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 
 from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.algorithms import ConvShape, Step
 from reparam_compiler.lowering.artifact import LIBRARY
-from reparam_compiler.lowering.build import lower
+from reparam_compiler.lowering.build import _vm_passes, lower
+from reparam_compiler.lowering.cuda_graphs import SETTING
 from reparam_compiler.lowering.importer import to_relax
 from reparam_compiler.lowering.schedules_gpu import schedule_gpu, unbound
 from reparam_compiler.lowering.schedules_gpu_conv import gpu_conv
@@ -186,3 +188,18 @@ def test_function_without_bindings_is_found_and_refused() -> None:
     assert unbound(module) == ["left"]
     with resolve("cuda"), pytest.raises(LoweringError, match="left: no GPU schedule rule"):
         schedule_gpu(module)
+
+
+@pytest.mark.parametrize(("batch", "setting", "captured"), [(1, {}, True), (2, {}, False), (1, {SETTING: False}, False)])
+def test_kernels_between_input_and_output_are_captured_at_batch_one(batch: int, setting: dict[str, bool], captured: bool) -> None:
+    target = resolve("cuda")
+    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))).eval()
+    with target, PassContext(config=setting):
+        module = lower(to_relax(model, torch.zeros(batch, 8, 9, 9)).module, target)
+        final = _vm_passes(target)(module)
+    names = [str(variable.name_hint) for variable, _ in final.functions_items()]
+    assert any("cuda_graph_capture" in name for name in names) == captured
+    if captured:
+        (body,) = (str(func) for variable, func in final.functions_items() if "capture" in variable.name_hint)
+        assert body.count("conv_3x3_8_8_at_9x9") == 4
+        assert "transpose" not in body  # what reads the caller's input or makes the output stays outside
