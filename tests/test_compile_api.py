@@ -15,6 +15,7 @@ pytest.importorskip("tvm")
 import reparam_compiler
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.lowering import CompileOptions, Executable
+from reparam_compiler.lowering.artifact import Kernel
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 pytestmark = pytest.mark.tvm
@@ -110,6 +111,8 @@ def test_options_reach_tvm(model: nn.Module) -> None:
     options = CompileOptions(sources=("relax", "tir"), pass_times=True, after=("LegalizeOps",))
     compiled = reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=options)
     assert set(compiled.listings) == {"relax", "tir", "pass times", "after LegalizeOps"}
+    with pytest.raises(LoweringError, match="max_error: found nan"):
+        reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=CompileOptions(max_error=float("nan")))
     with pytest.raises(LoweringError, match="opt_level: found 9"):
         reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=CompileOptions(opt_level=9))
 
@@ -120,3 +123,20 @@ def test_tune_fuses_too(model: nn.Module, tmp_path: Path) -> None:
     plain = reparam_compiler.tune(model, torch.zeros(1, 6, 7, 5), database=tmp_path / "plain", fuse=False, **words)
     counts = [sum(task.name.startswith("conv_") for task in result.tasks) for result in (fused, plain)]
     assert counts == [1, 2]
+
+
+def test_error_of_an_algorithm_is_bounded_and_reported() -> None:
+    net, x = nn.Conv2d(64, 64, 3, padding=1).eval(), torch.randn(1, 64, 28, 28)
+
+    def conv(**settings: float) -> tuple[Executable, Kernel]:
+        compiled = reparam_compiler.compile(net, x, target="llvm -mcpu=x86-64-v3", options=CompileOptions(**settings))
+        np.testing.assert_allclose(compiled.run(x)[0], net(x).detach().numpy(), **FLOAT32)
+        (found,) = (kernel for kernel in compiled.kernels if kernel.error is not None)
+        return compiled, found
+
+    _, fast = conv()
+    _, exact = conv(max_error=0.0)
+    assert "winograd" in fast.algorithm
+    assert exact.algorithm == "direct"
+    assert 0 <= exact.error < fast.error < 1e-4
+    assert fast.flops == exact.flops == 2 * 64 * 64 * 9 * 28 * 28

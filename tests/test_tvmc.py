@@ -49,6 +49,11 @@ def two_branches() -> nn.Module:
     return Block().eval()
 
 
+def wide_conv() -> nn.Module:
+    """A conv for which Winograd's form pays."""
+    return nn.Conv2d(64, 64, 3, padding=1).eval()
+
+
 def expected(x: np.ndarray) -> np.ndarray:
     return nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(WEIGHT)).numpy()
 
@@ -123,6 +128,14 @@ def test_compile_prints_one_json_object(model: Path, tmp_path: Path) -> None:
     assert found["inputs"] == [{"name": "x", "shape": [1, 3, 8, 7], "dtype": "float32"}]
     assert found["bytes"] == (tmp_path / "m.tar").stat().st_size
     assert found["target"]["kind"] == "llvm"
+
+
+def test_compile_says_which_algorithms_were_chosen_within_the_bound(tmp_path: Path) -> None:
+    words = ["compile", f"{__name__}:wide_conv", "--input-shapes", "input:[1,64,28,28]", "-o", tmp_path / "m.tar"]
+    words += ["--target", "llvm -mcpu=x86-64-v3"]
+    assert re.search(r"kernels: .*winograd.*; largest relative error of a layer: \d\.\de-\d+", tvmc(*words).stdout)
+    assert "winograd" not in tvmc(*words, "--max-error", 0).stdout
+    assert "max_error: found -1.0" in tvmc(*words, "--max-error", -1).stderr
 
 
 def test_a_shared_library_is_written_by_its_name_and_runs(model: Path, inputs: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""How TVM's passes run while a model is compiled, and which texts of their work are kept.
+"""How passes run while a model is compiled, and which texts of their work are kept.
 
     CompileOptions --context()--> PassContext, with a Watch --> listings {"relax": …, "tir": …, "after FuseOps": …}
 
@@ -17,6 +17,7 @@ from tvm.ir.instrument import pass_instrument
 from tvm.ir.transform import PassContext
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.kernels import MAX_ERROR
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,9 @@ TRUE_AND_FALSE = {"1": True, "true": True, "0": False, "false": False}
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
-    """Settings of TVM's passes.
+    """Settings of our passes and of TVM's.
 
+    max_error: the relative error, measured on a layer's own weights against float64, that an algorithm may have.
     opt_level: passes of a higher level are left out, 0 to 3.
     pass_config: settings of single passes, by TVM's names of them; text is read as the type that TVM wants.
     disabled_passes: passes to leave out, by name. A model may then fail to compile.
@@ -37,6 +39,7 @@ class CompileOptions:
     pass_times: keep a listing of the seconds that each pass took.
     """
 
+    max_error: float = MAX_ERROR
     opt_level: int = 3
     pass_config: Mapping[str, Any] = field(default_factory=dict)
     disabled_passes: tuple[str, ...] = ()
@@ -52,6 +55,8 @@ class CompileOptions:
         """
         if self.opt_level not in range(4):
             raise LoweringError(f"opt_level: found {self.opt_level}; expected 0 to 3")
+        if not self.max_error >= 0:
+            raise LoweringError(f"max_error: found {self.max_error}; expected a relative error, 0 or more")
         if unknown := [name for name in self.sources if name not in SOURCES]:
             raise LoweringError(f"sources: found {', '.join(unknown)}; expected some of {', '.join(SOURCES)}")
         return Watch(self)

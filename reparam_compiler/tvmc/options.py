@@ -243,6 +243,9 @@ def _compile(command: argparse.ArgumentParser) -> None:
     command.add_argument("--print-pass-times", action="store_true", help="print the time of each pass")
     command.add_argument("--print-ir-before", type=_names, default=(), metavar="LIST", help="print the IR before these passes")
     command.add_argument("--print-ir-after", type=_names, default=(), metavar="LIST", help="print the IR after these passes")
+    command.add_argument(
+        "--max-error", type=float, metavar="X", help="relative error that the algorithm of a layer may have (default: 1e-4)"
+    )
     command.add_argument("--runtime", action=OneOf, others={"crt": MICRO}, default="cpp", help="cpp")
     _old(command, OF_COMPILE)
 

@@ -1,5 +1,6 @@
 """What `tvmc` prints for people: plain columns, which need no package beside numpy."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
@@ -40,6 +41,14 @@ def memory_line(made: "Executable") -> str:
         f"memory: activations {peak} at once (one input and one output: {bound}), {planned} allocated for them; "
         f"scratch {scratch}; weights {weights}"
     )
+
+
+def algorithms(made: "Executable") -> str:
+    """How many kernels each algorithm makes, and the largest error that was measured of one."""
+    counts = Counter(kernel.algorithm for kernel in made.kernels)
+    found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    errors = [kernel.error for kernel in made.kernels if kernel.error is not None]
+    return f"kernels: {found or 'none'}" + (f"; largest relative error of a layer: {max(errors):.1e}" if errors else "")
 
 
 def top_table(values: Sequence[tuple[int, float]]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("tvm")
+pytest.importorskip("onnx")
 
 import tvm
 import tvm_ffi
