@@ -25,9 +25,9 @@ Order = Literal["weights", "pixels"]
 
 FMA_LATENCY = 4
 LOAD_COST = 0.1  # cycles that a load costs beyond its port: 4 x 24 measures 93 GFLOP/s where 4 x 16 gives 86
-STREAM_BYTES = 16  # bytes a cycle that weights from L3 or memory cost beside the arithmetic
-MEMORY_BYTES = 6.5  # bytes a cycle from memory, at most
-TRANSFORM = 1.8  # cycles that a vector of a Winograd tile's elements costs for each row or column of the tile
+STREAM_BYTES = 16  # bytes a cycle from L3
+COLD_BYTES = 12  # bytes of weights that come from memory in a cycle, beside the arithmetic
+TRANSFORM = 0.17  # cycles that each element of a Winograd tile costs a vector, by the square of the tile's rows and columns
 OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
 UNROLL = 4  # steps of k written out
 
@@ -93,7 +93,7 @@ class Step:
     op: the Relax name without its prefix (`add`, `relu`, `sigmoid` …).
     operand: what the other side of a binary op is; "channels" has an element a channel, "tensor" one an output element.
     swapped: the operand is the left side.
-    value: the scalar operand, or the op's attribute (leaky_relu's slope).
+    value: the scalar operand.
     """
 
     op: str
@@ -230,11 +230,11 @@ def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
         points = height.size * width.size
         read = gemm.channels_in / vector_step(shape.channels_in, lanes)
         written = shape.channels_out / vector_step(shape.group_out, lanes)
-        transforms = TRANSFORM * (height.size + width.size) * points * algorithm.tiles(shape) * (read + written)
+        transforms = TRANSFORM * (height.size + width.size) ** 2 * points * algorithm.tiles(shape) * (read + written)
         arithmetic = points * tile_cycles(gemm, tile, unit) + transforms
     columns = shape.groups * tile.column_tiles(shape) * tile.columns
     weights = points * gemm.group_in * columns * unit.bytes // lanes
-    return max(arithmetic, weights / MEMORY_BYTES) + weights / STREAM_BYTES
+    return arithmetic + weights / COLD_BYTES
 
 
 def vector_step(width: int, lanes: int) -> int:

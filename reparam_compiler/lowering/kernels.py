@@ -2,8 +2,8 @@
 
     conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(conv, x, packed W, b, residual)
 
-`find_sites` reads the graph and changes nothing; `ConvsToKernels` rewrites it. A layer takes the first algorithm of a rule whose
-error on the layer's own weights is within the bound; where none is, the most exact. Weights are packed in numpy, once:
+`find_sites` reads the graph and changes nothing; `ConvsToKernels` rewrites it. A layer takes the first algorithm of a rule
+whose error on the layer's own weights is within the bound; where none is, the most exact. Weights are packed in numpy, once:
 
     O kh kw Ig -> G, O/G -> tiles of nr -> [G tiles, kh, kw, Ig, nr]        direct, zero channels up to nr
     O kh kw Ig -> [e, G tiles, q, Ig, nr]                                   Winograd, transformed in float64
@@ -300,12 +300,12 @@ def _absorb(site: Site, reader: Any) -> Site | None:
         return None
     if name in UNARY:
         steps = (Step(UNARY[name]),)
-    elif name == "relax.nn.leakyrelu":
-        steps = (Step("leakyrelu", "scalar", value=float(call.attrs.alpha)),)
-    elif name == "relax.clip":
-        low, high = (float(bound.value) for bound in call.args[1:3])
-        bounds = (Step("maximum", "scalar", value=low), Step("minimum", "scalar", value=high))
-        steps = tuple(step for step in bounds if np.isfinite(step.value))
+    elif (
+        name == "relax.nn.prelu" and (slopes := _constant(call.args[1])) is not None and slopes.size == site.shape.channels_out
+    ):
+        if int(call.attrs.axis) not in (-1, len(site.result.ty.shape) - 1):
+            return None
+        steps, operands = (Step("prelu", "channels"),), (np.ascontiguousarray(slopes.reshape(-1)),)
     elif name in BINARY:
         swapped = bool(call.args[1].same_as(site.result))
         other = call.args[0] if swapped else call.args[1]

@@ -3,9 +3,9 @@
     simplify         batch norms and constants folded, what inference does not need decomposed
     channels_last    NCHW model -> NHWC inside, transposes only at the borders
 
-TVM's ConvertLayout does most of it, but puts transposes round the elementwise ops that it does not know (clip and
-leaky_relu among them); `_SinkTransposes` moves them through:  f(transpose(x)) = transpose(f(x)). TVM's FoldConstant
-compiles a function for every constant that it folds (seconds for a net's weights); `_FoldInNumpy` leaves it little to do.
+TVM's ConvertLayout does it, but puts transposes round the ops that it does not know, clip and leaky_relu among them;
+`_Respell` says those in ops that it knows. TVM's FoldConstant compiles a function for every constant that it folds (seconds for
+a net's weights); `_FoldInNumpy` leaves it little to do.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,6 @@ from tvm.ir import GenericConst
 from tvm.ir.transform import Sequential
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-ANY_LAYOUT = frozenset({"relax.clip", "relax.nn.leakyrelu", "relax.nn.gelu", "relax.nn.gelu_tanh", "relax.erf"})
 TRANSPOSE = "relax.permute_dims"
 
 
@@ -46,9 +45,10 @@ def simplify(module: Any) -> Any:
 
 def channels_last(module: Any) -> Any:
     """NHWC inside: every conv2d reads and writes NHWC, its weight is `O kh kw Ig`, and what lies between follows."""
-    module = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})(module)
-    module["main"] = _SinkTransposes(module).visit_expr(module["main"])
-    return _folded(module)
+    module = module.clone()
+    module["main"] = _Respell(module).visit_expr(module["main"])
+    convert = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})
+    return _folded(Sequential([relax.transform.CanonicalizeBindings(), convert])(module))
 
 
 def _folded(module: Any) -> Any:
@@ -94,23 +94,46 @@ class _FoldInNumpy(PyExprMutator):  # type: ignore[misc, unused-ignore]
         return bound.value.numpy() if isinstance(bound, GenericConst) else None
 
 
+COMMUTATIVE = frozenset(f"relax.{name}" for name in ("add", "multiply", "maximum", "minimum"))
+BROADCAST = COMMUTATIVE | {"relax.subtract", "relax.divide", "relax.power"}
+
+
 @mutator
-class _SinkTransposes(PyExprMutator):  # type: ignore[misc, unused-ignore]
+class _Respell(PyExprMutator):  # type: ignore[misc, unused-ignore]
+    """Images by ops that ConvertLayout knows; numbers with four axes and on the right, for the layout is that of the left side.
+
+    clip(x, a, b) = min(max(x, a), b);   leaky_relu(x) = prelu(x) with one slope for all channels;   a - x = -1 x + a.
+    """
+
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
-        name = op_name(call)
-        if name not in ANY_LAYOUT and name != TRANSPOSE:
+        name, ty = op_name(call), call.ty
+        if not isinstance(ty, relax.TensorType) or ty.shape is None or len(ty.shape) != 4:
             return call
-        source = self._transposed(call.args[0])
-        if source is None:
-            return call
-        inner, axes = source.args[0], [int(axis) for axis in source.attrs.axes]
-        if name == TRANSPOSE:
-            both = [axes[int(axis)] for axis in call.attrs.axes]
-            return inner if both == sorted(both) else relax.op.permute_dims(inner, both)
-        moved = self.builder_.emit(relax.Call(call.op, [inner, *call.args[1:]], call.attrs))
-        return relax.op.permute_dims(moved, axes)
+        if name == "relax.clip":
+            data = call.args[0]
+            for op, bound in zip((relax.op.maximum, relax.op.minimum), call.args[1:], strict=True):
+                if np.isfinite(value := float(bound.value)):
+                    data = self.builder_.emit(op(data, _number(value, ty.dtype)))
+            return data
+        if name == "relax.nn.leakyrelu" and isinstance(channels := ty.shape[1], tirx.IntImm):
+            slopes = np.full(int(channels), float(call.attrs.alpha), str(ty.dtype))
+            return relax.op.nn.prelu(call.args[0], relax.const(slopes), axis=1)
+        if name in BROADCAST:
+            left, right = map(_of_four_axes, call.args)
+            if isinstance(left, GenericConst) and name in COMMUTATIVE:
+                left, right = right, left
+            elif isinstance(left, GenericConst) and name == "relax.subtract":
+                negative = self.builder_.emit(relax.op.multiply(right, _number(-1.0, ty.dtype)))
+                return relax.op.add(negative, left)
+            return relax.Call(call.op, [left, right], call.attrs)
+        return call
 
-    def _transposed(self, operand: Any) -> Any:
-        bound = self.builder_.lookup_binding(operand) if isinstance(operand, relax.Var) else None
-        return bound if bound is not None and op_name(bound) == TRANSPOSE and bound.attrs.axes is not None else None
+
+def _number(value: float, dtype: Any) -> Any:
+    return relax.const(np.full((1, 1, 1, 1), value, str(dtype)))
+
+
+def _of_four_axes(operand: Any) -> Any:
+    array = operand.value.numpy() if isinstance(operand, GenericConst) else None
+    return operand if array is None or array.ndim else _number(array.item(), array.dtype)

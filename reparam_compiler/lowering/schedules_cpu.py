@@ -190,7 +190,7 @@ ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
     "maximum": tirx.max,
     "minimum": tirx.min,
     "relu": tirx.max,  # with value 0
-    "leakyrelu": lambda a, b: tirx.Select(a > 0, a, a * b),
+    "prelu": lambda a, b: tirx.Select(a > 0, a, a * b),
     "sigmoid": lambda a, b: tirx.sigmoid(a),
     "silu": lambda a, b: a * tirx.sigmoid(a),
     "tanh": lambda a, b: tirx.tanh(a),

@@ -1,0 +1,130 @@
+"""Each Relax pass before and after, whole, against goldens; `UPDATE_GOLDENS=1 pytest` writes them anew."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+pytest.importorskip("tvm")
+
+from reparam_compiler.lowering import compile
+from reparam_compiler.lowering.importer import to_relax
+from reparam_compiler.lowering.kernels import convs_to_kernels
+from reparam_compiler.lowering.layout import channels_last, simplify
+from reparam_compiler.lowering.target import VectorUnit
+
+pytestmark = pytest.mark.tvm
+GOLDENS = Path(__file__).parents[1] / "goldens" / "lowering"
+AVX2 = VectorUnit(32, 16, 2)
+PASSES: dict[str, Callable[[Any], Any]] = {
+    "simplify": simplify,
+    "channels_last": channels_last,
+    "convs_to_kernels": lambda module: convs_to_kernels(module, AVX2),
+}
+
+
+class Residual(nn.Module):
+    """A conv with batch norm, a depthwise one with bias, a sum with the input, a leaky ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(32)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.depthwise(torch.relu(self.norm(self.wide(x))))
+        return self.head(functional.leaky_relu(y + x, 0.125).mean((2, 3)))
+
+
+class Dilated(nn.Module):
+    """A dilated conv, concatenated with what was pooled of it, and a strided one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dilated = nn.Conv2d(24, 40, 3, padding=2, dilation=2)
+        self.strided = nn.Conv2d(80, 16, 3, stride=2, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.dilated(x).clamp(0, 6)
+        return self.strided(torch.cat([y, functional.max_pool2d(y, 3, 1, 1)], 1))
+
+
+MODELS: dict[str, tuple[type[nn.Module], tuple[int, ...]]] = {
+    "residual": (Residual, (1, 32, 19, 18)),
+    "dilated": (Dilated, (1, 24, 25, 16)),
+}
+
+
+def text(module: Any) -> str:
+    """`main` and the algorithm of each kernel."""
+    script = module["main"].script(show_meta=False).replace('metadata["ir.GenericConst"]', "constant")
+    lines = [line for line in script.splitlines() if line and not line.startswith("#")]
+    for variable, func in sorted(module.functions_items(), key=lambda item: str(item[0].name_hint)):
+        if func.attrs and "reparam.algorithm" in func.attrs:
+            lines.append(f"# {variable.name_hint}: {func.attrs['reparam.algorithm']}")
+    return re.sub(r"(?<=\[\]), *", ", ", "\n".join(lines)) + "\n"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_passes_rewrite_as_the_goldens_say(name: str) -> None:
+    model, shape = MODELS[name]
+    torch.manual_seed(0)
+    module = to_relax(model().eval(), torch.zeros(shape)).module
+    pages = [f"== imported ==\n{text(module)}"]
+    for title, run in PASSES.items():
+        module = run(module)
+        pages.append(f"== {title} ==\n{text(module)}")
+    found, golden = "\n".join(pages), GOLDENS / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDENS"):
+        golden.write_text(found)
+    assert golden.read_text() == found
+
+
+BETWEEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "ReLU6": functional.relu6,
+    "hardswish": functional.hardswish,
+    "leaky ReLU and a pool": lambda y: functional.max_pool2d(functional.leaky_relu(y, 0.1), 3, 1, 1),
+    "a number on the left": lambda y: 1 - y / 3,
+    "concat of what was pooled": lambda y: torch.cat([y.clamp(min=0)[:, :8], functional.avg_pool2d(y, 3, 1, 1)[:, 8:]], 1),
+    "bilinear upsampling": lambda y: functional.interpolate(y, scale_factor=2.0, mode="bilinear"),
+    "squeeze and excite": lambda y: y * torch.sigmoid(y.mean((2, 3), keepdim=True)),
+}
+
+
+class Between(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.first, self.second, self.name = nn.Conv2d(8, 16, 3), nn.Conv2d(16, 16, 3), name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(BETWEEN[self.name](self.first(x)))
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_transposes_stay_at_the_borders(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Between(name).eval(), torch.randn(1, 8, 12, 13)
+    module = channels_last(simplify(to_relax(model, x).module))
+    assert text(module).count("permute_dims") == 2
+    np.testing.assert_allclose(compile(model, x).run(x)[0], model(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_passes_leave_the_module_they_are_given_alone() -> None:
+    model, shape = MODELS["residual"]
+    module = to_relax(model().eval(), torch.zeros(shape)).module
+    before = text(module)
+    for run in PASSES.values():
+        prepared = channels_last(simplify(module)) if run is PASSES["convs_to_kernels"] else module
+        unchanged = text(prepared)
+        run(prepared)
+        assert text(prepared) == unchanged
+    assert text(module) == before
