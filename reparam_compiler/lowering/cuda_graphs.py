@@ -8,9 +8,8 @@ planned the memory of: the first kernel, which reads the caller's input, and the
 from collections.abc import Sequence
 from typing import Any
 
-import tvm
 from tvm import tirx
-from tvm.ir.transform import PassContext, Sequential
+from tvm.ir.transform import PassContext, Sequential, module_pass
 
 SETTING = "relax.backend.use_cuda_graph"
 
@@ -18,7 +17,6 @@ SETTING = "relax.backend.use_cuda_graph"
 def with_cuda_graphs(passes: Sequence[Any]) -> Any:
     """One pass that runs `passes`, capturing graphs where the model has batch 1; the caller's own setting comes first."""
 
-    @tvm.transform.module_pass(opt_level=0, name="with_cuda_graphs")
     def run(module: Any, context: Any) -> Any:
         config = dict(context.config)
         config.setdefault(SETTING, has_batch_one(module))
@@ -31,7 +29,7 @@ def with_cuda_graphs(passes: Sequence[Any]) -> Any:
         ):
             return Sequential(list(passes))(module)
 
-    return run
+    return module_pass(run, opt_level=0, name="with_cuda_graphs")
 
 
 def has_batch_one(module: Any) -> bool:

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import relax, tirx
+from tvm.ir.transform import Sequential
+from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
+
+from reparam_compiler.lowering.artifact import quiet
 
 
 def run_serially(func: Any, *inputs: np.ndarray, out: tuple[tuple[int, ...], str]) -> np.ndarray:
@@ -30,3 +34,16 @@ def serial(func: Any) -> Any:
         return tirx.For(loop.loop_var, loop.min, loop.extent, kind, loop.body, None, kept)
 
     return func.with_body(tvm_ffi.structural_map(func.body, (tirx.For, unbound), order="post"))
+
+
+def run_net_serially(module: Any, *inputs: np.ndarray) -> list[np.ndarray]:
+    """What a model lowered for a GPU computes: its calls by a CPU's virtual machine, each kernel made serial."""
+    for variable, func in module.functions_items():
+        if isinstance(func, tirx.PrimFunc):
+            module.update_func(variable, serial(func))
+    target = tvm.target.Target({"kind": "llvm"})
+    passes = Sequential(cpu_pipeline.dataflow_lower_passes(target) + cpu_pipeline.finalize_passes(target))
+    with quiet():
+        machine = relax.VirtualMachine(tvm.compile(module, target=target, relax_pipeline=passes), tvm.cpu())
+    result = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in inputs))
+    return [leaf.numpy() for leaf in ([result] if isinstance(result, tvm.runtime.Tensor) else list(result))]

@@ -191,7 +191,9 @@ def test_function_without_bindings_is_found_and_refused() -> None:
 
 
 @pytest.mark.parametrize(("batch", "setting", "captured"), [(1, {}, True), (2, {}, False), (1, {SETTING: False}, False)])
-def test_kernels_between_input_and_output_are_captured_at_batch_one(batch: int, setting: dict[str, bool], captured: bool) -> None:
+def test_kernels_between_input_and_output_are_captured_at_batch_one(
+    batch: int, setting: dict[str, bool], captured: bool
+) -> None:
     target = resolve("cuda")
     model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))).eval()
     with target, PassContext(config=setting):
