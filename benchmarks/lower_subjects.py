@@ -28,7 +28,7 @@ from reparam_compiler.zoo import Architecture, RepVGG, pspnet, randomise_batch_n
 
 CONVERSION_LIMIT = 120.0
 """Seconds."""
-A0, ROUNDED = "RepVGG-A0", "A0 pruned 0.3, multiples of 16"
+A0, PRUNED = "RepVGG-A0", ("A0 pruned 0.3, multiples of 16", "A0 pruned 0.3, multiples of 8")
 Make = Callable[[], nn.Module]
 
 
@@ -44,8 +44,8 @@ class Subject:
 
 SUBJECTS = (
     Subject(A0, repvgg_a0),
-    Subject(ROUNDED, repvgg_a0, round_to=16),
-    Subject("A0 pruned 0.3, multiples of 8", repvgg_a0, round_to=8),
+    Subject(PRUNED[0], repvgg_a0, round_to=16),
+    Subject(PRUNED[1], repvgg_a0, round_to=8),
     Subject("RepVGG-B0", repvgg_b0),
     Subject("RepVGG-B1g4", repvgg_b1g4),
     Subject("ResNet-18", resnet18),
@@ -57,7 +57,7 @@ def _narrow() -> nn.Module:
     return RepVGG(Architecture((1, 1, 2), (32, 32, 64), strides=(2, 2, 1)), num_classes=10)
 
 
-QUICK = (Subject(A0, _narrow, size=32), Subject(ROUNDED, _narrow, size=32, round_to=16))
+QUICK = (Subject(A0, _narrow, size=32), Subject(PRUNED[0], _narrow, size=32, round_to=16))
 """Stand-ins, to see that it works."""
 
 

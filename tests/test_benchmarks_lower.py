@@ -17,7 +17,7 @@ import lower_engines
 import lower_report
 from lower_engines import ENGINES, MNN, NCNN, ONNX_RUNTIME, OURS, PEERS, TRAINING, Worker
 from lower_report import Kernel, Results, Row, goals, text
-from lower_subjects import A0, ROUNDED, Built
+from lower_subjects import A0, PRUNED, Built
 
 pytestmark = pytest.mark.tvm
 PACKAGES = {"OpenVINO": ("openvino",), MNN: ("MNN",), NCNN: ("ncnn", "pnnx")}
@@ -43,7 +43,7 @@ def test_a_quick_run_times_every_engine_that_is_installed_and_names_the_others(t
         else:
             assert row["reason"]
             assert f"{subject}, {engine}, {lower_report.named(threads)}: none: {row['reason']}" in page
-    assert (ROUNDED, TRAINING, 1) not in rows  # a pruned net has no training form
+    assert (PRUNED[0], TRAINING, 1) not in rows  # a pruned net has no training form
     assert record["built"][A0]["bytes"] > 0
     assert all(goal in page for goal in record["goals"])
     assert {row["kernel"] for row in record["kernels"]} <= {name for name, _ in record["built"][A0]["kernels"]}
@@ -93,10 +93,10 @@ def test_what_was_not_measured_meets_no_goal() -> None:
 
 def test_two_threads_are_held_against_one_and_pruned_against_unpruned() -> None:
     found = results(10.0)
-    found.rows += [Row(A0, OURS, 2, 6.0), Row(ROUNDED, OURS, 1, 4.0), Row(ROUNDED, OURS, 2, 3.5)]
+    found.rows += [Row(A0, OURS, 2, 6.0), Row(PRUNED[0], OURS, 1, 4.0), Row(PRUNED[0], OURS, 2, 3.5)]
     assert goal(found, "two threads, times as fast as one").endswith("1.67; wanted at least 1.70: not met")
-    assert goal(found, f"{ROUNDED}, one thread").endswith("2.50; wanted at least 2.00: met")
-    assert goal(found, f"{ROUNDED}, 2 threads").endswith("1.71; wanted at least 2.00: not met")
+    assert goal(found, f"{PRUNED[0]}, one thread").endswith("2.50; wanted at least 2.00: met")
+    assert goal(found, f"{PRUNED[0]}, 2 threads").endswith("1.71; wanted at least 2.00: not met")
 
 
 def test_b_nets_are_held_against_the_best_peer() -> None:
