@@ -118,6 +118,19 @@ def kernel_of(shape: ConvShape, algorithm: Algorithm, epilogue: Sequence[Step], 
     return winograd_conv(shape, algorithm, epilogue, unit)
 
 
+def output_size(shape: ConvShape, algorithm: Algorithm) -> tuple[int, ...]:
+    """Of that kernel's output: `pixels G O/G`, or of a Winograd conv `N H W G O/G`."""
+    pixels = (shape.pixels,) if isinstance(algorithm, Direct) else (shape.batch, shape.out_height, shape.out_width)
+    return (*pixels, shape.groups, shape.group_out)
+
+
+def packed_weights(weight: Weights, shape: ConvShape, algorithm: Algorithm) -> Weights:
+    """`O kh kw Ig` as that kernel reads it."""
+    if isinstance(algorithm, Direct):
+        return pack_dense(weight, shape, algorithm.tile)
+    return pack_winograd(weight, shape, algorithm)
+
+
 def pack_dense(weight: Weights, shape: ConvShape, tile: Tile) -> Weights:
     """`O kh kw Ig` -> `[G tiles, kh, kw, Ig, nr]`, contiguous, the channels of each group padded with zeros."""
     tiles = tile.column_tiles(shape)
@@ -192,19 +205,15 @@ class ConvsToKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
 
     def _plan(self, site: Site) -> _Plan:
         shape, weight, epilogue, unit = site.shape, site.weight, site.epilogue, self.unit
-        size: tuple[int, ...] = (shape.pixels, shape.groups, shape.group_out)
         if shape.depthwise:
-            packed = pack_depthwise(weight, shape, depthwise_columns(shape, unit))
-            return _Plan("depthwise", (shape, epilogue), packed, size, lambda: depthwise_conv(shape, epilogue, unit))
+            packed, flat = pack_depthwise(weight, shape, depthwise_columns(shape, unit)), (shape.pixels, shape.channels_out, 1)
+            return _Plan("depthwise", (shape, epilogue), packed, flat, lambda: depthwise_conv(shape, epilogue, unit))
         algorithm, error = self._chosen(site)
-        if isinstance(algorithm, Direct):
-            name, packed = "gemm" if shape.pointwise else "direct", pack_dense(weight, shape, algorithm.tile)
-        else:
-            name, packed = str(algorithm), pack_winograd(weight, shape, algorithm)
-            size = (shape.batch, shape.out_height, shape.out_width, *size[1:])
-        return _Plan(
-            name, (shape, epilogue, algorithm), packed, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error
-        )
+        packed, size = packed_weights(weight, shape, algorithm), output_size(shape, algorithm)
+        key, name = (shape, epilogue, algorithm), str(algorithm)
+        if shape.pointwise and isinstance(algorithm, Direct):
+            name = "gemm"
+        return _Plan(name, key, packed, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error)
 
     def _chosen(self, site: Site) -> tuple[Algorithm, float]:
         """The rule's first algorithm within the bound; the most exact where none is."""

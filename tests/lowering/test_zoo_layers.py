@@ -1,0 +1,64 @@
+"""Every conv shape of the zoo at 224 x 224, by the algorithm that the rule takes for it, against torch in float64."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm")
+
+import tvm
+
+from reparam_compiler.lowering.accuracy import measured_error
+from reparam_compiler.lowering.algorithms import ConvShape, candidates
+from reparam_compiler.lowering.kernels import MAX_ERROR, kernel_of, output_size, packed_weights
+from reparam_compiler.lowering.target import resolve, vector_unit
+from reparam_compiler.zoo import REPVGG, RESNET
+
+pytestmark = [pytest.mark.tvm, pytest.mark.slow]
+FLOAT32 = 1e-4
+"""Relative to the largest output: the bound that the rule keeps for each layer."""
+NETS = {**{f"RepVGG-{name}": REPVGG[name] for name in ("A0", "A1", "A2", "B0", "B1g2", "B1g4")}, **RESNET}
+
+
+def shapes_of(name: str) -> list[ConvShape]:
+    """The convs of a net, each once, from a pass of shapes without values."""
+    with torch.device("meta"):
+        model = NETS[name]().eval()
+    found: list[ConvShape] = []
+
+    def note(conv: nn.Conv2d, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        (_, channels, height, width), (down, across) = inputs[0].shape, conv.padding
+        shape = ConvShape(
+            1, height, width, channels, conv.out_channels, conv.kernel_size, conv.stride, conv.dilation,
+            (int(down), int(across), int(down), int(across)), conv.groups,
+        )  # fmt: skip
+        assert (shape.out_height, shape.out_width) == tuple(output.shape[2:])
+        found.append(shape)
+
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    model(torch.zeros(1, 3, 224, 224, device="meta"))
+    return list(dict.fromkeys(found))
+
+
+SHAPES = sorted({shape for name in NETS for shape in shapes_of(name)}, key=lambda shape: (shape.macs, str(shape)))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: f"{s.kernel[0]}x{s.kernel[1]}-{s.channels_in}-{s.channels_out}")
+def test_the_chosen_algorithm_computes_the_layer(shape: ConvShape) -> None:
+    target, draw = resolve(None), np.random.default_rng(0)
+    unit = vector_unit(target)
+    x = np.maximum(draw.standard_normal((1, shape.height, shape.width, shape.channels_in)), 0).astype("float32")
+    weight = draw.standard_normal((shape.channels_out, *shape.kernel, shape.group_in)).astype("float32")
+    chosen = next(each for each in candidates(shape, unit) if measured_error(weight, shape, each) <= MAX_ERROR)
+    kernel = kernel_of(shape, chosen, (), unit)
+    library = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target=target)
+    out = tvm.runtime.tensor(np.full(output_size(shape, chosen), np.nan, "float32"))
+    library["main"](*map(tvm.runtime.tensor, (x, packed_weights(weight, shape, chosen))), out)
+    images, kernels = (torch.tensor(array).double().permute(0, 3, 1, 2) for array in (x, weight))
+    with torch.no_grad():
+        y = nn.functional.conv2d(images, kernels, None, shape.stride, shape.padding[:2], shape.dilation, shape.groups)
+    expected = y.permute(0, 2, 3, 1).numpy()
+    assert np.abs(out.numpy().reshape(expected.shape) - expected).max() <= FLOAT32 * np.abs(expected).max()
