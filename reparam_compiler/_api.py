@@ -221,24 +221,38 @@ def tune(
 
 
 def _fused_to_lower(model: Any, inputs: Sequence[Any] | None, shapes: Mapping[str, Sequence[int]] | None) -> Any:
-    """The fused model; the model itself where `fuse` cannot read it, since what TVM imports can be lowered unfused.
+    """The fused model; the model itself where `fuse` cannot read or run it: what is wrong then, the importer says.
 
     Raises: UnsupportedModelError for what is no model at all.
     """
     if isinstance(model, str | os.PathLike) and not Path(model).is_file():
-        return model  # the importer says so
+        return model
     model = opened(model)
     if not isinstance(model, nn.Module):
         frontend_for(model)
+    elif any(child.training for child in model.modules() if type(child) is not nn.Module):  # fx holds children in bare Modules
+        return model
     elif inputs is None and shapes:
         inputs = tuple(zeros(tuple(shape)) for shape in shapes.values())
     elif inputs is None:
-        return model  # what to pass is said by the importer, and fusing first would only delay it
+        return model
     try:
-        return fuse(model, inputs)
-    except UnsupportedModelError as refusal:
+        fused = fuse(model, inputs)
+    except (
+        UnsupportedModelError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        IndexError,
+    ) as refusal:  # the latter: what a forward raises
         log.warning("%s is compiled as it is, unfused: %s", type(model).__name__, refusal)
         return model
+    if isinstance(fused, nn.Module):
+        for part in fused.modules():
+            part.training = (
+                False  # a graph module made of an exported program is born in training mode, and eval() is forbidden
+            )
+    return fused
 
 
 def inspect(

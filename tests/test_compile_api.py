@@ -140,3 +140,31 @@ def test_error_of_an_algorithm_is_bounded_and_reported() -> None:
     assert exact.algorithm == "direct"
     assert 0 <= exact.error < fast.error < 1e-4
     assert fast.flops == exact.flops == 2 * 64 * 64 * 9 * 28 * 28
+
+
+class Flagged(nn.Module):
+    """A model that torch.fx cannot trace and torch.export can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Branches()
+
+    def forward(self, x: torch.Tensor, twice: bool = False) -> torch.Tensor:
+        return self.block(self.block(x)) if twice else self.block(x)
+
+
+def test_what_only_export_takes_is_fused_and_compiled() -> None:
+    net, x = Flagged(), torch.randn(1, 6, 7, 5)
+    randomise_batch_norm(net)
+    compiled = reparam_compiler.compile(net.eval(), (x,))
+    assert convs(compiled) == 1
+    np.testing.assert_allclose(compiled.run(x)[0], net(x).detach().numpy(), **FLOAT32)
+
+
+def test_inputs_that_do_not_fit_are_refused_by_the_importer(model: nn.Module) -> None:
+    with pytest.raises(LoweringError, match=r"torch\.export refuses it"):
+        reparam_compiler.compile(model, torch.zeros(1, 5, 7, 5))
+    with pytest.raises(LoweringError, match="nobody is no input; the inputs are x"):
+        reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), input_shapes={"nobody": (1,)})
+    with pytest.raises(UnsupportedModelError, match="example_inputs is a int"):
+        reparam_compiler.compile(model, 7)

@@ -79,6 +79,8 @@ def profile_table(profile: "Profile") -> str:
     rows.append(("sum of kernels", "", f"{profile.kernel_seconds * 1e3:.3f}", f"{1:.1%}", "", ""))
     lines = [columns(("kernel", "algorithm", "ms", "share", "GFLOP/s", "of peak"), rows, left=2)]
     lines.append(f"whole run: {profile.run_seconds * 1e3:.3f} ms without instruments; medians of {profile.runs} runs")
+    if any(layer.flops for layer in profile.layers):
+        lines.append("GFLOP/s count the arithmetic of the direct form; Winograd's does less, and may exceed the peak")
     if peak:
         lines.append(f"peak: {peak / 1e9:.0f} GFLOP/s in float32, measured here on {profile.threads} threads (registers only)")
     return "\n".join(lines)
