@@ -133,7 +133,7 @@ def test_compile_prints_one_json_object(model: Path, tmp_path: Path) -> None:
 def test_compile_says_which_algorithms_were_chosen_within_the_bound(tmp_path: Path) -> None:
     words = ["compile", f"{__name__}:wide_conv", "--input-shapes", "input:[1,64,28,28]", "-o", tmp_path / "m.tar"]
     words += ["--target", "llvm -mcpu=x86-64-v3"]
-    assert re.search(r"kernels: .*winograd.*; largest relative error of a layer: \d\.\de-\d+", tvmc(*words).stdout)
+    assert re.search(r"^conv_3x3_64_64_at_28x28 +winograd \dx\d +57\.8 +\d\.\de-\d+$", tvmc(*words).stdout, re.MULTILINE)
     assert "winograd" not in tvmc(*words, "--max-error", 0).stdout
     assert "max_error: found -1.0" in tvmc(*words, "--max-error", -1).stderr
 
@@ -393,6 +393,22 @@ def test_a_search_for_some_tasks_only_is_refused(model: Path, tmp_path: Path) ->
     assert "--trials" in refused.stderr
 
 
+def test_a_failure_under_pass_settings_names_them(model: Path, tmp_path: Path) -> None:
+    refused = tvmc("compile", model, "-o", tmp_path / "m.tar", "--disabled-pass", "LegalizeOps,CallTIRRewrite,LowerAllocTensor")
+    assert refused.exit_code == 4
+    assert "without disabled passes and pass settings" in refused.stderr
+
+
+@pytest.mark.parametrize("words", [["compile", "m.onnx"], ["run", "m.tar"], ["tune", "m.onnx", "-o", "records"]])
+def test_a_missing_tvm_is_said_with_the_command_that_installs_it(words: list[str], tmp_path: Path) -> None:
+    write_onnx(tmp_path / "m.onnx", 1)
+    script = f"import sys; sys.modules['tvm'] = None; from reparam_compiler.tvmc import main; sys.exit(main({words}))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 5
+    assert "pip install 'reparam_compiler[tvm]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 TVM_AND_NUMPY = """
 import runpy, sys
 for name in ("torch", "onnx", "onnxruntime", "networkx", "jaxtyping", "rich", "typer", "sklearn", "xgboost"):
@@ -411,7 +427,13 @@ def test_run_needs_tvm_and_numpy_alone_and_is_quiet_on_stderr(artifact: Path, wo
     assert "y: float32" in done.stdout or json.loads(done.stdout)
 
 
-def test_the_command_is_also_one_of_reparam(artifact: Path) -> None:
-    command = [sys.executable, "-m", "reparam_compiler", "run", str(artifact), "--fill-mode", "ones", "--print-time", "-v"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_the_commands_are_also_those_of_reparam(model: Path, tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from reparam_compiler.cli import app
+
+    done = CliRunner().invoke(app, ["compile", "-O3", "-v", "--target=llvm", str(model), "-o", str(tmp_path / "m.tar")])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["run", str(tmp_path / "m.tar"), "--fill-mode", "ones", "--print-time"])
     assert "Execution time summary" in done.stdout
+    assert CliRunner().invoke(app, ["run", str(tmp_path / "absent.tar")]).exit_code == 4

@@ -116,6 +116,8 @@ def _read_tar(path: Path) -> tuple[dict[str, Any], bytes]:
 def _checked(manifest: Any, path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("magic") != MAGIC:
         raise LoweringError(f"{path}: found an archive of something else; {ADVICE}")
+    if not isinstance(manifest.get("format"), int):
+        raise LoweringError(f"{path}: found format {manifest.get('format')!r}; {ADVICE}")
     if manifest["format"] > FORMAT:
         raise LoweringError(
             f"{path}: found format {manifest['format']}, written by {manifest.get('versions')}; this version "

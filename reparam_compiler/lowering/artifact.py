@@ -23,6 +23,7 @@ from tvm.support import cc
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.archive import (
+    ADVICE,
     FORMAT,
     FORMATS,
     LIBRARY,
@@ -290,13 +291,18 @@ def load(path: str | os.PathLike[str]) -> Executable:
     """
     path = Path(path)
     manifest, library = read(path)
-    specs = {
-        side: tuple(TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in manifest[side])
-        for side in ("inputs", "outputs")
-    }
     known = {entry.name for entry in fields(Kernel)}
-    kernels = tuple(Kernel(**{key: kernel[key] for key in kernel if key in known}) for kernel in manifest["kernels"])
-    target = resolve(manifest["target"])
+    try:
+        specs = {
+            side: tuple(TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in manifest[side])
+            for side in ("inputs", "outputs")
+        }
+        kernels = tuple(Kernel(**{key: kernel[key] for key in kernel if key in known}) for kernel in manifest["kernels"])
+        written_for, written_by = str(manifest["target"]), dict(manifest["versions"])
+        memory = MemoryPlan(**manifest["memory"]) if manifest.get("memory") else None
+    except (KeyError, TypeError, ValueError) as refusal:
+        raise LoweringError(f"{path}: the manifest in it is not whole ({refusal!r}); {ADVICE}") from refusal
+    target = resolve(written_for)
     if not is_gpu(target) and (reason := missing_here(target)):
         raise LoweringError(f"{path}: the library in it cannot run here: {reason}. Compile the model again for this machine")
     with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
@@ -308,11 +314,10 @@ def load(path: str | os.PathLike[str]) -> Executable:
         except (RuntimeError, OSError, ValueError) as refusal:
             raise LoweringError(
                 f"{path}: the library in it cannot be loaded here: {_first_line(refusal)}. It was compiled for "
-                f"{manifest['target']}; compile it again for this machine"
+                f"{written_for}; compile it again for this machine"
             ) from refusal
-    made = assemble(module, specs["inputs"], specs["outputs"], manifest["target"], kernels, manifest["versions"])
-    memory = manifest.get("memory")
-    return replace(made, _library=library, memory=None if memory is None else MemoryPlan(**memory))
+    made = assemble(module, specs["inputs"], specs["outputs"], written_for, kernels, written_by)
+    return replace(made, _library=library, memory=memory)
 
 
 def assemble(

@@ -80,7 +80,7 @@ def build(
         text = next((line.strip() for line in str(refusal).splitlines() if line.strip()), "")
         raise LoweringError(
             f"main: TVM could not compile the imported model for {describe(target)}: {type(refusal).__name__}: {text}. "
-            "Please report the model: what TVM imports should compile"
+            f"{options.advice}"
         ) from refusal
     kernels = tuple(_kernels(module))
     made = assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions())

@@ -48,6 +48,13 @@ class CompileOptions:
     after: tuple[str, ...] = ()
     pass_times: bool = False
 
+    @property
+    def advice(self) -> str:
+        """What to do where TVM fails to compile with these options."""
+        if self.disabled_passes or self.pass_config:
+            return "Compile it without disabled passes and pass settings (--disabled-pass, --pass-config)"
+        return "Please report the model: what TVM imports should compile"
+
     def watch(self) -> "Watch":
         """An instrument for one compilation.
 

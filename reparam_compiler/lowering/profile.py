@@ -26,6 +26,7 @@ ACCUMULATORS = 12
 STEPS = 20_000
 REPEATS = 20
 BUILTIN = "vm.builtin."
+GRAPH = "vm.builtin.cuda_graph."
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
         arrays: the inputs in order; random ones where none are given.
         runs: how many runs the medians are taken over, after one that is not counted.
 
-    Raises: LoweringError where this machine cannot run the model, inputs do not fit, or `runs` is not positive.
+    Raises: LoweringError where this machine cannot run the model, inputs do not fit, `runs` is not positive, or the model's
+    kernels are launched as one CUDA graph, which hides them.
     """
     if runs < 1:
         raise LoweringError(f"profile: found runs={runs}; expected 1 or more")
@@ -117,6 +119,11 @@ def _calls(executable: Executable, arrays: Sequence[Any], runs: int) -> list[lis
     started: list[float] = []
 
     def instrument(_func: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
+        if symbol.startswith(GRAPH):
+            raise LoweringError(
+                "profile: the kernels of this model are launched as one CUDA graph; to see each, compile it with "
+                "--pass-config relax.backend.use_cuda_graph=0"
+            )
         if symbol.startswith(BUILTIN):
             return 0
         device.sync()

@@ -32,7 +32,7 @@ from reparam_compiler.errors import (
 )
 from reparam_compiler.tvmc import model as api
 from reparam_compiler.tvmc.options import parse, target_of
-from reparam_compiler.tvmc.tables import algorithms, interface_table, memory_line, profile_table, top_table, tuning_table
+from reparam_compiler.tvmc.tables import interface_table, kernel_table, memory_line, profile_table, top_table, tuning_table
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import CompileOptions, Executable
@@ -101,7 +101,7 @@ def _compile(found: argparse.Namespace) -> None:
     for name, text in made.listings.items():
         if name.startswith(("before ", "after ", "pass times")):
             _say(f"# {name}\n{text}\n")
-    _say(f"{output}  {size / 2**20:.1f} MiB\n{interface_table(made)}\n{algorithms(made)}\n{memory_line(made)}\n{made.target}")
+    _say(f"{output}  {size / 2**20:.1f} MiB\n{interface_table(made)}\n{kernel_table(made)}\n{memory_line(made)}\n{made.target}")
 
 
 def _run(found: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """What `tvmc` prints for people: plain columns, which need no package beside numpy."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import astuple
 from typing import TYPE_CHECKING
@@ -43,12 +42,18 @@ def memory_line(made: "Executable") -> str:
     )
 
 
-def algorithms(made: "Executable") -> str:
-    """How many kernels each algorithm makes, and the largest error that was measured of one."""
-    counts = Counter(kernel.algorithm for kernel in made.kernels)
-    found = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    errors = [kernel.error for kernel in made.kernels if kernel.error is not None]
-    return f"kernels: {found or 'none'}" + (f"; largest relative error of a layer: {max(errors):.1e}" if errors else "")
+def kernel_table(made: "Executable") -> str:
+    """Each kernel with its algorithm, and the error of that algorithm on the layer's weights where one was measured."""
+    rows = [
+        (
+            kernel.name,
+            kernel.algorithm,
+            f"{kernel.flops / 1e6:.1f}" if kernel.flops else "",
+            "" if kernel.error is None else f"{kernel.error:.1e}",
+        )
+        for kernel in made.kernels
+    ]
+    return columns(("kernel", "algorithm", "MFLOP", "error"), rows, left=2)
 
 
 def top_table(values: Sequence[tuple[int, float]]) -> str:

@@ -245,6 +245,17 @@ def test_newer_format_is_refused_with_what_wrote_it(saved: Path, tmp_path: Path)
         lowering.load(archive(tmp_path / "new.tar", {MANIFEST: json.dumps(manifest).encode()}))
 
 
+@pytest.mark.parametrize(
+    "change", [{"inputs": None}, {"kernels": [{}]}, {"outputs": [{"name": "y"}]}, {"format": "two"}, {"memory": {"x": 1}}]
+)
+def test_manifest_that_is_not_whole_is_refused(saved: Path, tmp_path: Path, change: dict[str, object]) -> None:
+    with tarfile.open(saved) as file:
+        manifest, content = json.load(file.extractfile(MANIFEST)), file.extractfile(LIBRARY).read()
+    write_tar(tmp_path / "m.tar", content, manifest | change)
+    with pytest.raises(LoweringError, match=r"m\.tar: (the manifest in it is not whole|found format 'two')"):
+        lowering.load(tmp_path / "m.tar")
+
+
 def test_no_member_is_written_outside_and_links_are_not_followed(saved: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     with tarfile.open(saved) as file:

@@ -1,11 +1,15 @@
 """A profile tells each kernel's time in the order of the run, and the peak that it is compared with is measured here."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 pytest.importorskip("tvm")
+
+import tvm
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
@@ -54,6 +58,26 @@ def test_wrong_arguments_are_refused(compiled: lowering.Executable) -> None:
         profile(compiled, runs=0)
     with pytest.raises(LoweringError, match="found shape"):
         profile(compiled, [np.zeros((1, 3, 8, 8), "float32")])
+
+
+def test_a_cuda_graph_is_refused_with_the_setting_that_takes_it_apart(
+    compiled: lowering.Executable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Machine:
+        """Calls its instrument as the virtual machine does where Relax captured a graph."""
+
+        def __init__(self) -> None:
+            self.instrument = lambda *_: 0
+
+        def set_instrument(self, instrument: Callable[..., int]) -> None:
+            self.instrument = instrument
+
+        def __getitem__(self, name: str) -> Callable[..., None]:
+            return lambda *_: self.instrument(None, "vm.builtin.cuda_graph.run_or_capture", True, None)
+
+    monkeypatch.setattr(lowering.Executable, "prepared", lambda *_: (Machine(), [], tvm.cpu()))
+    with pytest.raises(LoweringError, match=r"--pass-config relax\.backend\.use_cuda_graph=0"):
+        profile(compiled)
 
 
 def test_table_shows_speed_only_where_the_arithmetic_is_known() -> None:
