@@ -70,6 +70,7 @@ def text(results: Results) -> str:
     parts += [f"## Milliseconds, {named(threads)}\n\n{_times(results, threads)}" for threads in results.threads]
     parts.append(f"## Relative errors\n\n{_errors(results)}")
     parts.append(f"## How ours was built\n\n{_built(results)}")
+    parts.append(f"## What each algorithm was chosen for\n\n{_list(_chosen(results))}")
     if results.kernels:
         parts.append(f"## Roofline of {A0}, one thread\n\n{_roofline(results)}")
     if results.dilated:
@@ -171,6 +172,15 @@ def _built(results: Results) -> str:
         for name, found in results.built.items()
     ]
     return _table(["net", "seconds", "artifact, MiB", "kernels by algorithm"], rows)
+
+
+def _chosen(results: Results) -> Iterator[str]:
+    """The kernels of each recipe, by net and algorithm."""
+    for subject, found in results.built.items():
+        if isinstance(found, str):
+            continue
+        for algorithm in sorted({algorithm for _, algorithm in found.kernels} - {"general"}):
+            yield f"{subject}, {algorithm}: {', '.join(name for name, chosen in found.kernels if chosen == algorithm)}"
 
 
 def _roofline(results: Results) -> str:

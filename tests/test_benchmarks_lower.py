@@ -125,6 +125,7 @@ def test_the_roofline_shares_follow_from_the_peaks() -> None:
     assert "| pool | general | 100 |  | 0.00 | 1.00 |  | 250% |" in page
     assert "Sum of the kernels: 1.10 ms, 45.5 GFLOP/s; a whole run: 10.00 ms" in page
     assert "| RepVGG-A0 | 2.5 | 1.0 | 1 x direct |" in page
+    assert "- RepVGG-A0, direct: conv_3x3\n" in page
 
 
 def test_an_engine_that_cannot_be_made_says_why_and_has_no_turns(tmp_path: Path) -> None:
