@@ -237,22 +237,11 @@ def _fused_to_lower(model: Any, inputs: Sequence[Any] | None, shapes: Mapping[st
     elif inputs is None:
         return model
     try:
-        fused = fuse(model, inputs)
-    except (
-        UnsupportedModelError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        IndexError,
-    ) as refusal:  # the latter: what a forward raises
+        return fuse(model, inputs)
+    except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward
         log.warning("%s is compiled as it is, unfused: %s", type(model).__name__, refusal)
         return model
-    if isinstance(fused, nn.Module):
-        for part in fused.modules():
-            part.training = (
-                False  # a graph module made of an exported program is born in training mode, and eval() is forbidden
-            )
-    return fused
+
 
 
 def inspect(

@@ -61,6 +61,8 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
     except Exception as error:  # noqa: BLE001 - as above
         logger.info("torch.export of %s failed: %s", type(model).__name__, error)
         return None
+    for part in exported.modules():  # born in training mode, and its eval() is forbidden
+        part.training = model.training
     shapes = ", ".join("x".join(map(str, x.shape)) for x in example_inputs if isinstance(x, Tensor))
     only = f"the result takes inputs of the example's shapes only ({shapes})"
     exported.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {only}",)

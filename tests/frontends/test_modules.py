@@ -164,6 +164,7 @@ def test_a_model_with_control_flow_over_shapes_is_exported_where_there_are_input
     fused = fuse_in_float64(model, normal(1, 4, 6, 5), kind="module", shapes=True)
     assert fused.error < EXACT
     assert len(fused.report.fusions) == 1
+    assert not any(part.training for part in reparam_compiler.fuse(model.eval(), (normal(1, 4, 6, 5).float(),)).modules())
 
 
 def test_a_child_used_in_two_places_is_fused_once_and_stays_one() -> None:
