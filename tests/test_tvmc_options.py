@@ -1,6 +1,8 @@
 """Every option of TVM 0.19's tvmc is kept, explained or refused with a reason; none is unknown, none is silently dropped."""
 
 import json
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,14 @@ REFUSED = [
 def test_every_flag_of_the_old_tvmc_is_known(command: str) -> None:
     words = tvmc(command, "--help").stdout.replace(",", " ").split()
     assert not [flag for flag in FLAGS[command].split() if flag not in words]
+
+
+def test_the_page_of_docs_names_every_flag() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "tvmc.md").read_text()
+    named = [word.split()[0] for word in re.findall(r"`(-[^`]+)`", page)]
+    flags = {flag for line in FLAGS.values() for flag in line.split() if flag not in ("-f", "-o", "-i", "-O", "--verbose")}
+    short = {"--output": "-o", "--outputs": "-o", "--inputs": "-i", "--output-format": "-f", "--opt-level": "-O"}
+    assert not [flag for flag in flags if not any(fnmatch(short.get(flag, flag), pattern) for pattern in named)]
 
 
 @pytest.mark.parametrize(("command", "flag", "option"), WITHOUT)

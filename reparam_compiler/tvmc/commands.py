@@ -107,6 +107,8 @@ def _compile(found: argparse.Namespace) -> None:
 def _run(found: argparse.Namespace) -> None:
     from reparam_compiler.lowering import load
 
+    if found.outputs is not None:
+        api.check_folder(Path(found.outputs))
     executable = load(found.PATH)
     result = api.run(
         api.TVMCPackage(found.PATH, executable),

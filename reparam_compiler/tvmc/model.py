@@ -237,6 +237,7 @@ def compile(
     settings = replace(options or lowering.CompileOptions(), opt_level=opt_level, sources=sources)
     temporary = None if package_path else tempfile.mkdtemp(prefix="reparam-package-")
     path = Path(package_path or f"{temporary}/module.tar")
+    check_folder(path)
     executable = compile_native(
         tvmc_model.native,
         target=target,
@@ -307,7 +308,7 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
     Raises: LoweringError where the folder does not exist.
     """
-    _check_folder(path)
+    check_folder(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
         whole = Path(folder) / "outputs.npz"
         with whole.open("wb") as file:
@@ -317,14 +318,15 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text, whole or not at all."""
-    _check_folder(path)
+    check_folder(path)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
         whole = Path(folder) / path.name
         whole.write_text(text)
         whole.replace(path)
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: Path) -> None:
+    """Raises LoweringError where the folder of a file to be written does not exist: better asked before work than after."""
     if not path.parent.is_dir():
         raise LoweringError(f"{path}: the folder {path.parent} does not exist; make it first")
 
