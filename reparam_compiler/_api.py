@@ -243,7 +243,6 @@ def _fused_to_lower(model: Any, inputs: Sequence[Any] | None, shapes: Mapping[st
         return model
 
 
-
 def inspect(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
