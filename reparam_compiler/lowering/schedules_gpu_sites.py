@@ -17,12 +17,22 @@ from jaxtyping import Shaped
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from reparam_compiler.lowering.algorithms import ConvShape
-from reparam_compiler.lowering.kernels import Site, find_sites
-from reparam_compiler.lowering.schedules_gpu_conv import gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
+from reparam_compiler.lowering.accuracy import measured_error
+from reparam_compiler.lowering.algorithms import ConvShape, Step, Winograd
+from reparam_compiler.lowering.kernels import ALGORITHM, ERROR, FLOPS, MAX_ERROR, Site, find_sites
+from reparam_compiler.lowering.schedules_gpu_conv import SUMS, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
 from reparam_compiler.lowering.schedules_gpu_grouped import gpu_grouped_conv, is_narrow
 from reparam_compiler.lowering.schedules_gpu_tensor import tensor_conv, tensor_partial_conv
 from reparam_compiler.lowering.schedules_gpu_tiles import Chip, GpuTile, choose_gpu_tile
+from reparam_compiler.lowering.schedules_gpu_winograd import (
+    choose_gpu_winograd,
+    gpu_winograd_input,
+    gpu_winograd_output,
+    gpu_winograd_placed,
+    gpu_winograd_sums,
+    transformed_weights,
+    winograd_gemm,
+)
 
 Weights = Shaped[np.ndarray, "..."]
 
@@ -30,14 +40,20 @@ DTYPES = ("float32", "float16")
 FEW_ROWS = 16  # rows of a dense layer below which a matrix-vector kernel reads the weights as fast and wastes no tile
 
 
-def convs_to_gpu_kernels(module: Any, target: Any) -> Any:
-    """Replace each site of `main` by calls of its scheduled kernels."""
+def convs_to_gpu_kernels(module: Any, target: Any, max_error: float = MAX_ERROR) -> Any:
+    """Replace each site of `main` by calls of its scheduled kernels.
+
+    max_error: the relative error that a Winograd form may have on a layer's weights; the implicit GEMM where none is within it.
+    """
     sites = [site for site in find_sites(module["main"], DTYPES) if not _is_vector(site)]
     if not sites:
         return module
-    rewriter = ConvsToGpuKernels(module, sites, Chip.of(str(target.attrs["arch"])))
+    rewriter = ConvsToGpuKernels(module, sites, Chip.of(str(target.attrs["arch"])), max_error)
     rewriter.builder_.update_func(module.get_global_var("main"), rewriter.visit_expr(module["main"]))
-    return relax.transform.DeadCodeElimination()(rewriter.builder_.get())
+    module = relax.transform.DeadCodeElimination()(rewriter.builder_.get())
+    for variable, error in rewriter.errors.items():
+        module.update_func(variable, module[variable].with_attr(ERROR, error))
+    return module
 
 
 def pack_gemm(weight: Weights, shape: ConvShape, tile: GpuTile) -> Weights:
@@ -55,21 +71,21 @@ def pack_grouped(weight: Weights) -> Weights:
     return np.ascontiguousarray(weight.transpose(1, 2, 3, 0))
 
 
-def named_algorithm(shape: ConvShape, tile: GpuTile | None) -> str:
-    """What a report calls the kernel of a conv."""
-    if tile is None:
-        return "direct"
-    gemm = "implicit GEMM on tensor cores" if shape.dtype == "float16" else "implicit GEMM"
-    return gemm if tile.pieces == 1 else f"{gemm} in {tile.pieces} pieces"
+def gemm_name(shape: ConvShape, tile: GpuTile) -> str:
+    """What a report calls an implicit GEMM."""
+    name = "implicit GEMM on tensor cores" if shape.dtype == "float16" else "implicit GEMM"
+    return name if tile.pieces == 1 else f"{name} in {tile.pieces} pieces"
 
 
 @mutator
 class ConvsToGpuKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
     """Emits the kernel calls of a site, and drops the bindings that the site absorbed."""
 
-    def __init__(self, module: Any, sites: list[Site], chip: Chip) -> None:
+    def __init__(self, module: Any, sites: list[Site], chip: Chip, max_error: float) -> None:
         super().__init__(module)
         self.chip = chip
+        self.max_error = max_error
+        self.errors: dict[Any, float] = {}
         self.by_result = {site.result: site for site in sites}
         self.absorbed = {variable for site in sites for variable in site.absorbed}
         self.kernels: dict[tuple[Any, ...], Any] = {}
@@ -86,45 +102,111 @@ class ConvsToGpuKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
         self.set_var_remap(binding.var, emit(result))
 
     def _kernel_calls(self, site: Site) -> Any:
-        shape, steps = site.shape, site.epilogue
-        result = relax.TensorType((shape.pixels, shape.groups, shape.group_out), shape.dtype)
+        shape = site.shape
         data = self._shaped(self.visit_expr(site.data), (shape.batch, shape.height, shape.width, shape.channels_in))
-        operands = [self._operand(operand, site) for operand in site.operands]
         if is_narrow(shape):
-            kernel = self._kernel(site, None, (shape, steps), lambda: gpu_grouped_conv(shape, steps))
-            weights = relax.const(pack_grouped(site.weight), shape.dtype)
-            return self.builder_.emit(relax.call_tir(kernel, [data, weights, *operands], result))
+            return self._narrow(site, data)
+        winograd = self._winograd(site)
+        if winograd is not None:
+            return self._three_kernels(site, *winograd, data)
+        flat = (shape.pixels, shape.groups, shape.group_out)
+        return self._gemm(site, shape, data, site.weight, site.epilogue, self._operands(site, flat))
+
+    def _narrow(self, site: Site, data: Any) -> Any:
+        shape, steps, flat = site.shape, site.epilogue, (site.shape.pixels, site.shape.groups, site.shape.group_out)
+        kernel = self._kernel(site, (shape, steps), lambda: gpu_grouped_conv(shape, steps), "direct")
+        return self._call(
+            kernel, [data, relax.const(pack_grouped(site.weight)), *self._operands(site, flat)], flat, shape.dtype
+        )
+
+    def _winograd(self, site: Site) -> tuple[Winograd, float] | None:
+        """The cheapest form that is estimated to beat the GEMM and is within the bound on the site's weights, and its error."""
+        for form in choose_gpu_winograd(site.shape, self.chip):
+            error = measured_error(site.weight, site.shape, form)
+            if error <= self.max_error:
+                return form, error
+        return None
+
+    def _three_kernels(self, site: Site, form: Winograd, error: float, data: Any) -> Any:
+        """Transform, GEMM, transform; of a dilated conv, whose outputs lie scattered, one more that puts them in place."""
+        shape, steps, gemm = site.shape, site.epilogue, winograd_gemm(site.shape, form)
+        height, width = form.transforms(shape)
+        spread = (gemm.pixels, height.size, width.size)
+        transform = self._kernel(site, ("in", shape, form), lambda: gpu_winograd_input(shape, form), "", "_input")
+        source = self._call(transform, [data], (*spread, shape.channels_in), shape.dtype)
+        source = self._shaped(source, (gemm.batch, 1, 1, gemm.channels_in))
+        weight = transformed_weights(site.weight, shape, form)
+        products = self._gemm(site, gemm, source, weight, (), [], str(form), error)
+        channels = (shape.groups, shape.group_out)
+        products = self._shaped(products, (*spread, *channels))
+        size = (shape.batch, shape.out_height, shape.out_width, *channels)
+        operands = self._operands(site, size)
+        if shape.dilation == (1, 1):
+            last = self._kernel(
+                site, ("out", shape, form, steps), lambda: gpu_winograd_output(shape, form, steps), "", "_output"
+            )
+            return self._call(last, [products, *operands], size, shape.dtype)
+        back = self._kernel(site, ("sums", shape, form), lambda: gpu_winograd_sums(shape, form), "", "_output")
+        sums = self._call(back, [products], (gemm.pixels, *form.outputs, *channels), shape.dtype)
+        place = self._kernel(
+            site, ("place", shape, form, steps), lambda: gpu_winograd_placed(shape, form, steps), "", "_placed"
+        )
+        return self._call(place, [sums, *operands], size, shape.dtype)
+
+    def _gemm(
+        self,
+        site: Site,
+        shape: ConvShape,
+        data: Any,
+        weight: Weights,
+        steps: tuple[Step, ...],
+        operands: list[Any],
+        name: str = "",
+        error: float | None = None,
+    ) -> Any:
+        """The implicit GEMM of `shape`, which is the site's conv or, named by its form, the product of its Winograd conv."""
         half = shape.dtype == "float16"
         tile = choose_gpu_tile(shape, self.chip, tensor_cores=half)
-        weights = relax.const(pack_gemm(site.weight, shape, tile), shape.dtype)
+        packed = relax.const(pack_gemm(weight, shape, tile))
+        algorithm = name or gemm_name(shape, tile)
+        size = (shape.pixels, shape.groups, shape.group_out)
         if tile.pieces == 1:
             whole = tensor_conv if half else gpu_conv
-            kernel = self._kernel(site, tile, (shape, steps, tile), lambda: whole(shape, tile, steps))
-            return self.builder_.emit(relax.call_tir(kernel, [data, weights, *operands], result))
+            kernel = self._kernel(site, (shape, steps, tile), lambda: whole(shape, tile, steps), algorithm, error=error)
+            return self._call(kernel, [data, packed, *operands], size, shape.dtype)
         part = tensor_partial_conv if half else gpu_partial_conv
-        kernel = self._kernel(site, tile, (shape, tile), lambda: part(shape, tile))
+        kernel = self._kernel(site, (shape, tile), lambda: part(shape, tile), algorithm, error=error)
         rows, columns, _ = tile.padded(shape)
-        scratch = relax.TensorType((tile.pieces * shape.groups, rows, columns), "float32")
-        sums = self.builder_.emit(relax.call_tir(kernel, [data, weights], scratch))
-        key = ("sum", shape.pixels, shape.groups, shape.group_out, shape.dtype, steps, tile)
-        add = self._kernel(site, None, key, lambda: gpu_sum_of_pieces(shape, tile, steps), suffix="_sum")
-        return self.builder_.emit(relax.call_tir(add, [sums, *operands], result))
+        sums = self._call(kernel, [data, packed], (tile.pieces * shape.groups, rows, columns), SUMS)
+        key = ("add", *size, shape.dtype, steps, tile)
+        add = self._kernel(site, key, lambda: gpu_sum_of_pieces(shape, tile, steps), "", "_sum")
+        return self._call(add, [sums, *operands], size, shape.dtype)
 
-    def _kernel(self, site: Site, tile: GpuTile | None, key: Any, make: Callable[[], Any], suffix: str = "") -> Any:
-        """The kernel of that key, made once however often it is called."""
+    def _kernel(
+        self, site: Site, key: Any, make: Callable[[], Any], algorithm: str, suffix: str = "", error: float | None = None
+    ) -> Any:
+        """The kernel of that key, made once however often it is called; `algorithm` marks the one that multiplies."""
         if key not in self.kernels:
             func = make()
-            if not suffix:
-                algorithm = named_algorithm(site.shape, tile)
-                func = func.with_attrs({"reparam.algorithm": algorithm, "reparam.flops": 2 * site.shape.macs})
+            if algorithm:
+                func = func.with_attrs({ALGORITHM: algorithm, FLOPS: 2 * site.shape.macs})
             self.kernels[key] = self.builder_.add_func(func, f"{site}{suffix}")
-        return self.kernels[key]
+        kernel = self.kernels[key]
+        if error is not None:
+            self.errors[kernel] = max(error, self.errors.get(kernel, 0.0))
+        return kernel
 
-    def _operand(self, operand: Any, site: Site) -> Any:
-        shape = site.shape
-        if isinstance(operand, np.ndarray):
-            return relax.const(operand, shape.dtype)
-        return self._shaped(self.visit_expr(operand), (shape.pixels, shape.groups, shape.group_out))
+    def _call(self, kernel: Any, arguments: list[Any], size: tuple[int, ...], dtype: str) -> Any:
+        return self.builder_.emit(relax.call_tir(kernel, arguments, relax.TensorType(size, dtype)))
+
+    def _operands(self, site: Site, size: tuple[int, ...]) -> list[Any]:
+        """What the epilogue reads: arrays as constants, tensors in the shape `size` of the kernel's output."""
+        return [
+            relax.const(operand, site.shape.dtype)
+            if isinstance(operand, np.ndarray)
+            else self._shaped(self.visit_expr(operand), size)
+            for operand in site.operands
+        ]
 
     def _shaped(self, value: Any, shape: tuple[int, ...]) -> Any:
         if [int(size) for size in value.ty.shape.values] == list(shape):

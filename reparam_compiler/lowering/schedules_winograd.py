@@ -68,8 +68,10 @@ def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[S
 
     size = (rows, height.size, width.size, phases, shape.channels_in)
     data = te.compute(size, pixel, "data")
-    by_rows = te.compute(size, lambda p, i, b, q, c: _product(height.data, i, lambda a: data[p, a, b, q, c]), "data_rows")
-    source = te.compute(size, lambda p, i, j, q, c: _product(width.data, j, lambda b: by_rows[p, i, b, q, c]), "transformed")
+    by_rows = te.compute(size, lambda p, i, b, q, c: matrix_element(height.data, i, lambda a: data[p, a, b, q, c]), "data_rows")
+    source = te.compute(
+        size, lambda p, i, j, q, c: matrix_element(width.data, j, lambda b: by_rows[p, i, b, q, c]), "transformed"
+    )
 
     q, k = te.reduce_axis((0, phases), "q"), te.reduce_axis((0, shape.group_in), "k")
 
@@ -80,12 +82,12 @@ def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[S
     products = te.compute((rows, points, shape.groups, per_group * tile.columns), multiplied, "products")
     out_rows = te.compute(
         (tiles, height.outputs, width.size, shape.groups, shape.group_out),
-        lambda t, i, b, g, o: _product(height.output, i, lambda a: products[t, a * width.size + b, g, o]),
+        lambda t, i, b, g, o: matrix_element(height.output, i, lambda a: products[t, a * width.size + b, g, o]),
         "output_rows",
     )
     sums = te.compute(
         (tiles, height.outputs, width.outputs, shape.groups, shape.group_out),
-        lambda t, i, j, g, o: _product(width.output, j, lambda b: out_rows[t, i, b, g, o]),
+        lambda t, i, j, g, o: matrix_element(width.output, j, lambda b: out_rows[t, i, b, g, o]),
         "sums",
     )
     out_size = (shape.batch, shape.out_height, shape.out_width, shape.groups, shape.group_out)
@@ -171,7 +173,7 @@ def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, step: int)
     sch.parallel(sch.fuse(*outer))
 
 
-def _product(matrix: Float64[np.ndarray, "n m"], index: Any, term: Callable[[int], Any]) -> Any:
+def matrix_element(matrix: Float64[np.ndarray, "n m"], index: Any, term: Callable[[int], Any]) -> Any:
     """Element `index` of a matrix times a vector: a chain of selects, of which unrolling the index leaves one."""
     values = [_row(row, term) for row in matrix]
     chosen = values[-1]

@@ -17,6 +17,7 @@ from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.importer import to_relax
 from reparam_compiler.lowering.schedules_gpu_conv import declare_conv
 from reparam_compiler.lowering.schedules_gpu_tensor import scheduled_tensor_conv
+from reparam_compiler.lowering.schedules_gpu_winograd import winograd_form
 from reparam_compiler.lowering.target import resolve
 
 pytestmark = pytest.mark.tvm
@@ -96,3 +97,33 @@ def test_float16_net_matches_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = run_net_serially(lowered(model.half(), x.half()), x.half().numpy())
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+class Dilated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(8, 32, 3, padding=1)
+        self.second = nn.Conv2d(32, 32, 3, padding=2, dilation=2, groups=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return torch.relu(self.second(x) + x)
+
+
+def test_winograd_net_matches_torch_and_reports_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules_gpu_sites, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
+    module = check(Dilated(), (2, 8, 11, 9))
+    funcs = {str(variable.name_hint): func for variable, func in module.functions_items()}
+    marked = {name: func for name, func in funcs.items() if func.attrs and "reparam.algorithm" in func.attrs}
+    assert [str(func.attrs["reparam.algorithm"]) for func in marked.values()] == ["winograd 4x4"] * 2
+    assert all(0 < float(func.attrs["reparam.error"]) < 1e-4 for func in marked.values())
+    assert sum(int(func.attrs["reparam.flops"]) for func in marked.values()) == 2 * 2 * 99 * (9 * 8 * 32 + 9 * 16 * 32)
+    assert sum(name.endswith("_placed") for name in funcs) == 1  # the dilated one
+
+
+def test_winograd_beyond_the_bound_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules_gpu_sites, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
+    target, model, x = resolve("cuda"), Dilated().eval(), torch.zeros(1, 8, 11, 9)
+    with target:
+        module = lower(to_relax(model, x).module, target, max_error=0.0)
+    assert not [name for name, _ in module.functions_items() if "_input" in str(name.name_hint)]

@@ -17,7 +17,17 @@ from reparam_compiler.lowering.schedules_gpu_conv import declare_conv, gpu_conv,
 from reparam_compiler.lowering.schedules_gpu_grouped import gpu_grouped_conv, is_narrow
 from reparam_compiler.lowering.schedules_gpu_sites import pack_gemm, pack_grouped
 from reparam_compiler.lowering.schedules_gpu_tensor import scheduled_tensor_conv
-from reparam_compiler.lowering.schedules_gpu_tiles import FLOAT32_TILES, TENSOR_TILES, GpuTile
+from reparam_compiler.lowering.schedules_gpu_tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile
+from reparam_compiler.lowering.schedules_gpu_winograd import (
+    choose_gpu_winograd,
+    gpu_winograd_input,
+    gpu_winograd_output,
+    gpu_winograd_placed,
+    gpu_winograd_sums,
+    transformed_weights,
+    winograd_form,
+    winograd_gemm,
+)
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -146,3 +156,56 @@ def check_tensor_conv(shape: ConvShape, tile: GpuTile) -> None:
     func: Any = scheduled_tensor_conv(declare_conv(shape, tile, BIAS_RESIDUAL_RELU), shape, tile, intrinsics=False).mod["main"]
     found = run_serially(func, x, pack_gemm(weight, shape, tile), *operands, out=output(shape))
     np.testing.assert_allclose(found, expected(shape, x, weight, operands, residual=True), **FLOAT16)
+
+
+WINOGRAD = {
+    **{
+        name: SHAPES[name]
+        for name in ("stage of RepVGG", "7x7 pixels", "ragged channels", "batch 3", "two groups", "one pixel")
+    },
+    "dilation 2": SHAPES["dilation 2"],
+    "dilation 3 by 2": ConvShape(2, 11, 9, 8, 12, (3, 3), (1, 1), (3, 2), (3, 2, 3, 2)),
+    "pads that differ by side": SHAPES["pads that differ by side"],
+}
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+@pytest.mark.parametrize("name", WINOGRAD)
+def test_winograd_matches_torch(name: str, outputs: int) -> None:
+    shape, form = WINOGRAD[name], winograd_form(outputs)
+    gemm, (height, width) = winograd_gemm(shape, form), form.transforms(shape)
+    x, weight, (bias, residual) = tensors(shape, BIAS_RESIDUAL_RELU, "float32")
+    spread, channels = (form.tiles(shape), height.size, width.size), (shape.groups, shape.group_out)
+
+    data = run_serially(gpu_winograd_input(shape, form), x, out=((*spread, shape.channels_in), "float32"))
+    packed = pack_gemm(transformed_weights(weight, shape, form), gemm, SMALL)
+    products = run_serially(gpu_conv(gemm, SMALL, ()), data.reshape(gemm.batch, 1, 1, -1), packed, out=output(gemm))
+    products = products.reshape(*spread, *channels)
+    size = (shape.batch, shape.out_height, shape.out_width, *channels)
+    operands = (bias, residual.reshape(size))
+    if shape.dilation == (1, 1):
+        last = gpu_winograd_output(shape, form, BIAS_RESIDUAL_RELU)
+        found = run_serially(last, products, *operands, out=(size, "float32"))
+    else:
+        tiles = (form.tiles(shape), *form.outputs, *channels)
+        sums = run_serially(gpu_winograd_sums(shape, form), products, out=(tiles, "float32"))
+        last = gpu_winograd_placed(shape, form, BIAS_RESIDUAL_RELU)
+        found = run_serially(last, sums, *operands, out=(size, "float32"))
+    right = expected(shape, x, weight, [bias, residual], residual=True)
+    np.testing.assert_allclose(found.reshape(right.shape), right, rtol=1e-4, atol=2e-5)  # F(4) loses a digit
+
+
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ({}, True),
+        ({"stride": (2, 2)}, False),
+        ({"kernel": (5, 5)}, False),
+        ({"dtype": "float16"}, False),
+        ({"batch": 1}, False),
+    ],
+    ids=str,
+)
+def test_winograd_is_taken_for_large_float32_convs_of_stride_1_alone(change: dict[str, Any], taken: bool) -> None:
+    shape = replace(ConvShape(128, 14, 14, 192, 192, (3, 3), padding=SAME), **change)
+    assert bool(choose_gpu_winograd(shape, Chip.of("sm_80"))) == taken
