@@ -22,6 +22,7 @@ from reparam_compiler.lowering.algorithms import candidates
 from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
 from reparam_compiler.lowering.cubin import cuda_toolchain
 from reparam_compiler.lowering.cuda_graphs import with_cuda_graphs
+from reparam_compiler.lowering.elementary import legalizations
 from reparam_compiler.lowering.importer import Imported, to_relax
 from reparam_compiler.lowering.kernels import ALGORITHM, ERROR, FLOPS, MAX_ERROR, AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.layout import channels_last, simplify
@@ -90,10 +91,10 @@ def build(
 
 def lower(module: Any, target: Any, records: Path | None = None, max_error: float = MAX_ERROR) -> Any:
     """Relax with high-level ops -> Relax that calls scheduled kernels only."""
-    return lower_gpu(module, target) if is_gpu(target) else lower_cpu(module, target, records, max_error)
+    return lower_gpu(module, target, max_error) if is_gpu(target) else lower_cpu(module, target, records, max_error)
 
 
-def lower_gpu(module: Any, target: Any) -> Any:
+def lower_gpu(module: Any, target: Any, max_error: float = MAX_ERROR) -> Any:
     """The phases for a GPU: NHWC inside, convs by rule, TVM's fusion and the schedules of `schedules_gpu` for the rest."""
     passes = [
         *cuda_pipeline.library_dispatch_passes(target),
@@ -105,7 +106,7 @@ def lower_gpu(module: Any, target: Any) -> Any:
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),
     ]
-    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(channels_last(simplify(module)), target)))
+    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(channels_last(simplify(module)), target, max_error)))
 
 
 def lower_cpu(module: Any, target: Any, records: Path | None = None, max_error: float = MAX_ERROR) -> Any:
@@ -129,6 +130,7 @@ def fused_cpu(module: Any, target: Any, rule: AlgorithmRule = candidates, *, max
     """Kernels for the convs; what is left, legalized to TIR and fused, has no schedule yet."""
     passes = [
         *cpu_pipeline.library_dispatch_passes(target),
+        relax.transform.LegalizeOps(legalizations()),
         *cpu_pipeline.legalize_passes(target),
         relax.transform.RewriteDataflowReshape(),  # before the schedules: it knows a reshape by its plain loops
         relax.transform.DeadCodeElimination(),

@@ -39,7 +39,12 @@ ALGORITHM, FLOPS, ERROR = "reparam.algorithm", "reparam.flops", "reparam.error"
 
 DTYPES = ("float32", "float64")
 BINARY = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}
-UNARY = {"relax.nn.relu": "relu", "relax.sigmoid": "sigmoid", "relax.nn.silu": "silu", "relax.tanh": "tanh"}
+UNARY = {
+    "relax.nn.relu": "relu",
+    "relax.sigmoid": "sigmoid",
+    "relax.tanh": "tanh",
+    **{f"relax.nn.{name}": name for name in ("silu", "gelu", "gelu_tanh")},
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

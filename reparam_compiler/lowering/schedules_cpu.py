@@ -16,6 +16,7 @@ from typing import Any
 import tvm
 from tvm import te, tirx
 
+from reparam_compiler.lowering import elementary
 from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile
 from reparam_compiler.lowering.target import VectorUnit
 
@@ -191,9 +192,11 @@ ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
     "minimum": tirx.min,
     "relu": tirx.max,  # with value 0
     "prelu": lambda a, b: tirx.Select(a > 0, a, a * b),
-    "sigmoid": lambda a, b: tirx.sigmoid(a),
-    "silu": lambda a, b: a * tirx.sigmoid(a),
-    "tanh": lambda a, b: tirx.tanh(a),
+    "sigmoid": lambda a, b: elementary.sigmoid(a),
+    "silu": lambda a, b: elementary.silu(a),
+    "tanh": lambda a, b: elementary.tanh(a),
+    "gelu": lambda a, b: elementary.gelu(a),
+    "gelu_tanh": lambda a, b: elementary.gelu_tanh(a),
 }
 
 
