@@ -123,7 +123,7 @@ def _schedule_input(sch: Any, step: int) -> None:
         sch.set_scope(stage, 0, "local")
     for stage in (source, by_rows, data):
         unroll_loops(sch, sch.get_loops(stage)[3:])
-    sch.parallel(p)
+    sch.parallel(sch.fuse(p, q, block))
 
 
 def _schedule_products(sch: Any, rows: int, columns: int, unroll: int, lanes: int) -> None:
@@ -155,7 +155,7 @@ def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, step: int)
         column_tile, column = sch.split(z, [None, algorithm.outputs[1]])
         block, lane = sch.split(o, [None, step])
         sch.reorder(n, row_tile, column_tile, g, block, row, column, lane)
-        outer, nested, inner = [n, row_tile, column_tile], [sums, by_rows], [out, sums, by_rows]
+        outer, nested, inner = [n, row_tile, column_tile, g, block], [sums, by_rows], [out, sums, by_rows]
     else:
         n, y, z, g, o = sch.get_loops(out)
         _, lane = sch.split(o, [None, step])
@@ -164,12 +164,12 @@ def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, step: int)
         t, row, column, g, o = sch.get_loops(sums)
         block, lane = sch.split(o, [None, step])
         sch.reorder(t, g, block, row, column, lane)
-        outer, nested, inner = [t], [by_rows], [sums, by_rows]
+        outer, nested, inner = [t, g, block], [by_rows], [sums, by_rows]
     for stage in nested:
         sch.compute_at(stage, block, preserve_unit_loops=True)
         sch.set_scope(stage, 0, "local")
     for stage in inner:
-        unroll_loops(sch, sch.get_loops(stage)[len(outer) + 2 :])
+        unroll_loops(sch, sch.get_loops(stage)[len(outer) :])
     sch.parallel(sch.fuse(*outer))
 
 
