@@ -11,6 +11,8 @@ numbers a thread at a time where the widths allow. With several `pieces` the sum
 kernel adds them up and runs the epilogue: a tensor of the graph, so that Relax plans its memory and CUDA graphs can hold it.
 """
 
+import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -174,28 +176,17 @@ def gpu_sum_of_pieces(shape: ConvShape, tile: GpuTile, epilogue: Sequence[Step])
     """The PrimFunc that adds pieces up: (sums `pieces*G M' O'`, operands…) -> `pixels G O/G`."""
     rows, columns, _ = tile.padded(shape)
     sums = te.placeholder((tile.pieces * shape.groups, rows, columns), SUMS, "sums")
-    z = te.reduce_axis((0, tile.pieces), "z")
-    size = (shape.pixels, shape.groups, shape.group_out)
-    total = te.compute(size, lambda m, g, n: te.sum(sums[z * shape.groups + g, m, n], axis=[z]), name="total")
-    out, operands = write_back(shape, epilogue, lambda m, g, n: total[m, g, n])
+
+    def total(m: Any, g: Any, n: Any) -> Any:
+        return functools.reduce(operator.add, (sums[z * shape.groups + g, m, n] for z in range(tile.pieces)))
+
+    out, operands = write_back(shape, epilogue, total)
     sch = tvm.s_tir.Schedule(te.create_prim_func([sums, *operands, out]).without_attr("global_symbol"))
-    block = sch.get_sblock("out")
-    width = vector_width(shape.group_out, 4)
-    _, thread, lane = sch.split(sch.fuse(*sch.get_loops(block)), [None, SUM_THREADS, width])
-    grid = sch.get_loops(block)[0]
+    loops = sch.fuse(*sch.get_loops(sch.get_sblock("out")))
+    grid, thread, lane = sch.split(loops, [None, SUM_THREADS, vector_width(shape.group_out, 4)])
     sch.bind(grid, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
-    add = sch.get_sblock("total")
-    sch.compute_at(add, thread)
-    sch.set_scope(add, 0, "local")
     sch.vectorize(lane)
-    *_, lane, piece = sch.get_loops(add)
-    if width > 1:
-        sch.reorder(piece, lane)
-        sch.vectorize(lane)
-    else:
-        piece = sch.get_loops(add)[-1]
-    sch.decompose_reduction(add, piece)
     return finished(sch.mod["main"])
 
 
