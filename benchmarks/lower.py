@@ -18,6 +18,7 @@ An engine that is not installed or fails is a line of the page; the others go on
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -172,4 +173,5 @@ def _versions() -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # workers that are stopped must be ended too
     main()
