@@ -228,13 +228,19 @@ def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
     else:
         height, width = algorithm.transforms(shape)
         points = height.size * width.size
-        read = gemm.channels_in / vector_step(shape.channels_in, lanes)
-        written = shape.channels_out / vector_step(shape.group_out, lanes)
-        transforms = TRANSFORM * (height.size + width.size) ** 2 * points * algorithm.tiles(shape) * (read + written)
+        read = math.prod(shape.stride) * whole_vectors(shape.channels_in, lanes)
+        written = shape.groups * whole_vectors(shape.group_out, lanes)
+        vectors = algorithm.tiles(shape) * (read + written) // lanes
+        transforms = TRANSFORM * (height.size + width.size) ** 2 * points * vectors
         arithmetic = points * tile_cycles(gemm, tile, unit) + transforms
     columns = shape.groups * tile.column_tiles(shape) * tile.columns
     weights = points * gemm.group_in * columns * unit.bytes // lanes
     return arithmetic + weights / COLD_BYTES
+
+
+def whole_vectors(width: int, lanes: int) -> int:
+    """`width`, up to whole vectors."""
+    return -(-width // lanes) * lanes
 
 
 def vector_step(width: int, lanes: int) -> int:

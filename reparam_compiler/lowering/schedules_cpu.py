@@ -17,7 +17,7 @@ import tvm
 from tvm import te, tirx
 
 from reparam_compiler.lowering import elementary
-from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile
+from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile, vector_step, whole_vectors
 from reparam_compiler.lowering.target import VectorUnit
 
 SCHEDULED = "tirx.is_scheduled"
@@ -54,7 +54,7 @@ def scheduled_direct(func: Any, shape: ConvShape, tile: Tile, unit: VectorUnit) 
     """The recipe's schedule of `declare_direct`."""
     sch, lanes = tvm.s_tir.Schedule(func), unit.lanes(shape.dtype)
     sums, out = sch.get_sblock("sums"), sch.get_sblock("out")
-    _schedule_halo(sch, shape.channels_in, lanes)
+    _schedule_halo(sch, vector_step(shape.channels_in, lanes))
     p, g, c, r, s, k = sch.get_loops(sums)
     row_tile, row = sch.split(p, [None, tile.rows])
     column_tile, column = sch.split(c, [None, tile.columns])
@@ -68,7 +68,7 @@ def scheduled_direct(func: Any, shape: ConvShape, tile: Tile, unit: VectorUnit) 
     for loop in (k_inner, row, vector):
         sch.unroll(loop)
     sch.vectorize(lane)
-    _unroll_tile(sch, out, lanes, shape.group_out % lanes == 0)
+    _unroll_tile(sch, out, vector_step(shape.group_out, lanes))
     init = sch.decompose_reduction(sums, r)
     unroll_loops(sch, sch.get_loops(init)[-3:])
     return sch
@@ -95,7 +95,7 @@ def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit)
     sums = te.compute((rows, columns), product, "sums")
     out, operands = _write_back(sums, shape, epilogue)
     sch = tvm.s_tir.Schedule(te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol"))
-    _schedule_halo(sch, columns, lanes)
+    _schedule_halo(sch, vector_step(shape.channels_in, lanes))
     block, write = sch.get_sblock("sums"), sch.get_sblock("out")
     p, c, r_, s_ = sch.get_loops(block)
     row_tile, row = sch.split(p, [None, tile.rows])
@@ -107,7 +107,7 @@ def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit)
     for loop in (row, vector):
         sch.unroll(loop)
     sch.vectorize(lane)
-    _unroll_tile(sch, write, lanes, shape.channels_out % lanes == 0)
+    _unroll_tile(sch, write, vector_step(shape.channels_out, lanes))
     init = sch.decompose_reduction(block, r_)
     unroll_loops(sch, sch.get_loops(init)[-3:])
     return finished(sch.mod["main"])
@@ -115,8 +115,7 @@ def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit)
 
 def depthwise_columns(shape: ConvShape, unit: VectorUnit) -> int:
     """C': the channels of a depthwise conv, padded to whole vectors."""
-    lanes = unit.lanes(shape.dtype)
-    return -(-shape.channels_out // lanes) * lanes
+    return whole_vectors(shape.channels_out, unit.lanes(shape.dtype))
 
 
 def finished(func: Any) -> Any:
@@ -142,8 +141,9 @@ def _with_halo(x: Any, shape: ConvShape, channels: int) -> Any:
 
     def value(n: Any, h: Any, w: Any, c: Any) -> Any:
         inside = [h >= top, h < top + shape.height, w >= left, w < left + shape.width]
-        if channels != shape.channels_in:
-            inside.append(c < shape.channels_in)
+        if channels != shape.channels_in:  # by vectors, which divide the channels
+            step = shape.channels_in & -shape.channels_in
+            inside.append(c // step < shape.channels_in // step)
         return tirx.if_then_else(tirx.all(*inside), x[n, h - top, w - left, c], zero)
 
     return te.compute(size, value, "halo")
@@ -200,27 +200,23 @@ ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def _schedule_halo(sch: Any, channels: int, lanes: int) -> None:
-    """The scratch copy: rows in parallel, channels by whole vectors."""
+def _schedule_halo(sch: Any, step: int) -> None:
+    """The scratch copy: rows in parallel, channels by vectors of `step`."""
     try:
         halo = sch.get_sblock("halo")
     except tvm.s_tir.ScheduleError:
         return
     n, h, _, c = sch.get_loops(halo)
-    if channels % lanes == 0:
-        _, lane = sch.split(c, [None, lanes])
-        sch.vectorize(lane)
+    _, lane = sch.split(c, [None, step])
+    sch.vectorize(lane)
     sch.parallel(sch.fuse(n, h))
 
 
-def _unroll_tile(sch: Any, block: Any, lanes: int, even: bool) -> None:
-    """Write a tile back: rows unrolled, and columns by whole vectors where no guard would scalarize them."""
-    *_, row, _, column = sch.get_loops(block)
-    sch.unroll(row)
-    if even:
-        vector, lane = sch.split(column, [None, lanes])
-        sch.unroll(vector)
-        sch.vectorize(lane)
+def _unroll_tile(sch: Any, block: Any, step: int) -> None:
+    """Write a tile back: rows unrolled, channels by vectors of `step`, which divides them, so that no guard scalarizes them."""
+    *_, row, group, column = sch.get_loops(block)
+    vector, lane = sch.split(sch.fuse(group, column), [None, step])
+    unroll_loops(sch, (row, vector, lane))
 
 
 def unroll_loops(sch: Any, loops: Sequence[Any]) -> None:

@@ -23,14 +23,17 @@ from jaxtyping import Float64, Shaped
 from tvm import te, tirx
 
 from reparam_compiler.core import winograd
-from reparam_compiler.lowering.algorithms import ConvShape, Step, Winograd, vector_step
+from reparam_compiler.lowering.algorithms import ConvShape, Step, Winograd, vector_step, whole_vectors
 from reparam_compiler.lowering.schedules_cpu import epilogue_operands, epilogue_value, finished, unroll_loops
 from reparam_compiler.lowering.target import VectorUnit
 
 
 def winograd_conv(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
     """The PrimFunc of a scheduled Winograd conv: (x `N H W C`, weights `e tiles q k nr`, operands…) -> `N H W G O/G`."""
-    return finished(scheduled_winograd(declare_winograd(shape, algorithm, epilogue), shape, algorithm, unit).mod["main"])
+    lanes = unit.lanes(shape.dtype)
+    return finished(
+        scheduled_winograd(declare_winograd(shape, algorithm, epilogue, lanes), shape, algorithm, lanes).mod["main"]
+    )
 
 
 def pack_winograd(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, algorithm: Winograd) -> Shaped[np.ndarray, "..."]:
@@ -47,8 +50,8 @@ def pack_winograd(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, al
     return np.ascontiguousarray(tiles.transpose(0, 1, 3, 4, 2).astype(weight.dtype))
 
 
-def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step]) -> Any:
-    """The same PrimFunc before its schedule."""
+def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], lanes: int) -> Any:
+    """The same PrimFunc before its schedule; its scratch has whole vectors of `lanes` channels."""
     height, width = algorithm.transforms(shape)
     tile, (tiles_h, tiles_w) = algorithm.tile, algorithm.grid(shape)
     (step_h, step_w), (lattice_h, lattice_w), (top, left, _, _) = shape.stride, shape.dilation, shape.padding
@@ -63,10 +66,13 @@ def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[S
         y = (rest // lattice_w % lattice_h + lattice_h * (t // tiles_w % tiles_h * height.outputs + a)) * step_h
         z = (rest % lattice_w + lattice_w * (t % tiles_w * width.outputs + b)) * step_w
         y, z = y + q // step_w - top, z + q % step_w - left
-        inside = tirx.all(y >= 0, y < shape.height, z >= 0, z < shape.width)
-        return tirx.if_then_else(inside, x[image, y, z, c], tirx.const(0, shape.dtype))
+        inside = [y >= 0, y < shape.height, z >= 0, z < shape.width]
+        if ragged:
+            inside.append(c // step < shape.channels_in // step)
+        return tirx.if_then_else(tirx.all(*inside), x[image, y, z, c], tirx.const(0, shape.dtype))
 
-    size = (rows, height.size, width.size, phases, shape.channels_in)
+    step, ragged = vector_step(shape.channels_in, lanes), shape.channels_in % lanes != 0
+    size = (rows, height.size, width.size, phases, whole_vectors(shape.channels_in, lanes))
     data = te.compute(size, pixel, "data")
     by_rows = te.compute(size, lambda p, i, b, q, c: matrix_element(height.data, i, lambda a: data[p, a, b, q, c]), "data_rows")
     source = te.compute(
@@ -81,12 +87,12 @@ def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[S
 
     products = te.compute((rows, points, shape.groups, per_group * tile.columns), multiplied, "products")
     out_rows = te.compute(
-        (tiles, height.outputs, width.size, shape.groups, shape.group_out),
+        (tiles, height.outputs, width.size, shape.groups, whole_vectors(shape.group_out, lanes)),
         lambda t, i, b, g, o: matrix_element(height.output, i, lambda a: products[t, a * width.size + b, g, o]),
         "output_rows",
     )
     sums = te.compute(
-        (tiles, height.outputs, width.outputs, shape.groups, shape.group_out),
+        (tiles, height.outputs, width.outputs, shape.groups, whole_vectors(shape.group_out, lanes)),
         lambda t, i, j, g, o: matrix_element(width.output, j, lambda b: out_rows[t, i, b, g, o]),
         "sums",
     )
@@ -104,23 +110,29 @@ def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[S
     return te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol")
 
 
-def scheduled_winograd(func: Any, shape: ConvShape, algorithm: Winograd, unit: VectorUnit) -> Any:
-    """The recipe's schedule of `declare_winograd`: transforms in registers, one vector of channels at a time; GEMM tiles."""
-    sch, lanes, tile = tvm.s_tir.Schedule(func), unit.lanes(shape.dtype), algorithm.tile
-    _schedule_input(sch, vector_step(shape.channels_in, lanes))
+def scheduled_winograd(func: Any, shape: ConvShape, algorithm: Winograd, lanes: int) -> Any:
+    """The recipe's schedule of `declare_winograd`: transforms in registers, one vector of channels at a time; GEMM tiles.
+
+    Only the reads of the input and the writes of the output know of channels that are no whole vectors; they go by the largest
+    power of two that divides the channels.
+    """
+    sch, tile = tvm.s_tir.Schedule(func), algorithm.tile
+    _schedule_input(sch, lanes, vector_step(shape.channels_in, lanes))
     _schedule_products(sch, tile.rows, tile.columns, tile.unroll, lanes)
-    _schedule_output(sch, shape, algorithm, vector_step(shape.group_out, lanes))
+    _schedule_output(sch, shape, algorithm, lanes, vector_step(shape.group_out, lanes))
     return sch
 
 
-def _schedule_input(sch: Any, step: int) -> None:
+def _schedule_input(sch: Any, lanes: int, step: int) -> None:
     source, by_rows, data = map(sch.get_sblock, ("transformed", "data_rows", "data"))
     p, i, j, q, c = sch.get_loops(source)
-    block, lane = sch.split(c, [None, step])
+    block, lane = sch.split(c, [None, lanes])
     sch.reorder(p, q, block, i, j, lane)
     for stage in (by_rows, data):
         sch.compute_at(stage, block, preserve_unit_loops=True)
         sch.set_scope(stage, 0, "local")
+    *_, lane = sch.get_loops(data)
+    sch.split(lane, [None, step])
     for stage in (source, by_rows, data):
         unroll_loops(sch, sch.get_loops(stage)[3:])
     sch.parallel(sch.fuse(p, q, block))
@@ -146,15 +158,15 @@ def _schedule_products(sch: Any, rows: int, columns: int, unroll: int, lanes: in
     unroll_loops(sch, sch.get_loops(init)[-3:])
 
 
-def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, step: int) -> None:
+def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, lanes: int, step: int) -> None:
     """One nest, tile by tile; of a dilated conv, whose tiles lie scattered, sums go through scratch and are placed after."""
     out, sums, by_rows = map(sch.get_sblock, ("out", "sums", "output_rows"))
     if shape.dilation == (1, 1):
         n, y, z, g, o = sch.get_loops(out)
         row_tile, row = sch.split(y, [None, algorithm.outputs[0]])
         column_tile, column = sch.split(z, [None, algorithm.outputs[1]])
-        block, lane = sch.split(o, [None, step])
-        sch.reorder(n, row_tile, column_tile, g, block, row, column, lane)
+        block, part, lane = sch.split(o, [None, lanes // step, step])
+        sch.reorder(n, row_tile, column_tile, g, block, row, column, part, lane)
         outer, nested, inner = [n, row_tile, column_tile, g, block], [sums, by_rows], [out, sums, by_rows]
     else:
         n, y, z, g, o = sch.get_loops(out)
@@ -162,7 +174,7 @@ def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, step: int)
         sch.vectorize(lane)
         sch.parallel(sch.fuse(n, y))
         t, row, column, g, o = sch.get_loops(sums)
-        block, lane = sch.split(o, [None, step])
+        block, lane = sch.split(o, [None, lanes])
         sch.reorder(t, g, block, row, column, lane)
         outer, nested, inner = [t, g, block], [by_rows], [sums, by_rows]
     for stage in nested:
