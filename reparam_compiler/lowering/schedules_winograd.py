@@ -128,11 +128,14 @@ def _schedule_input(sch: Any, lanes: int, step: int) -> None:
     p, i, j, q, c = sch.get_loops(source)
     block, lane = sch.split(c, [None, lanes])
     sch.reorder(p, q, block, i, j, lane)
-    for stage in (by_rows, data):
-        sch.compute_at(stage, block, preserve_unit_loops=True)
-        sch.set_scope(stage, 0, "local")
+    sch.compute_at(by_rows, block, preserve_unit_loops=True)
+    *_, row, column, _, lane = sch.get_loops(by_rows)
+    sch.reorder(column, row)
+    sch.compute_at(data, column, preserve_unit_loops=True)
     *_, lane = sch.get_loops(data)
     sch.split(lane, [None, step])
+    for stage in (by_rows, data):
+        sch.set_scope(stage, 0, "local")
     for stage in (source, by_rows, data):
         unroll_loops(sch, sch.get_loops(stage)[3:])
     sch.parallel(sch.fuse(p, q, block))
@@ -180,6 +183,8 @@ def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, lanes: int
     for stage in nested:
         sch.compute_at(stage, block, preserve_unit_loops=True)
         sch.set_scope(stage, 0, "local")
+    *_, row, column, _, _ = sch.get_loops(by_rows)
+    sch.reorder(column, row)
     for stage in inner:
         unroll_loops(sch, sch.get_loops(stage)[len(outer) :])
     sch.parallel(sch.fuse(*outer))
