@@ -9,6 +9,7 @@ the CPU. `unbound` finds such functions, and `schedule_gpu` refuses them.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
@@ -21,6 +22,8 @@ from reparam_compiler.lowering.schedules_gpu_tensor import cheap_stack_frames
 
 THREADS = 256
 WINDOW = 64  # terms of a sum or maximum that one thread takes alone
+ROW = 16 * THREADS  # outputs that the fused axes of a grid row have at least
+MOST_BLOCKS = 65535  # along the grid's second axis
 BYTES = 16  # that one thread moves at once
 
 
@@ -97,13 +100,28 @@ def _bind_outputs(sch: Any, block: Any) -> None:
     reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == REDUCED]
     width = 1 if reduced else _vector_width(sch, block, spatial[-1])
     sch.reorder(*spatial, *reduced)
-    grid, thread, lane = sch.split(sch.fuse(*spatial), [None, THREADS, width])
+    outer = _outer_axes([int(sch.get(loop).extent) for loop in spatial])
+    if outer:
+        sch.bind(sch.fuse(*spatial[:outer]), "blockIdx.y")
+    grid, thread, lane = sch.split(sch.fuse(*spatial[outer:]), [None, THREADS, width])
     sch.bind(grid, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
     if width > 1:
         sch.vectorize(lane)
     if reduced:
         sch.decompose_reduction(block, reduced[0])
+
+
+def _outer_axes(extents: Sequence[int]) -> int:
+    """How many leading axes make a grid axis of their own, so that the rest still fills whole blocks of threads.
+
+    Fewer divisions of an index; and TVM fails on the constants that it makes of an index fused from all axes of a large
+    resized image (its literals exceed int32).
+    """
+    for count in range(len(extents) - 1, 0, -1):
+        if math.prod(extents[count:]) >= ROW and math.prod(extents[:count]) <= MOST_BLOCKS:
+            return count
+    return 0
 
 
 def _vector_width(sch: Any, block: Any, last: Any) -> int:

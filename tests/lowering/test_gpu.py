@@ -205,3 +205,13 @@ def test_kernels_between_input_and_output_are_captured_at_batch_one(
         (body,) = (str(func) for variable, func in final.functions_items() if "capture" in variable.name_hint)
         assert body.count("conv_3x3_8_8_at_9x9") == 4
         assert "transpose" not in body  # what reads the caller's input or makes the output stays outside
+
+
+def test_image_whose_fused_index_would_exceed_int32_compiles() -> None:
+    target, model, x = resolve("cuda"), nn.UpsamplingBilinear2d(size=(713, 713)).eval(), torch.zeros(1, 19, 90, 90)
+    with target:
+        module = lower(to_relax(model, x).module, target)
+    (launch,) = launches(module, target).values()
+    assert launch["blockIdx.y"] == 19
+    assert launch["blockIdx.x"] * launch["threadIdx.x"] >= 713 * 713 > (launch["blockIdx.x"] - 1) * launch["threadIdx.x"]
+    assert_within_limits(launch)
