@@ -2,9 +2,9 @@
 
     python benchmarks/prune_speed.py [--repeat 40] [-o benchmarks/results/prune-speed.md] [--quick]
 
-Forms   the fused net as it is; a ratio of 0.3 with the exact widths (`round_to=1`), with multiples of 8, the default, and of 16; half the time, as
-        ONNX Runtime takes it on this machine (`latency=0.5`), in multiples of 8. By L1 and unrepaired, for the weights are
-        random: only the time is looked at.
+Forms   the fused net as it is; a ratio of 0.3 with exact widths (`round_to=1`), in multiples of 8, the default, and of 16; half
+        the time, as ONNX Runtime takes it on this machine (`latency=0.5`), in multiples of 8. By L1 and unrepaired: the weights
+        are random, and only the time is looked at.
 Timing  all forms in both engines take turns in one run, in an order that rotates by one each round; medians. Speed-up is that
         over the unpruned net in the same engine. Errors are against the same form in float64 (torch), relative to the largest
         output.
