@@ -12,7 +12,6 @@ Which algorithm a conv takes is chosen by the cycles of its GEMMs, of its transf
 memory: in a net every layer's do. The constants were measured on a Zen 4 core with cold weights (RepVGG-A0's layers).
 """
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -29,6 +28,7 @@ STREAM_BYTES = 16  # bytes a cycle from L3
 COLD_BYTES = 12  # bytes of weights that come from memory in a cycle, beside the arithmetic
 TRANSFORM = 0.17  # cycles that each element of a Winograd tile costs a vector, by the square of the tile's rows and columns
 OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
+LONGEST = 8  # rows or columns of a Winograd tile: beyond it float32 loses too much
 UNROLL = 4  # steps of k written out
 
 
@@ -175,10 +175,13 @@ class Winograd:
 Algorithm: TypeAlias = Direct | Winograd
 
 
-def candidate_tiles(shape: ConvShape, unit: VectorUnit) -> list[Tile]:
-    """Every tile whose sums, one row of weights and one broadcast fit the registers, best first by `tile_cycles`."""
+def candidate_tiles(shape: ConvShape, unit: VectorUnit, depth: int | None = None) -> list[Tile]:
+    """Every tile whose sums, one row of weights and one broadcast fit the registers, best first by `tile_cycles`.
+
+    depth: of the loop that is unrolled, where it is not all of the shape's channels: of a Winograd product, one phase's.
+    """
     lanes = unit.lanes(shape.dtype)
-    unroll = unroll_of(shape.group_in, UNROLL)
+    unroll = unroll_of(depth or shape.group_in, UNROLL)
     tiles = [
         Tile(rows, vectors * lanes, unroll)
         for vectors in range(1, min(8, -(-shape.group_out // lanes)) + 1)
@@ -213,10 +216,12 @@ def candidates(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
     found: list[Algorithm] = [Direct(choose_tile(shape, unit))]
     split = [size > 1 for size in shape.kernel]
     if any(split) and not shape.depthwise and (shape.stride == (1, 1) or shape.dilation == (1, 1)):
-        for down, across in itertools.product(*(OUTPUTS if axis else (1,) for axis in split)):
-            if down == across or 1 in (down, across):
+        taps = [-(-size // step) for size, step in zip(shape.kernel, shape.stride, strict=True)]
+        for outputs in OUTPUTS:
+            down, across = (outputs if axis else 1 for axis in split)
+            if max(down + taps[0], across + taps[1]) - 1 <= LONGEST:
                 gemm = Winograd((down, across), Tile(1, 1)).gemm(shape)
-                found.append(Winograd((down, across), choose_tile(gemm, unit)))
+                found.append(Winograd((down, across), candidate_tiles(gemm, unit, shape.group_in)[0]))
     return sorted(found, key=lambda algorithm: cycles(shape, algorithm, unit))
 
 

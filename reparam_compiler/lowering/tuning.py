@@ -122,8 +122,8 @@ def points(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
     found = list(rule)
     for each in rule[:2]:
         gemm = each.gemm(shape)
-        tiles = candidate_tiles(gemm, unit)[: POINTS // 4]
-        found += [replace(each, tile=tile) for tile in [*tiles, *_loops(each.tile, gemm, isinstance(each, Direct))]]
+        tiles = candidate_tiles(gemm, unit, shape.group_in)[: POINTS // 4]
+        found += [replace(each, tile=tile) for tile in [*tiles, *_loops(each.tile, shape, isinstance(each, Direct))]]
     return list(dict.fromkeys(found))[:POINTS]
 
 

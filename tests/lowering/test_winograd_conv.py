@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("tvm")
 
@@ -160,6 +162,23 @@ def test_every_shape_has_the_direct_form_and_no_algorithm_twice() -> None:
         assert len(set(map(str, found))) == len(found)
     both = ConvShape(1, 20, 20, 16, 16, (3, 3), stride=(2, 2), dilation=(2, 2))
     assert [str(each) for each in candidates(both, AVX2)] == ["direct"]
+
+
+def test_long_kernels_have_short_tiles_or_none() -> None:
+    found = {
+        size: {str(each) for each in candidates(ConvShape(1, 40, 40, 16, 16, (size, size)), AVX2)} for size in (5, 7, 9, 31)
+    }
+    assert found[5] == {"direct", "winograd 2x2", "winograd 3x3", "winograd 4x4"}
+    assert found[7] == {"direct", "winograd 2x2"}
+    assert found[9] == found[31] == {"direct"}
+    flat = candidates(ConvShape(1, 40, 40, 16, 16, (1, 9)), AVX2)
+    assert [str(each) for each in flat] == ["direct"]
+
+
+@given(phase=st.sampled_from([(1, 1), (2, 2), (2, 1)]), width=st.integers(1, 40))
+def test_unrolled_steps_divide_the_channels_of_a_phase(phase: tuple[int, int], width: int) -> None:
+    for each in candidates(ConvShape(1, 12, 12, width, 16, (3, 3), stride=phase), AVX2):
+        assert width % each.tile.unroll == 0
 
 
 def test_samples_are_many_enough_to_be_stable(monkeypatch: pytest.MonkeyPatch) -> None:
