@@ -15,6 +15,7 @@ from typing import Any
 import tvm
 from tvm import tirx
 from tvm.s_tir import dlight
+from tvm.tirx.analysis import undefined_vars
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.schedules_cpu import REDUCED, SCHEDULED, SPATIAL
@@ -24,7 +25,7 @@ THREADS = 256
 WINDOW = 64  # terms of a sum or maximum that one thread takes alone
 ROW = 16 * THREADS  # outputs that the fused axes of a grid row have at least
 MOST_BLOCKS = 65535  # along the grid's second axis
-BYTES = 16  # that one thread moves at once
+WIDTHS = {"float32": 4, "float16": 4}  # outputs that one thread takes
 
 
 def schedule_gpu(module: Any) -> Any:
@@ -125,15 +126,29 @@ def _outer_axes(extents: Sequence[int]) -> int:
 
 
 def _vector_width(sch: Any, block: Any, last: Any) -> int:
-    """How many outputs of a row a thread takes: 16 bytes of them where the row divides so and nothing is selected."""
-    body = str(sch.get(block).body)
-    if "if_then_else" in body or "Select" in body:
+    """How many outputs of a row a thread takes: up to 16 bytes, where the row divides so and every operand is read in a row.
+
+    A vector gathered from scattered places is code that TVM gets wrong for 16-bit floats.
+    """
+    node = sch.get(block)
+    axis = node.iter_vars[-1].var
+    dtypes = {str(region.source.dtype) for region in (*node.reads, *node.writes)}
+    body = str(node.body)
+    if len(dtypes) > 1 or dtypes.isdisjoint(WIDTHS) or "if_then_else" in body or "Select" in body:
         return 1
-    bits = int(tvm.DataType(str(sch.get(block).writes[0].source.dtype)).bits)
-    width = BYTES * 8 // max(8, bits)
+    if not all(_is_in_a_row(region.region, axis) for region in (*node.reads, *node.writes)):
+        return 1
+    width = WIDTHS[dtypes.pop()]
     while int(sch.get(last).extent) % width:
         width //= 2
     return width
+
+
+def _is_in_a_row(region: Sequence[Any], axis: Any) -> bool:
+    """Whether neighbours along `axis` are neighbours in a buffer, or one element."""
+    *outer, last = [each.min for each in region] or [tirx.IntImm("int32", 0)]
+    depends = [axis in undefined_vars(index) for index in (*outer, last)]
+    return not any(depends) or (not any(depends[:-1]) and bool(last.same_as(axis)))
 
 
 def _is_bound(func: Any) -> bool:

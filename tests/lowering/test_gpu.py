@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,45 @@ def test_image_whose_fused_index_would_exceed_int32_compiles() -> None:
     assert launch["blockIdx.y"] == 19
     assert launch["blockIdx.x"] * launch["threadIdx.x"] >= 713 * 713 > (launch["blockIdx.x"] - 1) * launch["threadIdx.x"]
     assert_within_limits(launch)
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(*inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "shape"),
+    [
+        (nn.Conv2d(16, 32, 3, padding=1), torch.bfloat16, (1, 16, 14, 14)),
+        (nn.Conv2d(16, 32, 3, padding=1), torch.float64, (1, 16, 14, 14)),
+        (nn.ConvTranspose2d(16, 8, 4, 2, 1), torch.float32, (1, 16, 9, 7)),
+        (nn.Conv3d(4, 8, 3, padding=1), torch.float32, (1, 4, 5, 6, 7)),
+        (nn.Linear(300, 70), torch.float16, (1, 300)),
+        (Lambda(lambda x: (x.permute(0, 2, 3, 1) + 1).relu()), torch.float16, (1, 16, 14, 14)),
+        (Lambda(lambda x: x.argmax(1)), torch.float32, (4, 100)),
+        (Lambda(lambda x: x.cumsum(1)), torch.float32, (4, 100)),
+    ],
+    ids=[
+        "bfloat16 conv",
+        "float64 conv",
+        "transposed conv",
+        "conv3d",
+        "float16 dense",
+        "float16 transpose",
+        "argmax",
+        "cumsum",
+    ],
+)
+def test_op_without_a_recipe_compiles(model: nn.Module, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    compiled = lowering.compile(model.to(dtype).eval(), torch.zeros(shape, dtype=dtype), target="cuda -arch=sm_80")
+    assert compiled.kernels
+
+
+def test_op_that_no_rule_binds_is_refused_by_name() -> None:
+    with pytest.raises(LoweringError, match="topk: no GPU schedule rule binds it to threads"):
+        lowering.compile(Lambda(lambda x: x.topk(3, 1)[0]).eval(), torch.zeros(4, 100), target="cuda")
