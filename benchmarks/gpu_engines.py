@@ -6,6 +6,7 @@ kernels were written where there is no GPU. Where tvm is missing, or TVM has no 
 """
 
 import copy
+import functools
 import gc
 import time
 from collections.abc import Callable, Mapping
@@ -110,6 +111,7 @@ def available(makers: Mapping[str, Maker], where: str, results: Results, ends: f
     return found
 
 
+@functools.cache
 def fused_net(name: str) -> nn.Module:
     """The net of that name as one uses it: RepVGG fused, ResNet with its batch norms folded; float32, on the CPU."""
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ backbone and its "fast" variant, of which only the last five layers are dilated.
 """
 
 import gc
+import time
 
 import torch
 from gpu_measure import Budget, Key, Results, report
@@ -35,6 +36,9 @@ def measure(settings: Settings, results: Results, ends: float) -> None:
     wanted = settings.segmentation
     budget = Budget(ends, 2 * len(modes) * len(wanted.backbones), settings.longest)
     for backbone in wanted.backbones:
+        if time.perf_counter() > ends - 1:
+            results.left_out += [f"{PART}: {backbone}, {mode}, batch {wanted.batch}: no time left" for mode in modes]
+            continue
         torch.manual_seed(0)
         training: nn.Module = randomise_batch_norm(pspnet(backbone)).eval()
         fused: nn.Module = fuse(training, verify=False)
