@@ -108,6 +108,9 @@ class _Respell(PyExprMutator):  # type: ignore[misc, unused-ignore]
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
         name, ty = op_name(call), call.ty
+        if name == "relax.squeeze" and call.attrs.axis is not None:  # of a negative axis, ConvertLayout takes endless memory
+            rank = len(call.args[0].ty.shape)
+            return relax.op.squeeze(call.args[0], [int(axis) % rank for axis in call.attrs.axis])
         if not isinstance(ty, relax.TensorType) or ty.shape is None or len(ty.shape) != 4:
             return call
         if name == "relax.clip":

@@ -166,3 +166,19 @@ def test_bias_relu_and_residual_are_in_the_conv_kernel() -> None:
     names = [kernel.name for kernel in compiled.kernels]
     assert sum(name.startswith("conv") for name in names) == 2
     assert not [name for name in names if "add" in name or "relu" in name]
+
+
+class Attention(nn.Module):
+    """torch spells multi-head attention with a squeeze of a negative axis, on which TVM's ConvertLayout runs out of memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.attention = nn.Conv2d(3, 16, 3), nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x).flatten(2).transpose(1, 2)
+        return self.attention(y, y, y)[0]
+
+
+def test_attention_behind_a_conv() -> None:
+    check(Attention(), (1, 3, 6, 7))
