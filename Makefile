@@ -6,6 +6,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+CORES ?= 2
 READY := $(VENV)/.ready
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -16,7 +17,7 @@ demo: $(READY) ## fuse, prune, compile and run the embedded RepVGG; accuracy and
 	$(BIN)/python -m reparam_compiler.prune --ratio 0.3
 
 test: lint type ## lint, types and every test, the slow ones too
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "" -n $(CORES) --dist worksteal
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
