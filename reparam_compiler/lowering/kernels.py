@@ -24,7 +24,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.lowering.accuracy import measured_error
 from reparam_compiler.lowering.algorithms import Algorithm, ConvShape, Direct, Operand, Step, Tile, candidates
-from reparam_compiler.lowering.layout import op_name
+from reparam_compiler.lowering.respell import op_name
 from reparam_compiler.lowering.schedules_cpu import depthwise_columns, depthwise_conv, direct_conv
 from reparam_compiler.lowering.schedules_winograd import pack_winograd, winograd_conv
 from reparam_compiler.lowering.target import VectorUnit

@@ -3,9 +3,8 @@
     simplify         batch norms and constants folded, what inference does not need decomposed
     channels_last    NCHW model -> NHWC inside, transposes only at the borders
 
-TVM's ConvertLayout does it, but puts transposes round the ops that it does not know, clip and leaky_relu among them;
-`_Respell` says those in ops that it knows. TVM's FoldConstant compiles a function for every constant that it folds (seconds for
-a net's weights); `_FoldInNumpy` leaves it little to do.
+TVM's ConvertLayout does it, for what `respell.py` says in ops that it knows. TVM's FoldConstant compiles a function for every
+constant that it folds (seconds for a net's weights); `_FoldInNumpy` leaves it little to do.
 """
 
 from collections.abc import Callable
@@ -16,6 +15,8 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst
 from tvm.ir.transform import Sequential
 from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from reparam_compiler.lowering.respell import op_name, respelled
 
 TRANSPOSE = "relax.permute_dims"
 
@@ -45,10 +46,10 @@ def _is_single(module: Any) -> bool:
 
 def channels_last(module: Any) -> Any:
     """NHWC inside: every conv2d reads and writes NHWC, its weight is `O kh kw Ig`, and what lies between follows."""
-    module = module.clone()
-    module["main"] = _Respell(module).visit_expr(module["main"])
-    convert = relax.transform.ConvertLayout({"relax.nn.conv2d": ["NHWC", "OHWI"]})
-    return _folded(Sequential([relax.transform.CanonicalizeBindings(), convert])(module))
+    convert = relax.transform.ConvertLayout(
+        {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
+    )
+    return _folded(Sequential([relax.transform.CanonicalizeBindings(), convert])(respelled(module)))
 
 
 def _folded(module: Any) -> Any:
@@ -63,11 +64,6 @@ def _folded(module: Any) -> Any:
             relax.transform.DeadCodeElimination(),
         ]
     )(module)
-
-
-def op_name(expr: Any) -> str:
-    """The name of the op that a Relax call calls, or nothing for any other expression."""
-    return str(getattr(getattr(expr, "op", None), "name", "")) if isinstance(expr, relax.Call) else ""
 
 
 @mutator
@@ -86,57 +82,10 @@ class _FoldInNumpy(PyExprMutator):  # type: ignore[misc, unused-ignore]
                 folded = array.reshape([int(n) for n in sizes]) if all(isinstance(n, tirx.IntImm) for n in sizes) else None
         else:
             arrays = [self._array(arg) for arg in call.args] if name in FOLDABLE else [None]
-            folded = None if any(array is None for array in arrays) else FOLDABLE[name](*arrays)
-        return call if folded is None else relax.const(np.ascontiguousarray(folded), str(folded.dtype))
+            real = all(array is not None and array.dtype.kind == "f" for array in arrays)
+            folded = FOLDABLE[name](*arrays) if real else None
+        return call if folded is None else relax.const(np.array(folded, order="C"), str(folded.dtype))
 
     def _array(self, operand: Any) -> Any:
         bound = self.builder_.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
         return bound.value.numpy() if isinstance(bound, GenericConst) else None
-
-
-COMMUTATIVE = frozenset(f"relax.{name}" for name in ("add", "multiply", "maximum", "minimum"))
-BROADCAST = COMMUTATIVE | {"relax.subtract", "relax.divide", "relax.power"}
-
-
-@mutator
-class _Respell(PyExprMutator):  # type: ignore[misc, unused-ignore]
-    """Images by ops that ConvertLayout knows; numbers with four axes and on the right, for the layout is that of the left side.
-
-    clip(x, a, b) = min(max(x, a), b);   leaky_relu(x) = prelu(x) with one slope for all channels;   a - x = -1 x + a.
-    """
-
-    def visit_call_(self, call: Any) -> Any:
-        call = self.visit_expr_post_order(call)
-        name, ty = op_name(call), call.ty
-        if name == "relax.squeeze" and call.attrs.axis is not None:  # of a negative axis, ConvertLayout takes endless memory
-            rank = len(call.args[0].ty.shape)
-            return relax.op.squeeze(call.args[0], [int(axis) % rank for axis in call.attrs.axis])
-        if not isinstance(ty, relax.TensorType) or ty.shape is None or len(ty.shape) != 4:
-            return call
-        if name == "relax.clip":
-            data = call.args[0]
-            for op, bound in zip((relax.op.maximum, relax.op.minimum), call.args[1:], strict=True):
-                if np.isfinite(value := float(bound.value)):
-                    data = self.builder_.emit(op(data, _number(value, ty.dtype)))
-            return data
-        if name == "relax.nn.leakyrelu" and isinstance(channels := ty.shape[1], tirx.IntImm):
-            slopes = np.full(int(channels), float(call.attrs.alpha), str(ty.dtype))
-            return relax.op.nn.prelu(call.args[0], relax.const(slopes), axis=1)
-        if name in BROADCAST:
-            left, right = map(_of_four_axes, call.args)
-            if isinstance(left, GenericConst) and name in COMMUTATIVE:
-                left, right = right, left
-            elif isinstance(left, GenericConst) and name == "relax.subtract":
-                negative = self.builder_.emit(relax.op.multiply(right, _number(-1.0, ty.dtype)))
-                return relax.op.add(negative, left)
-            return relax.Call(call.op, [left, right], call.attrs)
-        return call
-
-
-def _number(value: float, dtype: Any) -> Any:
-    return relax.const(np.full((1, 1, 1, 1), value, str(dtype)))
-
-
-def _of_four_axes(operand: Any) -> Any:
-    array = operand.value.numpy() if isinstance(operand, GenericConst) else None
-    return operand if array is None or array.ndim else _number(array.item(), array.dtype)

@@ -22,7 +22,7 @@ from tvm.ir import GenericConst
 from tvm.ir.transform import Sequential
 
 from reparam_compiler.lowering.artifact import MemoryPlan
-from reparam_compiler.lowering.layout import op_name
+from reparam_compiler.lowering.respell import op_name
 
 VIEWS = frozenset({"relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"})
 REGISTERS = "local"

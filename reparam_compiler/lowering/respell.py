@@ -1,0 +1,134 @@
+"""What TVM's importers leave said so that its own passes misread it, said so that they do not; Relax in, Relax out.
+
+clip(x, a, b)    = min(max(x, a), b)                         ConvertLayout puts transposes round clip
+leaky_relu(x)    = prelu(x), one slope for all channels      likewise
+a - x            = -1 x + a,  a + x = x + a                  it takes the layout of the left side
+layer_norm(x)    = (x - mean) / sqrt(var + e) g + b          over several axes it permutes the axes and not g and b
+squeeze(x, -1)   = squeeze(x, n - 1)                         of a negative axis it runs out of memory
+take(x, -1)      = take(x, n - 1)                            "fast" reads before the tensor
+"""
+
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.ir import GenericConst
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+COMMUTATIVE = frozenset(f"relax.{name}" for name in ("add", "multiply", "maximum", "minimum"))
+BROADCAST = COMMUTATIVE | {"relax.subtract", "relax.divide", "relax.power"}
+
+
+RULES = {
+    "relax.squeeze": "_squeeze",
+    "relax.take": "_take",
+    "relax.index_tensor": "_index_tensor",
+    "relax.nn.layer_norm": "_layer_norm",
+    "relax.clip": "_clip",
+    "relax.nn.leakyrelu": "_leaky_relu",
+}
+
+
+def respelled(module: Any) -> Any:
+    """The module with the spellings of the table above."""
+    module = module.clone()
+    module["main"] = _Respell(module).visit_expr(module["main"])
+    return module
+
+
+def op_name(expr: Any) -> str:
+    """The name of the op that a Relax call calls, or nothing for any other expression."""
+    return str(getattr(getattr(expr, "op", None), "name", "")) if isinstance(expr, relax.Call) else ""
+
+
+@mutator
+class _Respell(PyExprMutator):  # type: ignore[misc, unused-ignore]
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        name = op_name(call)
+        if name in BROADCAST and len(_sizes(call)) == 4:
+            return self._broadcast(call, name)
+        return getattr(self, RULES[name])(call) if name in RULES else call
+
+    def _squeeze(self, call: Any) -> Any:
+        return relax.op.reshape(call.args[0], call.ty.shape)
+
+    def _take(self, call: Any) -> Any:
+        data, indices = call.args
+        if call.attrs.axis is None or str(call.attrs.mode) != "fast":
+            return call
+        axis = int(call.attrs.axis) % len(_sizes(data))
+        counted = _from_the_start(indices, _sizes(data)[axis])
+        return relax.op.take(data, counted, axis, mode="fast" if isinstance(counted, GenericConst) else "wrap")
+
+    def _index_tensor(self, call: Any) -> Any:
+        data, indices = call.args
+        if not isinstance(indices, relax.Tuple):
+            return call
+        sizes = _sizes(data)
+        counted = [_from_the_start(index, size) for index, size in zip(indices.fields, sizes, strict=False)]
+        return relax.op.index_tensor(data, relax.Tuple(counted))
+
+    def _layer_norm(self, call: Any) -> Any:
+        data, scale, shift = call.args
+        axes, rank = sorted(int(axis) % len(_sizes(data)) for axis in call.attrs.axes), len(_sizes(data))
+        if len(axes) < 2 or axes != list(range(rank - len(axes), rank)) or str(data.ty.dtype) != "float32":
+            return call
+        emit, shape = self.builder_.emit, [1] * (rank - len(axes)) + [_sizes(data)[axis] for axis in axes]
+        centred = emit(relax.op.subtract(data, emit(relax.op.mean(data, axes, keepdims=True))))
+        variance = emit(relax.op.mean(emit(relax.op.multiply(centred, centred)), axes, keepdims=True))
+        epsilon = _number(float(call.attrs.epsilon), data.ty.dtype, rank)
+        normal = emit(relax.op.divide(centred, emit(relax.op.sqrt(emit(relax.op.add(variance, epsilon))))))
+        if call.attrs.scale:
+            normal = emit(relax.op.multiply(normal, emit(relax.op.reshape(scale, shape))))
+        return relax.op.add(normal, emit(relax.op.reshape(shift, shape))) if call.attrs.center else normal
+
+    def _clip(self, call: Any) -> Any:
+        if len(_sizes(call)) != 4:
+            return call
+        data = call.args[0]
+        for op, bound in zip((relax.op.maximum, relax.op.minimum), call.args[1:], strict=True):
+            if np.isfinite(value := float(bound.value)):
+                data = self.builder_.emit(op(data, _number(value, call.ty.dtype)))
+        return data
+
+    def _leaky_relu(self, call: Any) -> Any:
+        sizes = _sizes(call)
+        if len(sizes) != 4 or not isinstance(sizes[1], int):
+            return call
+        slopes = np.full(sizes[1], float(call.attrs.alpha), str(call.ty.dtype))
+        return relax.op.nn.prelu(call.args[0], relax.const(slopes, str(slopes.dtype)), axis=1)
+
+    def _broadcast(self, call: Any, name: str) -> Any:
+        left, right = map(_of_four_axes, call.args)
+        if isinstance(left, GenericConst) and name in COMMUTATIVE:
+            left, right = right, left
+        elif isinstance(left, GenericConst) and name == "relax.subtract" and "float" in str(call.ty.dtype):
+            negative = self.builder_.emit(relax.op.multiply(right, _number(-1.0, call.ty.dtype)))
+            return relax.op.add(negative, left)
+        return relax.Call(call.op, [left, right], call.attrs)
+
+
+def _sizes(expr: Any) -> list[Any]:
+    """The shape of a tensor: numbers, and what is symbolic as it is; empty where it is not known."""
+    ty = expr.ty
+    if not isinstance(ty, relax.TensorType) or ty.shape is None or not hasattr(ty.shape, "values"):
+        return []
+    return [int(size) if isinstance(size, tirx.IntImm) else size for size in ty.shape.values]
+
+
+def _from_the_start(indices: Any, size: Any) -> Any:
+    """Constant indices, those below zero counted from the end."""
+    array = indices.value.numpy() if isinstance(indices, GenericConst) else None
+    if array is None or not isinstance(size, int) or not (array < 0).any():
+        return indices
+    return relax.const(np.where(array < 0, array + size, array).astype(array.dtype), str(array.dtype))
+
+
+def _number(value: float, dtype: Any, rank: int = 4) -> Any:
+    return relax.const(np.full((1,) * rank, value, str(dtype)), str(dtype))
+
+
+def _of_four_axes(operand: Any) -> Any:
+    array = operand.value.numpy() if isinstance(operand, GenericConst) else None
+    return operand if array is None or array.ndim else _number(array.item(), array.dtype)

@@ -1,0 +1,96 @@
+"""What TVM's importers and passes misread, compiled and compared with torch."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+pytest.importorskip("tvm")
+
+from reparam_compiler.lowering import compile
+from reparam_compiler.lowering.importer import to_relax
+from reparam_compiler.lowering.respell import respelled
+
+pytestmark = pytest.mark.tvm
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
+CASES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "the last of a dimension": lambda y: y[:, -1],
+    "the last of the batch": lambda y: y[-1],
+    "chosen from both ends": lambda y: y[:, [-1, 0, -3]],
+    "chosen along two axes": lambda y: y[:, :, [-1, 0]],
+    "norm over channels and pixels": lambda y: functional.layer_norm(y, y.shape[1:]),
+    "norm over pixels": lambda y: functional.layer_norm(y, y.shape[2:], eps=1e-3),
+    "squeeze of a negative axis": lambda y: y.mean(3, keepdim=True).squeeze(-1),
+    "squeeze of every axis": lambda y: y.mean((2, 3), keepdim=True).squeeze(),
+    "relu6": functional.relu6,
+    "half a clamp": lambda y: y.clamp(min=-0.25),
+    "leaky relu with a slope over 1": lambda y: functional.leaky_relu(y, 1.5),
+    "leaky relu with a slope below 0": lambda y: functional.leaky_relu(y, -0.5),
+    "leaky relu of rank 3": lambda y: functional.leaky_relu(y.flatten(2), 0.1),
+    "a number minus": lambda y: 3 - y,
+    "a number over": lambda y: 1 / (y.abs() + 2),
+    "a power of a number": lambda y: y.sigmoid() ** 3,
+    "a number of no axes": lambda y: y * torch.tensor(2.5),
+    "a sum with itself turned": lambda y: y[:, :, :5, :5] + y[:, :, :5, :5].transpose(2, 3),
+}
+
+
+class Behind(nn.Module):
+    """An op behind a conv, whose output is NHWC inside."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.conv, self.name = nn.Conv2d(3, 8, 3, padding=1), name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return CASES[self.name](self.conv(x))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_behind_a_conv_it_is_what_torch_computes(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = Behind(name).eval(), torch.randn(2, 3, 7, 6)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    found = compile(model, x).run(x)[0]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, **FLOAT32)
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.LayerNorm((4, 7, 6))
+        nn.init.normal_(self.norm.weight)
+        nn.init.normal_(self.norm.bias)
+        self.up, self.last = nn.ConvTranspose2d(4, 5, 2, stride=2), nn.Conv2d(5, 3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.up(self.norm(self.conv(x))).relu())
+
+
+def test_a_norm_with_weights_over_three_axes_and_a_transposed_conv_between_convs() -> None:
+    torch.manual_seed(0)
+    model, x = Normed().eval(), torch.randn(1, 3, 7, 6)
+    np.testing.assert_allclose(compile(model, x).run(x)[0], model(x).detach().numpy(), **FLOAT32)
+
+
+class Integers(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x * 2, 7 - x, x.clamp(1, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64])
+def test_numbers_keep_the_dtype_of_what_they_meet(dtype: torch.dtype) -> None:
+    x = torch.arange(2 * 3 * 2 * 2).reshape(2, 3, 2, 2).to(dtype)
+    for found, expected in zip(compile(Integers().eval(), x).run(x), Integers()(x), strict=True):
+        assert found.dtype == expected.numpy().dtype
+        np.testing.assert_array_equal(found, expected.numpy())
+
+
+def test_what_needs_no_other_words_is_left_as_it_is() -> None:
+    module = to_relax(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten()).eval(), torch.zeros(1, 3, 6, 5)).module
+    assert respelled(module)["main"].script(show_meta=False) == module["main"].script(show_meta=False)
