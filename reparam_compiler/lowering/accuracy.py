@@ -4,7 +4,10 @@
 
 A Winograd tile loses digits where large numbers cancel, which depends on the weights; so each layer is measured, in numpy, by
 the same transforms that its kernel applies. The direct form is F(1, r): one pixel a tile, no transform.
+It is an estimate and no bound: data far from zero that a kernel's taps cancel loses more.
 """
+
+import math
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -18,7 +21,13 @@ Tiles = Float[np.ndarray, "nh nw G samples K"]
 
 
 def measured_error(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, algorithm: Algorithm) -> float:
-    """The relative error of one layer before its epilogue."""
+    """The relative error of one layer before its epilogue; infinite where weights or outputs are not finite."""
+    with np.errstate(all="ignore"):
+        error = _measured(weight, shape, algorithm)
+    return error if np.isfinite(error) else math.inf
+
+
+def _measured(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, algorithm: Algorithm) -> float:
     taps = weight.astype(np.float64).transpose(0, 3, 1, 2)
     if isinstance(algorithm, Winograd):
         (height, width), taps = algorithm.transforms(shape), winograd.phases(taps, shape.stride)

@@ -3,7 +3,7 @@
     conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(conv, x, packed W, b, residual)
 
 `find_sites` reads the graph and changes nothing; `ConvsToKernels` rewrites it. A layer takes the first algorithm of a rule
-whose error on the layer's own weights is within the bound; where none is, the most exact. Weights are packed in numpy, once:
+whose error on the layer's own weights is within the bound; where none is, the direct form. Weights are packed in numpy, once:
 
     O kh kw Ig -> G, O/G -> tiles of nr -> [G tiles, kh, kw, Ig, nr]        direct, zero channels up to nr
     O kh kw Ig -> [e, G tiles, q, Ig, nr]                                   Winograd, transformed in float64
@@ -23,7 +23,7 @@ from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.lowering.accuracy import measured_error
-from reparam_compiler.lowering.algorithms import Algorithm, ConvShape, Direct, Operand, Step, Tile, candidates
+from reparam_compiler.lowering.algorithms import Algorithm, ConvShape, Direct, Operand, Step, Tile, candidates, choose_tile
 from reparam_compiler.lowering.respell import op_name
 from reparam_compiler.lowering.schedules_cpu import depthwise_columns, depthwise_conv, direct_conv
 from reparam_compiler.lowering.schedules_winograd import pack_winograd, winograd_conv
@@ -220,16 +220,15 @@ class ConvsToKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
             name = "gemm"
         return _Plan(name, key, packed, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error)
 
-    def _chosen(self, site: Site) -> tuple[Algorithm, float]:
-        """The rule's first algorithm within the bound; the most exact where none is."""
-        measured: list[tuple[float, Algorithm]] = []
+    def _chosen(self, site: Site) -> tuple[Algorithm, float | None]:
+        """The rule's first algorithm within the bound, the direct form where none is."""
         for algorithm in self.rule(site.shape, self.unit):
             error = measured_error(site.weight, site.shape, algorithm)
             if error <= self.max_error:
                 return algorithm, error
-            measured.append((error, algorithm))
-        error, algorithm = min(measured, key=lambda pair: pair[0])
-        return algorithm, error
+        direct = Direct(choose_tile(site.shape, self.unit))
+        error = measured_error(site.weight, site.shape, direct)
+        return direct, error if np.isfinite(error) else None
 
     def _shaped(self, value: Any, shape: tuple[int, ...]) -> Any:
         if _sizes(value) == shape:

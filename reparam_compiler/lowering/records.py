@@ -77,7 +77,7 @@ def read_convs(folder: Path) -> list[ConvRecord]:
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []
     try:
         return [_record(json.loads(line)) for line in lines]
-    except (ValueError, TypeError, KeyError) as refusal:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as refusal:
         raise LoweringError(f"{path}: found a line that is no record ({refusal}); remove it, or tune anew") from refusal
 
 
@@ -110,7 +110,9 @@ class RecordedAlgorithms:
 
     def __call__(self, shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
         """The measured ones that beat the rule's first, fastest first; then the rule's."""
-        rule, measured = candidates(shape, unit), self.by_shape.get(shape, {})
+        rule = candidates(shape, unit)
+        kinds = {str(each) for each in rule}  # a record may be of another version, or written by hand
+        measured = {each: seconds for each, seconds in self.by_shape.get(shape, {}).items() if str(each) in kinds}
         bound = (1 - MARGIN) * measured.get(rule[0], 0.0)
         faster = sorted((a for a in measured if measured[a] < bound), key=lambda algorithm: measured[algorithm])
         return [*faster, *rule]

@@ -4,7 +4,7 @@ clip(x, a, b)    = min(max(x, a), b)                         ConvertLayout puts 
 leaky_relu(x)    = prelu(x), one slope for all channels      likewise
 a - x            = -1 x + a,  a + x = x + a                  it takes the layout of the left side
 layer_norm(x)    = (x - mean) / sqrt(var + e) g + b          over several axes it permutes the axes and not g and b
-squeeze(x, -1)   = squeeze(x, n - 1)                         of a negative axis it runs out of memory
+squeeze(x)       = reshape(x)                                of a negative axis it runs out of memory, of two it fails
 take(x, -1)      = take(x, n - 1)                            "fast" reads before the tensor
 """
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,13 @@ def test_records_leave_the_rule_to_fall_back_on_where_an_algorithm_is_too_inexac
     assert found == [OTHER, *candidates(SHAPE, UNIT)]
 
 
+def test_records_of_what_does_not_compute_the_shape_are_left_out() -> None:
+    both = replace(SHAPE, stride=(2, 2), dilation=(2, 2))
+    rule = candidates(both, UNIT)
+    records = [ConvRecord(both, (), each, "here", (seconds,)) for each, seconds in ((rule[0], 1.0), (OTHER, 0.1), (RULE, 0.1))]
+    assert RecordedAlgorithms(records, "here")(both, UNIT) == rule
+
+
 def test_points_start_with_the_rule_and_move_every_knob() -> None:
     found = points(SHAPE, UNIT)
     assert found[0] == RULE
@@ -110,9 +118,10 @@ def test_every_point_computes_the_same(tmp_path: Path) -> None:
 def test_bad_databases_are_refused(tmp_path: Path) -> None:
     with pytest.raises(LoweringError, match="no tuning records"):
         lowering.compile(net(), torch.zeros(1, 3, 8, 7), database=tmp_path)
-    (tmp_path / CONVS).write_text("{}\n")
-    with pytest.raises(LoweringError, match="no record"):
-        lowering.compile(net(), torch.zeros(1, 3, 8, 7), database=tmp_path)
+    for line in ("{}", "[]", "3", "null", '{"shape": [], "epilogue": [], "algorithm": {"tile": {}, "outputs": []}}'):
+        (tmp_path / CONVS).write_text(f"{line}\n")
+        with pytest.raises(LoweringError, match="no record"):
+            lowering.compile(net(), torch.zeros(1, 3, 8, 7), database=tmp_path)
     with pytest.raises(LoweringError, match="kept in a folder"):
         lowering.tune(net(), torch.zeros(1, 3, 8, 7), database=tmp_path / CONVS)
 

@@ -12,7 +12,7 @@ pytest.importorskip("tvm")
 
 import tvm
 
-from reparam_compiler.lowering import accuracy
+from reparam_compiler.lowering import CompileOptions, accuracy, compile
 from reparam_compiler.lowering.accuracy import measured_error
 from reparam_compiler.lowering.algorithms import (
     ConvShape,
@@ -188,3 +188,16 @@ def test_samples_are_many_enough_to_be_stable(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(accuracy, "SAMPLES", 256)
     many = measured_error(weight, shape, Winograd((4, 4), Tile(4, 16, 4)))
     assert many / 3 <= few <= many * 3
+
+
+@pytest.mark.parametrize(("value", "bound"), [(float("inf"), 1e-4), (float("nan"), 1e-4), (1.0, 0.0)])
+def test_weights_that_are_not_finite_and_bounds_that_nothing_keeps_take_the_direct_form(value: float, bound: float) -> None:
+    torch.manual_seed(0)
+    model, x = torch.nn.Conv2d(32, 32, 3, padding=1).eval(), torch.randn(1, 32, 17, 15)
+    model.weight.data[3, 2, 1, 1] = value
+    compiled = compile(model, x, options=CompileOptions(max_error=bound))
+    assert {kernel.algorithm for kernel in compiled.kernels} <= {"direct", "general"}
+    found, expected = compiled.run(x)[0], model(x).detach().numpy()
+    np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-4, atol=1e-4)
