@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from torch import Tensor, fx, nn, zeros
+from torch import Tensor, fx, nn
 
+from reparam_compiler._verify import verify_compiled
 from reparam_compiler.cost import USUAL, CostModel, cost
 from reparam_compiler.errors import UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.base import Frontend, Reading
@@ -152,6 +153,7 @@ def compile(
     database: str | os.PathLike[str] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     options: "CompileOptions | None" = None,
+    verify: bool = True,
 ) -> "Executable":
     """Machine code for a model, through TVM, by schedules that need no search.
 
@@ -164,24 +166,33 @@ def compile(
         database: a folder that `tune` wrote.
         input_shapes: a shape for each input, by name, that has none or a symbolic one.
         options: how TVM's passes run, and what of their work is kept as text.
+        verify: run the result once, and the model as it was given in its own runtime, and compare the outputs. Done where this
+            machine can run both; a log line says where it was not.
 
     Raises:
         TvmMissingError: apache-tvm is not installed.
         UnsupportedModelError: the model is of no kind that can be compiled.
         LoweringError: a shape is missing, TVM cannot import an op, or the target is not one.
-        VerificationError: the fused model is off by more than rounding; `fuse=False` compiles the model as it is.
+        VerificationError: the fused model is off by more than rounding: `fuse=False` compiles the model as it is; or the
+            compiled one is, where TVM misreads an op: `verify=False` gives it all the same.
     """
     from reparam_compiler import lowering
+    from reparam_compiler.lowering.importer import checked_shapes
 
-    given = given_inputs(example_inputs)
-    return lowering.compile(
-        _fused_to_lower(model, given, input_shapes) if fuse else model,
+    shapes = checked_shapes(input_shapes)
+    given = _inputs_to_lower(model, example_inputs, shapes)
+    settings = options or lowering.CompileOptions()
+    made = lowering.compile(
+        _fused_to_lower(model, given) if fuse else model,
         given,
         target=target,
         database=None if database is None else Path(database),
-        input_shapes=input_shapes,
-        options=options,
+        input_shapes=shapes,
+        options=settings,
     )
+    if verify:
+        verify_compiled(made, model, given, max_error=settings.max_error)
+    return made
 
 
 def tune(
@@ -204,10 +215,12 @@ def tune(
     `number` runs each, at most `timeout` seconds for one candidate. The other arguments: see `compile`.
     """
     from reparam_compiler import lowering
+    from reparam_compiler.lowering.importer import checked_shapes
 
-    given = given_inputs(example_inputs)
+    shapes = checked_shapes(input_shapes)
+    given = _inputs_to_lower(model, example_inputs, shapes)
     return lowering.tune(
-        _fused_to_lower(model, given, input_shapes) if fuse else model,
+        _fused_to_lower(model, given) if fuse else model,
         given,
         target=target,
         trials=trials,
@@ -215,12 +228,21 @@ def tune(
         repeat=repeat,
         number=number,
         timeout=timeout,
-        input_shapes=input_shapes,
+        input_shapes=shapes,
         progress=progress,
     )
 
 
-def _fused_to_lower(model: Any, inputs: Sequence[Any] | None, shapes: Mapping[str, Sequence[int]] | None) -> Any:
+def _inputs_to_lower(model: Any, example_inputs: Any, shapes: Mapping[str, Sequence[int]]) -> Sequence[Any] | None:
+    """The example inputs as a tuple; zeros of these shapes where a module has none. Raises LoweringError as `zeros_of`."""
+    from reparam_compiler.lowering.importer import zeros_of
+
+    if example_inputs is None and shapes and isinstance(model, nn.Module):
+        return zeros_of(model, shapes)
+    return given_inputs(example_inputs)
+
+
+def _fused_to_lower(model: Any, inputs: Sequence[Any] | None) -> Any:
     """The fused model; the model itself where `fuse` cannot read or run it: what is wrong then, the importer says.
 
     Raises: UnsupportedModelError for what is no model at all.
@@ -230,12 +252,8 @@ def _fused_to_lower(model: Any, inputs: Sequence[Any] | None, shapes: Mapping[st
     model = opened(model)
     if not isinstance(model, nn.Module):
         frontend_for(model)
-    elif any(child.training for child in model.modules() if type(child) is not nn.Module):  # fx holds children in bare Modules
-        return model
-    elif inputs is None and shapes:
-        inputs = tuple(zeros(tuple(shape)) for shape in shapes.values())
-    elif inputs is None:
-        return model
+    elif inputs is None or any(child.training for child in model.modules() if type(child) is not nn.Module):
+        return model  # fx holds children in bare Modules, which say nothing of the mode
     try:
         return fuse(model, inputs)
     except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward

@@ -4,7 +4,7 @@
     ├── UnsupportedModelError        no frontend takes this model, or it holds something that cannot be read
     ├── RewriteError                 a pass or a write-back could not do its work
     │   └── InvalidGraphError        a graph broke an invariant between two passes
-    ├── VerificationError            the rewritten model does not compute what the original does
+    ├── VerificationError            the rewritten or compiled model does not compute what the original does
     ├── InfeasiblePruneError         nothing can be pruned, or a target cannot be met
     └── LoweringError                TVM cannot import, compile or run the model
         └── TvmMissingError          apache-tvm is not installed
@@ -30,21 +30,27 @@ class InvalidGraphError(RewriteError):
 
 
 class VerificationError(ReparamError):
-    """The rewritten model differs from the original by more than rounding.
+    """The rewritten or compiled model differs from the original by more than rounding.
 
-    node: where the difference was measured (a node id, or "output" for the whole model).
-    max_abs_err, tolerance: in the units of that node's values.
+    node: where the difference was measured (a node id, the name of an output, or "output" for the whole model).
+    max_abs_err, tolerance: in the units of that node's values; infinite and 0 where it is of another shape or kind.
+    advice: what was found there, and what to do.
+    subject: which model differs.
     """
 
-    def __init__(self, node: str, max_abs_err: float, tolerance: float, advice: str = "") -> None:
+    def __init__(
+        self, node: str, max_abs_err: float, tolerance: float, advice: str = "", subject: str = "the rewritten model"
+    ) -> None:
         self.node = node
         self.max_abs_err = max_abs_err
         self.tolerance = tolerance
-        text = f"{node}: the rewritten model differs by {max_abs_err:.3g}; at most {tolerance:.3g} was expected"
-        super().__init__(f"{text}. {advice or 'Please report the model: this is a defect of a rewrite.'}")
+        self.advice = advice or "Please report the model: this is a defect of a rewrite."
+        self.subject = subject
+        text = f"{node}: {subject} differs by {max_abs_err:.3g}; at most {tolerance:.3g} was expected"
+        super().__init__(f"{text}. {self.advice}")
 
-    def __reduce__(self) -> tuple[type["VerificationError"], tuple[str, float, float]]:
-        return type(self), (self.node, self.max_abs_err, self.tolerance)
+    def __reduce__(self) -> tuple[type["VerificationError"], tuple[str, float, float, str, str]]:
+        return type(self), (self.node, self.max_abs_err, self.tolerance, self.advice, self.subject)
 
 
 class UnrepairedPruneWarning(UserWarning):

@@ -21,7 +21,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"training"}),
     frozenset({"model_io"}),
     frozenset({"runs"}),
-    frozenset({"_api", "_compare"}),
+    frozenset({"_api", "_compare", "_verify"}),
     frozenset({"_prune"}),
     frozenset({"__init__"}),
     frozenset({"demo", "tvmc", "_print"}),

@@ -130,6 +130,11 @@ class Executable:
     _machine: Any = None
     _device: Any = None
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine has the device and the instructions that the model is compiled for."""
+        return self._machine is not None
+
     def run(self, *arrays: Any, **named: Any) -> "list[Array]":
         """Run the model once.
 
@@ -422,16 +427,22 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _tensor(array: Any, spec: TensorSpec, device: Any) -> Any:
-    if hasattr(array, "detach"):  # a torch tensor, without importing torch
-        array = array.detach().cpu().numpy()
-    found = np.asarray(array)
+    try:
+        if hasattr(array, "detach"):  # a torch tensor, without importing torch
+            array = array.detach().cpu().numpy()
+        found = np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as refusal:  # bfloat16, sparse; a ragged list
+        what = f"{type(array).__name__} of dtype {array.dtype}" if hasattr(array, "dtype") else type(array).__name__
+        raise LoweringError(
+            f"{spec.name}: numpy cannot hold the {what} that was found ({refusal}); expected {spec.dtype} {spec.shape}"
+        ) from refusal
     if found.shape != spec.shape:
         raise LoweringError(f"{spec.name}: found shape {found.shape}; expected {spec.shape}")
     if str(found.dtype) != spec.dtype:
         raise LoweringError(
             f"{spec.name}: found dtype {found.dtype}; expected {spec.dtype}. Convert it: array.astype({spec.dtype!r})"
         )
-    return tvm.runtime.tensor(np.ascontiguousarray(found), device)
+    return tvm.runtime.tensor(np.asarray(found, order="C"), device)  # ascontiguousarray raises the rank of a scalar
 
 
 def _first_line(error: BaseException) -> str:

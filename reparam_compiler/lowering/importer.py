@@ -9,7 +9,9 @@ is imported unless a model of theirs comes in. Shapes are fixed here, the batch'
 
 import contextlib
 import gc
+import inspect
 import io
+import operator
 import os
 import sys
 import traceback
@@ -27,6 +29,7 @@ from reparam_compiler.lowering.artifact import TensorSpec, quiet
 from reparam_compiler.lowering.import_dtypes import own_dtypes
 
 Shapes = Mapping[str, Sequence[int]]
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +52,7 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
     Raises: LoweringError where a shape is missing, or TVM has no conversion for an op; UnsupportedModelError for
     any other kind of model.
     """
-    shapes = {name: tuple(int(size) for size in shape) for name, shape in (input_shapes or {}).items()}
+    shapes = checked_shapes(input_shapes)
     if isinstance(model, str | os.PathLike):
         model = _read_onnx(Path(model))
     torch, onnx = sys.modules.get("torch"), sys.modules.get("onnx")
@@ -58,7 +61,7 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
     elif torch is not None and isinstance(model, torch.export.ExportedProgram):
         imported = _from_exported(model, shapes)
     elif torch is not None and isinstance(model, torch.nn.Module):
-        imported = _from_exported(_export(model, example_inputs, shapes), {})
+        imported = _from_exported(_export(model, example_inputs, shapes), shapes)
     else:
         raise UnsupportedModelError(
             f"compile: found a {type(model).__module__}.{type(model).__qualname__}; expected an nn.Module, "
@@ -86,6 +89,47 @@ def open_batches(model: Any) -> dict[str, tuple[int, ...]]:
     return found
 
 
+def checked_shapes(input_shapes: Shapes | None) -> dict[str, tuple[int, ...]]:
+    """Input shapes as tuples of integers.
+
+    Raises: LoweringError where they are no mapping of names to sequences of sizes from 1.
+    """
+    example = "expected sizes from 1 by name, such as {'x': (1, 3, 224, 224)}"
+    if not isinstance(input_shapes, Mapping | None):
+        raise LoweringError(f"input_shapes: found {input_shapes!r}; {example}")
+    shapes = {}
+    for name, shape in (input_shapes or {}).items():
+        try:
+            sizes = tuple(operator.index(size) for size in shape)
+        except TypeError:  # it is no sequence, or not of integers
+            sizes = (0,)
+        if any(size < 1 for size in sizes):
+            raise LoweringError(f"input_shapes: found {shape!r} for {name}; {example}")
+        shapes[name] = sizes
+    return shapes
+
+
+def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
+    """What a module's forward is called with, in its order: zeros of these shapes, by the names of its parameters.
+
+    A parameter between them that is not named has its default. A forward(*args) has no names; the order of `shapes` holds.
+
+    Raises: LoweringError where a name is none of forward's parameters, or one without a default is not named.
+    """
+    import torch
+
+    parameters = inspect.signature(model.forward).parameters
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values()):
+        return tuple(torch.zeros(tuple(shape)) for shape in shapes.values())
+    names = [name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL]
+    if unknown := sorted(set(shapes) - set(names)):
+        raise LoweringError(f"input_shapes: {', '.join(unknown)} is no input; the inputs are {', '.join(names)}")
+    if missing := [name for name in names if name not in shapes and parameters[name].default is inspect.Parameter.empty]:
+        raise LoweringError(f"input_shapes: no shape for {', '.join(missing)}; the inputs are {', '.join(names)}, pass all")
+    last = max(index for index, name in enumerate(names) if name in shapes)
+    return tuple(torch.zeros(tuple(shapes[n])) if n in shapes else parameters[n].default for n in names[: last + 1])
+
+
 def _read_onnx(path: Path) -> Any:
     import onnx
 
@@ -106,7 +150,7 @@ def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
     if training := next((name for name, child in named if child.training), None):  # fx holds children in bare Modules
         raise LoweringError(f"{training}: training=True; call model.eval() before compile()")
     if example_inputs is None and shapes:
-        example_inputs = tuple(torch.zeros(tuple(shape)) for shape in shapes.values())
+        example_inputs = zeros_of(model, shapes)
     if example_inputs is None:
         raise LoweringError(
             f"{type(model).__name__}: a module has no input shapes of its own; pass example_inputs=(torch.zeros(1, 3, "

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import tvm
@@ -62,8 +63,9 @@ class CompileOptions:
         """
         if self.opt_level not in range(4):
             raise LoweringError(f"opt_level: found {self.opt_level}; expected 0 to 3")
-        if not self.max_error >= 0:
-            raise LoweringError(f"max_error: found {self.max_error}; expected a relative error, 0 or more")
+        bound: object = self.max_error
+        if isinstance(bound, bool) or not isinstance(bound, Real) or not self.max_error >= 0:
+            raise LoweringError(f"max_error: found {bound!r}; expected a relative error, 0 or more")
         if unknown := [name for name in self.sources if name not in SOURCES]:
             raise LoweringError(f"sources: found {', '.join(unknown)}; expected some of {', '.join(SOURCES)}")
         return Watch(self)

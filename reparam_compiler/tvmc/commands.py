@@ -93,6 +93,7 @@ def _compile(found: argparse.Namespace) -> None:
         output_format=output_format,
         dump_code=_dumped(found.dump_code),
         options=options,
+        verify=not found.no_verify,
     )
     made, size = package.executable, output.stat().st_size
     if found.json:

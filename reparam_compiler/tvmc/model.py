@@ -215,6 +215,7 @@ def compile(
     output_format: Literal["tar", "so"] | None = None,
     dump_code: str | Sequence[str] | None = None,
     options: "CompileOptions | None" = None,
+    verify: bool = True,
 ) -> TVMCPackage:
     """Compile a model to one file.
 
@@ -227,6 +228,7 @@ def compile(
         output_format: "tar" or "so"; None goes by the name of the file.
         dump_code: of "relax", "tir", "ll", "asm", "cu"; each is written beside the file as `<package_path>.<name>`.
         options: more settings of TVM's passes.
+        verify: compare one run of it with one of the model in its own runtime, where this machine can run both.
 
     Raises: LoweringError, UnsupportedModelError, VerificationError as `reparam_compiler.compile`.
     """
@@ -245,6 +247,7 @@ def compile(
         database=tuning_records or None,
         input_shapes=tvmc_model.shapes(),
         options=settings,
+        verify=verify,
     )
     executable.save(path, format=output_format, compiler=cross or None, compiler_options=shlex.split(cross_options or ""))
     for name in sources:

@@ -246,6 +246,7 @@ def _compile(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-error", type=float, metavar="X", help="relative error that the algorithm of a layer may have (default: 1e-4)"
     )
+    command.add_argument("--no-verify", action="store_true", help="do not compare a run of the result with one of MODEL")
     command.add_argument("--runtime", action=OneOf, others={"crt": MICRO}, default="cpp", help="cpp")
     _old(command, OF_COMPILE)
 

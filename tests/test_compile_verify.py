@@ -1,0 +1,276 @@
+"""`compile` runs what it made beside the model that it was given, and raises where they differ."""
+
+import logging
+import pickle
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+pytest.importorskip("tvm")
+
+import reparam_compiler
+from reparam_compiler._verify import verify_compiled
+from reparam_compiler.errors import VerificationError
+from reparam_compiler.lowering import Executable
+from tests.tvmc_runs import tvmc
+
+pytestmark = pytest.mark.tvm
+X = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Called(nn.Module):
+    """A function as a model."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def called(function: Callable[..., Any]) -> nn.Module:
+    return Called(function).eval()
+
+
+def exported(model: nn.Module, x: Tensor = X) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        return torch.export.export(model, (x,))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1)).eval()
+
+
+def other(executable: Executable, change: Callable[[np.ndarray], Any]) -> Any:
+    """An Executable that gives something else."""
+
+    class Changed:
+        inputs, outputs, runs_here = executable.inputs, executable.outputs, True
+
+        def run(self, *arrays: Any) -> Any:
+            return change(executable.run(*arrays)[0])
+
+    return Changed()
+
+
+MISREAD = {
+    "selu": lambda x: F.selu(x * 3),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=1.7, mode="nearest"),
+    "divisor": lambda x: F.avg_pool2d(x, 2, divisor_override=3),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+@pytest.mark.parametrize("fuse", [True, False])
+def test_what_tvm_misreads_is_an_error_and_compiles_without_verify(name: str, fuse: bool) -> None:
+    model = called(MISREAD[name])
+    with pytest.raises(VerificationError, match=r"At \(.*\) .* was found, .* expected\. .*verify=False"):
+        reparam_compiler.compile(model, X, fuse=fuse)
+    found = reparam_compiler.compile(model, X, fuse=fuse, verify=False).run(X)[0]
+    assert np.abs(found - model(X).numpy()).max() > 0.1
+
+
+@pytest.fixture
+def misread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The importer takes every model for one with a hundredth more in each conv's bias."""
+    from reparam_compiler.lowering import build
+
+    def to_relax(model: Any, *arguments: Any, **named: Any) -> Any:
+        changed = net()
+        changed[3].bias.data += 0.01
+        return build_to_relax(exported(changed) if not isinstance(model, nn.Module) else changed, *arguments, **named)
+
+    build_to_relax = build.to_relax
+    monkeypatch.setattr(build, "to_relax", to_relax)
+
+
+def as_onnx(model: nn.Module, path: Path) -> Path:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of the older exporter
+        torch.onnx.export(model, (X,), path, dynamo=False, input_names=["input"], training=torch.onnx.TrainingMode.PRESERVE)
+    return path
+
+
+def of_kind(kind: str, folder: Path) -> Any:
+    if kind == "module":
+        return net()
+    if kind == "graph module":
+        return torch.fx.symbolic_trace(net())
+    if kind == "program":
+        return exported(net())
+    path = as_onnx(net(), folder / "m.onnx")
+    if kind == "path":
+        return path
+    import onnx
+
+    return onnx.load(path)
+
+
+@pytest.mark.parametrize("inputs", [(X,), (torch.zeros_like(X),)], ids=["random", "zeros"])
+@pytest.mark.parametrize("kind", ["module", "graph module", "program", "path", "proto"])
+def test_every_kind_is_compared_with_its_own_runtime(
+    kind: str, inputs: tuple[Tensor], tmp_path: Path, misread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = of_kind(kind, tmp_path)
+    with pytest.raises(VerificationError, match=r"the compiled model differs by 0\.01"):
+        reparam_compiler.compile(model, inputs)
+    reparam_compiler.compile(model, inputs, verify=False)
+    monkeypatch.undo()
+    reparam_compiler.compile(model, inputs)
+
+
+def test_program_and_proto_are_compared_without_inputs(tmp_path: Path, misread: None) -> None:
+    for kind in ("program", "path"):
+        with pytest.raises(VerificationError):
+            reparam_compiler.compile(of_kind(kind, tmp_path))
+
+
+def test_program_of_keyword_inputs_is_called_by_them() -> None:
+    class Keywords(nn.Module):
+        def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
+            return x.relu() * scale
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        program = torch.export.export(Keywords().eval(), (X,), {"scale": torch.full((6,), 3.0)})
+    compiled = reparam_compiler.compile(program)
+    with pytest.raises(VerificationError):
+        verify_compiled(other(compiled, lambda array: [array + 1]), program, None)
+    verify_compiled(compiled, program, None)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Executable:
+    return reparam_compiler.compile(called(lambda x: torch.log(x)), X)  # NaN where x < 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda array: [array, array], "outputs: .* 2 outputs were found, 1 expected"),
+        (lambda array: [array[:1]], r"the shape \(1, 3, 8, 6\) was found, \(2, 3, 8, 6\) expected"),
+        (lambda array: [array.astype("int64")], "the kind of dtype integer was found, floating expected"),
+        (lambda array: [np.nan_to_num(array)], "differs by inf.* 0 was found, nan expected"),
+        (lambda array: [np.where(np.isnan(array), np.inf, array)], "differs by inf.* inf was found, nan expected"),
+        (lambda array: [array * 1.002], "the compiled model differs by"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+def test_what_is_wrong_is_named(compiled: Executable, change: Any, message: str) -> None:
+    model = called(torch.log)
+    with pytest.raises(VerificationError, match=message):
+        verify_compiled(other(compiled, change), model, (X,))
+    verify_compiled(other(compiled, lambda array: [array * 1.0005]), model, (X,))
+
+
+def test_integers_and_bools_must_be_equal() -> None:
+    for function in (lambda x: x.argmax(1), lambda x: x > 0):
+        made, model = reparam_compiler.compile(called(function), X), called(function)
+        with pytest.raises(VerificationError, match="at most 0 was expected"):
+            verify_compiled(
+                other(made, lambda array: [np.where(np.arange(6) == 2, 1 - array, array).astype(array.dtype)]), model, (X,)
+            )
+
+
+def test_error_that_a_layer_may_have_widens_the_tolerance(compiled: Executable) -> None:
+    changed, model = other(compiled, lambda array: [array * 1.005]), called(torch.log)
+    verify_compiled(changed, model, (X,), max_error=1e-3)
+    with pytest.raises(VerificationError):
+        verify_compiled(changed, model, (X,), max_error=1e-4)
+
+
+def test_half_precision_has_its_own_tolerance() -> None:
+    x, model = X.half(), called(lambda x: x * 3).half()
+    compiled = reparam_compiler.compile(model, x)
+    verify_compiled(other(compiled, lambda array: [array * np.float16(1.01)]), model, (x,))
+    with pytest.raises(VerificationError):
+        verify_compiled(other(compiled, lambda array: [array * np.float16(1.05)]), model, (x,))
+
+
+def test_random_model_is_not_compared_and_that_is_said(compiled: Executable, caplog: pytest.LogCaptureFixture) -> None:
+    state = torch.get_rng_state()
+    with caplog.at_level(logging.WARNING, "reparam_compiler"):
+        verify_compiled(compiled, called(lambda x: x + torch.rand_like(x)), (X,))
+    assert "two runs of which differ" in caplog.text
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_model_that_does_not_run_is_not_compared_and_that_is_said(
+    compiled: Executable, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(x: Tensor) -> Tensor:
+        raise KeyError("no such thing")
+
+    with caplog.at_level(logging.WARNING, "reparam_compiler"):
+        verify_compiled(compiled, called(refuse), (X,))
+    assert "Called is compiled, and was not compared with the model, which does not run here: KeyError" in caplog.text
+
+
+def test_without_onnx_runtime_it_is_compiled_and_not_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, misread: None
+) -> None:
+    path = as_onnx(net(), tmp_path / "m.onnx")
+    monkeypatch.setitem(sys.modules, "reparam_compiler.frontends.onnx_gs", None)
+    with caplog.at_level(logging.INFO, "reparam_compiler"):
+        reparam_compiler.compile(path, fuse=False)
+    assert "m.onnx is compiled, and was not compared with the model: import of" in caplog.text
+
+
+@pytest.mark.parametrize("target", ["llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76", "llvm -mtriple=riscv64-linux-gnu"])
+def test_other_machine_s_code_is_not_compared(target: str, caplog: pytest.LogCaptureFixture, misread: None) -> None:
+    with caplog.at_level(logging.INFO, "reparam_compiler"):
+        reparam_compiler.compile(net(), X, target=target)
+    assert "is compiled for another machine or device, and was not compared" in caplog.text
+
+
+class Counting(nn.Module):
+    """A forward that changes the model and its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.calls = nn.Conv2d(3, 4, 1), 0
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen += 1
+        return self.conv(x.mul_(2))
+
+
+def test_caller_s_model_and_inputs_are_left_alone_and_weights_are_shared() -> None:
+    compiled, model, x = reparam_compiler.compile(nn.Conv2d(3, 4, 1).eval(), X, verify=False), Counting().eval(), X.clone()
+    held: list[bool] = []
+    model.conv.register_forward_hook(lambda module, *_: held.append(module.weight is model.conv.weight))
+    with pytest.raises(VerificationError):
+        verify_compiled(compiled, model, (x,))
+    assert torch.equal(x, X)
+    assert (model.calls, float(model.seen)) == (0, 0.0)
+    assert held == [True, True]
+
+
+def test_error_survives_a_pickle() -> None:
+    error = VerificationError("scores", 1.0, 0.5, "something", "the compiled model")
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.node, again.max_abs_err) == (str(error), "scores", 1.0)
+
+
+def test_command_verifies_unless_it_is_told_not_to(tmp_path: Path, misread: None) -> None:
+    path = as_onnx(net(), tmp_path / "m.onnx")
+    words = ("compile", path, "-o", tmp_path / "m.tar")
+    done = tvmc(*words)
+    assert (done.exit_code, (tmp_path / "m.tar").exists()) == (7, False)
+    assert "--no-verify" in done.stderr
+    assert tvmc(*words, "--no-verify").exit_code == 0
