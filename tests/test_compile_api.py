@@ -113,6 +113,9 @@ def test_options_reach_tvm(model: nn.Module) -> None:
     assert set(compiled.listings) == {"relax", "tir", "pass times", "after LegalizeOps"}
     with pytest.raises(LoweringError, match="max_error: found nan"):
         reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=CompileOptions(max_error=float("nan")))
+    for bound in ("x", None, True, -1.0, 1j):
+        with pytest.raises(LoweringError, match=r"max_error: found .*; expected a relative error, 0 or more"):
+            reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=CompileOptions(max_error=bound))
     with pytest.raises(LoweringError, match="opt_level: found 9"):
         reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=CompileOptions(opt_level=9))
 

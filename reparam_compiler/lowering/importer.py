@@ -112,9 +112,10 @@ def checked_shapes(input_shapes: Shapes | None) -> dict[str, tuple[int, ...]]:
 def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
     """What a module's forward is called with, in its order: zeros of these shapes, by the names of its parameters.
 
-    A parameter between them that is not named has its default. A forward(*args) has no names; the order of `shapes` holds.
+    A forward(*args) has no names: there the order of `shapes` holds.
 
-    Raises: LoweringError where a name is none of forward's parameters, or one without a default is not named.
+    Raises: LoweringError where a name is none of forward's parameters, or where one is left out that has no default, or that
+    stands before another: TVM takes no None.
     """
     import torch
 
@@ -124,10 +125,13 @@ def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
     names = [name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL]
     if unknown := sorted(set(shapes) - set(names)):
         raise LoweringError(f"input_shapes: {', '.join(unknown)} is no input; the inputs are {', '.join(names)}")
-    if missing := [name for name in names if name not in shapes and parameters[name].default is inspect.Parameter.empty]:
-        raise LoweringError(f"input_shapes: no shape for {', '.join(missing)}; the inputs are {', '.join(names)}, pass all")
     last = max(index for index, name in enumerate(names) if name in shapes)
-    return tuple(torch.zeros(tuple(shapes[n])) if n in shapes else parameters[n].default for n in names[: last + 1])
+    needed = [name for index, name in enumerate(names) if index < last or parameters[name].default is inspect.Parameter.empty]
+    if missing := [name for name in needed if name not in shapes]:
+        raise LoweringError(
+            f"input_shapes: no shape for {', '.join(missing)}; the inputs are {', '.join(names)}, in this order"
+        )
+    return tuple(torch.zeros(tuple(shapes[name])) for name in names[: last + 1])
 
 
 def _read_onnx(path: Path) -> Any:

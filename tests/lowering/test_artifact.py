@@ -284,3 +284,36 @@ def test_interrupted_save_leaves_the_old_file(
         compiled.save(path)
     assert path.read_bytes() == saved.read_bytes()
     assert [entry.name for entry in tmp_path.iterdir()] == ["module.tar"]
+
+
+def test_scalars_keep_their_rank() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.relu(x) * scale, scale * 2
+
+    x, scale = torch.randn(2, 3), torch.tensor(3.0)
+    compiled = lowering.compile(Scaled().eval(), (x, scale))
+    assert [spec.shape for spec in compiled.inputs] == [(2, 3), ()]
+    for given in (scale, scale.numpy(), np.float32(3.0)):
+        found = compiled.run(x, given)
+        assert [array.shape for array in found] == [(2, 3), ()]
+        np.testing.assert_allclose(found[0], 3 * x.relu().numpy(), rtol=1e-6)
+        assert float(found[1]) == 6.0
+    with pytest.raises(LoweringError, match=r"scale: found shape \(1,\); expected \(\)"):
+        compiled.run(x, np.ones(1, "float32"))
+
+
+def test_array_of_any_order_is_taken(compiled: lowering.Executable, array: np.ndarray) -> None:
+    turned = np.asfortranarray(array)
+    assert not turned.flags.c_contiguous
+    np.testing.assert_array_equal(compiled.run(turned)[0], compiled.run(array)[0])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [torch.zeros(2, 3, 7, 5, dtype=torch.bfloat16), torch.zeros(2, 3, 7, 5).to_sparse(), [[1.0], [1.0, 2.0]]],
+    ids=["bfloat16", "sparse", "ragged"],
+)
+def test_what_numpy_cannot_hold_is_refused(compiled: lowering.Executable, given: object) -> None:
+    with pytest.raises(LoweringError, match=r"numpy cannot hold the .* expected float32 \(2, 3, 7, 5\)"):
+        compiled.run(given)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ pytest.importorskip("onnx")
 import onnx
 from onnx import helper, numpy_helper
 
+import reparam_compiler
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.lowering.importer import open_batches
@@ -195,3 +197,71 @@ def test_without_tvm_importing_the_room_says_how_to_install_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'reparam_compiler[tvm]'" in done.stdout
+
+
+class Two(nn.Module):
+    """Two inputs of different rank, and one with a default between them."""
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None) -> torch.Tensor:
+        y = torch.relu(x) if scale is None else torch.relu(x) * scale
+        return y if shift is None else y + shift
+
+
+class AnyNumber(nn.Module):
+    def forward(self, *xs: torch.Tensor) -> torch.Tensor:
+        return torch.cat(xs, 1)
+
+
+class ByName(nn.Module):
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+        return x * scale
+
+
+SHAPES = {"shift": (6,), "x": (2, 3, 5, 6), "scale": (5, 1)}
+
+
+@pytest.mark.parametrize("names", [("x",), ("scale", "x"), ("shift", "x", "scale")])
+@pytest.mark.parametrize("compile", [lowering.compile, reparam_compiler.compile])
+def test_input_shapes_of_a_module_go_by_name(compile: Any, names: tuple[str, ...]) -> None:
+    given = {name: SHAPES[name] for name in names}
+    assert {spec.name: spec.shape for spec in compile(Two().eval(), input_shapes=given).inputs} == given
+
+
+def test_input_shapes_of_a_graph_module_go_by_name() -> None:
+    given = {"scale": (5, 1), "x": (2, 3, 5, 6)}
+    traced = torch.fx.symbolic_trace(Two().eval(), concrete_args={"shift": None})
+    assert {spec.name: spec.shape for spec in reparam_compiler.compile(traced, input_shapes=given).inputs} == given
+
+
+def test_order_of_shapes_holds_where_forward_has_no_names() -> None:
+    shapes = {"xs_0": (2, 3), "xs_1": (2, 4)}
+    assert {spec.name: spec.shape for spec in lowering.compile(AnyNumber().eval(), input_shapes=shapes).inputs} == shapes
+
+
+@pytest.mark.parametrize("compile", [lowering.compile, reparam_compiler.compile])
+@pytest.mark.parametrize(
+    ("model", "shapes", "message"),
+    [
+        (Two, {"y": (2, 3, 5, 6)}, r"y is no input; the inputs are x, scale, shift"),
+        (Two, {"scale": (5, 1)}, r"no shape for x; the inputs are x, scale, shift"),
+        (Two, {"x": (2, 3, 5, 6), "shift": (6,)}, r"no shape for scale; the inputs are x, scale, shift"),
+        (ByName, {"x": (2, 3), "scale": (3,)}, r"scale is no input; the inputs are x"),
+        (net, {"input": "abc"}, r"found 'abc' for input; expected sizes from 1"),
+        (net, {"input": (1, 0, 9, 8)}, r"found \(1, 0, 9, 8\) for input"),
+        (net, {"input": (1, -3, 9, 8)}, r"found \(1, -3, 9, 8\) for input"),
+        (net, {"input": (1, 3.5, 9, 8)}, r"found \(1, 3\.5, 9, 8\) for input"),
+        (net, {"input": None}, "found None for input"),
+        (net, {"input": 7}, "found 7 for input"),
+        (net, [("input", (1, 3, 9, 8))], r"found \[\('input'"),
+        (conv_onnx, {"pixels/0": (0, 5, 8, 7)}, r"found \(0, 5, 8, 7\) for pixels/0"),
+    ],
+)
+def test_input_shapes_that_do_not_fit_are_refused(compile: Any, model: Any, shapes: Any, message: str) -> None:
+    made = model()
+    with pytest.raises(LoweringError, match=f"input_shapes: {message}"):
+        compile(made.eval() if isinstance(made, nn.Module) else made, input_shapes=shapes)
+
+
+def test_input_shapes_that_contradict_the_inputs_are_refused() -> None:
+    with pytest.raises(LoweringError, match=r"input: input_shapes says \(1, 3, 9, 9\)"):
+        lowering.compile(net(), torch.zeros(1, 3, 9, 8), input_shapes={"input": (1, 3, 9, 9)})
