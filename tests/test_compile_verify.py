@@ -274,3 +274,20 @@ def test_command_verifies_unless_it_is_told_not_to(tmp_path: Path, misread: None
     assert (done.exit_code, (tmp_path / "m.tar").exists()) == (7, False)
     assert "--no-verify" in done.stderr
     assert tvmc(*words, "--no-verify").exit_code == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -2.5])
+def test_inputs_of_one_number_vary(value: float) -> None:
+    """A norm makes rounding of them, which no two runtimes share; and zeros hide what an op does."""
+    x = torch.full((1, 3, 8, 8), value)
+    torch.manual_seed(0)
+    reparam_compiler.compile(nn.Sequential(nn.Conv2d(3, 8, 1), nn.InstanceNorm2d(8)).eval(), x)
+    with pytest.raises(VerificationError):
+        reparam_compiler.compile(called(MISREAD["divisor"]), x, fuse=False)
+    assert torch.equal(x, torch.full((1, 3, 8, 8), value))
+
+
+def test_bfloat16_is_not_compared_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "reparam_compiler"):
+        reparam_compiler.compile(nn.Conv2d(3, 4, 1).eval().bfloat16(), torch.zeros(1, 3, 4, 4, dtype=torch.bfloat16))
+    assert "input is of bfloat16, which numpy does not have" in caplog.text
