@@ -37,12 +37,17 @@ def exp(x: Any) -> Any:
     """e^x; the power of two in two factors, so that it overflows and underflows where it should."""
     if _dtype(x) != "float32":
         return tirx.exp(x)
-    bounded = _bounded(x, -104.0, 89.0)
-    n = tirx.floor(bounded * _number(1 / math.log(2)) + _number(0.5))
-    r = bounded - n * _number(LN2_HIGH) - n * _number(LN2_LOW)
-    whole = n.astype("int32")
-    half = whole >> 1
-    return (_horner(EXP, r) * r * r + r + _number(1.0)) * _power_of_two(half) * _power_of_two(whole - half)
+    return named(x, lambda x: named(_bounded(x, -104.0, 89.0), _exp_bounded))
+
+
+def _exp_bounded(x: Any) -> Any:
+    def product(n: Any, r: Any) -> Any:
+        whole = n.astype("int32")
+        half = whole >> 1
+        return (_horner(EXP, r) * r * r + r + _number(1.0)) * _power_of_two(half) * _power_of_two(whole - half)
+
+    exponent = tirx.floor(x * _number(1 / math.log(2)) + _number(0.5))
+    return named(exponent, lambda n: named(x - n * _number(LN2_HIGH) - n * _number(LN2_LOW), lambda r: product(n, r)))
 
 
 def sigmoid(x: Any) -> Any:
@@ -52,7 +57,7 @@ def sigmoid(x: Any) -> Any:
 
 def silu(x: Any) -> Any:
     """x sigmoid(x)."""
-    return x * sigmoid(x)
+    return named(x, lambda x: x * sigmoid(x))
 
 
 def tanh(x: Any) -> Any:
@@ -67,15 +72,14 @@ def erf(x: Any) -> Any:
 
 def gelu(x: Any) -> Any:
     """x Phi(x), the exact form."""
-    half = _number(0.5, _dtype(x))
-    return x * (half + half * erf(x * _number(math.sqrt(0.5), _dtype(x))))
+    half, scale = _number(0.5, _dtype(x)), _number(math.sqrt(0.5), _dtype(x))
+    return named(x, lambda x: x * (half + half * erf(x * scale)))
 
 
 def gelu_tanh(x: Any) -> Any:
     """The same by tanh: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
-    half = _number(0.5, _dtype(x))
-    inner = _number(math.sqrt(2 / math.pi), _dtype(x)) * (x + _number(0.044715, _dtype(x)) * x * x * x)
-    return x * (half + half * tanh(inner))
+    half, scale, cubic = (_number(value, _dtype(x)) for value in (0.5, math.sqrt(2 / math.pi), 0.044715))
+    return named(x, lambda x: x * (half + half * tanh(scale * (x + cubic * x * x * x))))
 
 
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
@@ -107,15 +111,28 @@ def _legalization(name: str, function: Callable[[Any], Any]) -> Callable[[Any, A
 
 
 def _odd_rational(x: Any, coefficients: tuple[Sequence[float], Sequence[float]], limit: float, one: float) -> Any:
-    bounded = _bounded(x, -limit, limit)
-    square = bounded * bounded
-    value = bounded * _horner(coefficients[0], square) / _horner(coefficients[1], square)
-    return tirx.Select(x > _number(one), _number(1.0), tirx.Select(x < _number(-one), _number(-1.0), value))
+    def ratio(bounded: Any) -> Any:
+        return named(
+            bounded * bounded, lambda square: bounded * _horner(coefficients[0], square) / _horner(coefficients[1], square)
+        )
+
+    def limited(x: Any) -> Any:
+        value = named(_bounded(x, -limit, limit), ratio)
+        return tirx.Select(x > _number(one), _number(1.0), tirx.Select(x < _number(-one), _number(-1.0), value))
+
+    return named(x, limited)
 
 
 def _bounded(x: Any, low: float, high: float) -> Any:
     """`x` between bounds; by comparisons, which NaN passes."""
     return tirx.Select(x > _number(high), _number(high), tirx.Select(x < _number(low), _number(low), x))
+
+
+def named(value: Any, body: Callable[[Any], Any]) -> Any:
+    """`body` of a name for `value`, so that what repeats it repeats the name and not the expression."""
+    value = value if hasattr(value, "ty") else value.asobject()
+    name = tirx.Var("x", _dtype(value))
+    return tirx.Let(name, value, body(name))
 
 
 def _dtype(x: Any) -> str:

@@ -45,6 +45,7 @@ UNARY = {
     "relax.tanh": "tanh",
     **{f"relax.nn.{name}": name for name in ("silu", "gelu", "gelu_tanh")},
 }
+FUNCTIONS = set(UNARY.values()) - {"relu"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -312,6 +313,8 @@ def _absorb(site: Site, reader: Any) -> Site | None:
     if _sizes(reader.var) != _sizes(site.result) or reader.var.ty.dtype != site.result.ty.dtype:
         return None
     if name in UNARY:
+        if name != "relax.nn.relu" and any(step.op in FUNCTIONS for step in site.epilogue):
+            return None  # nested functions compile in time that grows exponentially
         steps = (Step(UNARY[name]),)
     elif (
         name == "relax.nn.prelu" and (slopes := _constant(call.args[1])) is not None and slopes.size == site.shape.channels_out

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
-from tvm import te, tirx
+import tvm_ffi
+from tvm import ir, te, tirx
 
 from reparam_compiler.lowering import elementary
 from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile, vector_step, whole_vectors
@@ -23,6 +24,8 @@ from reparam_compiler.lowering.target import VectorUnit
 SCHEDULED = "tirx.is_scheduled"
 OPAQUE = 8  # relax's OpPatternKind.kOpaque: FuseOps leaves the function alone
 SPATIAL, REDUCED = 0, 2  # IterVar types of a block's axes
+CHEAP = 16  # elements read, up to which an arithmetic expression may be computed more than once
+FREE_CALLS = ("tirx.if_then_else", "tirx.likely")
 SMALL = 4096  # elements below which starting threads costs more than it saves
 
 
@@ -191,7 +194,7 @@ ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
     "maximum": tirx.max,
     "minimum": tirx.min,
     "relu": tirx.max,  # with value 0
-    "prelu": lambda a, b: tirx.Select(a > 0, a, a * b),
+    "prelu": lambda a, b: elementary.named(a, lambda a: tirx.Select(a > 0, a, a * b)),
     "sigmoid": lambda a, b: elementary.sigmoid(a),
     "silu": lambda a, b: elementary.silu(a),
     "tanh": lambda a, b: elementary.tanh(a),
@@ -240,6 +243,13 @@ def generic_schedule(func: Any, unit: VectorUnit) -> Any:
 
     A function that the schedule primitives refuse (extern calls, symbolic shapes, sorting) keeps its plain loops.
     """
+    try:
+        return _scheduled(func, unit).with_attr(SCHEDULED, True)
+    except tvm.s_tir.ScheduleError:  # for one, it has no root block
+        return func.with_attr(SCHEDULED, True)
+
+
+def _scheduled(func: Any, unit: VectorUnit) -> Any:
     sch = tvm.s_tir.Schedule(func)
     _inline(sch)
     for block in sch.get_child_blocks(sch.get_sblock("root")):
@@ -249,17 +259,53 @@ def generic_schedule(func: Any, unit: VectorUnit) -> Any:
         except tvm.s_tir.ScheduleError:
             continue
         sch = trial
-    return sch.mod["main"].with_attr(SCHEDULED, True)
+    return sch.mod["main"]
 
 
 def _inline(sch: Any) -> None:
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        if _is_padding_of_a_sum(sch, block):
+        if _is_padding_of_a_sum(sch, block) or _is_repeated(sch, block):
             continue
         try:
             sch.compute_inline(block)
         except tvm.s_tir.ScheduleError:
             continue
+
+
+def _is_repeated(sch: Any, block: Any) -> bool:
+    """Whether inlining would compute a costly block more often than once an element, or nest two functions.
+
+    Of x sigmoid(x), which reads x twice, chains would grow as 2^n; and TVM's passes visit a function of a function repeatedly.
+    """
+    body = sch.get(block)
+    loads, functions = _read_by(body)
+    if len(loads) <= CHEAP and not functions:
+        return False
+    written, times = body.writes[0].source, 0
+    for reader in map(sch.get, sch.get_consumers(block)):
+        others, outer = _read_by(reader)
+        if functions and outer:
+            return True
+        times += sum(load.source.same_as(written) for load in others) * _iterations(reader)
+    return times > _iterations(body)
+
+
+def _read_by(block: Any) -> tuple[list[Any], list[Any]]:
+    """The elements that the body of a block reads, and the functions that it calls or holds."""
+    loads: list[Any] = []
+    functions: list[Any] = []
+
+    def call(node: Any) -> None:
+        if getattr(node.op, "name", "") not in FREE_CALLS:
+            functions.append(node)
+
+    walks = (ir.TensorLoad, loads.append), (tirx.Let, functions.append), (ir.Call, call)
+    tvm_ffi.structural_walk(block.body, walks)
+    return loads, functions
+
+
+def _iterations(block: Any) -> int:
+    return math.prod(int(axis.dom.extent) for axis in block.iter_vars)
 
 
 def _is_padding_of_a_sum(sch: Any, block: Any) -> bool:

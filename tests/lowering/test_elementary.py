@@ -15,7 +15,7 @@ pytest.importorskip("tvm")
 import tvm
 from tvm import te
 
-from reparam_compiler.lowering import compile, elementary
+from reparam_compiler.lowering import CompileOptions, compile, elementary
 from reparam_compiler.lowering.target import resolve
 
 pytestmark = pytest.mark.tvm
@@ -88,3 +88,17 @@ def test_in_a_conv_and_alone_they_are_what_torch_computes(name: str, channels: i
         expected: Any = model(x)
     for found, wanted in zip(compile(model, x).run(x), expected, strict=True):
         np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_conv", [True, False])
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.Sigmoid, nn.Tanh, nn.GELU, lambda: nn.GELU("tanh")])
+def test_chained_activations_grow_linearly(activation: Callable[[], nn.Module], with_conv: bool) -> None:
+    sizes = []
+    for count in (2, 5):
+        layers = [nn.Conv2d(8, 8, 3)] if with_conv else []
+        model, x = nn.Sequential(*layers, *(activation() for _ in range(count))).eval(), torch.randn(1, 8, 9, 7)
+        compiled = compile(model, x, options=CompileOptions(sources=("tir",)))
+        sizes.append(sum(map(len, map(str, compiled.listings.values()))))
+        with torch.no_grad():
+            np.testing.assert_allclose(compiled.run(x)[0], model(x).numpy(), rtol=1e-5, atol=2e-6)
+    assert sizes[1] <= 5 / 2 * sizes[0]
