@@ -5,6 +5,7 @@ import -> simplify -> NHWC -> convs to kernels -> legalize, fuse the rest -> sch
 
 import contextlib
 import importlib.metadata
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ from reparam_compiler.lowering.schedules_gpu_sites import convs_to_gpu_kernels
 from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
 
 DEFAULT_OPTIONS = CompileOptions()
+COMPILING = threading.RLock()
+"""Held while TVM imports, compiles or measures: its state, stderr and what an import patches are the whole process's."""
 
 
 def compile(
@@ -61,8 +64,9 @@ def compile(
     """
     resolved = resolve(target)
     records = check_readable(Path(database)) if database is not None else None
-    imported = to_relax(model, example_inputs, input_shapes=input_shapes)
-    return build(imported, resolved, records, options or DEFAULT_OPTIONS)
+    with COMPILING:
+        imported = to_relax(model, example_inputs, input_shapes=input_shapes)
+        return build(imported, resolved, records, options or DEFAULT_OPTIONS)
 
 
 def build(
@@ -71,7 +75,7 @@ def build(
     """The phases after import, for a resolved target."""
     watch = options.watch()
     try:
-        with target, quiet(), options.context(watch):
+        with COMPILING, target, quiet(), options.context(watch):
             module = lower(imported.module, target, records, options.max_error)
             with cuda_toolchain() if is_gpu(target) else contextlib.nullcontext():
                 library = tvm.compile(module, target=target, relax_pipeline=_vm_passes(target))

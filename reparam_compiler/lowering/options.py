@@ -54,7 +54,10 @@ class CompileOptions:
         """What to do where TVM fails to compile with these options."""
         if self.disabled_passes or self.pass_config:
             return "Compile it without disabled passes and pass settings (--disabled-pass, --pass-config)"
-        return "Please report the model: what TVM imports should compile"
+        return (
+            "It is a limit of TVM or a defect of this package: compile a smaller part of the model to find the op, or report "
+            "the model"
+        )
 
     def watch(self) -> "Watch":
         """An instrument for one compilation.

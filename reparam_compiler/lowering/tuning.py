@@ -39,7 +39,7 @@ from reparam_compiler.lowering.algorithms import (
     unroll_of,
 )
 from reparam_compiler.lowering.artifact import export_library, quiet
-from reparam_compiler.lowering.build import fused_cpu, prepared_cpu
+from reparam_compiler.lowering.build import COMPILING, fused_cpu, prepared_cpu
 from reparam_compiler.lowering.importer import to_relax
 from reparam_compiler.lowering.kernels import Site, find_sites, kernel_of
 from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
@@ -102,8 +102,8 @@ def tune(
         raise LoweringError(f"tune: found trials={trials}, repeat={repeat}, number={number}; expected 1 or more of each")
     folder = Path(database)
     prepare(folder)
-    imported = to_relax(model, example_inputs, input_shapes=input_shapes)
-    with _bar(progress, trials) as advance, _without_intrinsics(), resolved, quiet():
+    with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), resolved, quiet():
+        imported = to_relax(model, example_inputs, input_shapes=input_shapes)
         prepared = prepared_cpu(imported.module)
         sites = _distinct(find_sites(prepared["main"]))
         config = meta_schedule.runner.EvaluatorConfig(number, repeat, 0, enable_cpu_cache_flush=True)
