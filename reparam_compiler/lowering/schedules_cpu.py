@@ -279,8 +279,8 @@ def _is_repeated(sch: Any, block: Any) -> bool:
     """
     body = sch.get(block)
     loads, functions = _read_by(body)
-    if len(loads) <= CHEAP and not functions:
-        return False
+    if not body.writes or (len(loads) <= CHEAP and not functions):
+        return False  # opaque, as of a sort, or cheap
     written, times = body.writes[0].source, 0
     for reader in map(sch.get, sch.get_consumers(block)):
         others, outer = _read_by(reader)
@@ -321,7 +321,7 @@ def _schedule_block(sch: Any, block: Any, unit: VectorUnit) -> None:
     kinds = [int(axis.iter_type) for axis in sch.get(block).iter_vars]
     spatial = [loop for loop, kind in zip(loops, kinds, strict=False) if kind == SPATIAL]
     reduced = [loop for loop, kind in zip(loops, kinds, strict=False) if kind == REDUCED]
-    if len(loops) != len(kinds) or len(spatial) + len(reduced) != len(kinds) or not spatial:
+    if len(loops) != len(kinds) or len(spatial) + len(reduced) != len(kinds) or not spatial or not sch.get(block).writes:
         return
     extents = [int(sch.get(loop).extent) for loop in loops]
     lanes = unit.lanes(str(sch.get(block).writes[0].source.dtype))
