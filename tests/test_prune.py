@@ -62,6 +62,19 @@ def test_a_budget_is_met_and_hardly_more(kind: str, limit: str, tmp_path: Path) 
         assert report.after.params / report.before.params == pytest.approx(share)
 
 
+@pytest.mark.parametrize("quality", ["fast", "standard", "high"])
+def test_every_frontend_keeps_the_same_channels(quality: Any, tmp_path: Path) -> None:
+    kept = []
+    for kind in ("module", "fx", "export", "onnx"):
+        inputs = (X,) if kind in ("module", "fx") else None
+        options: dict[str, Any] = {"ratio": 0.4, "quality": quality, "calibration": CALIBRATION, "return_report": True}
+        _, report = reparam_compiler.prune(native(kind, tmp_path), inputs, **options)
+        families = report.manifest.families.values()
+        kept.append([sorted(tuple(indices) for indices in family.layers.values()) for family in families])
+    assert all(family.after < family.before for family in families)
+    assert kept[1:] == [kept[0]] * 3
+
+
 def test_a_budget_of_latency_is_measured_by_what_it_is_given() -> None:
     widths: list[int] = []
 
