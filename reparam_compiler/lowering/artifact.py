@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -43,6 +44,8 @@ if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no mo
 
     Array = Shaped[np.ndarray, "..."]
 
+STDERR = threading.RLock()
+"""Held while stderr is redirected: the descriptor is the process's, and two threads that swap it would leave it swapped."""
 DEVICES = {"llvm": "cpu", "cuda": "cuda"}
 
 
@@ -382,7 +385,7 @@ def quiet() -> Iterator[None]:
     They come from the library's own logger at warning level, below Python; what anything else writes passes.
     """
     os_stderr = 2
-    with tempfile.TemporaryFile() as caught:
+    with STDERR, tempfile.TemporaryFile() as caught:
         try:
             saved = os.dup(os_stderr)
         except OSError:  # no stderr at all: nothing to quiet
