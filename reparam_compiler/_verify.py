@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree
 
 from reparam_compiler.equivalence import difference
-from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError
+from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError, class_and_line
 from reparam_compiler.frontends.torch_values import deep_copy, dtype_word
 from reparam_compiler.runs import Outputs, coarsest, leaves
 
@@ -114,8 +114,7 @@ def _first_run(
     except ImportError:
         raise
     except Exception as refusal:  # whatever the caller's code raises on these inputs
-        line = next((line.strip() for line in str(refusal).splitlines() if line.strip()), "")
-        raise UnsupportedModelError(f"{type(refusal).__name__}: {line}") from refusal
+        raise UnsupportedModelError(class_and_line(refusal)) from refusal
 
     def again() -> Outputs:
         with torch.random.fork_rng(devices=[]):

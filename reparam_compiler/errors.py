@@ -1,4 +1,4 @@
-"""What the library raises, and nothing else.
+"""What the library raises, and how it quotes what others raise.
 
     ReparamError
     ├── UnsupportedModelError        no frontend takes this model, or it holds something that cannot be read
@@ -67,3 +67,14 @@ class LoweringError(ReparamError):
 
 class TvmMissingError(LoweringError):
     """apache-tvm is not installed: `pip install 'reparam_compiler[tvm]'`."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that is not blank, for messages that pass it on; its class where there is none."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def class_and_line(error: BaseException) -> str:
+    """ "ValueError: the first line", without what ends a sentence; the class alone where there is no text."""
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}".rstrip(".: ")

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.errors import UnsupportedModelError, first_line
 
 MODEL = re.compile(r"models/(?P<name>[\w-]+)\.json")
 SAMPLES = re.compile(r"data/sample_inputs/[\w-]+\.pt")
@@ -68,7 +68,7 @@ def check(data: bytes, file: str) -> None:
         records = [str(name) for name in reader.get_all_records()]
         listed = sorted(name.partition("/")[2] for name in zipfile.ZipFile(io.BytesIO(data)).namelist())
     except (RuntimeError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UnsupportedModelError(f"{file}: found no archive of torch.export.save ({_first_line(error)})") from error
+        raise UnsupportedModelError(f"{file}: found no archive of torch.export.save ({first_line(error)})") from error
     if listed != sorted(records) or len({name.lower() for name in records}) < len(records):
         raise refusal(file, "the archive", "its two lists of records differ, or it has one record twice")
     for record in records:
@@ -94,7 +94,7 @@ def _json(data: bytes, file: str, record: str) -> Any:
     try:
         return json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise refusal(file, record, f"it is no JSON ({_first_line(error)})") from error
+        raise refusal(file, record, f"it is no JSON ({first_line(error)})") from error
 
 
 def _check_samples(data: bytes, file: str, record: str) -> None:
@@ -222,7 +222,3 @@ def _is_plain_tree(spec: Any) -> bool:
     keys = context if isinstance(context, list) else [] if context is None else [context]
     words = all(isinstance(key, int) or (isinstance(key, str) and key.isidentifier()) for key in keys)
     return spec["type"] in TREES and words and all(map(_is_plain_tree, spec["children_spec"]))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ import tarfile
 from pathlib import Path
 from typing import Any, Literal
 
-from reparam_compiler.errors import LoweringError
+from reparam_compiler.errors import LoweringError, first_line
 
 Format = Literal["tar", "so"]
 
@@ -106,7 +106,7 @@ def _read_tar(path: Path) -> tuple[dict[str, Any], bytes]:
             manifest = _checked(json.loads(_member(archive, MANIFEST)), path)
             library = _member(archive, LIBRARY)
     except (tarfile.TarError, EOFError, KeyError, TypeError, ValueError) as refusal:
-        reason = next((line.strip() for line in str(refusal).splitlines() if line.strip()), type(refusal).__name__)
+        reason = first_line(refusal)
         raise LoweringError(f"{path}: found a truncated or foreign file ({reason}); {ADVICE}") from refusal
     if hashlib.sha256(library).hexdigest() != manifest.get("sha256"):
         raise LoweringError(f"{path}: the library in it is damaged (its SHA-256 is not the manifest's); {ADVICE}")

@@ -22,7 +22,7 @@ import tvm
 from tvm.runtime.vm import VirtualMachine
 from tvm.support import cc
 
-from reparam_compiler.errors import LoweringError
+from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.archive import (
     ADVICE,
     FORMAT,
@@ -321,7 +321,7 @@ def load(path: str | os.PathLike[str]) -> Executable:
                 module = tvm.runtime.load_module(str(file))
         except (RuntimeError, OSError, ValueError) as refusal:
             raise LoweringError(
-                f"{path}: the library in it cannot be loaded here: {_first_line(refusal)}. It was compiled for "
+                f"{path}: the library in it cannot be loaded here: {first_line(refusal)}. It was compiled for "
                 f"{written_for}; compile it again for this machine"
             ) from refusal
     made = assemble(module, specs["inputs"], specs["outputs"], written_for, kernels, written_by)
@@ -375,7 +375,7 @@ def export_library(
         advice = "A C++ compiler (g++ or clang++) must be on PATH"
         if triple and triple.partition("-")[0] != here.partition("-")[0]:
             advice = f"For {triple} name a compiler that links it: --cross-compiler {triple}-g++ (save(compiler=…))"
-        raise LoweringError(f"save: linking the library failed: {_first_line(refusal)}. {advice}") from refusal
+        raise LoweringError(f"save: linking the library failed: {first_line(refusal)}. {advice}") from refusal
 
 
 @contextlib.contextmanager
@@ -446,7 +446,3 @@ def _tensor(array: Any, spec: TensorSpec, device: Any) -> Any:
             f"{spec.name}: found dtype {found.dtype}; expected {spec.dtype}. Convert it: array.astype({spec.dtype!r})"
         )
     return tvm.runtime.tensor(np.asarray(found, order="C"), device)  # ascontiguousarray raises the rank of a scalar
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -18,7 +18,7 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 from tvm.relax.backend.cuda import pipeline as cuda_pipeline
 from tvm.s_tir import meta_schedule
 
-from reparam_compiler.errors import LoweringError
+from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.algorithms import candidates
 from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
 from reparam_compiler.lowering.cubin import cuda_toolchain
@@ -82,9 +82,8 @@ def build(
     except LoweringError:
         raise
     except Exception as refusal:  # TVM's passes raise InternalError, TypeError, ScheduleError …
-        text = next((line.strip() for line in str(refusal).splitlines() if line.strip()), "")
         raise LoweringError(
-            f"main: TVM could not compile the imported model for {describe(target)}: {type(refusal).__name__}: {text}. "
+            f"main: TVM could not compile the imported model for {describe(target)}: {class_and_line(refusal)}. "
             f"{options.advice}"
         ) from refusal
     kernels = tuple(_kernels(module))

@@ -24,7 +24,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from reparam_compiler.errors import LoweringError, UnsupportedModelError
+from reparam_compiler.errors import LoweringError, UnsupportedModelError, class_and_line
 from reparam_compiler.lowering.artifact import TensorSpec, quiet
 from reparam_compiler.lowering.import_dtypes import own_dtypes
 
@@ -144,7 +144,7 @@ def _read_onnx(path: Path) -> Any:
     try:
         return onnx.load(path)
     except Exception as refusal:  # protobuf's DecodeError is not importable by a stable name
-        raise UnsupportedModelError(f"{path}: onnx cannot read it: {_reason(refusal)}") from refusal
+        raise UnsupportedModelError(f"{path}: onnx cannot read it: {class_and_line(refusal)}") from refusal
 
 
 def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
@@ -168,7 +168,7 @@ def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
             return torch.export.export(model, tuple(example_inputs))
     except Exception as refusal:  # torch.export raises whatever the traced code raises
         raise LoweringError(
-            f"{type(model).__name__}: torch.export refuses it: {_reason(refusal)}. Check example_inputs, or pass an "
+            f"{type(model).__name__}: torch.export refuses it: {class_and_line(refusal)}. Check example_inputs, or pass an "
             "ExportedProgram or an ONNX model"
         ) from refusal
 
@@ -293,8 +293,8 @@ def _importing(kind: str) -> Iterator[None]:
             gc.collect()  # a half-built function complains on stderr when it is freed: here, where that is quiet
             named = ", ".join(nodes[:3]) + (f" and {len(nodes) - 3} more" if len(nodes) > 3 else "")
             raise LoweringError(
-                f"{named or 'main'}: the {kind} importer of TVM {tvm.__version__} refuses it: {_reason(refusal)}. Expected "
-                "only ops that it imports; rewrite that op in the model, or cut the model before it"
+                f"{named or 'main'}: the {kind} importer of TVM {tvm.__version__} refuses it: {class_and_line(refusal)}. "
+                "Expected only ops that it imports; rewrite that op in the model, or cut the model before it"
             ) from refusal
 
 
@@ -324,8 +324,3 @@ def _named(node: Any) -> str:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     layer = f", in {stack[-1][0]}" if stack and stack[-1][0] else ""
     return f"{node.name} ({node.target}{layer})"
-
-
-def _reason(error: BaseException) -> str:
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {text}".rstrip(".: ")

@@ -28,7 +28,7 @@ from tvm.target.codegen import (
     llvm_get_vector_width,
 )
 
-from reparam_compiler.errors import LoweringError
+from reparam_compiler.errors import LoweringError, first_line
 
 TargetLike: TypeAlias = str | Mapping[str, Any] | Any | None  # Any: a tvm.target.Target
 
@@ -85,7 +85,9 @@ def resolve(target: TargetLike) -> Target:
     try:
         resolved = Target(config)
     except (ValueError, TypeError, RuntimeError) as refusal:
-        raise LoweringError(f"target: TVM refuses {target!r}: {_reason(refusal)}. Expected {ACCEPTED}") from refusal
+        raise LoweringError(
+            f"target: TVM refuses {target!r}: {first_line(refusal).rstrip('.')}. Expected {ACCEPTED}"
+        ) from refusal
     return _checked(resolved)
 
 
@@ -204,7 +206,3 @@ def _checked(target: Target) -> Target:
         if not arch.startswith("sm_") or not arch[3:5].isdigit():
             raise LoweringError(f"target: arch {arch!r} is no CUDA architecture; expected one like {DEFAULT_ARCH!r}")
     return target
-
-
-def _reason(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
