@@ -17,6 +17,8 @@ from reparam_compiler.core.winograd import Transform
 from reparam_compiler.lowering.algorithms import Algorithm, ConvShape, Winograd
 
 SAMPLES = 16
+MAX_ERROR = 1e-4
+"""The error that an algorithm may have on a layer's weights unless the caller says otherwise."""
 Tiles = Float[np.ndarray, "nh nw G samples K"]
 
 

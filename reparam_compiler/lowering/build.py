@@ -19,13 +19,14 @@ from tvm.relax.backend.cuda import pipeline as cuda_pipeline
 from tvm.s_tir import meta_schedule
 
 from reparam_compiler.errors import LoweringError, class_and_line
+from reparam_compiler.lowering.accuracy import MAX_ERROR
 from reparam_compiler.lowering.algorithms import candidates
 from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
 from reparam_compiler.lowering.cubin import cuda_toolchain
 from reparam_compiler.lowering.cuda_graphs import with_cuda_graphs
 from reparam_compiler.lowering.elementary import legalizations
 from reparam_compiler.lowering.importer import Imported, to_relax
-from reparam_compiler.lowering.kernels import ALGORITHM, ERROR, FLOPS, MAX_ERROR, AlgorithmRule, convs_to_kernels
+from reparam_compiler.lowering.kernels import AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.layout import channels_last, simplify
 from reparam_compiler.lowering.memory import memory_plan
 from reparam_compiler.lowering.options import CompileOptions, sources_of
@@ -33,6 +34,7 @@ from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, RecordedAlgo
 from reparam_compiler.lowering.schedules_cpu import schedule_rest
 from reparam_compiler.lowering.schedules_gpu import schedule_gpu
 from reparam_compiler.lowering.schedules_gpu_sites import convs_to_gpu_kernels
+from reparam_compiler.lowering.sites import ALGORITHM, ERROR, FLOPS
 from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
 
 DEFAULT_OPTIONS = CompileOptions()

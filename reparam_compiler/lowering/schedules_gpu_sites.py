@@ -2,24 +2,21 @@
 
     conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(kernel, x, packed W, b, residual)
 
-The sites are those of `kernels.find_sites`. Weights are packed in numpy, once, so that a tile's columns are contiguous and
+The sites are those of `sites.find_sites`. Weights are packed in numpy, once, so that a tile's columns are contiguous and
 no tile needs a guard on them:
 
     O kh kw Ig -> [pieces G, K'/pieces, O']   zero rows and columns up to whole tiles        implicit GEMM
     O kh kw Ig -> [kh, kw, Ig, O]                                                          few channels a group
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.relax.expr_functor import mutator
 
-from reparam_compiler.lowering.accuracy import measured_error
+from reparam_compiler.lowering.accuracy import MAX_ERROR, measured_error
 from reparam_compiler.lowering.algorithms import ConvShape, Step, Winograd
-from reparam_compiler.lowering.kernels import ALGORITHM, ERROR, FLOPS, MAX_ERROR, Site, find_sites
 from reparam_compiler.lowering.schedules_gpu_conv import SUMS, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
 from reparam_compiler.lowering.schedules_gpu_grouped import gpu_grouped_conv, is_narrow
 from reparam_compiler.lowering.schedules_gpu_tensor import tensor_conv, tensor_partial_conv
@@ -33,8 +30,7 @@ from reparam_compiler.lowering.schedules_gpu_winograd import (
     transformed_weights,
     winograd_gemm,
 )
-
-Weights = Shaped[np.ndarray, "..."]
+from reparam_compiler.lowering.sites import Site, SiteRewriter, Weights, find_sites, rewritten
 
 DTYPES = ("float32", "float16")
 FEW_ROWS = 16  # rows of a dense layer below which a matrix-vector kernel reads the weights as fast and wastes no tile
@@ -48,12 +44,7 @@ def convs_to_gpu_kernels(module: Any, target: Any, max_error: float = MAX_ERROR)
     sites = [site for site in find_sites(module["main"], DTYPES) if not _is_vector(site)]
     if not sites:
         return module
-    rewriter = ConvsToGpuKernels(module, sites, Chip.of(str(target.attrs["arch"])), max_error)
-    rewriter.builder_.update_func(module.get_global_var("main"), rewriter.visit_expr(module["main"]))
-    module = relax.transform.DeadCodeElimination()(rewriter.builder_.get())
-    for variable, error in rewriter.errors.items():
-        module.update_func(variable, module[variable].with_attr(ERROR, error))
-    return module
+    return rewritten(module, ConvsToGpuKernels(module, sites, Chip.of(str(target.attrs["arch"])), max_error))
 
 
 def pack_gemm(weight: Weights, shape: ConvShape, tile: GpuTile) -> Weights:
@@ -78,46 +69,28 @@ def gemm_name(shape: ConvShape, tile: GpuTile) -> str:
 
 
 @mutator
-class ConvsToGpuKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
-    """Emits the kernel calls of a site, and drops the bindings that the site absorbed."""
+class ConvsToGpuKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
+    """One kernel call a site, or several."""
 
     def __init__(self, module: Any, sites: list[Site], chip: Chip, max_error: float) -> None:
-        super().__init__(module)
+        super().__init__(module, sites)
         self.chip = chip
         self.max_error = max_error
-        self.errors: dict[Any, float] = {}
-        self.by_result = {site.result: site for site in sites}
-        self.absorbed = {variable for site in sites for variable in site.absorbed}
-        self.kernels: dict[tuple[Any, ...], Any] = {}
 
-    def visit_var_binding_(self, binding: Any) -> None:
-        if binding.var in self.absorbed:
-            return
-        site = self.by_result.get(binding.var)
-        if site is None:
-            super().visit_var_binding_(binding)
-            return
-        result = relax.op.reshape(self._kernel_calls(site), site.result.ty.shape)
-        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
-        self.set_var_remap(binding.var, emit(result))
-
-    def _kernel_calls(self, site: Site) -> Any:
-        shape = site.shape
-        data = self._shaped(self.visit_expr(site.data), (shape.batch, shape.height, shape.width, shape.channels_in))
+    def calls(self, site: Site) -> Any:
+        shape, data = site.shape, self.data(site)
         if is_narrow(shape):
             return self._narrow(site, data)
         winograd = self._winograd(site)
         if winograd is not None:
             return self._three_kernels(site, *winograd, data)
         flat = (shape.pixels, shape.groups, shape.group_out)
-        return self._gemm(site, shape, data, site.weight, site.epilogue, self._operands(site, flat))
+        return self._gemm(site, shape, data, site.weight, site.epilogue, self.operands(site, flat))
 
     def _narrow(self, site: Site, data: Any) -> Any:
         shape, steps, flat = site.shape, site.epilogue, (site.shape.pixels, site.shape.groups, site.shape.group_out)
-        kernel = self._kernel(site, (shape, steps), lambda: gpu_grouped_conv(shape, steps), "direct")
-        return self._call(
-            kernel, [data, relax.const(pack_grouped(site.weight)), *self._operands(site, flat)], flat, shape.dtype
-        )
+        kernel = self.kernel(site, (shape, steps), lambda: gpu_grouped_conv(shape, steps), "direct")
+        return self.call(kernel, [data, relax.const(pack_grouped(site.weight)), *self.operands(site, flat)], flat, shape.dtype)
 
     def _winograd(self, site: Site) -> tuple[Winograd, float] | None:
         """The cheapest form that is estimated to beat the GEMM and is within the bound on the site's weights, and its error."""
@@ -132,26 +105,26 @@ class ConvsToGpuKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
         shape, steps, gemm = site.shape, site.epilogue, winograd_gemm(site.shape, form)
         height, width = form.transforms(shape)
         spread = (gemm.pixels, height.size, width.size)
-        transform = self._kernel(site, ("in", shape, form), lambda: gpu_winograd_input(shape, form), "", "_input")
-        source = self._call(transform, [data], (*spread, shape.channels_in), shape.dtype)
-        source = self._shaped(source, (gemm.batch, 1, 1, gemm.channels_in))
+        transform = self.kernel(site, ("in", shape, form), lambda: gpu_winograd_input(shape, form), suffix="_input")
+        source = self.call(transform, [data], (*spread, shape.channels_in), shape.dtype)
+        source = self.shaped(source, (gemm.batch, 1, 1, gemm.channels_in))
         weight = transformed_weights(site.weight, shape, form)
         products = self._gemm(site, gemm, source, weight, (), [], str(form), error)
         channels = (shape.groups, shape.group_out)
-        products = self._shaped(products, (*spread, *channels))
+        products = self.shaped(products, (*spread, *channels))
         size = (shape.batch, shape.out_height, shape.out_width, *channels)
-        operands = self._operands(site, size)
+        operands = self.operands(site, size)
         if shape.dilation == (1, 1):
-            last = self._kernel(
-                site, ("out", shape, form, steps), lambda: gpu_winograd_output(shape, form, steps), "", "_output"
+            last = self.kernel(
+                site, ("out", shape, form, steps), lambda: gpu_winograd_output(shape, form, steps), suffix="_output"
             )
-            return self._call(last, [products, *operands], size, shape.dtype)
-        back = self._kernel(site, ("sums", shape, form), lambda: gpu_winograd_sums(shape, form), "", "_output")
-        sums = self._call(back, [products], (gemm.pixels, *form.outputs, *channels), shape.dtype)
-        place = self._kernel(
-            site, ("place", shape, form, steps), lambda: gpu_winograd_placed(shape, form, steps), "", "_placed"
+            return self.call(last, [products, *operands], size, shape.dtype)
+        back = self.kernel(site, ("sums", shape, form), lambda: gpu_winograd_sums(shape, form), suffix="_output")
+        sums = self.call(back, [products], (gemm.pixels, *form.outputs, *channels), shape.dtype)
+        place = self.kernel(
+            site, ("place", shape, form, steps), lambda: gpu_winograd_placed(shape, form, steps), suffix="_placed"
         )
-        return self._call(place, [sums, *operands], size, shape.dtype)
+        return self.call(place, [sums, *operands], size, shape.dtype)
 
     def _gemm(
         self,
@@ -172,46 +145,15 @@ class ConvsToGpuKernels(PyExprMutator):  # type: ignore[misc, unused-ignore]
         size = (shape.pixels, shape.groups, shape.group_out)
         if tile.pieces == 1:
             whole = tensor_conv if half else gpu_conv
-            kernel = self._kernel(site, (shape, steps, tile), lambda: whole(shape, tile, steps), algorithm, error=error)
-            return self._call(kernel, [data, packed, *operands], size, shape.dtype)
+            kernel = self.kernel(site, (shape, steps, tile), lambda: whole(shape, tile, steps), algorithm, error=error)
+            return self.call(kernel, [data, packed, *operands], size, shape.dtype)
         part = tensor_partial_conv if half else gpu_partial_conv
-        kernel = self._kernel(site, (shape, tile), lambda: part(shape, tile), algorithm, error=error)
+        kernel = self.kernel(site, (shape, tile), lambda: part(shape, tile), algorithm, error=error)
         rows, columns, _ = tile.padded(shape)
-        sums = self._call(kernel, [data, packed], (tile.pieces * shape.groups, rows, columns), SUMS)
+        sums = self.call(kernel, [data, packed], (tile.pieces * shape.groups, rows, columns), SUMS)
         key = ("add", *size, shape.dtype, steps, tile)
-        add = self._kernel(site, key, lambda: gpu_sum_of_pieces(shape, tile, steps), "", "_sum")
-        return self._call(add, [sums, *operands], size, shape.dtype)
-
-    def _kernel(
-        self, site: Site, key: Any, make: Callable[[], Any], algorithm: str, suffix: str = "", error: float | None = None
-    ) -> Any:
-        """The kernel of that key, made once however often it is called; `algorithm` marks the one that multiplies."""
-        if key not in self.kernels:
-            func = make()
-            if algorithm:
-                func = func.with_attrs({ALGORITHM: algorithm, FLOPS: 2 * site.shape.macs})
-            self.kernels[key] = self.builder_.add_func(func, f"{site}{suffix}")
-        kernel = self.kernels[key]
-        if error is not None:
-            self.errors[kernel] = max(error, self.errors.get(kernel, 0.0))
-        return kernel
-
-    def _call(self, kernel: Any, arguments: list[Any], size: tuple[int, ...], dtype: str) -> Any:
-        return self.builder_.emit(relax.call_tir(kernel, arguments, relax.TensorType(size, dtype)))
-
-    def _operands(self, site: Site, size: tuple[int, ...]) -> list[Any]:
-        """What the epilogue reads: arrays as constants, tensors in the shape `size` of the kernel's output."""
-        return [
-            relax.const(operand, site.shape.dtype)
-            if isinstance(operand, np.ndarray)
-            else self._shaped(self.visit_expr(operand), size)
-            for operand in site.operands
-        ]
-
-    def _shaped(self, value: Any, shape: tuple[int, ...]) -> Any:
-        if [int(size) for size in value.ty.shape.values] == list(shape):
-            return value
-        return self.builder_.emit(relax.op.reshape(value, shape))
+        add = self.kernel(site, key, lambda: gpu_sum_of_pieces(shape, tile, steps), suffix="_sum")
+        return self.call(add, [sums, *operands], size, shape.dtype)
 
 
 def _is_vector(site: Site) -> bool:

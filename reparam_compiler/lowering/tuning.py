@@ -41,9 +41,10 @@ from reparam_compiler.lowering.algorithms import (
 from reparam_compiler.lowering.artifact import export_library, quiet
 from reparam_compiler.lowering.build import COMPILING, fused_cpu, prepared_cpu
 from reparam_compiler.lowering.importer import to_relax
-from reparam_compiler.lowering.kernels import Site, find_sites, kernel_of
+from reparam_compiler.lowering.kernels import kernel_of
 from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
 from reparam_compiler.lowering.schedules_cpu import SCHEDULED
+from reparam_compiler.lowering.sites import Site, find_sites
 from reparam_compiler.lowering.target import TargetLike, VectorUnit, describe, is_gpu, resolve, vector_unit
 
 ORDERS: tuple[Order, ...] = ("weights", "pixels")
