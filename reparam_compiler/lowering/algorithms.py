@@ -77,6 +77,11 @@ class ConvShape:
         return self.groups > 1 and self.group_in == 1 and self.group_out == 1
 
     @property
+    def phase_taps(self) -> tuple[int, int]:
+        """Taps, down and across, of the kernel of one phase of the input: all of them at stride 1."""
+        return -(-self.kernel[0] // self.stride[0]), -(-self.kernel[1] // self.stride[1])
+
+    @property
     def pointwise(self) -> bool:
         """One tap that reads every pixel, or a dense layer: a GEMM as it stands."""
         return self.kernel == self.stride == (1, 1) and not any(self.padding)
@@ -104,9 +109,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """The knobs of the direct form.
+    """The knobs of a GEMM.
 
-    rows: mr, pixels of a tile. columns: nr, channels of a tile.
+    rows: mr, pixels of a tile, or Winograd's tiles. columns: nr, channels of a tile.
     unroll: steps of k written out.
     order: what stays in cache while the other moves: a column tile's weights, or a row tile's pixels.
     """
@@ -121,7 +126,7 @@ class Tile:
         return -(-shape.group_out // self.columns)
 
     def padded_pixels(self, shape: ConvShape) -> int:
-        return -(-shape.pixels // self.rows) * self.rows
+        return round_up(shape.pixels, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +158,7 @@ class Winograd:
 
     def transforms(self, shape: ConvShape) -> tuple[Transform, Transform]:
         """Those of the rows and of the columns: of a strided kernel, one phase."""
-        taps = (-(-size // step) for size, step in zip(shape.kernel, shape.stride, strict=True))
-        height, width = map(transform, self.outputs, taps)
+        height, width = map(transform, self.outputs, shape.phase_taps)
         return height, width
 
     def grid(self, shape: ConvShape) -> tuple[int, int]:
@@ -216,7 +220,7 @@ def candidates(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
     found: list[Algorithm] = [Direct(choose_tile(shape, unit))]
     split = [size > 1 for size in shape.kernel]
     if any(split) and not shape.depthwise and (shape.stride == (1, 1) or shape.dilation == (1, 1)):
-        taps = [-(-size // step) for size, step in zip(shape.kernel, shape.stride, strict=True)]
+        taps = shape.phase_taps
         for outputs in OUTPUTS:
             down, across = (outputs if axis else 1 for axis in split)
             if max(down + taps[0], across + taps[1]) - 1 <= LONGEST:
@@ -233,8 +237,8 @@ def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
     else:
         height, width = algorithm.transforms(shape)
         points = height.size * width.size
-        read = math.prod(shape.stride) * whole_vectors(shape.channels_in, lanes)
-        written = shape.groups * whole_vectors(shape.group_out, lanes)
+        read = math.prod(shape.stride) * round_up(shape.channels_in, lanes)
+        written = shape.groups * round_up(shape.group_out, lanes)
         vectors = algorithm.tiles(shape) * (read + written) // lanes
         transforms = TRANSFORM * (height.size + width.size) ** 2 * points * vectors
         arithmetic = points * tile_cycles(gemm, tile, unit) + transforms
@@ -243,9 +247,9 @@ def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
     return arithmetic + weights / COLD_BYTES
 
 
-def whole_vectors(width: int, lanes: int) -> int:
-    """`width`, up to whole vectors."""
-    return -(-width // lanes) * lanes
+def round_up(size: int, multiple: int) -> int:
+    """The smallest multiple that holds `size`."""
+    return -(-size // multiple) * multiple
 
 
 def vector_step(width: int, lanes: int) -> int:

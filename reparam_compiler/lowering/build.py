@@ -116,11 +116,9 @@ def lower_gpu(module: Any, target: Any, max_error: float = MAX_ERROR) -> Any:
 
 def lower_cpu(module: Any, target: Any, records: Path | None = None, max_error: float = MAX_ERROR) -> Any:
     """The phases for a CPU: NHWC inside, convs by the recipes, a schedule by rule for what is left."""
-    if records is None:
-        return schedule_rest(fused_cpu(prepared_cpu(module), target, max_error=max_error), vector_unit(target))
-    rule = RecordedAlgorithms(read_convs(records), describe(target))
+    rule = candidates if records is None else RecordedAlgorithms(read_convs(records), describe(target))
     module = fused_cpu(prepared_cpu(module), target, rule, max_error=max_error)
-    if (records / SCHEDULES).is_file():
+    if records is not None and (records / SCHEDULES).is_file():
         with meta_schedule.database.JSONDatabase(str(records / WORKLOADS), str(records / SCHEDULES)):
             module = relax.transform.MetaScheduleApplyDatabase()(module)
     return schedule_rest(module, vector_unit(target))

@@ -18,7 +18,7 @@ import tvm_ffi
 from tvm import ir, te, tirx
 
 from reparam_compiler.lowering import elementary
-from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile, vector_step, whole_vectors
+from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile, round_up, vector_step
 from reparam_compiler.lowering.target import VectorUnit
 
 SCHEDULED = "tirx.is_scheduled"
@@ -118,7 +118,7 @@ def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit)
 
 def depthwise_columns(shape: ConvShape, unit: VectorUnit) -> int:
     """C': the channels of a depthwise conv, padded to whole vectors."""
-    return whole_vectors(shape.channels_out, unit.lanes(shape.dtype))
+    return round_up(shape.channels_out, unit.lanes(shape.dtype))
 
 
 def finished(func: Any) -> Any:

@@ -11,7 +11,7 @@ A block of threads computes `rows x columns` of one group in steps of `depth`, a
 import math
 from dataclasses import dataclass, replace
 
-from reparam_compiler.lowering.algorithms import ConvShape
+from reparam_compiler.lowering.algorithms import ConvShape, round_up
 
 L2_BYTES = 32  # bytes a cycle that one multiprocessor gets from L2
 DRAM_BYTES = 12  # bytes a cycle that one multiprocessor gets from memory: 1.5-3 TB/s over 108-132 of them at 1.2-1.8 GHz
@@ -73,7 +73,7 @@ class GpuTile:
         """Pixels, channels of a group, and k, each rounded up to whole tiles (and k to whole pieces)."""
         depth = self.depth * self.pieces
         k = shape.kernel[0] * shape.kernel[1] * shape.group_in
-        return _up(shape.pixels, self.rows), _up(shape.group_out, self.columns), _up(k, depth)
+        return round_up(shape.pixels, self.rows), round_up(shape.group_out, self.columns), round_up(k, depth)
 
     def blocks(self, shape: ConvShape) -> int:
         """Blocks of threads that one piece of a conv takes."""
@@ -150,7 +150,3 @@ def _density(tile: GpuTile, tensor_cores: bool) -> float:
     unit = 16 if tensor_cores else 4
     a, b = tile.thread_rows / unit, tile.thread_columns / unit
     return a * b / (a * b + (a + b) / (2 if tensor_cores else 4))
-
-
-def _up(size: int, multiple: int) -> int:
-    return math.ceil(size / multiple) * multiple

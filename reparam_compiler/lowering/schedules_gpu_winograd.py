@@ -19,9 +19,9 @@ from tvm import te, tirx
 
 from reparam_compiler.core import winograd
 from reparam_compiler.lowering.algorithms import ConvShape, Step, Tile, Winograd
-from reparam_compiler.lowering.schedules_cpu import epilogue_operands, epilogue_value, finished
+from reparam_compiler.lowering.schedules_cpu import finished
 from reparam_compiler.lowering.schedules_gpu_tiles import DRAM_BYTES, LAUNCH, Chip, choose_gpu_tile, gpu_cycles
-from reparam_compiler.lowering.schedules_winograd import matrix_element
+from reparam_compiler.lowering.schedules_winograd import matrix_element, placed, source_pixel, tile_sums
 
 THREADS = 128
 MARGIN = 0.85  # of the GEMM's estimate that a form must stay below: the counts are rough, and three kernels are not one
@@ -73,14 +73,10 @@ def transformed_weights(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvSha
 def gpu_winograd_input(shape: ConvShape, form: Winograd) -> Any:
     """The PrimFunc of the input's transform: x `N H W C` -> `tiles nh nw C`."""
     height, width = form.transforms(shape)
-    (rows, columns), (lattice_h, lattice_w) = form.grid(shape), shape.dilation
     x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), shape.dtype, "x")
 
     def pixel(t: Any, a: Any, b: Any, c: Any) -> Any:
-        lattice = t // (rows * columns)
-        image = lattice // (lattice_h * lattice_w)
-        y = lattice // lattice_w % lattice_h + lattice_h * (t // columns % rows * height.outputs + a) - shape.padding[0]
-        z = lattice % lattice_w + lattice_w * (t % columns * width.outputs + b) - shape.padding[1]
+        image, y, z = source_pixel(shape, form, t, a, b, 0)
         inside = tirx.all(y >= 0, y < shape.height, z >= 0, z < shape.width)
         return tirx.if_then_else(inside, x[image, y, z, c], tirx.const(0, shape.dtype))
 
@@ -99,8 +95,8 @@ def gpu_winograd_input(shape: ConvShape, form: Winograd) -> Any:
 
 def gpu_winograd_output(shape: ConvShape, form: Winograd, epilogue: Sequence[Step]) -> Any:
     """The PrimFunc of the output's transform: (products `tiles nh nw G O/G`, operands…) -> `N H W G O/G`; no dilation."""
-    products = _products(shape, form)
-    out, operands = _placed(shape, form, epilogue, _sums(shape, form, products))
+    products, sums = _products_and_sums(shape, form)
+    out, operands = placed(shape, form, epilogue, sums)
     sch = tvm.s_tir.Schedule(te.create_prim_func([products, *operands, out]).without_attr("global_symbol"))
     n, y, z, g, o = sch.get_loops(sch.get_sblock("out"))
     tile_y, y = sch.split(y, [None, form.outputs[0]])
@@ -113,8 +109,7 @@ def gpu_winograd_output(shape: ConvShape, form: Winograd, epilogue: Sequence[Ste
 
 def gpu_winograd_sums(shape: ConvShape, form: Winograd) -> Any:
     """The PrimFunc of the output's transform alone: products `tiles nh nw G O/G` -> `tiles m m G O/G`."""
-    products = _products(shape, form)
-    sums = _sums(shape, form, products)
+    products, sums = _products_and_sums(shape, form)
     sch = tvm.s_tir.Schedule(te.create_prim_func([products, sums]).without_attr("global_symbol"))
     t, i, j, g, o = sch.get_loops(sch.get_sblock("sums"))
     sch.reorder(t, g, o, i, j)
@@ -128,47 +123,18 @@ def gpu_winograd_placed(shape: ConvShape, form: Winograd, epilogue: Sequence[Ste
     The pixels of its tiles lie scattered, so that no thread could write a tile's outputs side by side.
     """
     sums = te.placeholder((form.tiles(shape), *form.outputs, shape.groups, shape.group_out), shape.dtype, "sums")
-    out, operands = _placed(shape, form, epilogue, sums)
+    out, operands = placed(shape, form, epilogue, sums)
     sch = tvm.s_tir.Schedule(te.create_prim_func([sums, *operands, out]).without_attr("global_symbol"))
     _bound(sch, sch.get_loops(sch.get_sblock("out")))
     return finished(sch.mod["main"])
 
 
-def _products(shape: ConvShape, form: Winograd) -> Any:
+def _products_and_sums(shape: ConvShape, form: Winograd) -> tuple[Any, Any]:
+    """The products `tiles nh nw G O/G`, and A^T M A of each tile."""
     height, width = form.transforms(shape)
-    size = (form.tiles(shape), height.size, width.size, shape.groups, shape.group_out)
-    return te.placeholder(size, shape.dtype, "products")
-
-
-def _sums(shape: ConvShape, form: Winograd, products: Any) -> Any:
-    """A^T M A of each tile."""
-    height, width = form.transforms(shape)
-    tiles, channels = form.tiles(shape), (shape.groups, shape.group_out)
-    by_rows = te.compute(
-        (tiles, height.outputs, width.size, *channels),
-        lambda t, i, b, g, o: matrix_element(height.output, i, lambda a: products[t, a, b, g, o]),
-        "output_rows",
-    )
-    return te.compute(
-        (tiles, height.outputs, width.outputs, *channels),
-        lambda t, i, j, g, o: matrix_element(width.output, j, lambda b: by_rows[t, i, b, g, o]),
-        "sums",
-    )
-
-
-def _placed(shape: ConvShape, form: Winograd, epilogue: Sequence[Step], sums: Any) -> tuple[Any, list[Any]]:
-    """The output from the sums of its tiles, and the operands that its epilogue reads, in order."""
-    (rows, columns), (lattice_h, lattice_w), (m_h, m_w) = form.grid(shape), shape.dilation, form.outputs
-    size = (shape.batch, shape.out_height, shape.out_width, shape.groups, shape.group_out)
-    operands = epilogue_operands(shape, epilogue, size)
-
-    def value(n: Any, y: Any, z: Any, g: Any, o: Any) -> Any:
-        lattice = (n * lattice_h + y % lattice_h) * lattice_w + z % lattice_w
-        t = (lattice * rows + y // lattice_h // m_h) * columns + z // lattice_w // m_w
-        total = sums[t, y // lattice_h % m_h, z // lattice_w % m_w, g, o]
-        return epilogue_value(total, shape, epilogue, operands, (n, y, z, g, o))
-
-    return te.compute(size, value, "out"), operands
+    channels = (shape.groups, shape.group_out)
+    products = te.placeholder((form.tiles(shape), height.size, width.size, *channels), shape.dtype, "products")
+    return products, tile_sums(shape, form, lambda *at: products[at], channels)
 
 
 def _bound(sch: Any, loops: Sequence[Any]) -> Any:

@@ -23,7 +23,7 @@ from jaxtyping import Float64, Shaped
 from tvm import te, tirx
 
 from reparam_compiler.core import winograd
-from reparam_compiler.lowering.algorithms import ConvShape, Step, Winograd, vector_step, whole_vectors
+from reparam_compiler.lowering.algorithms import ConvShape, Step, Winograd, round_up, vector_step
 from reparam_compiler.lowering.schedules_cpu import epilogue_operands, epilogue_value, finished, unroll_loops
 from reparam_compiler.lowering.target import VectorUnit
 
@@ -53,26 +53,21 @@ def pack_winograd(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, al
 def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], lanes: int) -> Any:
     """The same PrimFunc before its schedule; its scratch has whole vectors of `lanes` channels."""
     height, width = algorithm.transforms(shape)
-    tile, (tiles_h, tiles_w) = algorithm.tile, algorithm.grid(shape)
-    (step_h, step_w), (lattice_h, lattice_w), (top, left, _, _) = shape.stride, shape.dilation, shape.padding
-    tiles, per_group = algorithm.tiles(shape), tile.column_tiles(shape)
-    rows, points, phases = -(-tiles // tile.rows) * tile.rows, height.size * width.size, step_h * step_w
+    tile, tiles = algorithm.tile, algorithm.tiles(shape)
+    per_group, phases = tile.column_tiles(shape), math.prod(shape.stride)
+    rows, points = round_up(tiles, tile.rows), height.size * width.size
     x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), shape.dtype, "x")
     weights = te.placeholder((points, shape.groups * per_group, phases, shape.group_in, tile.columns), shape.dtype, "weights")
 
     def pixel(p: Any, a: Any, b: Any, q: Any, c: Any) -> Any:
-        t = tirx.min(p, tiles - 1) if rows != tiles else p
-        image, rest = t // (lattice_h * lattice_w * tiles_h * tiles_w), t // (tiles_h * tiles_w)
-        y = (rest // lattice_w % lattice_h + lattice_h * (t // tiles_w % tiles_h * height.outputs + a)) * step_h
-        z = (rest % lattice_w + lattice_w * (t % tiles_w * width.outputs + b)) * step_w
-        y, z = y + q // step_w - top, z + q % step_w - left
+        image, y, z = source_pixel(shape, algorithm, tirx.min(p, tiles - 1) if rows != tiles else p, a, b, q)
         inside = [y >= 0, y < shape.height, z >= 0, z < shape.width]
         if ragged:
             inside.append(c // step < shape.channels_in // step)
         return tirx.if_then_else(tirx.all(*inside), x[image, y, z, c], tirx.const(0, shape.dtype))
 
     step, ragged = vector_step(shape.channels_in, lanes), shape.channels_in % lanes != 0
-    size = (rows, height.size, width.size, phases, whole_vectors(shape.channels_in, lanes))
+    size = (rows, height.size, width.size, phases, round_up(shape.channels_in, lanes))
     data = te.compute(size, pixel, "data")
     by_rows = te.compute(size, lambda p, i, b, q, c: matrix_element(height.data, i, lambda a: data[p, a, b, q, c]), "data_rows")
     source = te.compute(
@@ -86,28 +81,53 @@ def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[S
         return te.sum(source[p, e // width.size, e % width.size, q, g * shape.group_in + k] * packed, axis=[q, k])
 
     products = te.compute((rows, points, shape.groups, per_group * tile.columns), multiplied, "products")
-    out_rows = te.compute(
-        (tiles, height.outputs, width.size, shape.groups, whole_vectors(shape.group_out, lanes)),
-        lambda t, i, b, g, o: matrix_element(height.output, i, lambda a: products[t, a * width.size + b, g, o]),
+    channels = (shape.groups, round_up(shape.group_out, lanes))
+    sums = tile_sums(shape, algorithm, lambda t, a, b, g, o: products[t, a * width.size + b, g, o], channels)
+    out, operands = placed(shape, algorithm, epilogue, sums)
+    return te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol")
+
+
+def source_pixel(shape: ConvShape, algorithm: Winograd, t: Any, a: Any, b: Any, q: Any) -> tuple[Any, Any, Any]:
+    """The image, row and column of tap (a, b) of tile t in phase q, by the equation above; beyond the border too."""
+    (tiles_h, tiles_w), (step_h, step_w) = algorithm.grid(shape), shape.stride
+    (lattice_h, lattice_w), (m_h, m_w), (top, left, _, _) = shape.dilation, algorithm.outputs, shape.padding
+    lattice = t // (tiles_h * tiles_w)
+    y = (lattice // lattice_w % lattice_h + lattice_h * (t // tiles_w % tiles_h * m_h + a)) * step_h + q // step_w - top
+    z = (lattice % lattice_w + lattice_w * (t % tiles_w * m_w + b)) * step_w + q % step_w - left
+    return t // (lattice_h * lattice_w * tiles_h * tiles_w), y, z
+
+
+def tile_sums(
+    shape: ConvShape, algorithm: Winograd, product: Callable[[Any, Any, Any, Any, Any], Any], channels: tuple[int, int]
+) -> Any:
+    """A^T M A of each tile, `tiles m_h m_w G O/G`, from its products by tile, point down, point across, group and channel."""
+    height, width = algorithm.transforms(shape)
+    tiles = algorithm.tiles(shape)
+    by_rows = te.compute(
+        (tiles, height.outputs, width.size, *channels),
+        lambda t, i, b, g, o: matrix_element(height.output, i, lambda a: product(t, a, b, g, o)),
         "output_rows",
     )
-    sums = te.compute(
-        (tiles, height.outputs, width.outputs, shape.groups, whole_vectors(shape.group_out, lanes)),
-        lambda t, i, j, g, o: matrix_element(width.output, j, lambda b: out_rows[t, i, b, g, o]),
+    return te.compute(
+        (tiles, height.outputs, width.outputs, *channels),
+        lambda t, i, j, g, o: matrix_element(width.output, j, lambda b: by_rows[t, i, b, g, o]),
         "sums",
     )
-    out_size = (shape.batch, shape.out_height, shape.out_width, shape.groups, shape.group_out)
-    operands = epilogue_operands(shape, epilogue, out_size)
+
+
+def placed(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], sums: Any) -> tuple[Any, list[Any]]:
+    """The output `N H W G O/G` from the sums of its tiles, and the operands that its epilogue reads, in order."""
+    (tiles_h, tiles_w), (lattice_h, lattice_w), (m_h, m_w) = algorithm.grid(shape), shape.dilation, algorithm.outputs
+    size = (shape.batch, shape.out_height, shape.out_width, shape.groups, shape.group_out)
+    operands = epilogue_operands(shape, epilogue, size)
 
     def value(n: Any, y: Any, z: Any, g: Any, o: Any) -> Any:
-        t = (n * lattice_h + y % lattice_h) * lattice_w + z % lattice_w
-        y, z = y // lattice_h, z // lattice_w
-        t = (t * tiles_h + y // height.outputs) * tiles_w + z // width.outputs
-        total = sums[t, y % height.outputs, z % width.outputs, g, o]
+        lattice = (n * lattice_h + y % lattice_h) * lattice_w + z % lattice_w
+        t = (lattice * tiles_h + y // lattice_h // m_h) * tiles_w + z // lattice_w // m_w
+        total = sums[t, y // lattice_h % m_h, z // lattice_w % m_w, g, o]
         return epilogue_value(total, shape, epilogue, operands, (n, y, z, g, o))
 
-    out = te.compute(out_size, value, "out")
-    return te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol")
+    return te.compute(size, value, "out"), operands
 
 
 def scheduled_winograd(func: Any, shape: ConvShape, algorithm: Winograd, lanes: int) -> Any:
