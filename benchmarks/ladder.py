@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import page
 import torch
+import torch_runs
 from torch import nn
 
 import reparam_compiler
@@ -76,8 +77,8 @@ def ladder(name: str, model: nn.Module, x: torch.Tensor, repeat: int, threads: i
         with torch.no_grad():
             expected[form] = deep_copy(rung).double()(x.double()).numpy()
         runs[form, "torch eager"] = _torch_run(rung, x)
-        runs[form, "ONNX Runtime"] = _ort_run(rung, x, threads)
-        runs[form, "TVM"] = _tvm_run(rung, x)
+        runs[form, "ONNX Runtime"] = torch_runs.onnx_runtime(rung, x, threads)
+        runs[form, "TVM"] = torch_runs.compiled(rung, x)
     errors = {key: float(np.abs(run() - expected[key[0]]).max() / np.abs(expected[key[0]]).max()) for key, run in runs.items()}
     medians = {key: statistics.median(values) * 1e3 for key, values in page.interleaved(runs, repeat).items()}
     first = medians["training form", "torch eager"]
@@ -94,28 +95,6 @@ def _torch_run(model: nn.Module, x: torch.Tensor) -> Run:
         return result
 
     return run
-
-
-def _ort_run(model: nn.Module, x: torch.Tensor, threads: int) -> Run:
-    import io
-
-    import onnxruntime
-
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(deep_copy(model), (x,), buffer, dynamo=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: np.asarray(session.run(None, feed)[0])
-
-
-def _tvm_run(model: nn.Module, x: torch.Tensor) -> Run:
-    executable = reparam_compiler.compile(model, (x,), fuse=False)
-    array = x.numpy()
-    return lambda: executable.run(array)[0]
 
 
 def table(rows: list[Row]) -> str:

@@ -13,7 +13,6 @@ Timing  all forms in both engines take turns in one run, in an order that rotate
 """
 
 import argparse
-import io
 import os
 import statistics
 import warnings
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import page
 import torch
+import torch_runs
 from page import interleaved
 from torch import nn
 
@@ -84,8 +83,8 @@ def measure(model: nn.Module, x: torch.Tensor, repeat: int) -> list[Row]:
     for form, pruned in forms.items():
         with torch.no_grad():
             expected[form] = deep_copy(pruned).double()(x.double()).numpy()
-        runs[form, ONNX_RUNTIME] = _onnx_runtime(pruned, x)
-        runs[form, TVM] = _tvm(pruned, x)
+        runs[form, ONNX_RUNTIME] = torch_runs.onnx_runtime(pruned, x)
+        runs[form, TVM] = torch_runs.compiled(pruned, x)
     errors = {key: float(np.abs(run() - expected[key[0]]).max() / np.abs(expected[key[0]]).max()) for key, run in runs.items()}
     taken = interleaved(runs, repeat)
     rows = []
@@ -96,22 +95,6 @@ def measure(model: nn.Module, x: torch.Tensor, repeat: int) -> list[Row]:
         quartiles = first * 1e3, third * 1e3
         rows.append(Row(form, engine, multiply_adds[form], share, median * 1e3, quartiles, speed_up, errors[form, engine]))
     return rows
-
-
-def _onnx_runtime(model: nn.Module, x: torch.Tensor) -> Run:
-    buffer = io.BytesIO()
-    torch.onnx.export(deep_copy(model), (x,), buffer, dynamo=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: np.asarray(session.run(None, feed)[0])
-
-
-def _tvm(model: nn.Module, x: torch.Tensor) -> Run:
-    executable = reparam_compiler.compile(model, (x,), fuse=False)
-    array = x.numpy()
-    return lambda: executable.run(array)[0]
 
 
 def table(rows: Sequence[Row]) -> str:

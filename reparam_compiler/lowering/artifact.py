@@ -6,11 +6,9 @@ What is in those files, and how they are checked, is said in `archive`. A machin
 numpy, and no more.
 """
 
-import contextlib
 import json
 import os
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -37,6 +35,7 @@ from reparam_compiler.lowering.archive import (
     seal,
     write_tar,
 )
+from reparam_compiler.lowering.quiet import quiet
 from reparam_compiler.lowering.target import is_gpu, missing_here, resolve
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
@@ -44,8 +43,6 @@ if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no mo
 
     Array = Shaped[np.ndarray, "..."]
 
-STDERR = threading.RLock()
-"""Held while stderr is redirected: the descriptor is the process's, and two threads that swap it would leave it swapped."""
 DEVICES = {"llvm": "cpu", "cuda": "cuda"}
 
 
@@ -376,45 +373,6 @@ def export_library(
         if triple and triple.partition("-")[0] != here.partition("-")[0]:
             advice = f"For {triple} name a compiler that links it: --cross-compiler {triple}-g++ (save(compiler=…))"
         raise LoweringError(f"save: linking the library failed: {first_line(refusal)}. {advice}") from refusal
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Drop the lines that TVM's C++ side prints on stderr while it saves and loads a module ("Scope Saving: …").
-
-    They come from the library's own logger at warning level, below Python; what anything else writes passes.
-    """
-    os_stderr = 2
-    with STDERR, tempfile.TemporaryFile() as caught:
-        try:
-            saved = os.dup(os_stderr)
-        except OSError:  # no stderr at all: nothing to quiet
-            yield
-            return
-        try:
-            os.dup2(caught.fileno(), os_stderr)
-            yield
-        finally:
-            os.dup2(saved, os_stderr)
-            os.close(saved)
-            caught.seek(0)
-            kept = [line for line in caught.read().splitlines(keepends=True) if not _is_noise(line)]
-            if kept:
-                os.write(os_stderr, b"".join(kept))
-
-
-NOISE = (
-    b"Scope Saving:",
-    b"Scope Loaded:",
-    b"BlockBuilder destroyed with remaining blocks",
-    b"Unable to detect CUDA version",
-    b"Unknown schedule rule",
-    b"  s_tir.meta_schedule.cpu.meta_schedule.",
-)
-
-
-def _is_noise(line: bytes) -> bool:
-    return not line.strip() or any(mark in line for mark in NOISE)
 
 
 def _arrays(result: Any) -> "list[Array]":

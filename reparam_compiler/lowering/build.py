@@ -21,7 +21,7 @@ from tvm.s_tir import meta_schedule
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.accuracy import MAX_ERROR
 from reparam_compiler.lowering.algorithms import candidates
-from reparam_compiler.lowering.artifact import Executable, Kernel, assemble, quiet
+from reparam_compiler.lowering.artifact import Executable, Kernel, assemble
 from reparam_compiler.lowering.cubin import cuda_toolchain
 from reparam_compiler.lowering.cuda_graphs import with_cuda_graphs
 from reparam_compiler.lowering.elementary import legalizations
@@ -30,6 +30,7 @@ from reparam_compiler.lowering.kernels import AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.layout import channels_last, simplify
 from reparam_compiler.lowering.memory import memory_plan
 from reparam_compiler.lowering.options import CompileOptions, sources_of
+from reparam_compiler.lowering.quiet import quiet
 from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, RecordedAlgorithms, check_readable, read_convs
 from reparam_compiler.lowering.schedules_cpu import schedule_rest
 from reparam_compiler.lowering.schedules_gpu import schedule_gpu

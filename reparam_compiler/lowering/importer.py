@@ -25,8 +25,9 @@ import tvm
 from tvm import relax
 
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, class_and_line
-from reparam_compiler.lowering.artifact import TensorSpec, quiet
+from reparam_compiler.lowering.artifact import TensorSpec
 from reparam_compiler.lowering.import_dtypes import own_dtypes
+from reparam_compiler.lowering.quiet import quiet
 
 Shapes = Mapping[str, Sequence[int]]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -38,10 +38,11 @@ from reparam_compiler.lowering.algorithms import (
     candidates,
     unroll_of,
 )
-from reparam_compiler.lowering.artifact import export_library, quiet
+from reparam_compiler.lowering.artifact import export_library
 from reparam_compiler.lowering.build import COMPILING, fused_cpu, prepared_cpu
 from reparam_compiler.lowering.importer import to_relax
 from reparam_compiler.lowering.kernels import kernel_of
+from reparam_compiler.lowering.quiet import quiet
 from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
 from reparam_compiler.lowering.schedules_cpu import SCHEDULED
 from reparam_compiler.lowering.sites import Site, find_sites
