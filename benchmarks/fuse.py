@@ -29,9 +29,9 @@ from fuse_zoo import WITH_REGIONS, Subject, boxed, foreign_models, outputs, timm
 from torch import Tensor, nn
 
 import reparam_compiler
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend
-from reparam_compiler.frontends.torch_values import deep_copy
-from reparam_compiler.passes import pipeline
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
+from reparam_compiler.frontends.torch.tensors import deep_copy
+from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.zoo.blocks import BLOCKS, Site, stage_of_blocks
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 from reparam_compiler.zoo.repvgg import REPVGG

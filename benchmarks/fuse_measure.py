@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import reparam_compiler
-from reparam_compiler.frontends.modules import traced
+from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.zoo.blocks import Site, repvgg_block
 
 LEAST, MOST = 5, 41

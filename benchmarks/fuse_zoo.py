@@ -28,15 +28,15 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 import reparam_compiler
-from reparam_compiler._api import frontend_for
-from reparam_compiler.equivalence import difference
+from reparam_compiler.api.report import FuseReport
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.modules import traced
+from reparam_compiler.frontends.torch.tracing.modules import traced
+from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.plan import Policy
-from reparam_compiler.passes.regions import is_merge
-from reparam_compiler.report import FuseReport
+from reparam_compiler.models.opening import frontend_for
+from reparam_compiler.passes.fusion.planner import Policy
+from reparam_compiler.passes.fusion.regions import is_merge
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
 import foreign_models

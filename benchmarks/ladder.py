@@ -21,7 +21,7 @@ import torch_runs
 from torch import nn
 
 import reparam_compiler
-from reparam_compiler.frontends.torch_values import deep_copy
+from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.zoo import digits, repvgg
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 

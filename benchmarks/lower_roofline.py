@@ -24,8 +24,8 @@ import numpy as np
 import page
 
 from reparam_compiler.lowering import load
-from reparam_compiler.lowering.artifact import Executable, filled
-from reparam_compiler.lowering.profile import BUILTIN, profile
+from reparam_compiler.lowering.runtime.executable import Executable, filled
+from reparam_compiler.lowering.runtime.profile import BUILTIN, profile
 
 RUNS = 31
 VECTOR = 2**24

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam_compiler
-from reparam_compiler.frontends.torch_values import deep_copy
+from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.zoo import Architecture, RepVGG, pspnet, randomise_batch_norm, repvgg_a0, repvgg_b0, repvgg_b1g4, resnet18
 
 CONVERSION_LIMIT = 120.0

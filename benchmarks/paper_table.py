@@ -1,4 +1,4 @@
-"""The costs of the paper's zoo at 224 x 224, counted by `cost.py` on the fused graphs: 11 models, 33 figures.
+"""The costs of the paper's zoo at 224 x 224, counted by `cost/model.py` on the fused graphs: 11 models, 33 figures.
 
     python benchmarks/paper_table.py
 
@@ -9,10 +9,10 @@ import math
 
 import torch
 
-from reparam_compiler.cost import Cost, cost
-from reparam_compiler.frontends.fx import FxFrontend
-from reparam_compiler.passes import pipeline
-from reparam_compiler.passes.fuse_branches import Options
+from reparam_compiler.cost.model import Cost, cost
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.passes.fusion import pipeline
+from reparam_compiler.passes.fusion.fuse_branches import Options
 from reparam_compiler.zoo.repvgg import REPVGG
 
 

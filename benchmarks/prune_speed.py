@@ -29,7 +29,7 @@ from page import interleaved
 from torch import nn
 
 import reparam_compiler
-from reparam_compiler.frontends.torch_values import deep_copy
+from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.zoo import repvgg
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 

@@ -31,14 +31,15 @@ from fuse_zoo import boxed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from reparam_compiler._api import frontend_for
-from reparam_compiler.equivalence import difference, evaluate
 from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.channel_groups import channel_groups
-from reparam_compiler.passes.prune_channels import masked
-from reparam_compiler.passes.prune_plan import prune
+from reparam_compiler.models.opening import frontend_for
+from reparam_compiler.passes.pruning.coupling.groups import channel_groups
+from reparam_compiler.passes.pruning.pipeline import prune
+from reparam_compiler.passes.pruning.slice_channels import masked
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
 import foreign_models

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import reparam_compiler
-from reparam_compiler.frontends.torch_values import deep_copy
+from reparam_compiler.frontends.torch.tensors import deep_copy
 
 Run = Callable[[], np.ndarray]
 

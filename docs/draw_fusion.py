@@ -10,10 +10,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node
-from reparam_compiler.passes import pipeline
+from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.zoo.repvgg import repvgg_a0
 
 COLOURS = {"conv": "#4c78a8", "batch_norm": "#f58518", "add": "#54a24b", "relu": "#9d9da1", "input": "#eeeeee"}

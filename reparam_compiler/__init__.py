@@ -22,16 +22,17 @@ from reparam_compiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from reparam_compiler._api import compile, fuse, inspect, tune
-    from reparam_compiler._compare import Equivalence, equivalent
-    from reparam_compiler._prune import IterativePruner, apply_manifest, prune
-    from reparam_compiler.calibration import PreprocessingWarning
-    from reparam_compiler.cost import CostModel
+    from reparam_compiler.api.compiling import compile, tune
+    from reparam_compiler.api.fusing import fuse, inspect
+    from reparam_compiler.api.pruning import IterativePruner, apply_manifest, prune
+    from reparam_compiler.api.report import FuseReport, PruneReport
+    from reparam_compiler.checking.equivalent import Equivalence, equivalent
+    from reparam_compiler.cost.measure import measure_costs
+    from reparam_compiler.cost.model import CostModel
     from reparam_compiler.lowering import load
-    from reparam_compiler.machine import measure_costs
-    from reparam_compiler.manifest import Manifest
-    from reparam_compiler.passes.registry import register_linear
-    from reparam_compiler.report import FuseReport, PruneReport
+    from reparam_compiler.models.calibration import PreprocessingWarning
+    from reparam_compiler.passes.fusion.registry import register_linear
+    from reparam_compiler.passes.pruning.manifest import Manifest
 
 __version__ = "0.1.0"
 
@@ -65,16 +66,16 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("compile", "fuse", "inspect", "tune"), "reparam_compiler._api"),
-    **dict.fromkeys(("IterativePruner", "apply_manifest", "prune"), "reparam_compiler._prune"),
-    **dict.fromkeys(("Equivalence", "equivalent"), "reparam_compiler._compare"),
-    "CostModel": "reparam_compiler.cost",
-    "Manifest": "reparam_compiler.manifest",
-    "PreprocessingWarning": "reparam_compiler.calibration",
+    **dict.fromkeys(("compile", "fuse", "inspect", "tune"), "reparam_compiler.api.fusing"),
+    **dict.fromkeys(("IterativePruner", "apply_manifest", "prune"), "reparam_compiler.api.pruning"),
+    **dict.fromkeys(("Equivalence", "equivalent"), "reparam_compiler.checking.equivalent"),
+    "CostModel": "reparam_compiler.cost.model",
+    "Manifest": "reparam_compiler.passes.pruning.manifest",
+    "PreprocessingWarning": "reparam_compiler.models.calibration",
     "load": "reparam_compiler.lowering",
-    "measure_costs": "reparam_compiler.machine",
-    "register_linear": "reparam_compiler.passes.registry",
-    **dict.fromkeys(("FuseReport", "PruneReport"), "reparam_compiler.report"),
+    "measure_costs": "reparam_compiler.cost.measure",
+    "register_linear": "reparam_compiler.passes.fusion.registry",
+    **dict.fromkeys(("FuseReport", "PruneReport"), "reparam_compiler.api.report"),
 }
 
 

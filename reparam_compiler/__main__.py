@@ -1,6 +1,6 @@
 """`python -m reparam_compiler fuse | prune | inspect | compile | run | tune`: the console script `reparam`."""
 
-from reparam_compiler.cli import main
+from reparam_compiler.commands.reparam import main
 
 if __name__ == "__main__":
     main()

@@ -6,7 +6,7 @@ if __name__ not in ("__main__", "__mp_main__"):
         "or, in a shell: python -m reparam_compiler.prune --help"
     )
 
-from reparam_compiler.cli import run_alone
+from reparam_compiler.commands.reparam import run_alone
 
 if __name__ == "__main__":
     run_alone("prune")

@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from reparam_compiler.equivalence import evaluate
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir.graph import Graph
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # ONNX Runtime's float32 against float64

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree
 
 import reparam_compiler
-from reparam_compiler.report import FuseReport
+from reparam_compiler.api.report import FuseReport
 
 Kind = Literal["fx", "export", "module"]
 KINDS: tuple[Kind, ...] = ("fx", "export", "module")

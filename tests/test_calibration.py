@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from reparam_compiler.calibration import PreprocessingWarning, batches, fixed_batch
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Graph, Node, TensorType
+from reparam_compiler.models.calibration import PreprocessingWarning, batches, fixed_batch
 
 SHAPE = (3, 5, 4)
 ONE_LEVEL = 1.0 / 255  # Pillow rounds to whole levels after each of two passes

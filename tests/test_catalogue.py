@@ -13,10 +13,10 @@ from catalogue_parts import Entry, built
 from small_models import EXACT, relative_error, run, traced_as
 
 import reparam_compiler
-from reparam_compiler._api import frontend_for
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+from reparam_compiler.api.report import FuseReport
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.report import FuseReport
+from reparam_compiler.models.opening import frontend_for
 
 CONVS = ("conv", "conv_transpose", "linear")
 SILENT = ("input", "identity", "size", "shape", "getitem", "Shape", "GuardsFn")

@@ -15,8 +15,8 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import reparam_compiler
-from reparam_compiler import cli
-from reparam_compiler.cli import Allocation, Importance, Quality
+from reparam_compiler.commands import reparam as cli
+from reparam_compiler.commands.reparam import Allocation, Importance, Quality
 from reparam_compiler.errors import (
     InvalidGraphError,
     LoweringError,
@@ -25,10 +25,10 @@ from reparam_compiler.errors import (
     TvmMissingError,
     VerificationError,
 )
-from reparam_compiler.model_io import load_model, save_model
-from reparam_compiler.passes.allocate import ALLOCATIONS
-from reparam_compiler.passes.importance import CRITERIA
-from reparam_compiler.passes.prune_plan import QUALITIES
+from reparam_compiler.models.io import load_model, save_model
+from reparam_compiler.passes.pruning.allocation import ALLOCATIONS
+from reparam_compiler.passes.pruning.criteria.importance import CRITERIA
+from reparam_compiler.passes.pruning.pipeline import QUALITIES
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 pytest.importorskip("onnx")
@@ -448,7 +448,7 @@ def test_help_states_the_exit_codes() -> None:
 
 
 def test_help_loads_neither_tvm_nor_onnx() -> None:
-    script = "import sys, reparam_compiler.cli; print({'tvm', 'onnx', 'sklearn'} & set(sys.modules))"
+    script = "import sys, reparam_compiler.commands.reparam; print({'tvm', 'onnx', 'sklearn'} & set(sys.modules))"
     assert python("-c", script).stdout.strip() == "set()"
 
 
@@ -456,7 +456,7 @@ def test_the_modules_of_the_commands_cannot_shadow_the_functions() -> None:
     for name in ("fuse", "prune"):
         with pytest.raises(ImportError, match=f"from reparam_compiler import {name}"):
             importlib.import_module(f"reparam_compiler.{name}")
-        assert getattr(reparam_compiler, name).__module__ in ("reparam_compiler._api", "reparam_compiler._prune")
+        assert getattr(reparam_compiler, name).__module__ in ("reparam_compiler.api.fusing", "reparam_compiler.api.pruning")
 
 
 @pytest.mark.parametrize("name", ["fuse", "prune"])
@@ -465,7 +465,7 @@ def test_the_functions_are_functions_while_their_module_runs(name: str, monkeypa
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"reparam_compiler.{name}", run_name="__main__")
     assert ended.value.code == 0
-    assert getattr(reparam_compiler, name).__module__ in ("reparam_compiler._api", "reparam_compiler._prune")
+    assert getattr(reparam_compiler, name).__module__ in ("reparam_compiler.api.fusing", "reparam_compiler.api.pruning")
     with pytest.raises(ImportError):  # but a worker process that imports the main module again may
         runpy.run_module(f"reparam_compiler.{name}", run_name="worker")
     runpy.run_module(f"reparam_compiler.{name}", run_name="__mp_main__")
@@ -514,7 +514,7 @@ def test_the_demo_goes_on_where_tvm_is_missing() -> None:
 import sys
 sys.modules["tvm"] = None
 from reparam_compiler import demo
-from reparam_compiler.cli import app
+from reparam_compiler.commands.reparam import app
 demo.ROUNDS = 3
 app(["prune", "--ratio", "0.3", "--json"])
 """

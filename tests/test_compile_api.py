@@ -15,7 +15,7 @@ pytest.importorskip("tvm")
 import reparam_compiler
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.lowering import CompileOptions, Executable
-from reparam_compiler.lowering.artifact import Kernel
+from reparam_compiler.lowering.runtime.executable import Kernel
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 pytestmark = pytest.mark.tvm
@@ -87,7 +87,7 @@ def test_what_fuse_cannot_read_is_compiled_as_it_is(
     def refuse(*_: Any, **__: Any) -> Any:
         raise UnsupportedModelError("node 7: no such thing")
 
-    monkeypatch.setattr("reparam_compiler._api.fuse", refuse)
+    monkeypatch.setattr("reparam_compiler.api.fusing.fuse", refuse)
     with caplog.at_level(logging.WARNING, "reparam_compiler"):
         compiled = reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5))
     assert convs(compiled) == 2

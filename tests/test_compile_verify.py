@@ -17,7 +17,7 @@ from torch import Tensor, nn
 pytest.importorskip("tvm")
 
 import reparam_compiler
-from reparam_compiler._verify import verify_compiled
+from reparam_compiler.checking.compiled import verify_compiled
 from reparam_compiler.errors import VerificationError
 from reparam_compiler.lowering import Executable
 from tests.tvmc_runs import tvmc
@@ -223,7 +223,7 @@ def test_without_onnx_runtime_it_is_compiled_and_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, misread: None
 ) -> None:
     path = as_onnx(net(), tmp_path / "m.onnx")
-    monkeypatch.setitem(sys.modules, "reparam_compiler.frontends.onnx_gs", None)
+    monkeypatch.setitem(sys.modules, "reparam_compiler.frontends.onnx.frontend", None)
     with caplog.at_level(logging.INFO, "reparam_compiler"):
         reparam_compiler.compile(path, fuse=False)
     assert "m.onnx is compiled, and was not compared with the model: import of" in caplog.text

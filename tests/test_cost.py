@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from reparam_compiler.cost import cost
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.cost.model import cost
+from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
 
 SPEC = importlib.util.spec_from_file_location("paper_table", Path(__file__).parents[1] / "benchmarks" / "paper_table.py")

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import EXACT, normal, relative_error, run, traced_as
 
-from reparam_compiler.equivalence import ELEMENTWISE, difference, evaluate, evaluate_node, evaluate_region, tensor_of
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
-from reparam_compiler.frontends.export import ExportFrontend
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.export import ExportFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import ELEMENTWISE, evaluate, evaluate_node, evaluate_region, tensor_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
 

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from reparam_compiler import UnsupportedModelError, equivalent, fuse, runs
-from reparam_compiler._compare import CEILING, FLOOR
+from reparam_compiler import UnsupportedModelError, equivalent, fuse
+from reparam_compiler.checking import runners as runs
+from reparam_compiler.checking.equivalent import CEILING, FLOOR
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 onnx = pytest.importorskip("onnx")

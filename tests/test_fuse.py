@@ -34,8 +34,9 @@ from torch.export import ExportedProgram
 import reparam_compiler
 from reparam_compiler import UnsupportedModelError, VerificationError
 from reparam_compiler.core import affine
-from reparam_compiler.passes import fuse_branches, registry, rules
-from reparam_compiler.passes.carried import Signal
+from reparam_compiler.passes.fusion import fuse_branches, registry
+from reparam_compiler.passes.fusion import linear_rules as rules
+from reparam_compiler.passes.fusion.abstract_values import Signal
 
 FUSABLE = [name for name in BLOCKS if name not in ("padded_conv_after_conv",)]
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}

@@ -20,12 +20,12 @@ from small_models import randomised
 from torch import Tensor, fx, nn
 
 import reparam_compiler
-from reparam_compiler._api import frontend_for
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
-from reparam_compiler.frontends.fx import FxFrontend, FxReading
+from reparam_compiler.frontends.torch.fx import FxFrontend, FxReading
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.manifest import KeptFamily, KeptParam, Manifest, apply_manifest
-from reparam_compiler.passes.prune_plan import PruneResult, prune
+from reparam_compiler.models.opening import frontend_for
+from reparam_compiler.passes.pruning.manifest import KeptFamily, KeptParam, Manifest, apply_manifest
+from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # ONNX Runtime and torch, another order of sums
 EXACT = {"rtol": 0, "atol": 0}

@@ -20,7 +20,7 @@ from torch import nn
 
 import reparam_compiler
 from reparam_compiler import UnsupportedModelError
-from reparam_compiler.model_io import inputs_of_shapes, load_model, save_model
+from reparam_compiler.models.io import inputs_of_shapes, load_model, save_model
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 pytestmark = [
@@ -329,7 +329,7 @@ def test_a_damaged_archive_is_refused(content: bytes, tmp_path: Path) -> None:
 
 def test_a_factory_comes_from_the_working_folder_in_the_mode_it_was_made(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(1, 1, 1))\n")
-    script = "from reparam_compiler.model_io import load_model as load; print(load('mine:net').training)"
+    script = "from reparam_compiler.models.io import load_model as load; print(load('mine:net').training)"
     found = subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "True"
 

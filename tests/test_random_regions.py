@@ -13,8 +13,8 @@ from small_models import EXACT, normal, relative_error
 from torch import fx
 
 import reparam_compiler
-from reparam_compiler.equivalence import evaluate
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
+from reparam_compiler.interpreter.evaluate import evaluate
 
 
 def runs(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor | None:

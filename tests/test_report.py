@@ -3,10 +3,10 @@
 import json
 from dataclasses import replace
 
-from reparam_compiler.cost import Cost, Work
-from reparam_compiler.equivalence import Difference
-from reparam_compiler.passes.fuse_branches import Fusion, Refusal
-from reparam_compiler.report import FuseReport, WholeModel, cost_lines, merged, prefixed
+from reparam_compiler.api.report import FuseReport, WholeModel, cost_lines, merged, prefixed
+from reparam_compiler.cost.model import Cost, Work
+from reparam_compiler.interpreter.difference import Difference
+from reparam_compiler.passes.fusion.fuse_branches import Fusion, Refusal
 
 BEFORE = Cost(12_345_678, 3, 2_000_000_000, 1.5e9, 3 * 2**20)
 AFTER = Cost(8_300_000, 1, 1_000_000_000, 0.5e9, 2**20)

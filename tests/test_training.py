@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from reparam_compiler.equivalence import difference, evaluate
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.allocate import FLOOR
-from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
-from reparam_compiler.passes.prune_channels import masked, sliced
+from reparam_compiler.passes.pruning.allocation import FLOOR
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.slice_channels import masked, sliced
 from reparam_compiler.training import ApproximatedOracle, CentripetalSGD, Coupled, group_lasso
 from reparam_compiler.zoo.digits import digits_split
 from reparam_compiler.zoo.repvgg import Architecture, RepVGG

@@ -302,7 +302,7 @@ def test_exit_code_tells_the_error_s_class(model: Path, tmp_path: Path, monkeypa
     done = tvmc("run", model, "--json")
     assert done.exit_code == 5
     assert json.loads(done.stdout)["error"] == "TvmMissingError"
-    monkeypatch.setattr("reparam_compiler._api.fuse", differs)
+    monkeypatch.setattr("reparam_compiler.api.fusing.fuse", differs)
     assert tvmc("compile", model, "-o", tmp_path / "m.tar").exit_code == 7
 
 
@@ -430,7 +430,7 @@ def test_run_needs_tvm_and_numpy_alone_and_is_quiet_on_stderr(artifact: Path, wo
 def test_the_commands_are_also_those_of_reparam(model: Path, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from reparam_compiler.cli import app
+    from reparam_compiler.commands.reparam import app
 
     done = CliRunner().invoke(app, ["compile", "-O3", "-v", "--target=llvm", str(model), "-o", str(tmp_path / "m.tar")])
     assert done.exit_code == 0, done.output

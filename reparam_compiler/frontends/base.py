@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from reparam_compiler.equivalence import Difference
+from reparam_compiler.interpreter.difference import Difference
 from reparam_compiler.ir.graph import Graph
 
 Model = TypeVar("Model")

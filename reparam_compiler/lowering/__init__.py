@@ -20,12 +20,12 @@ except ModuleNotFoundError as missing:
         f"{missing.name} is not installed, and compiling, tuning and running need it: pip install 'reparam_compiler[tvm]'"
     ) from missing
 
-from reparam_compiler.lowering.artifact import Executable, TensorSpec, Timing, load
+from reparam_compiler.lowering.runtime.executable import Executable, TensorSpec, Timing, load
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.build import compile
     from reparam_compiler.lowering.options import CompileOptions
-    from reparam_compiler.lowering.tuning import TunedTask, TuneResult, tune
+    from reparam_compiler.lowering.search.tuning import TunedTask, TuneResult, tune
 
 __all__ = ["CompileOptions", "Executable", "TensorSpec", "Timing", "TuneResult", "TunedTask", "compile", "load", "tune"]
 

@@ -19,23 +19,23 @@ from tvm.relax.backend.cuda import pipeline as cuda_pipeline
 from tvm.s_tir import meta_schedule
 
 from reparam_compiler.errors import LoweringError, class_and_line
-from reparam_compiler.lowering.accuracy import MAX_ERROR
-from reparam_compiler.lowering.algorithms import candidates
-from reparam_compiler.lowering.artifact import Executable, Kernel, assemble
-from reparam_compiler.lowering.cubin import cuda_toolchain
-from reparam_compiler.lowering.cuda_graphs import with_cuda_graphs
-from reparam_compiler.lowering.elementary import legalizations
-from reparam_compiler.lowering.importer import Imported, to_relax
-from reparam_compiler.lowering.kernels import AlgorithmRule, convs_to_kernels
-from reparam_compiler.lowering.layout import channels_last, simplify
-from reparam_compiler.lowering.memory import memory_plan
+from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
+from reparam_compiler.lowering.conv.algorithms import candidates
+from reparam_compiler.lowering.cpu.elementary import legalizations
+from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
+from reparam_compiler.lowering.cpu.schedules import schedule_rest
+from reparam_compiler.lowering.gpu.cubin import cuda_toolchain
+from reparam_compiler.lowering.gpu.cuda_graphs import with_cuda_graphs
+from reparam_compiler.lowering.gpu.kernels import convs_to_gpu_kernels
+from reparam_compiler.lowering.gpu.schedules import schedule_gpu
+from reparam_compiler.lowering.importing.importer import Imported, to_relax
 from reparam_compiler.lowering.options import CompileOptions, sources_of
-from reparam_compiler.lowering.quiet import quiet
-from reparam_compiler.lowering.records import SCHEDULES, WORKLOADS, RecordedAlgorithms, check_readable, read_convs
-from reparam_compiler.lowering.schedules_cpu import schedule_rest
-from reparam_compiler.lowering.schedules_gpu import schedule_gpu
-from reparam_compiler.lowering.schedules_gpu_sites import convs_to_gpu_kernels
-from reparam_compiler.lowering.sites import ALGORITHM, ERROR, FLOPS
+from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
+from reparam_compiler.lowering.relax.layout import channels_last, simplify
+from reparam_compiler.lowering.relax.memory_plan import memory_plan
+from reparam_compiler.lowering.runtime.executable import Executable, Kernel, assemble
+from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, RecordedAlgorithms, check_readable, read_convs
 from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
 
 DEFAULT_OPTIONS = CompileOptions()
@@ -101,7 +101,7 @@ def lower(module: Any, target: Any, records: Path | None = None, max_error: floa
 
 
 def lower_gpu(module: Any, target: Any, max_error: float = MAX_ERROR) -> Any:
-    """The phases for a GPU: NHWC inside, convs by rule, TVM's fusion and the schedules of `schedules_gpu` for the rest."""
+    """The phases for a GPU: NHWC inside, convs by rule, TVM's fusion and the schedules of `gpu.schedules` for the rest."""
     passes = [
         *cuda_pipeline.library_dispatch_passes(target),
         relax.transform.LegalizeOps(),

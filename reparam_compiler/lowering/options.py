@@ -18,7 +18,7 @@ from tvm.ir.instrument import pass_instrument
 from tvm.ir.transform import PassContext
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.accuracy import MAX_ERROR
+from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
 
 log = logging.getLogger(__name__)
 

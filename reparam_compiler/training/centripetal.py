@@ -24,8 +24,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from reparam_compiler.errors import InfeasiblePruneError
-from reparam_compiler.passes.allocate import nearest_widths
-from reparam_compiler.passes.channel_groups import Keep
+from reparam_compiler.passes.pruning.allocation import nearest_widths
+from reparam_compiler.passes.pruning.coupling.groups import Keep
 from reparam_compiler.training.coupled import Coupled, CoupledFamily
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
-from reparam_compiler.passes.channel_groups import ChannelGroups, Family
-from reparam_compiler.passes.criteria_base import places_of, stands
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family
+from reparam_compiler.passes.pruning.criteria.base import places_of, stands
 
 STATISTICS = ("mean", "var")
 """The roles of tensors that follow the data, and no gradient."""

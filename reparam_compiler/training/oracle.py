@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from reparam_compiler.errors import InfeasiblePruneError
-from reparam_compiler.passes.allocate import FLOOR
-from reparam_compiler.passes.channel_groups import Family, Keep
-from reparam_compiler.passes.criteria_base import Reader, readers
+from reparam_compiler.passes.pruning.allocation import FLOOR
+from reparam_compiler.passes.pruning.coupling.groups import Family, Keep
+from reparam_compiler.passes.pruning.criteria.base import Reader, readers
 from reparam_compiler.training.coupled import Coupled
 
 _CONSUMERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)

@@ -24,7 +24,7 @@ from reparam_compiler.tvmc.options import GONE_FORMATS
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
-    from reparam_compiler.lowering.profile import Profile
+    from reparam_compiler.lowering.runtime.profile import Profile
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +49,13 @@ class TVMCModel:
 
     def summary(self, file: TextIO | None = None) -> None:
         """Write the Relax module that the model is imported as, unfused, to `file` or stdout."""
-        from reparam_compiler.lowering.importer import to_relax
+        from reparam_compiler.lowering.importing.importer import to_relax
 
         (file or sys.stdout).write(f"{to_relax(self.native, input_shapes=self.shapes()).module.script()}\n")
 
     def shapes(self) -> dict[str, Sequence[int]]:
         """The shapes of `shape_dict`, and a batch of one where an ONNX model leaves the batch open; a log line says so."""
-        from reparam_compiler.lowering.importer import open_batches
+        from reparam_compiler.lowering.importing.importer import open_batches
 
         given = dict(self.shape_dict or {})
         for name, shape in open_batches(self.native).items():
@@ -155,10 +155,10 @@ def load(
         )
     if model_format not in (None, "onnx", "pytorch"):
         raise UnsupportedModelError(f"{path}: found the model format {model_format!r}; expected onnx or pytorch")
-    from reparam_compiler.model_io import load_model
+    from reparam_compiler.models.io import load_model
 
     if model_format == "onnx" and Path(path).suffix.lower() != ".onnx" and Path(path).is_file():
-        from reparam_compiler.frontends import onnx_io
+        from reparam_compiler.frontends.onnx import io as onnx_io
 
         return TVMCModel(onnx_io.load(Path(path)), shape_dict, fuse)
     return TVMCModel(load_model(path, unsafe=unsafe), shape_dict, fuse)
@@ -196,7 +196,7 @@ def tune(
 def measured(model: TVMCModel, target: Target, folder: str, prior: str | None, **named: Any) -> "TuneResult":
     """`tune`, with what the search measured; `named`: arguments of `reparam_compiler.tune`."""
     from reparam_compiler import lowering as _  # noqa: F401  a missing tvm is said before a model is fused
-    from reparam_compiler._api import tune as tune_native
+    from reparam_compiler.api.compiling import tune as tune_native
 
     if prior is not None and Path(prior).resolve() != Path(folder).resolve():
         _start_from(Path(prior), Path(folder))
@@ -233,7 +233,7 @@ def compile(
     Raises: LoweringError, UnsupportedModelError, VerificationError as `reparam_compiler.compile`.
     """
     from reparam_compiler import lowering
-    from reparam_compiler._api import compile as compile_native
+    from reparam_compiler.api.compiling import compile as compile_native
 
     sources = (dump_code,) if isinstance(dump_code, str) else tuple(dump_code or ())
     settings = replace(options or lowering.CompileOptions(), opt_level=opt_level, sources=sources)
@@ -282,7 +282,7 @@ def run(
 
     Raises: LoweringError where the device is another than the package's, or inputs do not fit.
     """
-    from reparam_compiler.lowering import artifact
+    from reparam_compiler.lowering.runtime import executable as artifact
 
     executable = artifact.load(tvmc_package) if isinstance(tvmc_package, str) else tvmc_package.executable
     kind = DEVICES[artifact.kind_of(executable)]
@@ -299,7 +299,7 @@ def run(
         times += executable.timing(*arrays, repeat=repeat, number=number, end_to_end=end_to_end).seconds
     found = None
     if profile:
-        from reparam_compiler.lowering.profile import profile as profile_kernels
+        from reparam_compiler.lowering.runtime.profile import profile as profile_kernels
 
         found = profile_kernels(executable, arrays)
     outputs = {spec.name: array for spec, array in zip(executable.outputs, results, strict=True)}
@@ -336,7 +336,7 @@ def check_folder(path: Path) -> None:
 
 def _start_from(prior: Path, folder: Path) -> None:
     """Copy the records of an earlier search into a folder that has none."""
-    from reparam_compiler.lowering.records import check_readable
+    from reparam_compiler.lowering.search.database import check_readable
 
     check_readable(prior)
     if folder.is_dir() and any(folder.iterdir()):

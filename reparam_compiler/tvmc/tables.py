@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import Executable, TuneResult
-    from reparam_compiler.lowering.profile import Profile
+    from reparam_compiler.lowering.runtime.profile import Profile
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

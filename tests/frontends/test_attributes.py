@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from reparam_compiler.frontends.attributes import missing, only_calls, plain_attributes, reads_of
+from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, plain_attributes, reads_of
 
 
 class Child(nn.Module):

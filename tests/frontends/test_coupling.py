@@ -17,14 +17,15 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
 import reparam_compiler
-from reparam_compiler._api import frontend_for
-from reparam_compiler.equivalence import difference, evaluate, evaluate_node
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.frontends.base import Reading
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate, evaluate_node
 from reparam_compiler.ir import ops
-from reparam_compiler.passes.channel_groups import channel_groups
-from reparam_compiler.passes.prune_channels import masked
-from reparam_compiler.passes.prune_plan import PruneResult, prune
+from reparam_compiler.models.opening import frontend_for
+from reparam_compiler.passes.pruning.coupling.groups import channel_groups
+from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
+from reparam_compiler.passes.pruning.slice_channels import masked
 
 Kind = Literal["fx", "export", "open", "onnx"]
 GRAPH = 1e-9  # relative, float64: the cut graph against the masked one

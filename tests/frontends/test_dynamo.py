@@ -14,7 +14,7 @@ from small_models import EXACT, Pieces, normal, randomised, relative_error
 from torch import Tensor, fx, nn
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends import dynamo
+from reparam_compiler.integrations import dynamo
 from reparam_compiler.zoo.repvgg import Architecture, RepVGG
 
 

@@ -10,8 +10,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.fx import FxFrontend
-from reparam_compiler.frontends.padded_conv import Pad, PaddedConv
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.frontends.torch.padded_conv import Pad, PaddedConv
 
 
 def state(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 
 import reparam_compiler
 from reparam_compiler.errors import ReparamError, RewriteError, VerificationError
-from reparam_compiler.frontends.fx import FxFrontend
-from reparam_compiler.frontends.modules import fuse_parts, traced
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.frontends.torch.tracing.modules import fuse_parts, traced
 
 
 def block(m: Pieces, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from onnx_models import FLOAT32, Shape, model_of, normal, run
 from test_onnx_opsets import SHAPE, conv, norm, repvgg, together
 
 import reparam_compiler
-from reparam_compiler.frontends.onnx_write import names_of
+from reparam_compiler.frontends.onnx.writer import names_of
 
 FEEDS = {"x": normal(*SHAPE)}
 FLAG = {"flag": np.array(True)}

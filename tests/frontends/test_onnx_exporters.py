@@ -15,10 +15,10 @@ import torch.nn.functional as functional
 from onnx_models import FLOAT32, evaluated, exported, run
 
 import reparam_compiler
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.text import to_text
-from reparam_compiler.passes import pipeline
+from reparam_compiler.ir.printer import to_text
+from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm
 
 EXPORTERS = pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])

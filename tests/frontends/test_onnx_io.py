@@ -9,8 +9,8 @@ from onnx import helper
 from onnx_models import model_of, normal, run
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends import onnx_io
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+from reparam_compiler.frontends.onnx import io as onnx_io
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 
 FEEDS = {"x": normal(1, 16, 5, 4)}
 

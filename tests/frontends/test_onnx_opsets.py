@@ -11,7 +11,7 @@ from onnx_models import FLOAT32, evaluated, model_of, normal, run, runs_opset
 
 import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.ir import ops
 
 NEWEST = onnx.defs.onnx_opset_version()

@@ -6,11 +6,11 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx_models import FLOAT32, evaluated, model_of, normal, run
 
-from reparam_compiler.equivalence import evaluate
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends import onnx_derived
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend
-from reparam_compiler.frontends.onnx_run import run_arrays
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
+from reparam_compiler.frontends.onnx.node_runner import run_arrays
+from reparam_compiler.frontends.onnx.shapes import sampled as onnx_derived
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param, TensorType
 

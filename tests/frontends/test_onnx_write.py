@@ -12,10 +12,10 @@ from onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 from reparam_compiler.core.kernel import Pairs
 from reparam_compiler.errors import RewriteError
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend, OnnxReading
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend, OnnxReading
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param, TensorType, with_inputs
-from reparam_compiler.passes import pipeline
+from reparam_compiler.passes.fusion import pipeline
 
 SHAPE = (2, 4, 7, 5)
 FEEDS = {"x": normal(*SHAPE)}

@@ -20,10 +20,11 @@ from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 
 import reparam_compiler
-from reparam_compiler._api import frontend_for
-from reparam_compiler.equivalence import difference, evaluate
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
-from reparam_compiler.passes import prune_plan
+from reparam_compiler.models.opening import frontend_for
+from reparam_compiler.passes.pruning import pipeline as prune_plan
 
 FLOAT32 = 1e-5  # relative, of outputs in float32 against the graph in float64
 pytestmark = pytest.mark.filterwarnings("ignore::reparam_compiler.UnrepairedPruneWarning")

@@ -10,8 +10,8 @@ from small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, re
 from torch import Tensor, fx
 
 import reparam_compiler
-from reparam_compiler.frontends.torch_alias import find_writes
-from reparam_compiler.frontends.torch_read import call_name
+from reparam_compiler.frontends.torch.aliasing import find_writes
+from reparam_compiler.frontends.torch.reader import call_name
 
 Wiring = Callable[[Pieces, Tensor], Any]
 

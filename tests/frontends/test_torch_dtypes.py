@@ -12,8 +12,8 @@ from small_models import EXACT, Kind, Pieces, normal, randomised, relative_error
 from torch import Tensor, nn
 
 import reparam_compiler
-from reparam_compiler.frontends.export import ExportFrontend
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.export import ExportFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir import ops
 
 KINDS: tuple[Kind, ...] = ("fx", "export")

@@ -10,9 +10,9 @@ from small_models import EXACT, Kind, fuse_in_float64, normal, randomised, relat
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from reparam_compiler.equivalence import evaluate
-from reparam_compiler.frontends.export import ExportFrontend
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.export import ExportFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
 

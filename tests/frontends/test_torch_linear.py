@@ -11,7 +11,7 @@ from small_models import EXACT, Kind, normal, relative_error, run, traced_as
 from test_torch_windows import TORCH_KINDS, read, value
 from torch import Tensor, nn
 
-from reparam_compiler.frontends.export import ExportFrontend
+from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
 

@@ -11,13 +11,13 @@ from small_models import EXACT, Pieces, normal, relative_error, run
 from torch import Tensor, fx, nn
 
 import reparam_compiler
-from reparam_compiler.equivalence import evaluate
 from reparam_compiler.frontends.base import Reading
-from reparam_compiler.frontends.export import ExportFrontend
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.export import ExportFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.ir.text import to_text
+from reparam_compiler.ir.printer import to_text
 
 X = normal(2, 4, 6, 5)
 ROUTES = ("setitem", "unlifted", "export", "decomposed")

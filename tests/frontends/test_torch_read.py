@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from small_models import EXACT, normal, relative_error, traced_as
 from torch import Tensor, fx, nn
 
-from reparam_compiler.equivalence import evaluate
-from reparam_compiler.frontends.export import ExportFrontend
-from reparam_compiler.frontends.fx import FxFrontend
-from reparam_compiler.frontends.torch_read import call_name
+from reparam_compiler.frontends.torch.export import ExportFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.frontends.torch.reader import call_name
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from small_models import EXACT, Kind, normal, relative_error, run, traced_as
 from torch import Tensor, nn
 
-from reparam_compiler.equivalence import evaluate
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.base import Reading
-from reparam_compiler.frontends.export import ExportFrontend
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.export import ExportFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
 

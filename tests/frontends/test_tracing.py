@@ -12,7 +12,7 @@ from small_models import EXACT, normal, relative_error, run
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from reparam_compiler.frontends.tracing import symbolic_trace
+from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 
 
 class Asks(nn.Module):

@@ -6,10 +6,10 @@ import torch
 from branch_blocks import BLOCKS, block
 
 from reparam_compiler.errors import InvalidGraphError
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
-from reparam_compiler.ir.invariants import check
+from reparam_compiler.ir.verifier import check
 
 X = Node("x", ops.Input(), ())
 RELU = ops.Elementwise("relu")

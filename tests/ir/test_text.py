@@ -5,7 +5,7 @@ import pytest
 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param, TensorType
-from reparam_compiler.ir.text import to_text, type_text
+from reparam_compiler.ir.printer import to_text, type_text
 
 
 def param(role: str, *shape: int) -> Param:

@@ -3,8 +3,8 @@
 import pytest
 
 from reparam_compiler.ir import ops
+from reparam_compiler.ir.analysis import ENTRY, between, dataflow, immediate_dominators, topological_order
 from reparam_compiler.ir.graph import Graph, Node
-from reparam_compiler.ir.view import ENTRY, between, dataflow, immediate_dominators, topological_order
 
 
 def graph(edges: dict[str, str], outputs: str) -> Graph:

@@ -14,7 +14,7 @@ from tvm import relax, tirx
 from tvm.ir.transform import Sequential
 from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 
-from reparam_compiler.lowering.quiet import quiet
+from reparam_compiler.lowering.runtime.filter_stderr import quiet
 
 
 def run_serially(func: Any, *inputs: np.ndarray, out: tuple[tuple[int, ...], str]) -> np.ndarray:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tvm")
 
-from reparam_compiler.lowering.algorithms import ConvShape, Tile, candidate_tiles, choose_tile, unroll_of
-from reparam_compiler.lowering.kernels import pack_dense
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Tile, candidate_tiles, choose_tile, unroll_of
+from reparam_compiler.lowering.cpu.kernels import pack_dense
 from reparam_compiler.lowering.target import VectorUnit
 
 pytestmark = pytest.mark.tvm

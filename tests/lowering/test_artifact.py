@@ -19,9 +19,9 @@ pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.archive import LIBRARY, MANIFEST, MARK, write_tar
-from reparam_compiler.lowering.artifact import Kernel, filled
-from reparam_compiler.lowering.quiet import quiet
+from reparam_compiler.lowering.runtime.archive import LIBRARY, MANIFEST, MARK, write_tar
+from reparam_compiler.lowering.runtime.executable import Kernel, filled
+from reparam_compiler.lowering.runtime.filter_stderr import quiet
 
 pytestmark = pytest.mark.tvm
 

@@ -15,7 +15,8 @@ pytest.importorskip("tvm")
 import tvm
 from tvm import te
 
-from reparam_compiler.lowering import CompileOptions, compile, elementary
+from reparam_compiler.lowering import CompileOptions, compile
+from reparam_compiler.lowering.cpu import elementary
 from reparam_compiler.lowering.target import resolve
 
 pytestmark = pytest.mark.tvm

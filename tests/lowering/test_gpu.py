@@ -19,15 +19,15 @@ from tvm.s_tir.pipeline import default_s_tir_pipeline
 
 from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.algorithms import ConvShape, Step
-from reparam_compiler.lowering.artifact import LIBRARY
 from reparam_compiler.lowering.build import _vm_passes, lower
-from reparam_compiler.lowering.cuda_graphs import SETTING
-from reparam_compiler.lowering.importer import to_relax
-from reparam_compiler.lowering.schedules_gpu import schedule_gpu, unbound
-from reparam_compiler.lowering.schedules_gpu_conv import gpu_conv
-from reparam_compiler.lowering.schedules_gpu_tensor import tensor_conv
-from reparam_compiler.lowering.schedules_gpu_tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile, choose_gpu_tile
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
+from reparam_compiler.lowering.gpu.conv import gpu_conv
+from reparam_compiler.lowering.gpu.cuda_graphs import SETTING
+from reparam_compiler.lowering.gpu.schedules import schedule_gpu, unbound
+from reparam_compiler.lowering.gpu.tensor_cores import tensor_conv
+from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile, choose_gpu_tile
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.runtime.executable import LIBRARY
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import REPVGG, randomise_batch_norm
 

@@ -12,12 +12,12 @@ pytest.importorskip("tvm")
 from serial_gpu import run_net_serially
 from test_compile import CONVS, NETS, Residual, seeded
 
-from reparam_compiler.lowering import schedules_gpu_sites
 from reparam_compiler.lowering.build import lower
-from reparam_compiler.lowering.importer import to_relax
-from reparam_compiler.lowering.schedules_gpu_conv import declare_conv
-from reparam_compiler.lowering.schedules_gpu_tensor import scheduled_tensor_conv
-from reparam_compiler.lowering.schedules_gpu_winograd import winograd_form
+from reparam_compiler.lowering.gpu import kernels as gpu_kernels
+from reparam_compiler.lowering.gpu.conv import declare_conv
+from reparam_compiler.lowering.gpu.tensor_cores import scheduled_tensor_conv
+from reparam_compiler.lowering.gpu.winograd import winograd_form
+from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.target import resolve
 
 pytestmark = pytest.mark.tvm
@@ -87,8 +87,8 @@ def test_float16_net_matches_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         func = declare_conv(shape, tile, epilogue[0] if epilogue else None)
         return scheduled_tensor_conv(func, shape, tile, intrinsics=False).mod["main"].with_attr("tirx.is_scheduled", True)
 
-    monkeypatch.setattr(schedules_gpu_sites, "tensor_conv", plain)
-    monkeypatch.setattr(schedules_gpu_sites, "tensor_partial_conv", plain)
+    monkeypatch.setattr(gpu_kernels, "tensor_conv", plain)
+    monkeypatch.setattr(gpu_kernels, "tensor_partial_conv", plain)
     torch.manual_seed(1)
     model = seeded(nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1), nn.ReLU(), Residual(24), nn.AdaptiveAvgPool2d(1)))
     x = torch.randn(2, 3, 17, 12)
@@ -111,7 +111,7 @@ class Dilated(nn.Module):
 
 
 def test_winograd_net_matches_torch_and_reports_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedules_gpu_sites, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
+    monkeypatch.setattr(gpu_kernels, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
     module = check(Dilated(), (2, 8, 11, 9))
     funcs = {str(variable.name_hint): func for variable, func in module.functions_items()}
     marked = {name: func for name, func in funcs.items() if func.attrs and "reparam.algorithm" in func.attrs}
@@ -122,7 +122,7 @@ def test_winograd_net_matches_torch_and_reports_its_error(monkeypatch: pytest.Mo
 
 
 def test_winograd_beyond_the_bound_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedules_gpu_sites, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
+    monkeypatch.setattr(gpu_kernels, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
     target, model, x = resolve("cuda"), Dilated().eval(), torch.zeros(1, 8, 11, 9)
     with target:
         module = lower(to_relax(model, x).module, target, max_error=0.0)

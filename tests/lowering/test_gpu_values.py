@@ -13,13 +13,13 @@ pytest.importorskip("tvm")
 
 from serial_gpu import run_serially
 
-from reparam_compiler.lowering.algorithms import ConvShape, Step
-from reparam_compiler.lowering.schedules_gpu_conv import declare_conv, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
-from reparam_compiler.lowering.schedules_gpu_grouped import gpu_grouped_conv, is_narrow
-from reparam_compiler.lowering.schedules_gpu_sites import pack_gemm, pack_grouped
-from reparam_compiler.lowering.schedules_gpu_tensor import cheap_stack_frames, scheduled_tensor_conv
-from reparam_compiler.lowering.schedules_gpu_tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile
-from reparam_compiler.lowering.schedules_gpu_winograd import (
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
+from reparam_compiler.lowering.gpu.conv import declare_conv, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
+from reparam_compiler.lowering.gpu.grouped import gpu_grouped_conv, is_narrow
+from reparam_compiler.lowering.gpu.kernels import pack_gemm, pack_grouped
+from reparam_compiler.lowering.gpu.tensor_cores import cheap_stack_frames, scheduled_tensor_conv
+from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile
+from reparam_compiler.lowering.gpu.winograd import (
     choose_gpu_winograd,
     gpu_winograd_input,
     gpu_winograd_output,

@@ -10,9 +10,9 @@ pytest.importorskip("tvm")
 
 import reparam_compiler
 from reparam_compiler.lowering import build
-from reparam_compiler.lowering.artifact import MemoryPlan
-from reparam_compiler.lowering.importer import to_relax
-from reparam_compiler.lowering.memory import memory_plan
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.relax.memory_plan import memory_plan
+from reparam_compiler.lowering.runtime.executable import MemoryPlan
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm
 

@@ -15,9 +15,9 @@ from torch.nn import functional
 pytest.importorskip("tvm")
 
 from reparam_compiler.lowering import compile
-from reparam_compiler.lowering.importer import to_relax
-from reparam_compiler.lowering.kernels import convs_to_kernels
-from reparam_compiler.lowering.layout import channels_last, simplify
+from reparam_compiler.lowering.cpu.kernels import convs_to_kernels
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.target import VectorUnit
 
 pytestmark = pytest.mark.tvm

@@ -13,7 +13,7 @@ import tvm
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.profile import Layer, Profile, measure_peak, profile
+from reparam_compiler.lowering.runtime.profile import Layer, Profile, measure_peak, profile
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.tvmc.tables import profile_table
 

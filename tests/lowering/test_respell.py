@@ -11,8 +11,8 @@ from torch.nn import functional
 pytest.importorskip("tvm")
 
 from reparam_compiler.lowering import compile
-from reparam_compiler.lowering.importer import to_relax
-from reparam_compiler.lowering.respell import respelled
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.relax.canonicalize import respelled
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}

@@ -17,8 +17,8 @@ pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.algorithms import Algorithm, ConvShape, Direct, Step, Winograd, candidates
-from reparam_compiler.lowering.records import (
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Winograd, candidates
+from reparam_compiler.lowering.search.database import (
     CONVS,
     SCHEDULES,
     ConvRecord,
@@ -28,8 +28,8 @@ from reparam_compiler.lowering.records import (
     prepare,
     read_convs,
 )
+from reparam_compiler.lowering.search.tuning import POINTS, points
 from reparam_compiler.lowering.target import VectorUnit, describe, resolve, vector_unit
-from reparam_compiler.lowering.tuning import POINTS, points
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}

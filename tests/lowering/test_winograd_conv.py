@@ -12,9 +12,10 @@ pytest.importorskip("tvm")
 
 import tvm
 
-from reparam_compiler.lowering import CompileOptions, accuracy, compile
-from reparam_compiler.lowering.accuracy import measured_error
-from reparam_compiler.lowering.algorithms import (
+from reparam_compiler.lowering import CompileOptions, compile
+from reparam_compiler.lowering.conv import accuracy
+from reparam_compiler.lowering.conv.accuracy import measured_error
+from reparam_compiler.lowering.conv.algorithms import (
     ConvShape,
     Direct,
     Step,
@@ -24,7 +25,7 @@ from reparam_compiler.lowering.algorithms import (
     choose_tile,
     unroll_of,
 )
-from reparam_compiler.lowering.schedules_winograd import pack_winograd, winograd_conv
+from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
 from reparam_compiler.lowering.target import VectorUnit, resolve, vector_unit
 
 pytestmark = pytest.mark.tvm

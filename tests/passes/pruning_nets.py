@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from reparam_compiler.equivalence import evaluate_node
+from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from pruning_nets import SIZE, Net
 
-from reparam_compiler.equivalence import evaluate
 from reparam_compiler.errors import InfeasiblePruneError, InvalidGraphError
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param, with_inputs
-from reparam_compiler.passes.activations import Activations
+from reparam_compiler.passes.pruning.repair.activations import Activations
 
 
 def data(count: int = 3) -> list[tuple[torch.Tensor]]:

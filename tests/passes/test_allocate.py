@@ -12,8 +12,8 @@ from pruning_nets import Net
 from reparam_compiler.core.slicing import nearest_width
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.allocate import FLOOR, AllocationName, allocate, ignored_nodes
-from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.allocation import FLOOR, AllocationName, allocate, ignored_nodes
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 
 
 def chain(*widths: int) -> tuple[Graph, ChannelGroups]:

@@ -8,14 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_nets import Net
 
-from reparam_compiler.cost import cost
+from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, NodeId, Param, TensorType, with_inputs
-from reparam_compiler.passes.allocate import FLOOR, AllocationName, RatioOf, removal_order, widths_after
-from reparam_compiler.passes.budget import MEASUREMENTS, Budget, Fit, Schedule, fit_budget, multiply_adds, savings, schedule
-from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
-from reparam_compiler.passes.prune_channels import sliced
+from reparam_compiler.passes.pruning.allocation import FLOOR, AllocationName, RatioOf, removal_order, widths_after
+from reparam_compiler.passes.pruning.budget import (
+    MEASUREMENTS,
+    Budget,
+    Fit,
+    Schedule,
+    fit_budget,
+    multiply_adds,
+    savings,
+    schedule,
+)
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.slice_channels import sliced
 
 ALLOCATIONS: tuple[AllocationName, ...] = ("uniform", "global", "sensitivity")
 

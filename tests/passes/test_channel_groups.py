@@ -10,8 +10,8 @@ from pruning_nets import SIZE, Net
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, TensorType
-from reparam_compiler.passes.channel_groups import ChannelGroups, Family, channel_groups
-from reparam_compiler.passes.couplings import register_coupling
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, channel_groups
+from reparam_compiler.passes.pruning.coupling.rules import register_coupling
 
 
 def families(graph: Graph) -> dict[str, Family]:

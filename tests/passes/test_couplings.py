@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from pruning_nets import SIZE, Net
 from torch import Tensor
 
-from reparam_compiler.equivalence import evaluate_node
+from reparam_compiler.interpreter.evaluate import evaluate_node
+from reparam_compiler.interpreter.size_expressions import asked, number_values, numbers_of, stale_numbers
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, TensorType
-from reparam_compiler.passes.channel_groups import Family, channel_groups
-from reparam_compiler.passes.prune_plan import prune
-from reparam_compiler.passes.sizes import asked, number_values, numbers_of, stale_numbers
+from reparam_compiler.passes.pruning.coupling.groups import Family, channel_groups
+from reparam_compiler.passes.pruning.pipeline import prune
 
 EXACT = 1e-12  # float64
 TOKENS = SIZE[0] * SIZE[1]

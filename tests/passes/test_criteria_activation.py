@@ -9,15 +9,15 @@ from pruning_nets import SIZE, Net
 from sklearn.linear_model import lars_path_gram
 from torch import Tensor, fx
 
-from reparam_compiler.equivalence import evaluate
 from reparam_compiler.errors import InfeasiblePruneError
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, NodeId, Param, with_inputs
-from reparam_compiler.passes import criteria_activation
-from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
-from reparam_compiler.passes.criteria_activation import PENALTIES, vanishing_penalties
-from reparam_compiler.passes.importance import importance
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.criteria import activation as criteria_activation
+from reparam_compiler.passes.pruning.criteria.activation import PENALTIES, vanishing_penalties
+from reparam_compiler.passes.pruning.criteria.importance import importance
 from reparam_compiler.zoo.digits import calibration_images
 from reparam_compiler.zoo.repvgg import Architecture, RepVGG
 

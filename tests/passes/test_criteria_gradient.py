@@ -9,15 +9,15 @@ import torch
 from pruning_nets import SIZE, Net
 from torch import Tensor
 
-from reparam_compiler.equivalence import evaluate
 from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param, with_inputs
-from reparam_compiler.passes import criteria_gradient
-from reparam_compiler.passes.channel_groups import channel_groups
-from reparam_compiler.passes.criteria_gradient import default_loss
-from reparam_compiler.passes.criteria_running import samples_of
-from reparam_compiler.passes.importance import importance
+from reparam_compiler.passes.pruning.coupling.groups import channel_groups
+from reparam_compiler.passes.pruning.criteria import gradient as criteria_gradient
+from reparam_compiler.passes.pruning.criteria.gradient import default_loss
+from reparam_compiler.passes.pruning.criteria.importance import importance
+from reparam_compiler.passes.pruning.criteria.running import samples_of
 
 STEP = 1e-5
 CLOSE = {"rtol": 1e-3, "atol": 1e-7}  # float32 gradients against float64 differences

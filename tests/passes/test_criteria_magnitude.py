@@ -9,9 +9,9 @@ from scipy.optimize import minimize
 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param
-from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
-from reparam_compiler.passes.criteria_magnitude import distances, geometric_median
-from reparam_compiler.passes.importance import importance
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.criteria.importance import importance
+from reparam_compiler.passes.pruning.criteria.magnitude import distances, geometric_median
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64
 

@@ -10,8 +10,8 @@ from small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, ra
 from torch import Tensor, fx, nn
 
 import reparam_compiler
-from reparam_compiler.frontends.fx import FxFrontend
-from reparam_compiler.passes.fold_bn import fold_bn
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.passes.fusion.fold_bn import fold_bn
 
 Wiring = Callable[[Pieces, Tensor], Tensor]
 

@@ -19,16 +19,17 @@ from onnx_models import exported
 from small_models import EXACT, normal, traced_as
 from torch import nn
 
-from reparam_compiler.cost import cost
-from reparam_compiler.equivalence import difference, evaluate
-from reparam_compiler.frontends.export import ExportFrontend
-from reparam_compiler.frontends.fx import FxFrontend
-from reparam_compiler.frontends.onnx_gs import OnnxFrontend
+from reparam_compiler.cost.model import cost
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
+from reparam_compiler.frontends.torch.export import ExportFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.ir.invariants import check
-from reparam_compiler.ir.text import to_text
-from reparam_compiler.passes import pipeline
-from reparam_compiler.passes.fuse_branches import Options, PassResult, fuse_branches
+from reparam_compiler.ir.printer import to_text
+from reparam_compiler.ir.verifier import check
+from reparam_compiler.passes.fusion import pipeline
+from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "fuse_branches"
 ALWAYS = Options(policy="always")

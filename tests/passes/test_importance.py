@@ -6,8 +6,15 @@ from pruning_nets import Net
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
-from reparam_compiler.passes.importance import CRITERIA, Scores, Scoring, importance, is_cumulative, register_criterion
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.criteria.importance import (
+    CRITERIA,
+    Scores,
+    Scoring,
+    importance,
+    is_cumulative,
+    register_criterion,
+)
 
 
 def two_convs_summed() -> tuple[Net, Graph, ChannelGroups]:

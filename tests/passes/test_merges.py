@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from small_models import EXACT, normal
 
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
-from reparam_compiler.equivalence import difference, evaluate
 from reparam_compiler.errors import RewriteError
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Operand, Param, TensorType
-from reparam_compiler.passes import merges
-from reparam_compiler.passes.carried import NoRule, Signal, Stacked, Still
-from reparam_compiler.passes.fuse_branches import Options, PassResult, rewrite_regions
+from reparam_compiler.passes.fusion import merge_rules as merges
+from reparam_compiler.passes.fusion.abstract_values import NoRule, Signal, Stacked, Still
+from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, rewrite_regions
 
 FEW = settings(max_examples=settings.default.max_examples // 4)
 SOURCE = Signal(4, 2, axes=4)

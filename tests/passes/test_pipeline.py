@@ -7,11 +7,11 @@ import torch
 from branch_blocks import block
 
 from reparam_compiler.errors import InvalidGraphError
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.ir.text import to_text
-from reparam_compiler.passes import pipeline
-from reparam_compiler.passes.fuse_branches import Options, PassResult
+from reparam_compiler.ir.printer import to_text
+from reparam_compiler.passes.fusion import pipeline
+from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult
 
 
 def graph_of(name: str) -> Graph:

@@ -9,10 +9,10 @@ from small_models import EXACT, Pieces, fuse_in_float64, normal
 from torch import Tensor, fx, nn
 
 import reparam_compiler
-from reparam_compiler.cost import USUAL, CostModel
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.cost.model import USUAL, CostModel
+from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.fuse_branches import Options, PassResult, fuse_branches
+from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
 
 ARITHMETIC = CostModel(muls_per_second=1.0, bytes_per_second=1e30, launch_seconds=0.0)
 """A machine on which nothing but multiplications takes time."""

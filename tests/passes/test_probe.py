@@ -9,10 +9,11 @@ from small_models import EXACT, Pieces, fuse_in_float64, normal
 from torch import Tensor
 
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
-from reparam_compiler.equivalence import difference, evaluate_node
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param, TensorType
-from reparam_compiler.passes import probe
+from reparam_compiler.passes.fusion import probe
 
 
 def conv_node(kernel: ConvKernel) -> Node:

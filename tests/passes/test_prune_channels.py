@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_nets import SIZE, Net
 
-from reparam_compiler.equivalence import evaluate
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError, VerificationError
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, diff
-from reparam_compiler.ir.invariants import check
-from reparam_compiler.ir.text import to_text
-from reparam_compiler.passes.channel_groups import channel_groups
-from reparam_compiler.passes.prune_channels import masked, sliced, verify_pruned
-from reparam_compiler.passes.prune_plan import PruneResult, prune
+from reparam_compiler.ir.printer import to_text
+from reparam_compiler.ir.verifier import check
+from reparam_compiler.passes.pruning.coupling.groups import channel_groups
+from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
+from reparam_compiler.passes.pruning.slice_channels import masked, sliced, verify_pruned
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "prune_channels"
 TOLERANCE = 1e-9  # float64

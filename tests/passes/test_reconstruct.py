@@ -10,16 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pruning_nets import SIZE, Net
 
-from reparam_compiler.equivalence import difference, evaluate
 from reparam_compiler.errors import InfeasiblePruneError
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, NodeId, Param
-from reparam_compiler.passes.channel_groups import channel_groups
-from reparam_compiler.passes.pipeline import run as run_passes
-from reparam_compiler.passes.prune_channels import masked, sliced
-from reparam_compiler.passes.prune_plan import Quality, prune
-from reparam_compiler.passes.reconstruct import Repair, RepairName, repair
+from reparam_compiler.passes.fusion.pipeline import run as run_passes
+from reparam_compiler.passes.pruning.coupling.groups import channel_groups
+from reparam_compiler.passes.pruning.pipeline import Quality, prune
+from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair
+from reparam_compiler.passes.pruning.slice_channels import masked, sliced
 from reparam_compiler.zoo import digits
 
 

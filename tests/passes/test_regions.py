@@ -10,12 +10,13 @@ from torch import Tensor, fx, nn
 
 from reparam_compiler.core import affine
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
-from reparam_compiler.frontends.fx import FxFrontend
+from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph, Node
-from reparam_compiler.passes import registry, rules
-from reparam_compiler.passes.carried import Signal
-from reparam_compiler.passes.pipeline import run as run_pipeline
-from reparam_compiler.passes.regions import Blocked, Region, Regions, interpret
+from reparam_compiler.passes.fusion import linear_rules as rules
+from reparam_compiler.passes.fusion import registry
+from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.pipeline import run as run_pipeline
+from reparam_compiler.passes.fusion.regions import Blocked, Region, Regions, interpret
 
 Wiring = Callable[[Pieces, Tensor], Tensor]
 

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from small_models import EXACT, normal, relative_error
 
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
-from reparam_compiler.equivalence import evaluate_node
+from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param, TensorType
-from reparam_compiler.passes.carried import Signal
-from reparam_compiler.passes.merges import per_channel
-from reparam_compiler.passes.registry import is_linear, linear_rule, merge_rule
+from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.merge_rules import per_channel
+from reparam_compiler.passes.fusion.registry import is_linear, linear_rule, merge_rule
 
 
 def param(*shape: int, seed: int = 0, positive: bool = False) -> Param:

@@ -7,14 +7,14 @@ import pytest
 import torch
 from pruning_nets import SIZE, Net
 
-from reparam_compiler.equivalence import evaluate
 from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
-from reparam_compiler.passes.channel_groups import ChannelGroups, channel_groups
-from reparam_compiler.passes.importance import importance, is_cumulative
-from reparam_compiler.passes.prune_plan import prune
-from reparam_compiler.passes.selection import optimal_brain
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.criteria.importance import importance, is_cumulative
+from reparam_compiler.passes.pruning.criteria.optimal_brain import optimal_brain
+from reparam_compiler.passes.pruning.pipeline import prune
 
 DATA = [(torch.randn(12, 3, *SIZE, generator=torch.Generator().manual_seed(seed)),) for seed in range(2)]
 

@@ -8,8 +8,8 @@ from foreign_models import timm_model, transformers_model
 from torch import Tensor, nn
 
 import reparam_compiler
-from reparam_compiler.equivalence import difference
-from reparam_compiler.report import FuseReport
+from reparam_compiler.api.report import FuseReport
+from reparam_compiler.interpreter.difference import difference
 
 TOLERANCE = 1e-6
 """float64, the fused weights rounded to float32 on the way into the model."""

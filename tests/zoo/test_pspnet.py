@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import reparam_compiler
-from reparam_compiler.equivalence import difference
-from reparam_compiler.frontends.torch_values import deep_copy
+from reparam_compiler.frontends.torch.tensors import deep_copy
+from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.zoo import Architecture, RepVGG, pspnet, randomise_batch_norm
 from reparam_compiler.zoo.pspnet import BACKBONES, PSPNet
 

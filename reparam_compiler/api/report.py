@@ -1,0 +1,178 @@
+"""What was done to a model and what was not, and why: as text for people, as JSON for machines."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from reparam_compiler.cost.model import Cost
+from reparam_compiler.interpreter.difference import Difference
+from reparam_compiler.passes.fusion.fuse_branches import Fusion, Refusal
+from reparam_compiler.passes.pruning.manifest import Manifest
+from reparam_compiler.passes.pruning.pipeline import PrunePlan
+
+
+@dataclass(frozen=True, slots=True)
+class WholeModel:
+    """The model before and after, run whole. how: the runtime, the dtype and the inputs, in words."""
+
+    how: str
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True)
+class FuseReport:
+    """What `fuse` did.
+
+    kind: the kind of model. fusions: what was rewritten. refusals: merges and norms that stayed.
+    before, after: what the model costs. whole_model: None where the whole was not compared.
+    remarks: what the caller should know besides.
+    """
+
+    kind: str
+    fusions: tuple[Fusion, ...]
+    refusals: tuple[Refusal, ...]
+    before: Cost
+    after: Cost
+    whole_model: WholeModel | None = None
+    remarks: tuple[str, ...] = field(default=())
+
+    @property
+    def max_error(self) -> Difference | None:
+        """The largest difference of a rewritten region and what it replaced; None where none was proven."""
+        errors = [fusion.error for fusion in self.fusions if fusion.error is not None]
+        return max(errors, key=lambda error: error.relative) if errors else None
+
+    def to_json(self) -> str:
+        """The report as a JSON object, with the fields of this class."""
+        return json.dumps(asdict(self), indent=2)
+
+    def to_text(self) -> str:
+        """The report as text, a line for each fusion and each refusal."""
+        return "\n".join([*self._head(), *map(_fusion_line, self.fusions), *map(_refusal_line, self.refusals), *self._foot()])
+
+    def _head(self) -> list[str]:
+        lines = [f"{self.kind}: {len(self.fusions)} fused, {len(self.refusals)} refused"]
+        return [*lines, *cost_lines(self.before, self.after)]
+
+    def _foot(self) -> list[str]:
+        lines = list(self.remarks)
+        if self.max_error is not None:
+            lines.append(f"every fused region proven in float64: differs by at most {self.max_error.relative:.1e} (relative)")
+        elif self.fusions:
+            lines.append("the fused regions were not proven (verify=False)")
+        if self.whole_model is None:
+            lines.append("the whole model was not compared: pass example inputs to have that done")
+        else:
+            worst = self.whole_model.difference
+            lines.append(
+                f"the whole model differs by {worst.max_abs:.3g} ({worst.relative:.1e} relative): {self.whole_model.how}"
+            )
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What `prune` did: the plan with every family, what the model costs before and after, and what was kept, to save."""
+
+    kind: str
+    plan: PrunePlan
+    before: Cost
+    after: Cost
+    manifest: Manifest
+
+    def to_json(self) -> str:
+        """The report as a JSON object, with the fields of this class but the manifest, which has a file of its own."""
+        return json.dumps(asdict(replace(self, manifest=None)), indent=2)  # type: ignore[arg-type]
+
+    def to_text(self) -> str:
+        """The report as text: a line for each family that was cut, and for each that had to keep its width."""
+        plan = self.plan
+        cut = [family for family in plan.families if family.after < family.before]
+        lines = [f"{self.kind}: {len(cut)} of {len(plan.families)} families cut, {len(plan.pinned)} pinned"]
+        lines += cost_lines(self.before, self.after)
+        lines += [f"  {share:.1%} of the {name} remain" for name, share in plan.budget.items()]
+        lines.append(f"  ranked by {plan.importance}, allotted {plan.allocation}, widths to multiples of {plan.round_to}")
+        for family in plan.families:
+            note = f"  ({family.note})" if family.note else ""
+            lines.append(f"  cut      {family.name}: {family.before} -> {family.after} channels{note}")
+        lines += [f"  pinned   {pin.name}: {pin.width} channels, {pin.reason} at {pin.node}" for pin in plan.pinned]
+        lines.append(
+            f"equals its masked reference in float64: differs by at most {plan.relative_error:.1e} (relative), before repair"
+        )
+        return "\n".join([*lines, *self._repair_lines()])
+
+    def _repair_lines(self) -> list[str]:
+        repair = self.plan.repair
+        if repair is None:
+            return [UNREPAIRED]
+        lines = [f"repaired {len(repair.repaired)} convs and linears ({repair.how}) from {repair.samples} calibration samples"]
+        return lines + [f"  not repaired  {consumer.node}: {consumer.reason}" for consumer in repair.passed_over]
+
+
+UNREPAIRED = (
+    "not repaired: no calibration data was given. A fused net has no batch norm left to recalibrate, and at a third of its "
+    "channels it usually falls to chance; 32 samples of real input are enough to prevent that (calibration=...)"
+)
+
+
+def cost_lines(before: Cost, after: Cost) -> list[str]:
+    """A line for each figure that is known, before and after."""
+    rows: list[tuple[str, float | None, float | None, str]] = [
+        ("convs", before.convs, after.convs, "{:.0f}"),
+        ("params", before.params / 1e6, after.params / 1e6, "{:.3f} M"),
+        ("FLOPs", _billions(before.flops), _billions(after.flops), "{:.3f} G"),
+        ("Winograd MULs", _billions(before.winograd_muls), _billions(after.winograd_muls), "{:.3f} G"),
+        ("activations", _mebi(before.activation_bytes), _mebi(after.activation_bytes), "{:.2f} MiB"),
+    ]
+    return [
+        f"  {name:<14}{shown.format(old)} -> {shown.format(new)}"
+        for name, old, new, shown in rows
+        if old is not None and new is not None
+    ]
+
+
+def prefixed(report: FuseReport, path: str) -> FuseReport:
+    """The report on a part of a model, with the names that its nodes have in the whole."""
+    fusions = tuple(replace(f, nodes=tuple(f"{path}.{n}" for n in f.nodes), node=f"{path}.{f.node}") for f in report.fusions)
+    refusals = tuple(replace(refusal, node=f"{path}.{refusal.node}") for refusal in report.refusals)
+    return replace(report, fusions=fusions, refusals=refusals)
+
+
+def merged(kind: str, reports: Sequence[FuseReport], remarks: Sequence[str]) -> FuseReport:
+    """One report of the parts of a model that were read on their own; costs add up."""
+    return FuseReport(
+        kind,
+        tuple(fusion for report in reports for fusion in report.fusions),
+        tuple(refusal for report in reports for refusal in report.refusals),
+        _sum([report.before for report in reports]),
+        _sum([report.after for report in reports]),
+        remarks=tuple(remarks),
+    )
+
+
+def _sum(costs: Sequence[Cost]) -> Cost:
+    return Cost(sum(c.params for c in costs), sum(c.convs for c in costs), None, None, None)
+
+
+def _fusion_line(fusion: Fusion) -> str:
+    weight, (low, high) = "x".join(map(str, fusion.weight)), fusion.weight_range
+    parts = [
+        f"weight {weight} in [{low:.3g}, {high:.3g}]",
+        fusion.shape or "shape unknown",
+        f"{fusion.before.multiply_adds / 1e6:.4g} -> {fusion.after.multiply_adds / 1e6:.4g} M multiply-adds",
+        f"{fusion.before.bytes / 1e6:.4g} -> {fusion.after.bytes / 1e6:.4g} MB moved",
+    ]
+    error = [] if fusion.error is None else [f"error {fusion.error.max_abs:.1e}"]
+    return f"  fused    {fusion.node}: {len(fusion.nodes)} nodes -> {fusion.op}; {', '.join([*parts, *error])}"
+
+
+def _refusal_line(refusal: Refusal) -> str:
+    return f"  refused  {refusal.node} ({refusal.op}): {refusal.reason}"
+
+
+def _billions(value: float | None) -> float | None:
+    return None if value is None else value / 1e9
+
+
+def _mebi(value: int | None) -> float | None:
+    return None if value is None else value / 2**20

@@ -1,0 +1,1 @@
+"""Models run and compared: what is written is checked against what was given."""

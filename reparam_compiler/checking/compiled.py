@@ -1,0 +1,248 @@
+"""What TVM compiled, run once beside the caller's own model: an importer that misreads an op says nothing.
+
+    compiled library --------TVM--------> found
+    the caller's model --torch or ONNX Runtime--> expected        max |found - expected| <= tolerance max |expected|
+
+The model is run in its own dtype by its own runtime, not as `fuse` left it. It is not changed, nor are its weights copied.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree
+
+from reparam_compiler.checking.runners import Outputs, coarsest, leaves
+from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError, class_and_line
+from reparam_compiler.frontends.torch.tensors import deep_copy, dtype_word
+from reparam_compiler.interpreter.difference import difference
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering import Executable, TensorSpec
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = {"f64": 1e-3, "f32": 1e-3, "f16": 2e-2, "bf16": 0.1}
+"""The largest difference relative to the largest value, by the coarsest dtype: it tells rounding from another function."""
+LAYERS = 10
+"""How many times the error that one layer may have, `CompileOptions.max_error`, the whole model may have."""
+ADVICE = (
+    "{found}. TVM's importer or a kernel computes something else than the model; please report it. Where the model is chaotic "
+    "in its own dtype, verify=False (--no-verify) compiles it all the same"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """The caller's model, ready to run.
+
+    arrays: an input for each of the compiled model's, in its order.
+    run: what the model gives for them.
+    stored: the coarsest dtype of its weights ("f32").
+    """
+
+    arrays: Sequence[Any]
+    run: Callable[[], Outputs]
+    stored: str
+
+
+def verify_compiled(
+    executable: "Executable", model: Any, example_inputs: Sequence[Any] | None, *, max_error: float = 0.0
+) -> None:
+    """Compare one run of a compiled model with one of the model; a log line says where they could not be compared.
+
+    Args:
+        model: what the caller gave: an nn.Module in evaluation mode, an ExportedProgram, a ModelProto or its path.
+        example_inputs: what both run on; random inputs stand for missing ones, for those of another shape or dtype, and for
+            floating ones that are of one number everywhere, on which most functions are the same.
+        max_error: the relative error that a layer's algorithm may have.
+
+    Raises:
+        VerificationError: an output is another, in number, shape, kind of dtype, or by more than rounding.
+        LoweringError: the compiled model does not run.
+    """
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
+    if not executable.runs_here:
+        log.info("%s is compiled for another machine or device, and was not compared with the model", name)
+        return
+    try:
+        reference, expected, again = _first_run(model, executable.inputs, example_inputs)
+    except ImportError as missing:
+        log.info("%s is compiled, and was not compared with the model: %s", name, missing)
+        return
+    except UnsupportedModelError as refusal:
+        log.warning("%s is compiled, and was not compared with the model, which does not run here: %s", name, refusal)
+        return
+    try:
+        arrays = executable.run(*reference.arrays)
+    except RuntimeError as failure:
+        raise LoweringError(
+            f"main: the compiled model does not run: {failure}. Please report the model; verify=False compiles it all the same"
+        ) from failure
+    found = leaves(dict(enumerate(arrays)))
+    words = [reference.stored, *(dtype_word(x.dtype) for x in (*expected.values(), *found.values()))]
+    tolerance = max(TOLERANCE[coarsest(words)], LAYERS * max_error)
+    wrong = _mismatch(expected, found, executable.outputs, tolerance)
+    if wrong is None:
+        return
+    if _mismatch(expected, again(), executable.outputs, tolerance) is not None:
+        log.warning("%s is compiled, and was not compared with the model, two runs of which differ", name)
+        return
+    raise wrong
+
+
+def _first_run(
+    model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None
+) -> tuple[_Reference, Outputs, Callable[[], Outputs]]:
+    """The reference, what it gives, and a second run, which goes on with the random numbers of the first.
+
+    Raises: UnsupportedModelError where it does not run; ImportError where its runtime is not installed.
+    """
+    try:
+        torch_kind = isinstance(model, nn.Module | ExportedProgram)
+        reference = _torch_reference(model, specs, inputs) if torch_kind else _onnx_reference(model, specs, inputs)
+        with torch.random.fork_rng(devices=[]):
+            expected = reference.run()
+            state = torch.get_rng_state()
+    except ImportError:
+        raise
+    except Exception as refusal:  # whatever the caller's code raises on these inputs
+        raise UnsupportedModelError(class_and_line(refusal)) from refusal
+
+    def again() -> Outputs:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            return reference.run()
+
+    return reference, expected, again
+
+
+def _mismatch(expected: Outputs, found: Outputs, specs: "Sequence[TensorSpec]", tolerance: float) -> VerificationError | None:
+    """What is wrong with the first output that is not the expected one."""
+    if len(expected) != len(found):
+        counts = f"{len(found)} outputs were found, {len(expected)} expected"
+        return _error("outputs", math.inf, 0.0, counts)
+    for spec, (place, wanted), other in zip(specs, expected.items(), found.values(), strict=True):
+        name = f"{spec.name} {place}".strip()
+        for what, a, b in (
+            ("shape", tuple(wanted.shape), tuple(other.shape)),
+            ("kind of dtype", _kind(wanted), _kind(other)),
+        ):
+            if a != b:
+                return _error(name, math.inf, 0.0, f"the {what} {b} was found, {a} expected")
+        apart = difference(wanted, other)
+        exact = _kind(wanted) != "floating"
+        if apart.max_abs > 0 if exact else not apart.relative <= tolerance:
+            largest = apart.max_abs / apart.relative if 0 < apart.relative < math.inf and apart.max_abs < math.inf else 0.0
+            return _error(name, apart.max_abs, 0.0 if exact else tolerance * largest, _worst(wanted, other))
+    return None
+
+
+def _error(name: str, max_abs: float, tolerance: float, found: str) -> VerificationError:
+    return VerificationError(name, max_abs, tolerance, ADVICE.format(found=found), "the compiled model")
+
+
+def _worst(expected: Tensor, found: Tensor) -> str:
+    """The element that is furthest off: " at (0, 3) 2.5 was found, 0 expected"."""
+    a, b = expected.double(), found.double()
+    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs().nan_to_num(nan=math.inf))
+    index = tuple(int(i) for i in np.unravel_index(int(apart.argmax()), apart.shape))
+    return f"At {index} {float(b[index]):.6g} was found, {float(a[index]):.6g} expected"
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "floating"
+    return "bool" if tensor.dtype is torch.bool else "complex" if tensor.is_complex() else "integer"
+
+
+def _torch_reference(
+    model: nn.Module | ExportedProgram, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None
+) -> _Reference:
+    given: Any = None if inputs is None else (tuple(inputs), {})
+    module: Any = model
+    layout = None
+    if isinstance(model, ExportedProgram):
+        module, layout = model.module(), model.call_spec.in_spec
+        if given is None or not _fit(given, specs):
+            given = model.example_inputs
+    if given is not None and _fit(given, specs):
+        values, layout = _pytree.tree_flatten(given)
+    else:
+        values = [torch.empty(0) for _ in specs]
+    if layout is None or layout.num_leaves != len(values):
+        raise UnsupportedModelError(f"there are no inputs for {', '.join(map(str, specs))}")
+    places = [index for index, value in enumerate(values) if isinstance(value, Tensor)]
+    for seed, (index, spec) in enumerate(zip(places, specs, strict=True)):
+        values[index] = _informative(values[index].detach().cpu(), spec, seed)
+    # what a forward writes to, buffers and attributes, is the copy's own; the weights are shared
+    copy = deep_copy(module, {id(parameter): parameter for parameter in module.parameters()})
+    tensors = [*module.parameters(), *module.buffers()]
+    device = tensors[0].device if tensors else torch.device("cpu")
+
+    def run() -> Outputs:
+        own = [value.to(device, copy=True) if isinstance(value, Tensor) else value for value in values]
+        positional, named = _pytree.tree_unflatten(own, layout)
+        with torch.no_grad():
+            return leaves(copy(*positional, **named))
+
+    return _Reference([values[i] for i in places], run, coarsest(dtype_word(tensor.dtype) for tensor in tensors))
+
+
+def _onnx_reference(model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None) -> _Reference:
+    from reparam_compiler.frontends.onnx.frontend import named_inputs, run_model
+    from reparam_compiler.frontends.onnx.io import load
+    from reparam_compiler.frontends.onnx.tensors import DTYPES
+
+    proto = load(model) if isinstance(model, str | os.PathLike) else model
+    try:
+        given = {} if inputs is None else named_inputs(proto, inputs)
+    except UnsupportedModelError:  # another number of them: the compiled model does not depend on them
+        given = {}
+    feeds = {}
+    for seed, spec in enumerate(specs):
+        array = torch.from_numpy(np.array(given.get(spec.name, np.empty(0))))
+        feeds[spec.name] = _informative(array, spec, seed).numpy()
+    names = [value.name for value in proto.graph.output]
+
+    def run() -> Outputs:
+        return leaves(dict(zip(names, run_model(proto, feeds), strict=True)), names)
+
+    stored = coarsest(DTYPES.get(tensor.data_type, "") for tensor in proto.graph.initializer)
+    return _Reference([*feeds.values()], run, stored)
+
+
+def _fit(given: Any, specs: "Sequence[TensorSpec]") -> bool:
+    tensors = [value for value in _pytree.tree_leaves(given) if isinstance(value, Tensor)]
+    return len(tensors) == len(specs) and all(_is_like(value, spec) for value, spec in zip(tensors, specs, strict=True))
+
+
+def _is_like(tensor: Tensor, spec: "TensorSpec") -> bool:
+    return tuple(tensor.shape) == spec.shape and str(tensor.dtype).removeprefix("torch.") == spec.dtype
+
+
+def _informative(tensor: Tensor, spec: "TensorSpec", seed: int) -> Tensor:
+    """The tensor; a random one where it does not fit or is of floating zeros, and one that varies where it is of one number.
+
+    On zeros most functions are the same, and what norms make of one number is rounding.
+    """
+    from reparam_compiler.lowering.runtime.executable import filled
+
+    if spec.dtype == "bfloat16":
+        raise UnsupportedModelError(f"{spec.name} is of bfloat16, which numpy does not have")
+    if not _is_like(tensor, spec):
+        return torch.from_numpy(np.array(filled(spec, "random", seed)))
+    constant = tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all())
+    if not constant or not tensor.isfinite().all():
+        return tensor
+    if not tensor.any():
+        return torch.from_numpy(np.array(filled(spec, "random", seed)))
+    factors = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (tensor.double() * (0.5 + factors)).to(tensor.dtype)

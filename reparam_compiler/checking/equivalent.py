@@ -1,0 +1,245 @@
+"""Do two models compute the same? For any conversion script, the user's or ours.
+
+Both run on the example inputs, on random ones of the same shapes, and, where both take them, on other sizes and another batch:
+a kernel that is wrong at the border hides behind some sizes. What they may differ by is what rounding does to *these* models:
+
+    tolerance = 8 max over both of |model with its weights moved by a rounding - model| / |model|
+
+A deployed form holds folded weights rounded to float32, and a deep net amplifies that: no fixed number would be honest.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from reparam_compiler.checking.runners import EPS, Outputs, Run, runnable
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.interpreter.difference import EXACT, Difference, difference
+
+FLOOR = {"f64": 1e-9, "f32": 1e-6, "f16": 1e-3, "bf16": 8e-3}
+"""By the coarsest dtype of the weights: what rounding does to any model; a smaller difference needs no measurement."""
+CEILING = {"f64": 1e-6, "f32": 1e-3, "f16": 5e-2, "bf16": 0.2}
+"""The largest tolerance, however much a model amplifies: beyond it rounding and error cannot be told apart."""
+COMPUTED_FLOOR = 1e-5
+"""The floor where models run in float32."""
+MARGIN = 8
+"""A conversion rounds a few times on its way (each branch, their sum), and a measurement is one sample."""
+_WORDS = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """Whether two models compute the same; true and false as `equal` is.
+
+    equal: nothing but rounding stands between them, on all inputs tried.
+    max_abs, relative: the largest difference, relative to the largest value of its output; infinite where shapes differ.
+    output: the index of the output where that was (outputs flattened); `where`: the inputs.
+    dtype: the coarser of the dtypes that the two ran in. runtimes: what ran each, in words.
+    tolerance: the relative difference that rounding explains. rounding: the response to it, measured; None where that was
+        not needed.
+    tried, skipped: inputs that both took, and those that one or both did not, with the reason.
+    reason: why they are not equal where that is no number, or cannot be told; else empty.
+    """
+
+    equal: bool
+    max_abs: float
+    relative: float
+    output: int | None
+    where: str
+    dtype: str
+    runtimes: tuple[str, str]
+    tolerance: float
+    rounding: float | None
+    tried: tuple[str, ...]
+    skipped: tuple[str, ...]
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        return self.equal
+
+    def to_json(self) -> str:
+        """A JSON object with the fields of this class; numbers that are not finite are null."""
+        fields = asdict(self).items()
+        return json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields}, indent=2)
+
+    def to_text(self) -> str:
+        """The result as text."""
+        lines = ["equal: nothing but rounding" if self.equal else f"not equal: {self.reason or 'more than rounding'}"]
+        if self.output is not None:
+            at = f"output {self.output}, on {self.where}"
+            lines.append(f"  differs by {self.max_abs:.3g}, {self.relative:.1e} relative, at {at}")
+        measured = "" if self.rounding is None else f" (rounding the weights moves the outputs by {self.rounding:.1e})"
+        lines.append(f"  compared in {self.dtype}; tolerance {self.tolerance:.1e} relative{measured}")
+        lines += [f"  {name}: {runtime}" for name, runtime in zip("ab", self.runtimes, strict=True)]
+        lines += [f"  tried    {words}" for words in self.tried]
+        return "\n".join(lines + [f"  skipped  {words}" for words in self.skipped])
+
+
+def equivalent(a: Any, b: Any, example_inputs: Sequence[Any], *, tolerance: float | None = None) -> Equivalence:
+    """Whether two models compute the same but for rounding; neither is changed.
+
+    Args:
+        a: an `nn.Module` in evaluation mode, an `fx.GraphModule`, an `ExportedProgram`, an `onnx.ModelProto`, or the path of an
+            .onnx or .pt2 file. The differences are relative to what it gives.
+        b: another of any of those kinds. Outputs are paired by their keys where these are the same, else in order.
+        example_inputs: what both are called with, in a tuple: tensors or arrays. Random inputs are drawn like them.
+        tolerance: the largest relative difference that counts as equal. None is what rounding explains: 1e-6 for float32
+            weights (1e-9 float64, 1e-3 float16, 8e-3 bfloat16) or, where these models amplify it to more, 8 times the measured
+            response to moving every weight by its rounding, up to 1e-3 (1e-6, 5e-2, 0.2).
+
+    Returns:
+        An `Equivalence`, which is true where they are equal. Another number or shape of outputs is not equal, and no error.
+
+    Raises:
+        UnsupportedModelError: one of them is of no known kind, in training mode, or does not run on the example inputs.
+    """
+    inputs = _pytree.tree_map_only(np.ndarray, lambda array: torch.from_numpy(np.array(array)), tuple(example_inputs))
+    runs = runnable(_opened(a), inputs), runnable(_opened(b), inputs)
+    comparison = _Comparison(runs)
+    comparison.add(f"example inputs {_shapes(inputs)}", runs[0].examples, runs[1].examples)
+    for alternatives in _trials(inputs):
+        for given in alternatives:
+            if comparison.reason or comparison.run(f"random inputs {_shapes(given)}", given):
+                break
+    return comparison.result(inputs, tolerance)
+
+
+class _Comparison:
+    """What has been found so far."""
+
+    def __init__(self, runs: tuple[Run, Run]) -> None:
+        self._runs = runs
+        self.reason, self._finite = "", False
+        self._worst, self._output, self._where = EXACT, 0, ""
+        self._tried: list[str] = []
+        self._skipped: list[str] = []
+
+    def run(self, words: str, inputs: Sequence[Any]) -> bool:
+        """Compares them on these inputs; False where one does not take them."""
+        found: list[Outputs] = []
+        for name, model in zip("ab", self._runs, strict=True):
+            try:
+                found.append(model(inputs))
+            except UnsupportedModelError as error:
+                self._skipped.append(f"{words}: {name} does not take them ({error})")
+                return False
+        self.add(words, *found)
+        return True
+
+    def add(self, words: str, expected: Outputs, found: Outputs) -> None:
+        self._tried.append(words)
+        if len(expected) != len(found):
+            self.reason = f"a gives {len(expected)} outputs and b gives {len(found)}, on {words}"
+            return
+        keyed = expected.keys() == found.keys()
+        for index, (name, value) in enumerate(expected.items()):
+            other = found[name] if keyed else [*found.values()][index]
+            if value.shape != other.shape:
+                shapes = f"shape {list(value.shape)} in a and {list(other.shape)} in b"
+                self.reason = f"output {index} has the {shapes}, on {words}"
+                self._worst, self._output, self._where = Difference(math.inf, math.inf), index, words
+                return
+            self._finite |= bool(value.isfinite().any())
+            apart = difference(value, other)
+            if apart.relative > self._worst.relative or not self._where:
+                self._worst, self._output, self._where = apart, index, words
+
+    def result(self, inputs: Sequence[Any], wanted: float | None) -> Equivalence:
+        a, b = self._runs
+        computed = max(a.computed, b.computed, key=EPS.__getitem__)
+        stored = max(a.stored, b.stored, computed, key=EPS.__getitem__)
+        if not self.reason and not self._finite:
+            self.reason = "neither gives a finite number, so that nothing can be told"
+        tolerance, rounding = wanted, None
+        if tolerance is None:
+            tolerance = FLOOR[stored] if computed == "f64" else max(FLOOR[stored], COMPUTED_FLOOR)
+            if not self.reason and tolerance < self._worst.relative < math.inf:
+                rounding = max(_response(run, inputs) for run in self._runs)
+                tolerance = max(tolerance, min(MARGIN * rounding, CEILING[stored]))
+                if tolerance < self._worst.relative <= MARGIN * rounding:
+                    self.reason = "it cannot be told: the models amplify rounding to as much as they differ by"
+        found = self._worst if not self.reason or self._where else Difference(math.inf, math.inf)
+        return Equivalence(
+            equal=not self.reason and found.relative <= tolerance,
+            max_abs=found.max_abs,
+            relative=found.relative,
+            output=self._output if self._where else None,
+            where=self._where,
+            dtype=_WORDS[computed],
+            runtimes=(a.runtime, b.runtime),
+            tolerance=tolerance,
+            rounding=rounding,
+            tried=tuple(self._tried),
+            skipped=tuple(self._skipped),
+            reason=self.reason,
+        )
+
+
+def _response(run: Run, inputs: Sequence[Any]) -> float:
+    """How far moving the weights by a rounding moves the outputs, relative to the largest value of each."""
+    moved = run.nudged(inputs)
+    apart = (difference(value, moved[name]).relative for name, value in run.examples.items() if name in moved)
+    return max((found for found in apart if math.isfinite(found)), default=0.0)
+
+
+def _trials(inputs: tuple[Any, ...]) -> Iterator[Iterator[tuple[Any, ...]]]:
+    """Random inputs: of the same shapes, of other spatial sizes, of another batch; of alternatives the first that both take."""
+    tensors = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+    if not any(x.is_floating_point() for x in tensors):
+        return
+    batch = next((x.shape[0] for x in tensors if x.ndim), None)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*growths: Callable[[Tensor], Sequence[int]]) -> Iterator[tuple[Any, ...]]:
+        for grow in growths:
+            redraw = partial(_redrawn, grow=grow, generator=generator)
+            yield _pytree.tree_map_only(Tensor, redraw, inputs)
+
+    yield drawn(lambda x: x.shape)
+    if any(x.is_floating_point() and x.ndim > 2 for x in tensors):
+        yield drawn(lambda x: _wider(x, 1), lambda x: _wider(x, 32))  # 32: what most nets divide their input by
+    if batch:
+        yield drawn(lambda x: (x.shape[0] + (x.shape[0] == batch), *x.shape[1:]) if x.ndim else ())
+
+
+def _wider(x: Tensor, step: int) -> tuple[int, ...]:
+    """More positions along every spatial axis, on none as many as on another."""
+    return (*x.shape[:2], *(size + step * (axis + 1) for axis, size in enumerate(x.shape[2:])))
+
+
+def _redrawn(x: Tensor, *, grow: Callable[[Tensor], Sequence[int]], generator: torch.Generator) -> Tensor:
+    """A normal tensor of the shape to which x grows, with its mean and deviation; one of integers repeats its rows."""
+    shape = tuple(grow(x))
+    if not x.is_floating_point():
+        return x[torch.arange(shape[0]) % len(x)] if x.ndim and len(x) else x
+    values = x.detach().cpu().double()
+    mean, deviation = (float(values.mean()), float(values.std(correction=0))) if x.numel() else (0.0, 0.0)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * (deviation or 1.0) + mean
+    return drawn.to(x.device, x.dtype)
+
+
+def _shapes(inputs: Sequence[Any]) -> str:
+    """ "2x3x9x7, 5" for tensors of those sizes."""
+    tensors = (x for x in _pytree.tree_leaves(tuple(inputs)) if isinstance(x, Tensor))
+    return ", ".join("x".join(map(str, x.shape)) or "scalar" for x in tensors)
+
+
+def _opened(model: Any) -> Any:
+    """The model of a file; everything else as it is."""
+    if not isinstance(model, str | os.PathLike):
+        return model
+    from reparam_compiler.models.io import WRITTEN, load_model
+
+    if Path(model).suffix not in WRITTEN:
+        raise UnsupportedModelError(f"found the path {os.fspath(model)}; expected one that ends in .onnx or .pt2, or a model")
+    return load_model(model)

@@ -1,0 +1,119 @@
+"""What the commands print: tables of a report for people, one line of JSON for machines."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from reparam_compiler.api.report import UNREPAIRED, FuseReport, PruneReport
+from reparam_compiler.checking.equivalent import Equivalence
+from reparam_compiler.cost.model import Cost
+from reparam_compiler.passes.pruning.pipeline import PrunePlan
+
+
+def console(as_json: bool) -> Console:
+    """Where people read: stderr while stdout is for machines."""
+    return Console(stderr=as_json)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """A spinner on stderr, where that is a terminal."""
+    out = Console(stderr=True)
+    if not out.is_terminal:
+        yield
+        return
+    with out.status(text):
+        yield
+
+
+def print_json(as_json: bool, record: dict[str, Any]) -> None:
+    """The one line on stdout of `--json`."""
+    if as_json:
+        typer.echo(json.dumps(record))
+
+
+def print_fusions(out: Console, report: FuseReport, *, whole: bool = True) -> None:
+    """What fused, what did not, the cost; with `whole` also how the whole was compared."""
+    table = _fusion_table(report)
+    refused = Table("node", "op", "the first thing in its way", title=f"{len(report.refusals)} refused", title_justify="left")
+    for refusal in report.refusals:
+        refused.add_row(refusal.node, refusal.op, refusal.reason)
+    for part, count in ((table, len(report.fusions)), (refused, len(report.refusals))):
+        out.print(part) if count else out.print(str(part.title))
+    out.print(_cost_table(report.before, report.after))
+    closing = report.to_text().splitlines()[-2 if report.fusions else -1 :] if whole else []
+    for line in [*report.remarks, *closing]:
+        out.print(line, markup=False, highlight=False)
+
+
+def _fusion_table(report: FuseReport) -> Table:
+    """A row for each fusion: what it does before and after, and the range of its weight, which whoever quantizes wants."""
+    names = ("into", "from", "weight", "its range", "multiply-adds (M)", "moved (MB)", "error")
+    table = Table(
+        *(Column(name, overflow="fold") for name in names),
+        title=f"{report.kind}: {len(report.fusions)} fused",
+        title_justify="left",
+    )
+    for fusion in report.fusions:
+        before, after, (low, high) = fusion.before, fusion.after, fusion.weight_range
+        table.add_row(
+            fusion.node,
+            f"{len(fusion.nodes)} nodes",
+            "x".join(map(str, fusion.weight)),
+            f"{low:.3g} … {high:.3g}",
+            f"{before.multiply_adds / 1e6:.4g} -> {after.multiply_adds / 1e6:.4g}",
+            f"{before.bytes / 1e6:.4g} -> {after.bytes / 1e6:.4g}",
+            "not proven" if fusion.error is None else f"{fusion.error.max_abs:.1e}",
+        )
+    return table
+
+
+def print_equivalence(out: Console, found: Equivalence) -> None:
+    """Whether two models are equal, by how much they differ, and on which inputs."""
+    verdict, *rest = found.to_text().splitlines()
+    out.print(verdict, style="green" if found else "red", markup=False, highlight=False, soft_wrap=True)
+    for line in rest:
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_pruning(out: Console, report: PruneReport) -> None:
+    """What was cut and what is pinned, the cost, the repair."""
+    plan = report.plan
+    table = Table("channels", "before", "after", "", title=f"pruned by {plan.importance}, {_asked(plan)}", title_justify="left")
+    for family in plan.families:
+        table.add_row(family.name, str(family.before), str(family.after), family.note)
+    for pin in plan.pinned:
+        table.add_row(pin.name, str(pin.width), str(pin.width), f"{pin.reason} at {pin.node}")
+    out.print(table)
+    out.print(_cost_table(report.before, report.after))
+    if plan.repair is None:
+        out.print(UNREPAIRED, style="yellow", highlight=False)
+        return
+    out.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples} samples", highlight=False)
+    for consumer in plan.repair.passed_over:
+        out.print(f"not repaired: {consumer.node}: {consumer.reason}", markup=False, style="yellow", highlight=False)
+
+
+def _asked(plan: PrunePlan) -> str:
+    if plan.budget:
+        return ", ".join(f"{share:.1%} of the {name} left" for name, share in plan.budget.items())
+    return f"ratio {plan.ratio}" if plan.allocation != "by layer" else "a ratio for each layer"
+
+
+def _cost_table(before: Cost, after: Cost) -> Table:
+    table = Table("cost", "before", "after")
+    for name, old, new, shown in (
+        ("convs", before.convs, after.convs, "{:,}"),
+        ("parameters", before.params, after.params, "{:,}"),
+        ("multiply-adds", before.flops, after.flops, "{:,}"),
+        ("with Winograd", before.winograd_muls, after.winograd_muls, "{:,.0f}"),
+        ("activation bytes", before.activation_bytes, after.activation_bytes, "{:,}"),
+    ):
+        if old is not None and new is not None:
+            table.add_row(name, shown.format(old), shown.format(new))
+    return table

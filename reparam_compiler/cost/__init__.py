@@ -1,0 +1,1 @@
+"""What a graph costs on a machine, by a roofline."""

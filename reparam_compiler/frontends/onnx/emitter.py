@@ -1,0 +1,217 @@
+"""A node of the graph as ONNX nodes: what passes make anew, and what pruning gives other sizes.
+
+Padding that ONNX's Conv has no word for (negative, reflected, repeated) goes into a Pad of its own before the conv. What
+later opsets read from an input is an attribute in earlier ones.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from reparam_compiler.core.kernel import PaddingMode, Pairs
+from reparam_compiler.errors import RewriteError
+from reparam_compiler.frontends.onnx.tensors import FLOATING
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Node, Param
+
+_PAD_WORDS = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+_TO_THE_END = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Emitter:
+    """What a node needs of the model that it goes into.
+
+    opset: the version of ONNX's own domain.
+    name_of: the model's name for a parameter that it has already, or None.
+    tensor: adds a tensor under a free name like the one given, as `dtype`, or transposed; gives the name.
+    value: a free name like the one given for a value.
+    rank_of: how many axes a value has, or None.
+    """
+
+    opset: int
+    name_of: Callable[[Param], str | None]
+    tensor: Callable[[str, Param, str, bool], str]
+    value: Callable[[str], str]
+    rank_of: Callable[[str], int | None]
+
+    def emit(self, node: Node, outputs: Sequence[str]) -> list[NodeProto]:
+        """The nodes that compute `node` into these outputs; raises RewriteError for an op that passes do not make."""
+        op = node.op
+        match op:
+            case ops.Conv():
+                return self._conv(node, op, outputs[0])
+            case ops.ConvTranspose():
+                return [self._conv_transpose(node, op, outputs[0])]
+            case ops.Linear():
+                return self._linear(node, outputs[0])
+            case ops.Flatten(1, _):
+                return [self._node("Flatten", node, outputs, axis=1)]
+            case ops.Reshape(shape):
+                return [self._with_integers("Reshape", node, outputs, 5, {"shape": shape}, {})]
+            case ops.Expand(shape):
+                sizes = [max(size, 1) for size in shape]  # 1 keeps a size
+                return [self._with_integers("Expand", node, outputs, 8, {"shape": sizes}, {})]
+            case ops.Split(axis, sizes):
+                return [self._with_integers("Split", node, outputs, 13, {"split": sizes}, {"axis": axis})]
+            case ops.Slice(axis, start, stop, step):
+                return [self._slice(node, outputs, axis, start, _TO_THE_END if stop is None else stop, step)]
+            case ops.Concat(axis):
+                return [self._node("Concat", node, outputs, axis=axis)]
+            case ops.Identity():
+                return [self._node("Identity", node, outputs)]
+            case ops.BatchNorm(eps, False):
+                return [self._node("BatchNormalization", node, outputs, epsilon=eps)]
+            case ops.Add((1.0, -1.0)):
+                return [self._node("Sub", node, outputs)]
+            case ops.Add(coefficients) if set(coefficients) == {1.0}:
+                return [self._node("Add" if len(coefficients) == 2 else "Sum", node, outputs)]
+            case ops.Mul() | ops.Div():
+                return [self._node(type(op).__name__, node, outputs)]
+            case ops.Pad(padding, mode, value) if mode != "zeros" or value == 0:
+                return self._pad(self._operand(node, 0), outputs[0], padding, mode)
+            case _:
+                raise RewriteError(f"{node.id}: {op} cannot be written back to ONNX; this is a limit of the ONNX frontend")
+
+    def _conv(self, node: Node, op: ops.Conv, output: str) -> list[NodeProto]:
+        x, rank = self._operand(node, 0), len(op.stride)
+        padding, before = op.padding, list[NodeProto]()
+        if op.mode != "zeros" and any(n < 0 for pair in padding for n in pair):  # ONNX cuts by constant padding alone
+            cut, x = x, self.value(f"{node.id}.cut")
+            cuts = tuple((min(low, 0), min(high, 0)) for low, high in padding)
+            before += self._pad(cut, x, ((0, 0), (0, 0), *cuts), "zeros")
+            padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
+        if any(n < 0 for pair in padding for n in pair) or (op.mode != "zeros" and any(map(any, padding))):
+            padded = self.value(f"{node.id}.padded")
+            before += self._pad(x, padded, ((0, 0), (0, 0), *padding), op.mode)
+            x, padding = padded, ((0, 0),) * rank
+        attributes: dict[str, Any] = {
+            "dilations": list(op.dilation),
+            "group": op.groups,
+            "kernel_shape": list(node.params[0].shape[2:]),
+            "pads": _pads(padding),
+            "strides": list(op.stride),
+        }
+        inputs = [x, *(self._operand(node, index) for index in range(1, len(node.inputs)))]
+        return [*before, helper.make_node("Conv", _trimmed(inputs), [output], **attributes)]
+
+    def _conv_transpose(self, node: Node, op: ops.ConvTranspose, output: str) -> NodeProto:
+        """What is cut off and what is added at the high end cancel out: runtimes add less than the stride only."""
+        pairs = zip(op.padding, op.output_padding, strict=True)
+        ends = [(low, max(high - extra, 0), max(extra - high, 0)) for (low, high), extra in pairs]
+        if any(low < 0 or extra >= stride for (low, _, extra), stride in zip(ends, op.stride, strict=True)):
+            raise RewriteError(
+                f"{node.id}: found a transposed conv with padding {op.padding} and output padding {op.output_padding}; ONNX "
+                "adds nothing at the low end, and less than the stride at the high end"
+            )
+        attributes: dict[str, Any] = {
+            "dilations": list(op.dilation),
+            "group": op.groups,
+            "kernel_shape": list(node.params[0].shape[2:]),
+            "pads": [low for low, _, _ in ends] + [high for _, high, _ in ends],
+            "strides": list(op.stride),
+        }
+        if any(extra for _, _, extra in ends):
+            attributes["output_padding"] = [extra for _, _, extra in ends]
+        inputs = _trimmed([self._operand(node, index) for index in range(len(node.inputs))])
+        return helper.make_node("ConvTranspose", inputs, [output], **attributes)
+
+    def _linear(self, node: Node, output: str) -> list[NodeProto]:
+        """Gemm for rows; MatMul and Add where x has other axes, or they are not known."""
+        x = self._operand(node, 0)
+        bias = self._operand(node, 2) if len(node.inputs) > 2 else ""
+        if self.rank_of(x) == 2:
+            return [helper.make_node("Gemm", _trimmed([x, self._operand(node, 1), bias]), [output], transB=1)]
+        weight = node.param(1)
+        if weight is None:
+            raise RewriteError(f"{node.id}: a linear layer without weight")
+        matrix = self.tensor(f"{node.id}.weight", weight, self.dtype_of(node, weight), True)
+        product = self.value(f"{node.id}.product") if bias else output
+        nodes = [helper.make_node("MatMul", [x, matrix], [product])]
+        return [*nodes, helper.make_node("Add", [product, bias], [output])] if bias else nodes
+
+    def _slice(self, node: Node, outputs: Sequence[str], axis: int, start: int, stop: int, step: int) -> NodeProto:
+        integers: dict[str, Sequence[int]] = {"starts": [start], "ends": [stop], "axes": [axis]}
+        if self.opset < 10 and step != 1:
+            raise RewriteError(
+                f"{node.id}: a slice with step {step} needs opset 10; convert the model with onnx.version_converter"
+            )
+        if step != 1:
+            integers["steps"] = [step]
+        return self._with_integers("Slice", node, outputs, 10, integers, {})
+
+    def _pad(self, x: str, output: str, padding: Pairs, mode: PaddingMode) -> list[NodeProto]:
+        if mode != "zeros" and any(n < 0 for pair in padding for n in pair):
+            raise RewriteError(f"{output}: ONNX has no {mode} padding by negative numbers, found {padding}")
+        if mode == "circular" and self.opset < 19:
+            return self._wrapped(x, output, padding)
+        if self.opset < 11:
+            return [helper.make_node("Pad", [x], [output], mode=_PAD_WORDS[mode], pads=_pads(padding))]
+        return [helper.make_node("Pad", [x, self._integers(f"{output}.pads", _pads(padding))], [output], mode=_PAD_WORDS[mode])]
+
+    def _wrapped(self, x: str, output: str, padding: Pairs) -> list[NodeProto]:
+        """Circular padding before opset 19: on each axis what stands at the one end is joined to the other."""
+        nodes: list[NodeProto] = []
+        axes = [axis for axis, pair in enumerate(padding) if any(pair)]
+        for axis in axes:
+            (low, high), joined = padding[axis], output if axis == axes[-1] else self.value(f"{output}.{axis}")
+            pieces = [x]
+            for start, stop, amount in ((-low, _TO_THE_END, low), (0, high, high)):
+                if not amount:
+                    continue
+                piece = self.value(f"{joined}.{'before' if start else 'after'}")
+                bounds: dict[str, Any] = {"starts": [start], "ends": [stop], "axes": [axis]}
+                if self.opset < 10:
+                    nodes.append(helper.make_node("Slice", [x], [piece], **bounds))
+                else:
+                    names = [self._integers(f"{piece}.{key}", values) for key, values in bounds.items()]
+                    nodes.append(helper.make_node("Slice", [x, *names], [piece]))
+                pieces = [piece, *pieces] if start else [*pieces, piece]
+            nodes.append(helper.make_node("Concat", pieces, [joined], axis=axis))
+            x = joined
+        return nodes
+
+    def _with_integers(
+        self, kind: str, node: Node, outputs: Sequence[str], since: int, integers: dict[str, Any], attributes: dict[str, Any]
+    ) -> NodeProto:
+        """A node whose integers are inputs since that opset, and attributes before."""
+        x = self._operand(node, 0)
+        if self.opset < since:
+            attributes = attributes | {key: list(values) for key, values in integers.items()}
+            return helper.make_node(kind, [x], outputs, **attributes)
+        names = [self._integers(f"{outputs[0]}.{key}", values) for key, values in integers.items()]
+        return helper.make_node(kind, [x, *names], outputs, **attributes)
+
+    def _node(self, kind: str, node: Node, outputs: Sequence[str], **attributes: Any) -> NodeProto:
+        inputs = _trimmed([self._operand(node, index) for index in range(len(node.inputs))])
+        return helper.make_node(kind, inputs, outputs, **attributes)
+
+    def _integers(self, name: str, values: Sequence[int]) -> str:
+        return self.tensor(name, Param.of(np.array(values, np.int64), role="const", dtype="i64"), "i64", False)
+
+    def _operand(self, node: Node, index: int) -> str:
+        operand = node.inputs[index]
+        if operand is None or isinstance(operand, str):
+            return operand or ""
+        return self.name_of(operand) or self.tensor(f"{node.id}.{operand.role}", operand, self.dtype_of(node, operand), False)
+
+    def dtype_of(self, node: Node, param: Param) -> str:
+        """A fused weight has the dtype of the values that it meets: ONNX mixes none."""
+        known = node.type.dtype if node.type else param.dtype
+        return known if known in FLOATING and param.dtype in FLOATING else param.dtype
+
+
+def _pads(padding: Pairs) -> list[int]:
+    """ONNX has all the lower amounts first, then all the upper ones."""
+    return [low for low, _ in padding] + [high for _, high in padding]
+
+
+def _trimmed(inputs: Sequence[str]) -> list[str]:
+    """Without the absent operands at the end."""
+    names = list(inputs)
+    while names and not names[-1]:
+        names.pop()
+    return names

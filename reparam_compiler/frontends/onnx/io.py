@@ -1,0 +1,187 @@
+"""ONNX files: read whole or with their weights left where they are, written whole or not at all.
+
+A model of more than `IN_MEMORY` bytes keeps its weights in the file beside it; each of their tensors notes the folder
+(`basepath`, a key that ONNX has for this), so that they are read when they are asked for.
+"""
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
+
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends.onnx.tensors import byte_count, inline
+
+IN_MEMORY = 2**28
+"""Bytes of external data that `load` reads at once."""
+LARGEST_MESSAGE = 2**31 - 2**20
+"""What one protobuf file can hold, with room for the nodes."""
+ONE_FILE = 2**28
+"""Bytes of weights that `save` writes into one file: that takes as much memory again, a second file does not."""
+_ALIGNMENT = 4096
+_SMALL = 1024
+
+
+def load(path: str | os.PathLike[str]) -> ModelProto:
+    """The model in a file.
+
+    Args:
+        path: an ONNX file; its external data are found beside it.
+
+    Raises:
+        UnsupportedModelError: the file is no ONNX model, or its external data cannot be read.
+        OSError: the file cannot be read.
+    """
+    try:
+        model = onnx.load(os.fspath(path), load_external_data=False)
+    except DecodeError as error:
+        raise _not_onnx(path) from error
+    if not model.opset_import or not model.HasField("graph"):
+        raise _not_onnx(path)
+    folder = str(Path(path).resolve().parent)
+    external = [tensor for tensor in tensors_of(model) if external_data_helper.uses_external_data(tensor)]
+    if sum(map(byte_count, external)) > IN_MEMORY:
+        for tensor in external:
+            entries = [entry for entry in tensor.external_data if entry.key == "basepath"]
+            (entries[0] if entries else tensor.external_data.add(key="basepath")).value = folder
+        return model
+    try:
+        external_data_helper.load_external_data_for_model(model, folder)
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise UnsupportedModelError(f"{path}: its external data cannot be read: {error}; put them beside the model") from error
+    return model
+
+
+def _not_onnx(path: str | os.PathLike[str]) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{path}: found no ONNX model; a protobuf with a graph and an opset was expected, as onnx.save writes it"
+    )
+
+
+def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None = None) -> None:
+    """Writes a model, whole or not at all.
+
+    Args:
+        model: what to write; it is not changed. Weights that it has in a file are read from there.
+        path: where to; an older file is replaced in one step.
+        largest: a model of more bytes than this (`ONE_FILE` where it is None) has its weights in a second file, `path` +
+            ".data". Where there is such a file already, which an older model may need, the new one has a number in its name.
+
+    Raises:
+        OSError: the file cannot be written.
+        UnsupportedModelError: external data cannot be read.
+    """
+    target = Path(path)
+    tensors = list(tensors_of(model))
+    is_small = sum(map(byte_count, tensors)) <= (ONE_FILE if largest is None else largest)
+    if is_small and not any(external_data_helper.uses_external_data(tensor) for tensor in tensors):
+        _write_whole(target, lambda file: file.write(model.SerializeToString()))
+        return
+    weights = model.graph.initializer
+    light = copy_without(model, [tensor.name for tensor in weights])
+    for tensor in tensors_of(light):  # those in attributes and bodies
+        if external_data_helper.uses_external_data(tensor):
+            tensor.CopyFrom(inline(tensor))
+    if is_small:
+        light.graph.initializer.extend(map(inline, weights))
+        _write_whole(target, lambda file: file.write(light.SerializeToString()))
+        return
+    counted = (target.with_name(f"{target.name}{f'.{i}' if i else ''}.data") for i in range(2**20))
+    data = next(candidate for candidate in counted if not candidate.exists())
+    _write_whole(data, lambda file: light.graph.initializer.extend(_placed(tensor, file, data.name) for tensor in weights))
+    try:
+        _write_whole(target, lambda file: file.write(light.SerializeToString()))
+    except BaseException:
+        data.unlink()
+        raise
+
+
+def _placed(tensor: TensorProto, file: BinaryIO, location: str) -> TensorProto:
+    """Writes the elements of a tensor that is not small; gives the tensor that points to them."""
+    whole = inline(tensor)
+    if tensor.data_type == TensorProto.STRING or byte_count(tensor) < _SMALL:
+        return whole
+    elements = whole.raw_data or numpy_helper.from_array(numpy_helper.to_array(whole)).raw_data
+    file.write(bytes(-file.tell() % _ALIGNMENT))
+    pointer = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, doc_string=tensor.doc_string)
+    pointer.metadata_props.extend(tensor.metadata_props)
+    pointer.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", file.tell()), ("length", len(elements))):
+        pointer.external_data.add(key=key, value=str(value))
+    file.write(elements)
+    return pointer
+
+
+def _write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes beside the target, and takes its place when all is written."""
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            write(file)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def fits_in_memory(model: ModelProto) -> bool:
+    """True where all weights are in the model, and are not so many that it should not be held twice."""
+    tensors = list(tensors_of(model))
+    if any(external_data_helper.uses_external_data(tensor) for tensor in tensors):
+        return False
+    return sum(map(byte_count, tensors)) <= min(ONE_FILE, LARGEST_MESSAGE)
+
+
+def tensors_of(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model: initializers, and those in attributes, bodies and functions."""
+    yield from _tensors_of_graph(model.graph)
+    for function in model.functions:
+        yield from _tensors_of_nodes(function.node)
+
+
+def _tensors_of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from _tensors_of_nodes(graph.node)
+
+
+def _tensors_of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                yield from _tensors_of_graph(body)
+
+
+def copy_without(model: ModelProto, dropped: Iterable[str]) -> ModelProto:
+    """A copy of a model without some initializers, which are never copied."""
+    copied, gone = ModelProto(), set(dropped)
+    if len(UnknownFieldSet(model)) or len(UnknownFieldSet(model.graph)):
+        copied.CopyFrom(model)  # fields of a later ONNX: only a whole copy keeps them
+        for index in reversed(range(len(copied.graph.initializer))):
+            if copied.graph.initializer[index].name in gone:
+                del copied.graph.initializer[index]
+        return copied
+    _copy_fields(model, copied, ("graph",))
+    copied.graph.SetInParent()
+    _copy_fields(model.graph, copied.graph, ("initializer",))
+    copied.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name not in gone)
+    return copied
+
+
+def _copy_fields(source: ModelProto | GraphProto, target: ModelProto | GraphProto, without: Sequence[str]) -> None:
+    for descriptor, value in source.ListFields():
+        if descriptor.name in without:
+            continue
+        if descriptor.is_repeated:
+            getattr(target, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(target, descriptor.name).CopyFrom(value)
+        else:
+            setattr(target, descriptor.name, value)

@@ -1,0 +1,1 @@
+"""What the ops of ONNX mean in `ir.ops`."""

@@ -1,0 +1,209 @@
+"""Types of the values of an ONNX graph, and the sizes that are computed in it.
+
+Shapes are inferred on a skeleton of the model in which big tensors are only declared: the weights are never copied.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
+
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends.onnx.call import Size
+from reparam_compiler.frontends.onnx.tensors import Constant, element_type, type_of
+from reparam_compiler.ir.graph import TensorType
+
+logger = logging.getLogger(__name__)
+OLDEST_OPSET = 7
+OWN_DOMAIN = ("", "ai.onnx")
+SMALL = 256
+"""Elements of a tensor that may stand for a shape, and so goes into the skeleton."""
+
+
+@dataclass(frozen=True, slots=True)
+class Types:
+    """dtypes: of values whose rank may not be known. types: of those whose rank is."""
+
+    dtypes: dict[str, str]
+    types: dict[str, TensorType]
+
+
+def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> Types:
+    """What is known of the model's values, or would be if its inputs had these shapes."""
+    skeleton = _skeleton(model)
+    for value in skeleton.graph.input:
+        if value.name in shapes and len(value.type.tensor_type.shape.dim) == len(shapes[value.name]):
+            for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+                dim.dim_value = size
+    try:
+        skeleton = shape_inference.infer_shapes(skeleton, data_prop=True)
+    except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        logger.warning("shapes cannot be inferred, so only those in the file are known: %s", error)
+    dtypes: dict[str, str] = {}
+    types: dict[str, TensorType] = {}
+    named = _symbols(model)
+    for value in (*skeleton.graph.value_info, *skeleton.graph.output, *skeleton.graph.input):
+        dtype, known = type_of(value.type)
+        if dtype:
+            dtypes[value.name] = dtype
+        if known:
+            types[value.name] = _named(known, named)
+    return Types(dtypes, types)
+
+
+def infer_outputs(model: ModelProto, node: NodeProto, inputs: Mapping[str, TensorType | Constant]) -> dict[str, TensorType]:
+    """The types of a node's outputs that ONNX infers from these types, and from the elements of small integer constants."""
+    types = {name: helper.make_tensor_type_proto(element_type(known.dtype), known.shape) for name, known in inputs.items()}
+    data = {
+        name: numpy_helper.from_array(np.asarray(known.load()), name)
+        for name, known in inputs.items()
+        if isinstance(known, Constant) and known.dtype in ("i64", "i32") and math.prod(known.shape) <= SMALL
+    }
+    if _may_start_in_padding(node):
+        return {}
+    try:
+        schema = defs.get_schema(node.op_type, opset_of(model), "")
+        found = shape_inference.infer_node_outputs(
+            schema, node, types, data, opset_imports=list(model.opset_import), ir_version=model.ir_version
+        )
+    except (defs.SchemaError, shape_inference.InferenceError, RuntimeError, ValueError, UnsupportedModelError):
+        return {}
+    symbols = {size for known in inputs.values() for size in known.shape if isinstance(size, str)}
+    return {name: _named(known, symbols) for name, proto in found.items() if (known := type_of(proto)[1])}
+
+
+def _named(known: TensorType, symbols: set[str]) -> TensorType:
+    """The type without the sizes whose names inference made up."""
+    return TensorType(known.dtype, tuple(None if isinstance(n, str) and n not in symbols else n for n in known.shape))
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own domain; raises UnsupportedModelError for one that is too old, or where there is none."""
+    versions = [entry.version for entry in model.opset_import if entry.domain in OWN_DOMAIN]
+    if not versions or versions[0] < OLDEST_OPSET:
+        raise UnsupportedModelError(
+            f"the model's opset is {versions[0] if versions else 'missing'}, at least {OLDEST_OPSET} was expected; "
+            "convert it with onnx.version_converter"
+        )
+    return int(versions[0])
+
+
+def _symbols(model: ModelProto) -> set[str]:
+    """The sizes that the file names; inference makes up others."""
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    return {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim}
+
+
+def refined(known: TensorType | None, example: TensorType | None) -> TensorType | None:
+    """A type whose unknown sizes, but for the first, are those of an example."""
+    if known is None or example is None or len(known.shape) != len(example.shape):
+        return known or example
+    sizes = zip(known.shape, example.shape, strict=True)
+    shape = (own if axis == 0 or isinstance(own, int) else size for axis, (own, size) in enumerate(sizes))
+    return TensorType(known.dtype, tuple(shape))
+
+
+def _skeleton(model: ModelProto) -> ModelProto:
+    skeleton = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = skeleton.graph
+    graph.name = model.graph.name
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    given = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if _is_small(tensor):
+            graph.initializer.append(tensor)
+        elif tensor.name not in given:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    for node in model.graph.node:
+        tensor = node.attribute[0].t if node.op_type == "Constant" and len(node.attribute) == 1 else TensorProto()
+        if _may_start_in_padding(node):  # a slice of no known bounds gives the dtype and the rank only
+            sizes = f"{node.output[0]}.sizes"
+            rank = 2 + next(len(attribute.ints) for attribute in node.attribute if attribute.name == "kernel_shape")
+            graph.input.append(helper.make_tensor_value_info(sizes, TensorProto.INT64, [rank]))
+            graph.node.append(helper.make_node("Slice", [node.input[0], sizes, sizes], node.output[:1]))
+        elif _is_small(tensor):
+            graph.node.append(node)
+        else:
+            graph.input.append(helper.make_tensor_value_info(node.output[0], tensor.data_type, list(tensor.dims)))
+    return skeleton
+
+
+def _may_start_in_padding(node: NodeProto) -> bool:
+    """Whether a pool's last window may start in its upper padding.
+
+    Runtimes leave that window out, and so does ONNX from opset 22 on; the sizes it infers for older ones are too large by one.
+    """
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if node.op_type not in ("AveragePool", "MaxPool") or node.domain not in OWN_DOMAIN or not given.get("ceil_mode"):
+        return False
+    size = given.get("kernel_shape", ())
+    ones, zeros = [1] * len(size), [0] * 2 * len(size)
+    upper = given.get("pads", zeros)[len(size) :]
+    sides = zip(size, given.get("strides", ones), given.get("dilations", ones), upper, strict=False)
+    return any(s + high > d * (k - 1) + 1 for k, s, d, high in sides)
+
+
+def _is_small(tensor: TensorProto) -> bool:
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count <= SMALL
+
+
+class Sizes:
+    """Values that are made of sizes: what exporters compute a shape from.
+
+    Each is known by its elements: numbers, or the size of an axis of a value.
+    """
+
+    def __init__(self, constant_of: Callable[[str], Constant | None], types: Mapping[str, TensorType]) -> None:
+        self._constant_of = constant_of
+        self._types = types
+        self._known: dict[str, tuple[Size, ...]] = {}
+
+    def of(self, name: str) -> tuple[Size, ...] | None:
+        """The elements of a value, or None for one that is not made of sizes."""
+        if name in self._known:
+            return self._known[name]
+        constant = self._constant_of(name)
+        if constant is None:
+            return None
+        if constant.dtype not in ("i64", "i32") or len(constant.shape) > 1 or max(constant.shape, default=1) > SMALL:
+            return None
+        return tuple(int(n) for n in constant.load().reshape(-1))
+
+    def follow(self, node: NodeProto) -> None:
+        """Notes what the node gives, if that is made of sizes."""
+        found = self._follow(node)
+        if found is not None:
+            self._known[node.output[0]] = found
+
+    def _follow(self, node: NodeProto) -> tuple[Size, ...] | None:
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "Shape":
+            known = self._types.get(node.input[0])
+            if known is None:
+                return None
+            axes = range(len(known.shape))[attributes.get("start", 0) : attributes.get("end")]
+            return tuple((node.input[0], axis) for axis in axes)
+        parts = [self.of(name) for name in node.input if name]
+        if not parts or (first := parts[0]) is None or (node.input[0] not in self._known and node.op_type != "Concat"):
+            return None
+        if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape"):
+            return first
+        rest = [[n for n in part if isinstance(n, int)] for part in parts if part is not None]
+        if len(rest) < len(parts):
+            return None
+        if node.op_type == "Concat":
+            return tuple(size for part in parts if part is not None for size in part)
+        if node.op_type == "Gather":
+            return tuple(first[place] for place in rest[1] if -len(first) <= place < len(first)) or None
+        if node.op_type == "Slice" and len(rest) >= 3 and all(len(part) == 1 for part in rest[1:]):
+            return first[slice(rest[1][0], rest[2][0], rest[4][0] if len(rest) > 4 else 1)]
+        return None

@@ -1,0 +1,401 @@
+"""The difference of two graphs, written into an ONNX model.
+
+onnx-graphsurgeon rewires a skeleton of the model, nodes and the values between them without attributes or weights, and
+says which nodes are still needed. The model is then made of the original protobufs of those, and of new ones for what
+changed: nothing else can change, and no attribute reaches graphsurgeon (docs/adr/0003-onnx-write-back.md).
+
+A changed parameter is always written under a new name first, so that whoever shares the old one keeps it. Where nobody does
+any more, the new one takes the old name over.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from reparam_compiler.errors import RewriteError
+from reparam_compiler.frontends.onnx.emitter import Emitter
+from reparam_compiler.frontends.onnx.node_runner import captured
+from reparam_compiler.frontends.onnx.reader import Stored
+from reparam_compiler.frontends.onnx.shapes.inference import opset_of
+from reparam_compiler.frontends.onnx.tensors import Constant, set_type, tensor_from
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Diff, Graph, Node, NodeId, Param, TensorType, diff
+
+HOLD_WIDTHS: tuple[tuple[type[ops.Op], frozenset[str]], ...] = (
+    (ops.Flatten, frozenset({"Reshape"})),
+    (ops.Reshape, frozenset({"Reshape"})),
+    (ops.Slice, frozenset({"Slice"})),
+    (ops.Pad, frozenset({"Slice"})),
+    (ops.Split, frozenset({"Split"})),
+    (ops.Identity, frozenset({"Expand"})),
+    (ops.Expand, frozenset({"Expand"})),
+)
+"""Ops whose ONNX form may hold a width, or count from an end, where the graph's does not."""
+
+
+def holds_widths(op: ops.Op, native: NodeProto) -> bool:
+    """True where the node must be written anew when a width changes."""
+    if isinstance(op, ops.Opaque):
+        return native.op_type == "Resize" and len(native.input) > 3
+    return any(isinstance(op, kind) and native.op_type in forms for kind, forms in HOLD_WIDTHS)
+
+
+@dataclass(frozen=True, slots=True)
+class NewTensor:
+    """A tensor to be written. root: the value of the model that it is a new version of, if any."""
+
+    name: str
+    param: Param
+    dtype: str
+    transposed: bool
+    root: str | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it is stored."""
+        return self.param.shape[::-1] if self.transposed else self.param.shape
+
+    def is_like(self, other: "NewTensor") -> bool:
+        """True for the same elements."""
+        if self.param is other.param:
+            return True
+        return self.param.shape == other.param.shape and np.array_equal(self.param.load(), other.param.load())
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What becomes of a model's graph.
+
+    nodes: all of them.
+    tensors: by name, in place of the initializer of that name or after all others; each is computed when it is asked for, so
+        that weights are not held twice.
+    dropped: initializers that only what is gone did read. gone: values that are there no more, those initializers too.
+    types: values that have another type: the one before, and the one after.
+    """
+
+    nodes: tuple[NodeProto, ...]
+    tensors: Mapping[str, Callable[[], TensorProto]]
+    dropped: frozenset[str]
+    gone: frozenset[str]
+    types: Mapping[str, tuple[TensorType | None, TensorType]]
+
+    def loaded(self) -> "Edit":
+        """The edit with all that can fail done."""
+        tensors = {name: make() for name, make in self.tensors.items()}
+        return replace(self, tensors={name: partial(tensors.__getitem__, name) for name in tensors})
+
+
+@dataclass
+class OnnxWriter:
+    """Plans the write-back of one difference; the model is only read.
+
+    natives, stored, sized: as the reader left them.
+    """
+
+    model: ModelProto
+    before: Graph
+    after: Graph
+    natives: Mapping[NodeId, int]
+    stored: Mapping[Param, Stored]
+    sized: Mapping[str, Constant]
+    _tensors: list[NewTensor] = field(default_factory=list)
+    _alike: dict[tuple[str | Param, str, bool], list[NewTensor]] = field(default_factory=dict)
+
+    def plan(self) -> Edit:
+        """What to do; raises RewriteError for a change that has no ONNX form."""
+        if self.before.outputs != self.after.outputs:
+            raise RewriteError(f"a pass made {self.after.outputs} of the outputs {self.before.outputs}; they must stay")
+        changes = diff(self.before, self.after)
+        self._names = names_of(self.model.graph)
+        self._emitter = Emitter(opset_of(self.model), self._stored_name, self._add, self._free, self._rank)
+        replaced: dict[int, list[NodeProto]] = {}
+        for node in self._touched(changes):
+            if (index := self.natives.get(node.id)) is None:
+                raise RewriteError(f"{node.id}: {node.op.name} is no node of the model, so it cannot be changed")
+            replaced[index] = self._replacement(node, self.model.graph.node[index])
+        self._keep_sizes(changes, replaced)
+        alive = self._alive(replaced)
+        nodes = [
+            node
+            for index, old in enumerate(self.model.graph.node)
+            for place, node in enumerate(replaced.get(index, [old]))
+            if (f"{index}.{place}" if index in replaced else str(index)) in alive
+        ]
+        return self._edit(changes, replaced, nodes)
+
+    def _keep_sizes(self, changes: Diff, replaced: dict[int, list[NodeProto]]) -> None:
+        """Sizes of values that are gone, or have others now, become the tensors that they were read as."""
+        stale = set(changes.removed) | {node.id for node in self.after if self._is_retyped(node.id)}
+        if not stale or not self.sized:
+            return
+        known = set(self.natives.values())
+        for index, node in enumerate(self.model.graph.node):
+            if index in known or not stale.intersection(node.input):
+                continue
+            stale.update(node.output)
+            outputs = [self.sized[name] for name in node.output if name in self.sized]
+            if len(outputs) == len(node.output):
+                replaced[index] = []
+                self._tensors += [NewTensor(c.name, c.param("const"), c.dtype, False, None) for c in outputs]
+
+    def _touched(self, changes: Diff) -> list[Node]:
+        """The nodes that must be written: those that changed, and those that hold a width that changed."""
+        found = [node for node in changes.changed if not isinstance(node.op, ops.Item)]
+        known = {node.id for node in found}
+        for node in self.after:
+            index = self.natives.get(node.id)
+            if index is None or node.id in known or not holds_widths(node.op, self.model.graph.node[index]):
+                continue
+            if any(map(self._is_retyped, (node.id, *node.sources))):
+                found.append(node)
+        return found
+
+    def _is_retyped(self, node_id: NodeId) -> bool:
+        return self.before[node_id].type != self.after[node_id].type
+
+    def _replacement(self, node: Node, native: NodeProto) -> list[NodeProto]:
+        old = self.before[node.id]
+        if isinstance(node.op, ops.Opaque) and native.op_type == "Resize":
+            return [self._resized(node, native)]
+        if isinstance(node.op, ops.Opaque) and isinstance(node.op.like, ops.Expand):
+            return [self._expanded(node, node.op.like, native)]
+        was = old.op.like if isinstance(old.op, ops.Opaque) and not isinstance(node.op, ops.Opaque) else old.op
+        keeps_op = not (node.replaces or was != node.op or isinstance(node.op, ops.Assign) or holds_widths(node.op, native))
+        if keeps_op and (clone := self._clone(node, old, native)) is not None:
+            return [clone]
+        if isinstance(node.op, ops.Opaque | ops.Input):
+            raise RewriteError(f"{node.id}: {node.op.name} was changed, but only what is read as an exact op can be written")
+        outputs = native.output if isinstance(node.op, ops.Split) else [node.id]
+        nodes = self._emitter.emit(node, outputs)
+        nodes[-1].name = native.name
+        if not node.replaces:
+            nodes[-1].doc_string = native.doc_string
+            nodes[-1].metadata_props.extend(native.metadata_props)
+        else:
+            nodes[-1].name = self._layer_name(node) or native.name
+        return nodes
+
+    def _expanded(self, node: Node, op: ops.Expand, native: NodeProto) -> NodeProto:
+        """An Expand by numbers: 1, which keeps a size, where x has it already."""
+        x = node.inputs[0]
+        known = TensorType(x.dtype, x.shape) if isinstance(x, Param) else self.after[x or ""].type
+        own = (1,) * (len(op.shape) - len(known.shape)) + known.shape if known is not None else ()
+        sizes = tuple(1 if size == -1 or size == have else size for size, have in zip(op.shape, own, strict=True))
+        if op.shape[0] == -1 and own[0] == 1:  # to an open batch, and no other size is said (`onnx_like`)
+            return self._told_the_same(node, native)
+        bare = replace(node, op=ops.Expand(sizes), inputs=node.inputs[:1])
+        made: NodeProto = self._emitter.emit(bare, [node.id])[0]
+        made.name = native.name
+        return made
+
+    def _resized(self, node: Node, native: NodeProto) -> NodeProto:
+        """A Resize whose sizes, where they are constant, are those that its value has now."""
+        clone = self._told_the_same(node, native)
+        sizes = node.inputs[3] if len(node.inputs) > 3 else None
+        if isinstance(sizes, Param) and node.type is not None:
+            now = [size if isinstance(size, int) else int(was) for size, was in zip(node.type.shape, sizes.load(), strict=True)]
+            param = Param.of(np.array(now, np.int64), role="const", dtype="i64")
+            clone.input[3] = self._add(f"{node.id}.sizes", param, "i64", False)
+        return clone
+
+    def _told_the_same(self, node: Node, native: NodeProto) -> NodeProto:
+        """The model's own node, perhaps with other weights."""
+        clone = self._clone(node, self.before[node.id], native)
+        if clone is None:
+            raise RewriteError(f"{node.id}: a weight that {native.op_type} reads is not stored as it reads it")
+        return clone
+
+    def _layer_name(self, node: Node) -> str:
+        """The name of the first conv or linear that was replaced: a user looks for the layer, not for the add."""
+        for node_id in node.replaces:
+            if isinstance(self.before[node_id].op, type(node.op)):
+                return str(self.model.graph.node[self.natives[node_id]].name)
+        return ""
+
+    def _clone(self, node: Node, old: Node, native: NodeProto) -> NodeProto | None:
+        """The model's own node with other inputs; None where a parameter is not stored as the node reads it."""
+        inputs = [*native.input, *[""] * (len(node.inputs) - len(native.input) - len(captured(native)))]
+        for index, operand in enumerate(node.inputs):
+            was = old.inputs[index] if index < len(old.inputs) else None
+            if operand is was:
+                continue
+            if index >= len(inputs):
+                raise RewriteError(f"{node.id}: what the body of {node.op.name} reads cannot be changed")
+            if not isinstance(operand, Param):
+                inputs[index] = operand or ""
+                continue
+            place = self.stored.get(was) if isinstance(was, Param) else None
+            if (place is None and was is not None) or (index > 1 and native.op_type == "MatMul"):
+                return None
+            inputs[index] = self._stored_name(operand) or self._add(
+                f"{node.id}.{operand.role}",
+                operand,
+                was.dtype if isinstance(was, Param) else self._emitter.dtype_of(node, operand),
+                bool(place and place.transposed),
+                place.name if place else None,
+            )
+        clone = NodeProto()
+        clone.CopyFrom(native)
+        del clone.input[:]
+        clone.input.extend(inputs)
+        return clone
+
+    def _stored_name(self, param: Param) -> str | None:
+        place = self.stored.get(param)
+        return place.name if place and not place.transposed else None
+
+    def _add(self, wanted: str, param: Param, dtype: str, transposed: bool, root: str | None = None) -> str:
+        """Notes a new tensor, or finds one with the same elements and root; gives its name."""
+        new = NewTensor(wanted, param, dtype, transposed, root)
+        alike = self._alike.setdefault((root or param, dtype, transposed), [])
+        for other in alike:
+            if new.is_like(other):
+                return other.name
+        alike.append(replace(new, name=self._free(wanted)))
+        self._tensors.append(alike[-1])
+        return alike[-1].name
+
+    def _free(self, wanted: str) -> str:
+        counted = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(self._names) + 1))
+        name = next(name for name in counted if name not in self._names)
+        self._names.add(name)
+        return name
+
+    def _rank(self, value: str) -> int | None:
+        known = self.after.nodes[value].type if value in self.after.nodes else None
+        return len(known.shape) if known else None
+
+    def _alive(self, replaced: Mapping[int, Sequence[NodeProto]]) -> set[str]:
+        """The nodes that are needed: those that are were always, and those that nothing needed before either."""
+        graph = self.model.graph
+        read = readers_of(graph)
+        values = {name: gs.Variable(name) for node in graph.node for name in node.output if name}
+        values |= {name: gs.Variable(name) for nodes in replaced.values() for n in nodes for name in n.output if name}
+        outputs = [values[value.name] for value in graph.output if value.name in values]
+        nodes = []
+        for index, old in enumerate(graph.node):
+            if index not in replaced and not read.intersection(old.output):
+                outputs += [values[name] for name in old.output if name]
+            for place, node in enumerate(replaced.get(index, [old])):
+                inputs = [values[name] for name in (*node.input, *captured(node)) if name in values]
+                made = [values[name] for name in node.output if name]
+                name = f"{index}.{place}" if index in replaced else str(index)
+                nodes.append(gs.Node(node.op_type, name, inputs=inputs, outputs=made))
+        skeleton = gs.Graph(nodes=nodes, outputs=outputs)
+        return {node.name for node in skeleton.cleanup(recurse_subgraphs=False, recurse_functions=False).nodes}
+
+    def _edit(self, changes: Diff, replaced: Mapping[int, Sequence[NodeProto]], nodes: list[NodeProto]) -> Edit:
+        graph = self.model.graph
+        read_before, read_after = readers_of(graph), readers_of(graph, nodes)
+        initializers = {tensor.name for tensor in graph.initializer}
+        inputs = {value.name for value in graph.input} if self.model.ir_version >= 4 else set()
+        dropped = (initializers & read_before) - read_after - inputs
+        renamed = self._taken_over(dropped)
+        fresh = {id(node) for made in replaced.values() for node in made}
+        taken = {node.name for node in nodes if id(node) not in fresh}
+        for node in nodes:
+            if id(node) in fresh:
+                names = [renamed.get(name, name) for name in node.input]
+                del node.input[:]
+                node.input.extend(names)
+                node.name = _unique(node.name, taken)
+        _check_order(nodes, initializers - dropped | {t.name for t in self._tensors} | set(renamed.values()), graph)
+        made = {renamed.get(t.name, t.name): t for t in self._tensors if t.name in read_after}
+        types = {
+            node.id: (self.before[node.id].type, node.type)
+            for node in (*changes.changed, *changes.retyped)
+            if node.type and self._is_retyped(node.id)
+        }
+        types |= {name: (None, TensorType(t.dtype, t.shape)) for name, t in made.items() if name in renamed.values()}
+        there = {name for node in nodes for name in node.output} | set(made)
+        gone = ({name for node in graph.node for name in node.output} | dropped) - there
+        tensors = {name: partial(_stored, name, tensor) for name, tensor in made.items()}
+        return Edit(tuple(nodes), tensors, frozenset(dropped - set(tensors)), frozenset(gone), types)
+
+    def _taken_over(self, dropped: Iterable[str]) -> dict[str, str]:
+        """For each new tensor that is alone in coming after an initializer that nobody reads any more, the name of that."""
+        heirs: dict[str, list[str]] = {}
+        for tensor in self._tensors:
+            if tensor.root is not None:
+                heirs.setdefault(tensor.root, []).append(tensor.name)
+        return {heirs[root][0]: root for root in dropped if len(heirs.get(root, ())) == 1}
+
+
+def _stored(name: str, tensor: NewTensor) -> TensorProto:
+    param = tensor.param
+    if not tensor.transposed:
+        return tensor_from(name, param, tensor.dtype)
+    return tensor_from(name, Param(param.role, param.dtype, tensor.shape, lambda: param.load().T), tensor.dtype)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    counted = (name if i == 0 else f"{name}_{i}" for i in range(len(taken) + 1))
+    found = next(candidate for candidate in counted if not candidate or candidate not in taken)
+    taken.add(found)
+    return found
+
+
+def _check_order(nodes: Iterable[NodeProto], tensors: set[str], graph: GraphProto) -> None:
+    """Raises RewriteError where a node reads what comes later; ONNX wants topological order."""
+    known = {value.name for value in graph.input} | {tensor.values.name for tensor in graph.sparse_initializer} | tensors
+    for node in nodes:
+        for name in filter(None, (*node.input, *captured(node))):
+            if name not in known:
+                raise RewriteError(f"{node.name or node.op_type}: reads {name}, which does not come before it")
+        known.update(node.output)
+
+
+def readers_of(graph: GraphProto, nodes: Iterable[NodeProto] | None = None) -> set[str]:
+    """The values that the graph reads, or would with other nodes."""
+    found = {value.name for value in graph.output}
+    found |= {entry.value for note in graph.quantization_annotation for entry in note.quant_parameter_tensor_names}
+    for node in graph.node if nodes is None else nodes:
+        found.update(node.input)
+        found.update(captured(node))
+    return found
+
+
+def names_of(graph: GraphProto) -> set[str]:
+    """Every name of a value, those inside bodies too."""
+    found = {value.name for value in (*graph.input, *graph.output, *graph.value_info)}
+    found |= {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        found.update(node.input, node.output)
+        for attribute in node.attribute:
+            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
+                found |= names_of(body)
+    return found
+
+
+def apply(edit: Edit, model: ModelProto) -> None:
+    """Makes the edit in a model: the caller's own, or a copy that may lack the initializers that go."""
+    graph = model.graph
+    nodes = list(edit.nodes)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name in edit.dropped:
+            del graph.initializer[index]
+    places = {tensor.name: tensor for tensor in graph.initializer}
+    for name, make in edit.tensors.items():
+        tensor = make()
+        if name in places:
+            places[name].CopyFrom(tensor)
+            continue
+        graph.initializer.append(tensor)
+        if model.ir_version < 4:
+            graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+    for values in (graph.value_info, graph.input) if model.ir_version < 4 else (graph.value_info,):
+        for index in reversed(range(len(values))):
+            if values[index].name in edit.gone:
+                del values[index]
+    for index in reversed(range(len(graph.quantization_annotation))):
+        if graph.quantization_annotation[index].tensor_name in edit.gone:
+            del graph.quantization_annotation[index]
+    for value in (*graph.value_info, *graph.output, *(graph.input if model.ir_version < 4 else ())):
+        if value.name in edit.types and value.type.HasField("tensor_type"):
+            set_type(value.type, *edit.types[value.name])

@@ -1,0 +1,1 @@
+"""torch.fx graphs and exported programs in and out."""

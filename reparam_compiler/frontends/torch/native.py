@@ -1,0 +1,114 @@
+"""The fx nodes of a model that is being written, by the ids of the graph: who reads what, and what is not needed any more.
+
+In the graph a write in place is a value of its own; in the model it is a call on the tensor that all of its readers have. One
+that gives the whole tensor can be read itself. One to a part (`partial_writes.py`) cannot: its value stays under its old names.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import takewhile
+
+from torch import fx
+
+from reparam_compiler.frontends.torch.aliasing import Writes
+from reparam_compiler.ir.graph import Graph, Node
+
+
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """What the in-place calls of a model do, by the names of its nodes.
+
+    rebound: for each the nodes that are names of its value from then on.
+    parts: for those that write to a part, what they write into.
+    into_inputs: those that write to what the caller gave, which stay.
+    """
+
+    rebound: Mapping[str, tuple[str, ...]]
+    parts: Mapping[str, str]
+    into_inputs: frozenset[str] = frozenset()
+
+    @staticmethod
+    def of(writes: Writes, written_into: Mapping[str, str]) -> "InPlace":
+        """The in-place calls of a graph that has been read."""
+        rebound = {node.name: tuple(other.name for other in same) for node, same in writes.rebound.items()}
+        into_inputs = frozenset(node.name for node in writes.into_inputs)
+        return InPlace(rebound, {node.name: written_into[node.name] for node in writes.parts}, into_inputs)
+
+
+@dataclass
+class NativeNodes:
+    """The nodes of a model; from now on every later reader of a tensor that was written to whole reads the write itself.
+
+    nodes: by their names, in order.
+    """
+
+    nodes: dict[str, fx.Node]
+    in_place: InPlace
+    _parts: dict[str, fx.Node] = field(init=False)
+    _names_of: dict[fx.Node, tuple[str, ...]] = field(init=False)
+    _useful: set[fx.Node] = field(init=False)
+
+    def __post_init__(self) -> None:
+        place = {node: index for index, node in enumerate(self.nodes.values())}
+        self._parts = {name: self.nodes[name] for name in self.in_place.parts}
+        self._names_of = {write: self.in_place.rebound[name] for name, write in self._parts.items()}
+        self._useful = set()
+        for name, old_names in self.in_place.rebound.items():
+            write = self.nodes[name]
+            for old in (self.nodes[old_name] for old_name in old_names):
+                later = [user for user in old.users if place[user] > place[write]]
+                if name in self._parts:
+                    self._useful.update([write] if later else [])
+                    continue
+                for user in later:
+                    user.replace_input_with(old, write)
+        self._useful.update(node for node in place if node.users)
+
+    def __getitem__(self, node_id: str) -> fx.Node:
+        """The node that holds a value: of a write to a part, what it wrote into."""
+        while node_id in self._parts:
+            node_id = self.in_place.parts[node_id]
+        return self.nodes[node_id]
+
+    def call(self, node_id: str) -> fx.Node:
+        """The node that makes a value."""
+        return self.nodes[node_id]
+
+    def first_reader(self, before: Graph, node: Node) -> fx.Node:
+        """Where a new op goes: to the first op that read its source, for the source may be written to before the last one."""
+        readers = [i for i in node.replaces if node.sources[0] in before[i].sources]
+        return self.nodes[min(readers, key=before.position.__getitem__)]
+
+    def replace(self, node_id: str, new: fx.Node) -> None:
+        """Makes all that read a value read a new node."""
+        write = self._parts.pop(node_id, None)
+        if write is None:
+            self.nodes[node_id].replace_all_uses_with(new)
+        else:
+            later = set(takewhile(lambda node: node is not write, reversed(write.graph.nodes)))
+            for old in (self.nodes[name] for name in self._names_of[write]):
+                for user in [user for user in old.users if user in later]:
+                    user.replace_input_with(old, new)
+        self.nodes[node_id] = new
+
+    def erase_unread(self, graph: fx.Graph, removed: Iterable[str] = ()) -> list[fx.Node]:
+        """Erases the calls and constants that were read and are not any more; gives what was erased, placeholders too.
+
+        removed: ids that the graph has no more. A check of a shape goes with the value that it looked at.
+
+        Nothing reads a write to a part: it goes where nothing that comes later reads what it wrote into. What writes to an
+        input stays: that is the caller's.
+        """
+        caller_sees = {self.nodes[name] for name in self.in_place.into_inputs if name in self.nodes}
+        erased: list[fx.Node] = []
+        later: set[fx.Node] = set()
+        useful = self._useful | {self.nodes[name] for name in removed}
+        for node in reversed(graph.nodes):
+            names = [self.nodes[name] for name in self._names_of.get(node, ())]
+            read_later = node in caller_sees or any(user in later for name in names for user in name.users)
+            if node in useful and not node.users and not read_later and node.op != "output":
+                graph.erase_node(node)
+                erased.append(node)
+            else:
+                later.add(node)
+        return erased

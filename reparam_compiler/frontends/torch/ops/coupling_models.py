@@ -1,0 +1,327 @@
+"""What pruning sees in calls that stay opaque to every other pass: a likeness, for the sizes that the model was traced with.
+
+A size that the model computes (`x.shape[1] // heads`) stands here as the number that it is. What is read of further values is
+their sizes and dtypes alone.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from torch import Tensor, fx
+
+from reparam_compiler.frontends.torch.call import Call, Read, Unread
+from reparam_compiler.frontends.torch.ops.windows import WINDOWS
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Operand, TensorType
+
+Likeness = Callable[[Call, TensorType | None], Read]
+"""Gives the op and its operands from a call and the type of what it gives, or raises Unread."""
+
+
+Function = Literal["mean", "sum", "max", "min", "norm"]
+
+
+def _known(result: TensorType | None) -> TensorType:
+    if result is None:
+        raise Unread("a value of no known shape")
+    return result
+
+
+def _tensors(call: Call) -> tuple[Operand, ...]:
+    """The tensors among the arguments, in order; numbers stay with the call."""
+    given: list[Any] = []
+    for argument in (*call.args, *call.kwargs.values()):
+        given += argument if isinstance(argument, list | tuple) else [argument]
+    return tuple(call.operand_of(argument, "const") for argument in given if isinstance(argument, fx.Node))
+
+
+def _elementwise(call: Call, result: TensorType | None) -> Read:
+    return ops.Slicewise(tuple(range(len(_known(result).shape)))), _tensors(call)
+
+
+def _of_first(call: Call, result: TensorType | None) -> Read:
+    return ops.Slicewise(tuple(range(len(_known(result).shape)))), (call.x,)
+
+
+def _but(index: int, key: str, default: Any, call: Call, result: TensorType | None) -> Read:
+    """A function of whole lines along some axes."""
+    given = call.constant(index, key, default)
+    if given is None or given == ():
+        raise Unread(f"{call.name} along no axis that is said")
+    lines = {call.axis(axis) for axis in (given if isinstance(given, list | tuple) else (given,))}
+    return ops.Slicewise(tuple(axis for axis in range(call.rank) if axis not in lines)), (call.x,)
+
+
+def _of_matrices(call: Call, result: TensorType | None) -> Read:
+    return ops.Slicewise(tuple(range(call.rank - 2))), (call.x,)
+
+
+def _spread(call: Call, result: TensorType | None) -> Read:
+    """Variance over axes that stay, of size 1."""
+    if len(_known(result).shape) != call.rank:
+        raise Unread(f"{call.name} that drops axes")
+    return _but(1, "dim", None, call, result)
+
+
+def _resampled(call: Call, result: TensorType | None) -> Read:
+    if call.rank < 3:
+        raise Unread(f"{call.name} without batch and channels")
+    return ops.Slicewise((0, 1)), (call.x,)
+
+
+def _rearranged(call: Call, result: TensorType | None) -> Read:
+    return ops.Rearrange(), (call.x,)
+
+
+def _by_number(index: int, key: str, call: Call, result: TensorType | None) -> Read:
+    return ops.Rearrange((call.axis(call.constant(index, key, 0)),)), (call.x,)
+
+
+def _getitem(call: Call, result: TensorType | None) -> Read:
+    """An index of numbers and slices; an axis that it does not take whole is one by number."""
+    index = call.raw(1, "index")
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if any(not (part is None or part is Ellipsis or isinstance(part, int | slice)) for part in parts):
+        raise Unread("an index that is computed")
+    taken = sum(part is not None and part is not Ellipsis for part in parts)
+    axis, by_number = 0, []
+    for part in parts:
+        if part is Ellipsis:
+            axis += call.rank - taken
+        elif part is not None:
+            by_number += [] if part == slice(None) else [axis]
+            axis += 1
+    return ops.Rearrange(tuple(by_number)), (call.x,)
+
+
+def _index(call: Call, result: TensorType | None) -> Read:
+    """`x[:, table]` with constant tables."""
+    tables = call.raw(1, "indices")
+    places = [axis for axis, table in enumerate(tables) if table is not None]
+    if any(isinstance(call.operand_of(tables[axis], "const"), str) for axis in places):
+        raise Unread("an index that is computed")
+    return ops.Rearrange(tuple(places)), (call.x,)
+
+
+def _index_select(call: Call, result: TensorType | None) -> Read:
+    if isinstance(call.operand(2, "index"), str):
+        raise Unread("an index that is computed")
+    return _by_number(1, "dim", call, result)
+
+
+def _channel_shuffle(call: Call, result: TensorType | None) -> Read:
+    return ops.ChannelShuffle(call.constant(1, "groups")), (call.x,)
+
+
+def _reshape(call: Call, result: TensorType | None) -> Read:
+    """To the shape that comes out: 0 for an open size of the same axis, -1 for one that is left."""
+    own = call.shape
+    shape = [
+        size if isinstance(size, int) else 0 if own[axis : axis + 1] == (size,) else -1
+        for axis, size in enumerate(_known(result).shape)
+    ]
+    if shape.count(-1) > 1:
+        raise Unread("a reshape to several open sizes")
+    return ops.Reshape(tuple(shape)), (call.x,)
+
+
+def _expand(call: Call, result: TensorType | None) -> Read:
+    x, known = call.operand_of(call.first, "const"), call.type_of(call.first)
+    shape, own = _known(result).shape, x.shape if known is None and not isinstance(x, str | None) else call.shape
+    new = len(shape) - len(own)
+    sizes = [size if isinstance(size, int) else -1 for size in shape]
+    if any(size == -1 and axis and (axis < new or own[axis - new] != shape[axis]) for axis, size in enumerate(sizes)):
+        raise Unread("an expansion to an open size")
+    other = call.args[1] if call.name == "expand_as" else None
+    return ops.Expand(tuple(sizes)), (x,) if other is None else (x, call.operand_of(other, "const"))
+
+
+def _reduce(function: Function, place: int, call: Call, result: TensorType | None) -> Read:
+    given = call.constant(place, "dim", call.kwargs.get("axis"))
+    axes = range(call.rank) if given in (None, [], ()) else given if isinstance(given, list | tuple) else (given,)
+    if call.kwargs.get("dtype") is not None:
+        raise Unread(f"{function} in another dtype")
+    keepdim = bool(call.constant(place + 1, "keepdim", False))
+    return ops.Reduce(function, tuple(sorted(call.axis(axis) for axis in axes)), keepdim), (call.x,)
+
+
+def _norm(key: str, call: Call, result: TensorType | None) -> Read:
+    if call.constant(1, key, 2) not in (2, 2.0, "fro", None):
+        raise Unread("a norm that is not Euclidean")
+    return _reduce("norm", 2, call, result)
+
+
+def _matmul(call: Call, result: TensorType | None) -> Read:
+    a, b = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs.get("other", call.kwargs.get("mat2"))
+    ranks = [_rank(call, value) for value in (a, b)]
+    if min(ranks) < 2:
+        raise Unread("a product with a vector")
+    batch = "abcdefgh"[: max(ranks) - 2]
+    letters = (batch[len(batch) - ranks[0] + 2 :] + "yz", batch[len(batch) - ranks[1] + 2 :] + "zx")
+    return ops.Contract(*letters, batch + "yx"), (call.operand_of(a, "const"), call.operand_of(b, "const"))
+
+
+def _rank(call: Call, value: Any) -> int:
+    operand = call.operand_of(value, "const")
+    known = call.type_of(value)
+    if isinstance(operand, str | None) and known is None:
+        raise Unread(f"{call.name}: the shape is not known")
+    return len(known.shape) if known is not None else len(operand.shape)  # type: ignore[union-attr]
+
+
+def _einsum(call: Call, result: TensorType | None) -> Read:
+    equation, *given = call.args
+    values = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
+    terms, arrow, out = str(equation).replace(" ", "").partition("->")
+    sides = terms.split(",")
+    plain = all(side.isalpha() and len(set(side)) == len(side) for side in sides)
+    if len(sides) != 2 or not arrow or not plain or len(values) != 2:
+        raise Unread(f"einsum of {equation}")
+    return ops.Contract(sides[0], sides[1], out), tuple(call.operand_of(value, "const") for value in values)
+
+
+def _attention(call: Call, result: TensorType | None) -> Read:
+    """The scale is that of the width before anything is cut."""
+    q, k, v = (call.operand(index, key) for index, key in enumerate(("query", "key", "value")))
+    bias = call.operand(3, "attn_mask", None)
+    if call.constant(4, "dropout_p", 0.0) or call.constant(7, "enable_gqa", False):
+        raise Unread("attention with dropout, or with fewer keys than heads")
+    width, scale = call.shape[-1], call.constant(6, "scale", None)
+    if not isinstance(width, int) or not isinstance(q, str):
+        raise Unread("attention of an unknown width")
+    causal = bool(call.constant(5, "is_causal", False))
+    return ops.Attention(width**-0.5 if scale is None else float(scale), width, causal), (q, k, v, bias)
+
+
+def _layer_norm(call: Call, result: TensorType | None) -> Read:
+    shape = call.constant(1, "normalized_shape")
+    shape = tuple(shape) if isinstance(shape, list | tuple) else (shape,)
+    weight, bias = call.operand(2, "weight", None), call.operand(3, "bias", None)
+    return ops.LayerNorm(shape, float(call.constant(4, "eps", 1e-5))), (call.x, weight, bias)
+
+
+def _rms_norm(call: Call, result: TensorType | None) -> Read:
+    eps = call.constant(3, "eps", None)
+    if eps is None:
+        raise Unread("an eps that depends on the dtype")
+    shape = tuple(call.constant(1, "normalized_shape"))
+    return ops.LayerNorm(shape, float(eps), centred=False), (call.x, call.operand(2, "weight", None), None)
+
+
+def _group_norm(call: Call, result: TensorType | None) -> Read:
+    weight, bias = call.operand(2, "weight", None), call.operand(3, "bias", None)
+    return ops.GroupNorm(call.constant(1, "num_groups"), float(call.constant(4, "eps", 1e-5))), (call.x, weight, bias)
+
+
+def _instance_norm(order: tuple[int, int, int, int], call: Call, result: TensorType | None) -> Read:
+    """order: where weight, bias, and the running mean and variance stand; torch and aten differ."""
+    keys = ("weight", "bias", "running_mean", "running_var")
+    weight, bias, *running = (call.operand(i, key, None) for i, key in zip(order, keys, strict=True))
+    if not call.constant(5, "use_input_stats", True) or any(statistic is not None for statistic in running):
+        raise Unread("instance norm with running statistics")
+    return ops.GroupNorm(None, float(call.constant(7, "eps", 1e-5))), (call.x, weight, bias)
+
+
+def _embedding(call: Call, result: TensorType | None) -> Read:
+    """aten has the weight first, torch the indices."""
+    first, second = call.operand(0, "input"), call.operand(1, "weight")
+    return ops.Embedding(), (first, second) if isinstance(first, str) else (second, first)
+
+
+def _glu(call: Call, result: TensorType | None) -> Read:
+    return ops.Gate(call.axis(call.constant(1, "dim", -1))), (call.x,)
+
+
+def _prelu(call: Call, result: TensorType | None) -> Read:
+    return ops.PerChannel(), (call.x, call.param(1, "weight", "weight"))
+
+
+def _pad(call: Call, result: TensorType | None) -> Read:
+    """By amounts that the model computes."""
+    return WINDOWS["pad"](call)
+
+
+def _same_for(names: str, likeness: Likeness) -> dict[str, Likeness]:
+    return dict.fromkeys(names.split(), likeness)
+
+
+_BINARY = (
+    "add sub subtract rsub mul multiply div divide truediv true_divide floor_divide floordiv fmod remainder pow "
+    "maximum minimum eq ne lt le gt ge logical_and logical_or logical_xor logical_not where masked_fill"
+)
+_FUNCTIONS = (
+    "neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sign sin cos tan asin acos atan sinh cosh erf "
+    "erfc floor ceil round trunc frac clamp clip clamp_min clamp_max relu relu6 sigmoid silu tanh mish gelu elu selu celu "
+    "softplus softsign logsigmoid log_sigmoid hardsigmoid hardswish hardtanh hardshrink softshrink tanhshrink threshold "
+    "leaky_relu lerp addcmul addcdiv isnan isinf nan_to_num bitwise_not"
+)
+_SHAPED_LIKE_FIRST = "zeros_like ones_like full_like to _to_copy type type_as float double half bfloat16 bool int long"
+_RESAMPLED = (
+    "interpolate upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
+    "upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa adaptive_max_pool1d "
+    "adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d avg_pool1d avg_pool2d max_pool1d max_pool2d "
+    "max_pool2d_with_indices"
+)
+_REARRANGED = (
+    "pixel_shuffle pixel_unshuffle repeat tile repeat_interleave movedim moveaxis swapaxes swapdims t T mT numpy_T adjoint "
+    "transpose permute squeeze"
+)
+
+LIKES: dict[str, Likeness] = {
+    **_same_for(f"{_BINARY} {_FUNCTIONS}", _elementwise),
+    **_same_for(_SHAPED_LIKE_FIRST, _of_first),
+    **_same_for("softmax _softmax log_softmax _log_softmax softmin cumsum cumprod", partial(_but, 1, "dim", None)),
+    "flip": partial(_but, 1, "dims", None),
+    "roll": partial(_but, 2, "dims", None),
+    "normalize": partial(_but, 2, "dim", 1),
+    **_same_for("var std", _spread),
+    **_same_for("tril triu", _of_matrices),
+    **_same_for(_RESAMPLED, _resampled),
+    **_same_for(_REARRANGED, _rearranged),
+    **_same_for("unbind select", partial(_by_number, 1, "dim")),
+    "getitem": _getitem,
+    "index": _index,
+    "index_select": _index_select,
+    "channel_shuffle": _channel_shuffle,
+    "pad": _pad,
+    **_same_for("view reshape _unsafe_view view_as reshape_as unflatten flatten", _reshape),
+    **_same_for("expand expand_as broadcast_to", _expand),
+    "mean": partial(_reduce, "mean", 1),
+    "sum": partial(_reduce, "sum", 1),
+    "amax": partial(_reduce, "max", 1),
+    "amin": partial(_reduce, "min", 1),
+    "linalg_vector_norm": partial(_norm, "ord"),
+    "norm": partial(_norm, "p"),
+    **_same_for("matmul bmm mm __matmul__", _matmul),
+    "einsum": _einsum,
+    "scaled_dot_product_attention": _attention,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "instance_norm": partial(_instance_norm, (1, 2, 3, 4)),
+    "functional.instance_norm": partial(_instance_norm, (3, 4, 1, 2)),
+    "embedding": _embedding,
+    "glu": _glu,
+    **_same_for("prelu _prelu_kernel", _prelu),
+}
+"""For each function its likeness."""
+
+
+def operand_places(nodes: Sequence[Operand], operands: Sequence[Operand]) -> tuple[tuple[Operand, ...], tuple[int, ...]]:
+    """The inputs of an opaque node, the operands of its likeness first; and where what it is run on stands there."""
+    inputs = list(operands)
+    for operand in nodes:
+        if not any(operand is known or (isinstance(operand, str) and operand == known) for known in inputs):
+            inputs.append(operand)
+    places = [
+        next(i for i, known in enumerate(inputs) if known is operand or (isinstance(known, str) and known == operand))
+        for operand in nodes
+    ]
+    return tuple(inputs), tuple(places)
+
+
+def expanded(x: Tensor, sizes: Sequence[int]) -> Tensor:
+    """x expanded; where it is longer than 1 it keeps its own size, whatever is said of it."""
+    new = len(sizes) - x.ndim
+    return x.expand([-1 if axis >= new and x.shape[axis - new] > 1 else size for axis, size in enumerate(sizes)])

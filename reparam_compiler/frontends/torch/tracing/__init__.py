@@ -1,0 +1,1 @@
+"""Any module made readable."""

@@ -1,0 +1,191 @@
+"""A plain `nn.Module` made readable: traced whole where a tracer takes it, else in the parts that can be traced.
+
+Symbolic tracing sees no data and takes 62 of 86 models that were tried; export takes 82, but needs inputs. What neither takes
+(a detector with control flow round a plain backbone, say) is fused child by child.
+
+A symbolic trace is not the model in four cases, none of which it tells. Hooks and a `forward` of the instance's own are not
+traced at all: such a model is left to its parts. A buffer that is written to is written to while tracing, and never again:
+the buffers' versions show it. An argument that is None by default is taken to be there: it is fixed to None. And a test that
+a traced value answers wrongly (`isinstance(x, Tensor)`) shows on example inputs, where there are any.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree
+
+from reparam_compiler.errors import ReparamError, VerificationError
+from reparam_compiler.frontends.torch.tensors import deep_copy
+from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, plain_attributes
+from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
+from reparam_compiler.interpreter.difference import difference
+
+logger = logging.getLogger(__name__)
+_SAME = 1e-3
+"""The largest relative difference of a model and its trace, which run the same ops in the same dtype."""
+
+
+def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool) -> fx.GraphModule | None:
+    """The whole model as a GraphModule, or None where no tracer takes it.
+
+    With `copy` it shares no tensor with the model. (Tracing can leave a Proxy in a module: but for `copy=False` the
+    model itself is never traced.)
+    """
+    if does_more_than_forward(model):
+        logger.info("%s has hooks or a forward() of its own, which a tracer does not see", type(model).__name__)
+        return None
+    subject = deep_copy(model) if copy else model
+    versions = _versions(subject)
+    try:
+        graph_module = symbolic_trace(subject, _absent(model, len(example_inputs or ())))
+        for holder in graph_module.modules():
+            if type(holder) is nn.Module:  # what the tracer makes to hold the others by their names
+                holder.training = model.training
+        if _versions(subject) != versions:
+            logger.info("%s writes to its own tensors, which symbolic tracing does not record", type(model).__name__)
+        elif example_inputs is None or _agree(model, graph_module, example_inputs):
+            return graph_module
+        else:
+            logger.info("the symbolic trace of %s computes something else on the example inputs", type(model).__name__)
+    except Exception as error:  # noqa: BLE001 - a tracer runs the model's own code, which raises what it likes
+        logger.info("symbolic tracing of %s failed: %s", type(model).__name__, error)
+    if example_inputs is None:
+        return None
+    try:
+        exported = torch.export.export(deep_copy(model) if copy else model, tuple(example_inputs)).module()
+    except Exception as error:  # noqa: BLE001 - as above
+        logger.info("torch.export of %s failed: %s", type(model).__name__, error)
+        return None
+    for part in exported.modules():  # born in training mode, and its eval() is forbidden
+        part.training = model.training
+    shapes = ", ".join("x".join(map(str, x.shape)) for x in example_inputs if isinstance(x, Tensor))
+    only = f"the result takes inputs of the example's shapes only ({shapes})"
+    exported.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {only}",)
+    return exported
+
+
+def does_more_than_forward(module: nn.Module) -> bool:
+    """True where calling the module does something else than its class's `forward`."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    calls_otherwise = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
+    return any(hooks) or "forward" in vars(module) or calls_otherwise
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """How often each tensor of a model was written to."""
+    return [tensor._version for tensor in (*model.parameters(), *model.buffers())]
+
+
+def _absent(model: nn.Module, given: int) -> dict[str, None]:
+    """The arguments of a model's forward() that are None where only the first so many are given."""
+    arguments = list(inspect.signature(model.forward).parameters.values())
+    return {a.name: None for i, a in enumerate(arguments) if a.default is None and (i >= given or a.kind is a.KEYWORD_ONLY)}
+
+
+def _agree(model: nn.Module, trace: nn.Module, example_inputs: Sequence[Any]) -> bool:
+    """Whether a trace computes what its model does; neither is changed. True where the model itself fails on the inputs.
+
+    It is a copy of the model that runs: a forward() may write to parameters, or count its calls.
+    """
+    results: list[list[Tensor]] = []
+    for module in (deep_copy(model), trace):
+        inputs = _pytree.tree_map_only(Tensor, torch.clone, tuple(example_inputs))
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                values = _pytree.tree_leaves(torch.func.functional_call(module, buffers, inputs))
+        except Exception as error:  # noqa: BLE001 - the model's own code, which raises what it likes
+            logger.info("%s does not run on the example inputs: %s", type(module).__name__, error)
+            return not results
+        results.append([value for value in values if isinstance(value, Tensor)])
+    return len(results[0]) == len(results[1]) and all(difference(a, b).relative <= _SAME for a, b in zip(*results, strict=True))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """A model that was fused in parts.
+
+    reports: that of each fused part, by its path. kept: what was raised where a part was traced and could not be fused.
+    """
+
+    model: nn.Module
+    reports: Mapping[str, Any]
+    kept: Mapping[str, str]
+
+
+def fuse_parts(model: nn.Module, fuse_one: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any]], *, copy: bool) -> Parts:
+    """The model with every child fused that can be traced.
+
+    A child is entered instead where it cannot be traced; where it takes arguments that may be None; where it is a container
+    that its parent may index; and where the code round it reads what the fused one would not have. One that fails to be fused
+    is entered as well, unless its rewrite is at fault: then it stays.
+
+    Args:
+        model: what no tracer takes whole.
+        fuse_one: fuses a part, in place; a ReparamError keeps that part as it was.
+        copy: leave the caller's model as it is.
+    """
+    parts = _Parts(fuse_one)
+    whole = deep_copy(model) if copy else model
+    parts.enter(whole, "", ())
+    return Parts(whole, parts.reports, parts.kept)
+
+
+@dataclass(slots=True)
+class _Parts:
+    """done: what became of each module, so that one in several places stays one. closed: those that stay with all in them."""
+
+    fuse_one: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any]]
+    reports: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    done: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    closed: set[nn.Module] = field(default_factory=set)
+
+    def enter(self, parent: nn.Module, path: str, above: tuple[nn.Module, ...]) -> None:
+        """Fuses the children of a module. above: what holds it, from the whole model down."""
+        ancestors = (*above, parent)
+        for name, child in list(parent._modules.items()):
+            if child is None:
+                continue
+            where = f"{path}.{name}" if path else name
+            if child not in self.done:
+                self.done[child] = child  # met again inside itself, it is itself
+                self.done[child] = self._fused(child, where, ancestors)
+                if self.done[child] is child and child not in self.closed:
+                    self.enter(child, where, ancestors)
+            if self.done[child] is not child:
+                setattr(parent, name, self.done[child])
+
+    def _fused(self, child: nn.Module, where: str, ancestors: tuple[nn.Module, ...]) -> nn.Module:
+        if not list(child.children()) or isinstance(child, nn.ModuleList | nn.ModuleDict):
+            return child
+        indexed = any(hasattr(type(child), method) for method in ("__getitem__", "__len__", "__iter__"))
+        if indexed and not only_calls(ancestors, where.rpartition(".")[2]):
+            return child
+        part = None if _absent(child, 0) else traced(child, None, copy=True)
+        if part is None:
+            return child
+        try:
+            result, report = self.fuse_one(part)
+        except ReparamError as error:
+            self.kept[where] = str(error)
+            if isinstance(error, VerificationError):
+                self.closed.add(child)
+            return child
+        if not report.fusions:
+            return child
+        plain = {name: value for name, value in plain_attributes(child).items() if not hasattr(result, name)}
+        for attribute, value in plain.items():
+            setattr(result, attribute, value)
+        result.meta.setdefault("_user_preserved_attributes", {}).update(plain)  # GraphModule's own copies keep these alone
+        if (read := missing(ancestors, child, result)) is not None:
+            logger.info("%s is not fused as a whole: the code round it reads its %s", where, read)
+            return child
+        self.reports[where] = report
+        return result

@@ -1,0 +1,1 @@
+"""Other compilers that call this one."""

@@ -1,0 +1,1 @@
+"""The graph evaluated, and values compared."""

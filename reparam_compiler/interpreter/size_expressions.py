@@ -1,0 +1,90 @@
+"""Numbers that a model computes from the sizes of its values (`x.shape[1] // heads`), and what becomes of them after a cut.
+
+They are run, not analysed: on tensors whose elements take no memory, once with the sizes as they are and once with others. A
+number that comes out otherwise depends on a size that has changed.
+"""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam_compiler.errors import ReparamError
+from reparam_compiler.interpreter.evaluate import evaluate_node
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId
+
+Shapes = Mapping[NodeId, tuple[Dim, ...]]
+BATCH = 2
+"""What a size that is not known counts as."""
+_SIZES = frozenset({"size", "shape", "dim", "ndim", "ndimension", "numel", "sym_size", "sym_numel", "Shape", "Size"})
+FLOATING = ("f64", "f32", "f16", "bf16")
+_CHECKS = "_assert"
+_FAILURES = (ReparamError, ArithmeticError, AssertionError, AttributeError, LookupError)
+
+
+def numbers_of(graph: Graph) -> tuple[NodeId, ...]:
+    """The nodes that compute numbers from sizes, in order, and those that check something and give nothing."""
+    found: dict[NodeId, None] = {}
+    for node in graph:
+        if node.id in graph.outputs or not node.sources:
+            continue
+        target = node.op.target if isinstance(node.op, ops.Opaque) else ""
+        checks = target.startswith(_CHECKS) and node.type is None and not graph.users[node.id]
+        if target in _SIZES or checks or (_is_small(node) and all(source in found for source in node.sources)):
+            found[node.id] = None
+    return tuple(found)
+
+
+def _is_small(node: Node) -> bool:
+    """True for numbers, and for lists of whole ones; a mask or a position embedding is none."""
+    return node.type is None or len(node.type.shape) == 0 or (node.type.dtype not in FLOATING and len(node.type.shape) == 1)
+
+
+def number_values(graph: Graph, shapes: Shapes = MappingProxyType({})) -> dict[NodeId, Any]:
+    """Each number; an object that equals nothing where one cannot be computed.
+
+    shapes: of values that have others than their types say.
+    """
+    values: dict[NodeId, Any] = {}
+    for node_id in numbers_of(graph):
+        node = graph[node_id]
+        given = {source: values[source] if source in values else _hollow(graph, source, shapes) for source in node.sources}
+        try:
+            values[node_id] = evaluate_node(node, given)
+        except _FAILURES:
+            values[node_id] = object()
+    return values
+
+
+def stale_numbers(graph: Graph, shapes: Shapes) -> frozenset[NodeId]:
+    """The numbers that come out otherwise where these values have these shapes."""
+    before, after = number_values(graph), number_values(graph, shapes)
+    return frozenset(node_id for node_id, value in before.items() if not _same(value, after[node_id]))
+
+
+def asked(graph: Graph, number: NodeId) -> Iterable[NodeId]:
+    """The values whose sizes a number is computed from."""
+    numbers, waiting, found = set(numbers_of(graph)), [number], dict[NodeId, None]()
+    while waiting:
+        for source in graph[waiting.pop()].sources:
+            if source in numbers:
+                waiting.append(source)
+            else:
+                found[source] = None
+    return found
+
+
+def _hollow(graph: Graph, node_id: NodeId, shapes: Shapes) -> Tensor:
+    """A value of zeros that is one number in memory."""
+    known = graph[node_id].type
+    shape = shapes.get(node_id, known.shape if known else ())
+    return torch.zeros(()).expand([size if isinstance(size, int) else BATCH for size in shape])
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a == b).all())
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)

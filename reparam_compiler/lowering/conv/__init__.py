@@ -1,0 +1,1 @@
+"""Which algorithm a conv takes, and how exact it is."""

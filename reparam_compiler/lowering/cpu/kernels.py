@@ -1,0 +1,127 @@
+"""The Relax pass that gives every conv and dense layer of constant weight its CPU kernel, with what follows it fused in.
+
+    conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(conv, x, packed W, b, residual)
+
+A layer takes the first algorithm of a rule whose error on the layer's own weights is within the bound; where none is, the
+direct form. Weights are packed in numpy, once:
+
+    O kh kw Ig -> G, O/G -> tiles of nr -> [G tiles, kh, kw, Ig, nr]        direct, zero channels up to nr
+    O kh kw Ig -> [e, G tiles, q, Ig, nr]                                   Winograd, transformed in float64
+    C kh kw 1  -> [kh, kw, C']                                              depthwise, zero channels up to the vector
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax
+from tvm.relax.expr_functor import mutator
+
+from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, candidates, choose_tile
+from reparam_compiler.lowering.cpu.schedules import depthwise_columns, depthwise_conv, direct_conv
+from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
+from reparam_compiler.lowering.relax.conv_sites import Site, SiteRewriter, Weights, find_sites, rewritten
+from reparam_compiler.lowering.target import VectorUnit
+
+AlgorithmRule = Callable[[ConvShape, VectorUnit], Sequence[Algorithm]]
+
+
+def convs_to_kernels(module: Any, unit: VectorUnit, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
+    """Replace each site of `main` by a call of its scheduled kernel.
+
+    rule: gives the algorithms of a shape, best first.
+    max_error: the relative error that an algorithm may have on a layer's weights; the direct form where none is within it.
+    """
+    sites = find_sites(module["main"])
+    if not sites:
+        return module
+    return rewritten(module, ConvsToKernels(module, sites, unit, rule, max_error))
+
+
+def kernel_of(shape: ConvShape, algorithm: Algorithm, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
+    """The scheduled PrimFunc of a conv by an algorithm."""
+    if isinstance(algorithm, Direct):
+        return direct_conv(shape, algorithm.tile, epilogue, unit)
+    return winograd_conv(shape, algorithm, epilogue, unit)
+
+
+def output_size(shape: ConvShape, algorithm: Algorithm) -> tuple[int, ...]:
+    """Of that kernel's output: `pixels G O/G`, or of a Winograd conv `N H W G O/G`."""
+    pixels = (shape.pixels,) if isinstance(algorithm, Direct) else (shape.batch, shape.out_height, shape.out_width)
+    return (*pixels, shape.groups, shape.group_out)
+
+
+def packed_weights(weight: Weights, shape: ConvShape, algorithm: Algorithm) -> Weights:
+    """`O kh kw Ig` as that kernel reads it."""
+    if isinstance(algorithm, Direct):
+        return pack_dense(weight, shape, algorithm.tile)
+    return pack_winograd(weight, shape, algorithm)
+
+
+def pack_dense(weight: Weights, shape: ConvShape, tile: Tile) -> Weights:
+    """`O kh kw Ig` -> `[G tiles, kh, kw, Ig, nr]`, contiguous, the channels of each group padded with zeros."""
+    tiles = tile.column_tiles(shape)
+    grouped = weight.reshape(shape.groups, shape.group_out, *shape.kernel, shape.group_in)
+    missing = tiles * tile.columns - shape.group_out
+    padded = np.pad(grouped, [(0, 0), (0, missing), (0, 0), (0, 0), (0, 0)])
+    split = padded.reshape(shape.groups * tiles, tile.columns, *shape.kernel, shape.group_in)
+    return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1))
+
+
+def pack_depthwise(weight: Weights, shape: ConvShape, columns: int) -> Weights:
+    """`C kh kw 1` -> `[kh, kw, C']`, padded with zeros to `columns` channels."""
+    by_tap = weight.reshape(shape.channels_out, *shape.kernel).transpose(1, 2, 0)
+    return np.ascontiguousarray(np.pad(by_tap, [(0, 0), (0, 0), (0, columns - shape.channels_out)]))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """How one site is computed. key: what its kernel depends on. size: of the kernel's output. make: builds the kernel."""
+
+    algorithm: str
+    key: tuple[Any, ...]
+    packed: Weights
+    size: tuple[int, ...]
+    make: Callable[[], Any]
+    error: float | None = None
+
+
+@mutator
+class ConvsToKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
+    """One kernel call a site."""
+
+    def __init__(self, module: Any, sites: list[Site], unit: VectorUnit, rule: AlgorithmRule, max_error: float) -> None:
+        super().__init__(module, sites)
+        self.unit = unit
+        self.rule = rule
+        self.max_error = max_error
+
+    def calls(self, site: Site) -> Any:
+        plan, dtype = self._plan(site), site.shape.dtype
+        kernel = self.kernel(site, plan.key, plan.make, plan.algorithm, error=plan.error)
+        arguments = [self.data(site), relax.const(plan.packed, dtype), *self.operands(site, plan.size)]
+        return self.call(kernel, arguments, plan.size, dtype)
+
+    def _plan(self, site: Site) -> _Plan:
+        shape, weight, epilogue, unit = site.shape, site.weight, site.epilogue, self.unit
+        if shape.depthwise:
+            packed, flat = pack_depthwise(weight, shape, depthwise_columns(shape, unit)), (shape.pixels, shape.channels_out, 1)
+            return _Plan("depthwise", (shape, epilogue), packed, flat, lambda: depthwise_conv(shape, epilogue, unit))
+        algorithm, error = self._chosen(site)
+        packed, size = packed_weights(weight, shape, algorithm), output_size(shape, algorithm)
+        key, name = (shape, epilogue, algorithm), str(algorithm)
+        if shape.pointwise and isinstance(algorithm, Direct):
+            name = "gemm"
+        return _Plan(name, key, packed, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error)
+
+    def _chosen(self, site: Site) -> tuple[Algorithm, float | None]:
+        """The rule's first algorithm within the bound, the direct form where none is."""
+        for algorithm in self.rule(site.shape, self.unit):
+            error = measured_error(site.weight, site.shape, algorithm)
+            if error <= self.max_error:
+                return algorithm, error
+        direct = Direct(choose_tile(site.shape, self.unit))
+        error = measured_error(site.weight, site.shape, direct)
+        return direct, error if np.isfinite(error) else None

@@ -1,0 +1,231 @@
+"""The Winograd conv on a CPU: one kernel of three loop nests, with tile-major scratch between them.
+
+    V[t, e, q, c] = (B^T d B)[e]          d: the pixels of phase q under tile t, zeros beyond the border
+    M[t, e, o]    = sum_{q, k} V[t, e, q, g K + k] U[e, o / nr, q, k, o mod nr]
+    Z[n, y, x, o] = epilogue((A^T M[t] A)[y, x])
+
+A tile t is (image, lattice, row of tiles, column of tiles). A conv of dilation d is d_h d_w plain convs over the lattices of
+pixels whose rows and columns are equal modulo d; one of stride s is the sum of s_h s_w plain convs of a kernel s times smaller,
+over the phases of its input. Both are index arithmetic in the transforms, so one kernel does them all:
+
+    row of tap a of tile t   =  (l_h + d_h (m_h t_h + a)) s_h + q_h - top         a < m_h + r_h - 1
+
+Scratch that is tile-major makes the rows that pad t to whole GEMM tiles free, and the transforms' writes contiguous.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from jaxtyping import Float64, Shaped
+from tvm import te, tirx
+
+from reparam_compiler.core import winograd
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Winograd, round_up, vector_step
+from reparam_compiler.lowering.cpu.schedules import epilogue_operands, epilogue_value, finished, unroll_loops
+from reparam_compiler.lowering.target import VectorUnit
+
+
+def winograd_conv(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
+    """The PrimFunc of a scheduled Winograd conv: (x `N H W C`, weights `e tiles q k nr`, operands…) -> `N H W G O/G`."""
+    lanes = unit.lanes(shape.dtype)
+    return finished(
+        scheduled_winograd(declare_winograd(shape, algorithm, epilogue, lanes), shape, algorithm, lanes).mod["main"]
+    )
+
+
+def pack_winograd(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, algorithm: Winograd) -> Shaped[np.ndarray, "..."]:
+    """`O kh kw Ig` -> `[e, G tiles, q, Ig, nr]`: transformed in float64, rounded once, zero channels up to nr."""
+    height, width = algorithm.transforms(shape)
+    tile, phases = algorithm.tile, math.prod(shape.stride)
+    taps: Float64[np.ndarray, "O I kh kw"] = weight.astype(np.float64).transpose(0, 3, 1, 2)
+    by_phase = winograd.phases(taps, shape.stride)
+    points = height.size * width.size
+    transformed = winograd.kernels(by_phase, height, width).reshape(points, shape.groups, shape.group_out, -1)
+    missing = tile.column_tiles(shape) * tile.columns - shape.group_out
+    padded = np.pad(transformed, [(0, 0), (0, 0), (0, missing), (0, 0)])
+    tiles = padded.reshape(points, shape.groups * tile.column_tiles(shape), tile.columns, phases, shape.group_in)
+    return np.ascontiguousarray(tiles.transpose(0, 1, 3, 4, 2).astype(weight.dtype))
+
+
+def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], lanes: int) -> Any:
+    """The same PrimFunc before its schedule; its scratch has whole vectors of `lanes` channels."""
+    height, width = algorithm.transforms(shape)
+    tile, tiles = algorithm.tile, algorithm.tiles(shape)
+    per_group, phases = tile.column_tiles(shape), math.prod(shape.stride)
+    rows, points = round_up(tiles, tile.rows), height.size * width.size
+    x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), shape.dtype, "x")
+    weights = te.placeholder((points, shape.groups * per_group, phases, shape.group_in, tile.columns), shape.dtype, "weights")
+
+    def pixel(p: Any, a: Any, b: Any, q: Any, c: Any) -> Any:
+        image, y, z = source_pixel(shape, algorithm, tirx.min(p, tiles - 1) if rows != tiles else p, a, b, q)
+        inside = [y >= 0, y < shape.height, z >= 0, z < shape.width]
+        if ragged:
+            inside.append(c // step < shape.channels_in // step)
+        return tirx.if_then_else(tirx.all(*inside), x[image, y, z, c], tirx.const(0, shape.dtype))
+
+    step, ragged = vector_step(shape.channels_in, lanes), shape.channels_in % lanes != 0
+    size = (rows, height.size, width.size, phases, round_up(shape.channels_in, lanes))
+    data = te.compute(size, pixel, "data")
+    by_rows = te.compute(size, lambda p, i, b, q, c: matrix_element(height.data, i, lambda a: data[p, a, b, q, c]), "data_rows")
+    source = te.compute(
+        size, lambda p, i, j, q, c: matrix_element(width.data, j, lambda b: by_rows[p, i, b, q, c]), "transformed"
+    )
+
+    q, k = te.reduce_axis((0, phases), "q"), te.reduce_axis((0, shape.group_in), "k")
+
+    def multiplied(p: Any, e: Any, g: Any, o: Any) -> Any:
+        packed = weights[e, g * per_group + o // tile.columns, q, k, o % tile.columns]
+        return te.sum(source[p, e // width.size, e % width.size, q, g * shape.group_in + k] * packed, axis=[q, k])
+
+    products = te.compute((rows, points, shape.groups, per_group * tile.columns), multiplied, "products")
+    channels = (shape.groups, round_up(shape.group_out, lanes))
+    sums = tile_sums(shape, algorithm, lambda t, a, b, g, o: products[t, a * width.size + b, g, o], channels)
+    out, operands = placed(shape, algorithm, epilogue, sums)
+    return te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol")
+
+
+def source_pixel(shape: ConvShape, algorithm: Winograd, t: Any, a: Any, b: Any, q: Any) -> tuple[Any, Any, Any]:
+    """The image, row and column of tap (a, b) of tile t in phase q, by the equation above; beyond the border too."""
+    (tiles_h, tiles_w), (step_h, step_w) = algorithm.grid(shape), shape.stride
+    (lattice_h, lattice_w), (m_h, m_w), (top, left, _, _) = shape.dilation, algorithm.outputs, shape.padding
+    lattice = t // (tiles_h * tiles_w)
+    y = (lattice // lattice_w % lattice_h + lattice_h * (t // tiles_w % tiles_h * m_h + a)) * step_h + q // step_w - top
+    z = (lattice % lattice_w + lattice_w * (t % tiles_w * m_w + b)) * step_w + q % step_w - left
+    return t // (lattice_h * lattice_w * tiles_h * tiles_w), y, z
+
+
+def tile_sums(
+    shape: ConvShape, algorithm: Winograd, product: Callable[[Any, Any, Any, Any, Any], Any], channels: tuple[int, int]
+) -> Any:
+    """A^T M A of each tile, `tiles m_h m_w G O/G`, from its products by tile, point down, point across, group and channel."""
+    height, width = algorithm.transforms(shape)
+    tiles = algorithm.tiles(shape)
+    by_rows = te.compute(
+        (tiles, height.outputs, width.size, *channels),
+        lambda t, i, b, g, o: matrix_element(height.output, i, lambda a: product(t, a, b, g, o)),
+        "output_rows",
+    )
+    return te.compute(
+        (tiles, height.outputs, width.outputs, *channels),
+        lambda t, i, j, g, o: matrix_element(width.output, j, lambda b: by_rows[t, i, b, g, o]),
+        "sums",
+    )
+
+
+def placed(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], sums: Any) -> tuple[Any, list[Any]]:
+    """The output `N H W G O/G` from the sums of its tiles, and the operands that its epilogue reads, in order."""
+    (tiles_h, tiles_w), (lattice_h, lattice_w), (m_h, m_w) = algorithm.grid(shape), shape.dilation, algorithm.outputs
+    size = (shape.batch, shape.out_height, shape.out_width, shape.groups, shape.group_out)
+    operands = epilogue_operands(shape, epilogue, size)
+
+    def value(n: Any, y: Any, z: Any, g: Any, o: Any) -> Any:
+        lattice = (n * lattice_h + y % lattice_h) * lattice_w + z % lattice_w
+        t = (lattice * tiles_h + y // lattice_h // m_h) * tiles_w + z // lattice_w // m_w
+        total = sums[t, y // lattice_h % m_h, z // lattice_w % m_w, g, o]
+        return epilogue_value(total, shape, epilogue, operands, (n, y, z, g, o))
+
+    return te.compute(size, value, "out"), operands
+
+
+def scheduled_winograd(func: Any, shape: ConvShape, algorithm: Winograd, lanes: int) -> Any:
+    """The recipe's schedule of `declare_winograd`: transforms in registers, one vector of channels at a time; GEMM tiles.
+
+    Only the reads of the input and the writes of the output know of channels that are no whole vectors; they go by the largest
+    power of two that divides the channels.
+    """
+    sch, tile = tvm.s_tir.Schedule(func), algorithm.tile
+    _schedule_input(sch, lanes, vector_step(shape.channels_in, lanes))
+    _schedule_products(sch, tile.rows, tile.columns, tile.unroll, lanes)
+    _schedule_output(sch, shape, algorithm, lanes, vector_step(shape.group_out, lanes))
+    return sch
+
+
+def _schedule_input(sch: Any, lanes: int, step: int) -> None:
+    source, by_rows, data = map(sch.get_sblock, ("transformed", "data_rows", "data"))
+    p, i, j, q, c = sch.get_loops(source)
+    block, lane = sch.split(c, [None, lanes])
+    sch.reorder(p, q, block, i, j, lane)
+    sch.compute_at(by_rows, block, preserve_unit_loops=True)
+    *_, row, column, _, lane = sch.get_loops(by_rows)
+    sch.reorder(column, row)
+    sch.compute_at(data, column, preserve_unit_loops=True)
+    *_, lane = sch.get_loops(data)
+    sch.split(lane, [None, step])
+    for stage in (by_rows, data):
+        sch.set_scope(stage, 0, "local")
+    for stage in (source, by_rows, data):
+        unroll_loops(sch, sch.get_loops(stage)[3:])
+    sch.parallel(sch.fuse(p, q, block))
+
+
+def _schedule_products(sch: Any, rows: int, columns: int, unroll: int, lanes: int) -> None:
+    products = sch.get_sblock("products")
+    p, e, g, o, q, k = sch.get_loops(products)
+    row_tile, row = sch.split(p, [None, rows])
+    column_tile, column = sch.split(o, [None, columns])
+    k_outer, k_inner = sch.split(k, [None, unroll])
+    sch.reorder(e, g, column_tile, row_tile, q, k_outer, k_inner, row, column)
+    write = sch.cache_write(products, 0, "local")
+    sch.reverse_compute_at(write, row_tile, preserve_unit_loops=True)
+    sch.parallel(sch.fuse(e, g, column_tile))
+    vector, lane = sch.split(column, [None, lanes])
+    sch.unroll(k_inner)
+    unroll_loops(sch, (row, vector, lane))
+    *_, row, _, _, column = sch.get_loops(write)
+    vector, lane = sch.split(column, [None, lanes])
+    unroll_loops(sch, (row, vector, lane))
+    init = sch.decompose_reduction(products, q)
+    unroll_loops(sch, sch.get_loops(init)[-3:])
+
+
+def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, lanes: int, step: int) -> None:
+    """One nest, tile by tile; of a dilated conv, whose tiles lie scattered, sums go through scratch and are placed after."""
+    out, sums, by_rows = map(sch.get_sblock, ("out", "sums", "output_rows"))
+    if shape.dilation == (1, 1):
+        n, y, z, g, o = sch.get_loops(out)
+        row_tile, row = sch.split(y, [None, algorithm.outputs[0]])
+        column_tile, column = sch.split(z, [None, algorithm.outputs[1]])
+        block, part, lane = sch.split(o, [None, lanes // step, step])
+        sch.reorder(n, row_tile, column_tile, g, block, row, column, part, lane)
+        outer, nested, inner = [n, row_tile, column_tile, g, block], [sums, by_rows], [out, sums, by_rows]
+    else:
+        n, y, z, g, o = sch.get_loops(out)
+        _, lane = sch.split(o, [None, step])
+        sch.vectorize(lane)
+        sch.parallel(sch.fuse(n, y))
+        t, row, column, g, o = sch.get_loops(sums)
+        block, lane = sch.split(o, [None, lanes])
+        sch.reorder(t, g, block, row, column, lane)
+        outer, nested, inner = [t, g, block], [by_rows], [sums, by_rows]
+    for stage in nested:
+        sch.compute_at(stage, block, preserve_unit_loops=True)
+        sch.set_scope(stage, 0, "local")
+    *_, row, column, _, _ = sch.get_loops(by_rows)
+    sch.reorder(column, row)
+    for stage in inner:
+        unroll_loops(sch, sch.get_loops(stage)[len(outer) :])
+    sch.parallel(sch.fuse(*outer))
+
+
+def matrix_element(matrix: Float64[np.ndarray, "n m"], index: Any, term: Callable[[int], Any]) -> Any:
+    """Element `index` of a matrix times a vector: a chain of selects, of which unrolling the index leaves one."""
+    values = [_row(row, term) for row in matrix]
+    chosen = values[-1]
+    for number in range(len(values) - 2, -1, -1):
+        chosen = tirx.Select(index == number, values[number], chosen)
+    return chosen
+
+
+def _row(row: Float64[np.ndarray, " m"], term: Callable[[int], Any]) -> Any:
+    """The sum of the terms by their factors, without those of factor 0."""
+    total = None
+    for index in np.flatnonzero(row):
+        operand, factor = term(int(index)), float(row[index])
+        if abs(factor) != 1:
+            operand = operand * tirx.const(abs(factor), operand.dtype)
+        operand = operand if factor > 0 else -operand
+        total = operand if total is None else total + operand
+    return total

@@ -1,0 +1,91 @@
+"""Relax passes that bring a model into the layout of the kernels: Relax in, Relax out.
+
+    simplify         batch norms and constants folded, what inference does not need decomposed
+    channels_last    NCHW model -> NHWC inside, transposes only at the borders
+
+TVM's ConvertLayout does it, for what `canonicalize.py` says in ops that it knows. TVM's FoldConstant compiles a function for
+every constant that it folds (seconds for a net's weights); `_FoldInNumpy` leaves it little to do.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from tvm import relax, tirx
+from tvm.ir import GenericConst
+from tvm.ir.transform import Sequential
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from reparam_compiler.lowering.relax.canonicalize import op_name, respelled
+
+TRANSPOSE = "relax.permute_dims"
+
+
+FOLDABLE: dict[str, Callable[..., Any]] = {
+    "relax.add": np.add,
+    "relax.subtract": np.subtract,
+    "relax.multiply": np.multiply,
+    "relax.divide": np.divide,
+    "relax.sqrt": np.sqrt,
+    "relax.rsqrt": lambda x: 1 / np.sqrt(x),
+    "relax.negative": np.negative,
+}
+
+
+def simplify(module: Any) -> Any:
+    """Decompose what inference does not need, fold batch norms into convs and constants into constants."""
+    folding = [relax.transform.FoldBatchnormToConv2D()] if _is_single(module) else []
+    batch_norms = Sequential([relax.transform.CanonicalizeBindings(), *folding, relax.transform.DecomposeOpsForInference()])
+    return _folded(batch_norms(_folded(module)))
+
+
+def _is_single(module: Any) -> bool:
+    """Whether every input is float32: TVM's folding adds a float32 epsilon to the variance, and fails on another dtype."""
+    return all(str(parameter.ty.dtype) == "float32" for parameter in module["main"].params)
+
+
+def channels_last(module: Any) -> Any:
+    """NHWC inside: every conv2d reads and writes NHWC, its weight is `O kh kw Ig`, and what lies between follows."""
+    convert = relax.transform.ConvertLayout(
+        {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
+    )
+    return _folded(Sequential([relax.transform.CanonicalizeBindings(), convert])(respelled(module)))
+
+
+def _folded(module: Any) -> Any:
+    module = module.clone()
+    module["main"] = _FoldInNumpy(module).visit_expr(module["main"])
+    return Sequential(
+        [
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.FoldConstant(),
+            relax.transform.EliminateCommonSubexpr(),
+            relax.transform.CanonicalizeBindings(),
+            relax.transform.DeadCodeElimination(),
+        ]
+    )(module)
+
+
+@mutator
+class _FoldInNumpy(PyExprMutator):  # type: ignore[misc, unused-ignore]
+    """Folds the arithmetic and the moves of constants that importers and batch norms leave behind."""
+
+    def visit_call_(self, call: Any) -> Any:
+        call = self.visit_expr_post_order(call)
+        name = op_name(call)
+        if name in {TRANSPOSE, "relax.reshape"}:
+            array, folded = self._array(call.args[0]), None
+            if array is not None and name == TRANSPOSE:
+                folded = np.transpose(array, None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes])
+            elif array is not None and isinstance(call.args[1], relax.ShapeExpr):
+                sizes = list(call.args[1].values)
+                folded = array.reshape([int(n) for n in sizes]) if all(isinstance(n, tirx.IntImm) for n in sizes) else None
+        else:
+            arrays = [self._array(arg) for arg in call.args] if name in FOLDABLE else [None]
+            real = all(array is not None and array.dtype.kind == "f" for array in arrays)
+            folded = FOLDABLE[name](*arrays) if real else None
+        return call if folded is None else relax.const(np.array(folded, order="C"), str(folded.dtype))
+
+    def _array(self, operand: Any) -> Any:
+        bound = self.builder_.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
+        return bound.value.numpy() if isinstance(bound, GenericConst) else None

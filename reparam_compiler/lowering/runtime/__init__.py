@@ -1,0 +1,1 @@
+"""What runs, is saved and is profiled."""

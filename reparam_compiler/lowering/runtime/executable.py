@@ -1,0 +1,406 @@
+"""The compiled model: run it, time it, save it to one file, load that file where neither torch nor onnx is.
+
+    compile -> Executable -> save: model.tar, or model.so -> load -> Executable -> run
+
+What is in those files, and how they are checked, is said in `archive`. A machine that only runs artifacts needs tvm and
+numpy, and no more.
+"""
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tvm
+from tvm.runtime.vm import VirtualMachine
+from tvm.support import cc
+
+from reparam_compiler.errors import LoweringError, first_line
+from reparam_compiler.lowering.runtime.archive import (
+    ADVICE,
+    FORMAT,
+    FORMATS,
+    LIBRARY,
+    MAGIC,
+    Format,
+    format_of,
+    holds_manifest,
+    manifest_source,
+    read,
+    seal,
+    write_tar,
+)
+from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.target import is_gpu, missing_here, resolve
+
+if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
+    from jaxtyping import Shaped
+
+    Array = Shaped[np.ndarray, "..."]
+
+DEVICES = {"llvm": "cpu", "cuda": "cuda"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output: its name in the model, its shape, its dtype as numpy names it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype} {self.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one run, warm: each of `seconds` is the mean of `number` runs in a row."""
+
+    seconds: tuple[float, ...]
+    number: int
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.seconds))
+
+    @property
+    def std(self) -> float:
+        return float(np.std(self.seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """One function of the library, for reports.
+
+    algorithm: what a recipe made it by ("direct", "winograd 4x4"), or "general": a rule for any op.
+    flops: of one call, a multiply-add being two, in the direct form; 0 where no recipe counted them.
+    error: the relative error of the algorithm, measured on the layer's own weights against float64.
+    """
+
+    name: str
+    algorithm: str
+    flops: int = 0
+    error: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes that a run needs; how they are counted is said in `memory`.
+
+    peak: of the activations that exist at once, at most. bound: of the largest input and output of a call: a plain net's need.
+    planned: of the storages that are allocated for all activations. scratch: of the largest within a kernel.
+    weights: of the constants.
+    """
+
+    peak: int
+    bound: int
+    planned: int
+    scratch: int
+    weights: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Executable:
+    """A compiled model on a device. Made by `compile` and `load`.
+
+    inputs, outputs: in the order in which `run` takes and gives them.
+    target: the target as JSON, which `compile(target=…)` reads again.
+    memory: what a run needs; None where a size is symbolic, or an older version wrote the artifact.
+    listings: texts that `CompileOptions` asked for, by name; they are not saved.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    target: str
+    kernels: tuple[Kernel, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    memory: MemoryPlan | None = None
+    listings: Mapping[str, str] = field(default_factory=dict)
+    _library: Any = None
+    _machine: Any = None
+    _device: Any = None
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine has the device and the instructions that the model is compiled for."""
+        return self._machine is not None
+
+    def run(self, *arrays: Any, **named: Any) -> "list[Array]":
+        """Run the model once.
+
+        Args:
+            arrays: the inputs in order, as arrays or anything that numpy reads; or all of them by name.
+
+        Returns: the outputs, flattened, in order.
+        Raises: LoweringError where an input's count, name, shape or dtype is not the model's.
+        """
+        machine, device = self._ready()
+        return _arrays(machine["main"](*self._tensors(arrays, named, device)))
+
+    def time(self, *arrays: Any, repeat: int = 10, number: int = 1, **named: Any) -> float:
+        """Median seconds of one run, warm; random inputs where none are given."""
+        return self.timing(*arrays, repeat=repeat, number=number, **named).median
+
+    def timing(self, *arrays: Any, repeat: int = 10, number: int = 1, end_to_end: bool = False, **named: Any) -> Timing:
+        """`repeat` measurements of `number` runs each, after one run that is not counted.
+
+        Args:
+            end_to_end: count the copies of inputs to the device and of outputs from it too.
+        """
+        if repeat < 1 or number < 1:
+            raise LoweringError(f"time: found repeat={repeat}, number={number}; expected 1 or more of each")
+        machine, device = self._ready()
+        if not arrays and not named:
+            arrays = tuple(filled(spec, "random") for spec in self.inputs)
+        tensors = self._tensors(arrays, named, device)
+        machine["main"](*tensors)
+        if end_to_end:
+            return Timing(tuple(self._whole_run(arrays, named, number) for _ in range(repeat)), number)
+        measured = machine.time_evaluator("main", device, number=number, repeat=repeat)(*tensors)
+        return Timing(tuple(float(seconds) for seconds in measured.results), number)
+
+    def prepared(self, arrays: Sequence[Any] = ()) -> tuple[Any, list[Any], Any]:
+        """The virtual machine, the inputs on its device (random ones where none are given), and the device."""
+        machine, device = self._ready()
+        given = arrays or tuple(filled(spec, "random") for spec in self.inputs)
+        return machine, self._tensors(given, {}, device), device
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: Format | None = None,
+        compiler: str | None = None,
+        compiler_options: Sequence[str] = (),
+    ) -> None:
+        """Write the artifact to `path`, whole or not at all.
+
+        Args:
+            format: "tar", or "so", one shared library; None goes by the suffix of `path`.
+            compiler: the C++ compiler that links the library, such as "aarch64-linux-gnu-g++"; None is this machine's.
+            compiler_options: what else it is given.
+
+        Raises: LoweringError where the folder or a compiler is missing, or linking fails.
+        """
+        path = Path(path)
+        form = format_of(path) if format is None else format
+        if form not in FORMATS:
+            raise LoweringError(f"{path}: found format {format!r}; expected one of {FORMATS}")
+        if self._library is None:
+            raise LoweringError(f"{path}: this Executable holds no library to save; make one with compile() or load()")
+        if not path.parent.is_dir():
+            raise LoweringError(f"{path}: the folder {path.parent} does not exist; make it first")
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
+            manifest = self._manifest()
+            library = self._linked(Path(folder), manifest, compiler, compiler_options)
+            whole = Path(folder) / "artifact"
+            if form == "tar":
+                write_tar(whole, library, manifest)
+            elif holds_manifest(library):
+                whole.write_bytes(library)
+                whole.chmod(0o755)
+            else:
+                raise LoweringError(f"{path}: a library of format 1 does not describe itself; compile the model again")
+            whole.replace(path)
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "magic": MAGIC,
+            "format": FORMAT,
+            "inputs": [asdict(spec) for spec in self.inputs],
+            "outputs": [asdict(spec) for spec in self.outputs],
+            "kernels": [asdict(kernel) for kernel in self.kernels],
+            "memory": None if self.memory is None else asdict(self.memory),
+            "target": self.target,
+            "versions": self.versions,
+        }
+
+    def _linked(self, folder: Path, manifest: dict[str, Any], compiler: str | None, options: Sequence[str]) -> bytes:
+        """The bytes of the library; linked anew where this Executable was compiled, the file's own where it was loaded."""
+        if isinstance(self._library, bytes):  # TVM cannot export a loaded library again
+            if compiler is not None:
+                raise LoweringError(f"save: found compiler={compiler!r}, but the library is linked already; compile the model")
+            return self._library
+        library, source = folder / LIBRARY, folder / "manifest.cc"
+        source.write_text(manifest_source(manifest))
+        export_library(self._library, library, sources=(source,), compiler=compiler, options=options, target=self.target)
+        return seal(library.read_bytes())
+
+    def _whole_run(self, arrays: Sequence[Any], named: dict[str, Any], number: int) -> float:
+        """Mean seconds of a run, from arrays to arrays."""
+        start = time.perf_counter()
+        for _ in range(number):
+            self.run(*arrays, **named)
+        return (time.perf_counter() - start) / number
+
+    def _ready(self) -> tuple[Any, Any]:
+        if self._machine is None:
+            target = resolve(self.target)
+            reason = "this machine has no device for it" if is_gpu(target) else missing_here(target)
+            raise LoweringError(
+                f"run: this model is compiled for {target.kind.name}, and {reason}; "
+                "save it and load it where it can run, or compile with target=None"
+            )
+        return self._machine, self._device
+
+    def _tensors(self, arrays: Sequence[Any], named: dict[str, Any], device: Any) -> list[Any]:
+        expected = "; ".join(map(str, self.inputs))
+        if named:
+            names = [spec.name for spec in self.inputs]
+            if arrays or set(named) != set(names):
+                found = ", ".join([*(f"position {i}" for i in range(len(arrays))), *sorted(named)])
+                raise LoweringError(f"run: found inputs {found}; expected all in order or all by name: {expected}")
+            arrays = [named[name] for name in names]
+        if len(arrays) != len(self.inputs):
+            raise LoweringError(f"run: found {len(arrays)} inputs; expected {len(self.inputs)}: {expected}")
+        return [_tensor(array, spec, device) for array, spec in zip(arrays, self.inputs, strict=True)]
+
+
+def kind_of(executable: Executable) -> str:
+    """The kind of target that an Executable was compiled for: "llvm" or "cuda"."""
+    return str(json.loads(executable.target)["kind"])
+
+
+def filled(spec: TensorSpec, mode: str, seed: int = 0) -> "Array":
+    """An array for one input: `random` (normal, or small integers), `ones` or `zeros`.
+
+    Raises LoweringError for another mode.
+    """
+    dtype = np.dtype(spec.dtype)
+    if mode == "ones":
+        return np.ones(spec.shape, dtype)
+    if mode == "zeros":
+        return np.zeros(spec.shape, dtype)
+    if mode != "random":
+        raise LoweringError(f"fill mode: found {mode!r}; expected random, ones or zeros")
+    source = np.random.default_rng(seed)
+    if dtype.kind == "f":
+        return np.asarray(source.standard_normal(spec.shape)).astype(dtype)
+    return np.asarray(source.integers(0, 2, spec.shape)).astype(dtype)
+
+
+def load(path: str | os.PathLike[str]) -> Executable:
+    """The Executable that `save` wrote to `path`; needs tvm and numpy only.
+
+    Raises: LoweringError where the file is missing, truncated, foreign, or written in a newer format.
+    """
+    path = Path(path)
+    manifest, library = read(path)
+    known = {entry.name for entry in fields(Kernel)}
+    try:
+        specs = {
+            side: tuple(TensorSpec(s["name"], tuple(s["shape"]), s["dtype"]) for s in manifest[side])
+            for side in ("inputs", "outputs")
+        }
+        kernels = tuple(Kernel(**{key: kernel[key] for key in kernel if key in known}) for kernel in manifest["kernels"])
+        written_for, written_by = str(manifest["target"]), dict(manifest["versions"])
+        memory = MemoryPlan(**manifest["memory"]) if manifest.get("memory") else None
+    except (KeyError, TypeError, ValueError) as refusal:
+        raise LoweringError(f"{path}: the manifest in it is not whole ({refusal!r}); {ADVICE}") from refusal
+    target = resolve(written_for)
+    if not is_gpu(target) and (reason := missing_here(target)):
+        raise LoweringError(f"{path}: the library in it cannot run here: {reason}. Compile the model again for this machine")
+    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
+        file = Path(folder) / LIBRARY
+        file.write_bytes(library)
+        try:
+            with quiet():
+                module = tvm.runtime.load_module(str(file))
+        except (RuntimeError, OSError, ValueError) as refusal:
+            raise LoweringError(
+                f"{path}: the library in it cannot be loaded here: {first_line(refusal)}. It was compiled for "
+                f"{written_for}; compile it again for this machine"
+            ) from refusal
+    made = assemble(module, specs["inputs"], specs["outputs"], written_for, kernels, written_by)
+    return replace(made, _library=library, memory=memory)
+
+
+def assemble(
+    library: Any,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    target: str,
+    kernels: tuple[Kernel, ...],
+    versions: dict[str, str],
+) -> Executable:
+    """An Executable over `library`, on this machine's device of the target's kind where there is one that can run it."""
+    kind = json.loads(target)["kind"]
+    device = tvm.device(DEVICES[kind], 0)
+    machine = None
+    if device.exist and not (kind == "llvm" and missing_here(resolve(target))):
+        with quiet():
+            machine = VirtualMachine(library, device)
+    return Executable(inputs, outputs, target, kernels, versions, _library=library, _machine=machine, _device=device)
+
+
+def export_library(
+    library: Any,
+    path: Path,
+    *,
+    sources: Sequence[Path] = (),
+    compiler: str | None = None,
+    options: Sequence[str] = (),
+    target: str | None = None,
+) -> None:
+    """Link `library` into a shared object.
+
+    Args:
+        sources: C++ files to compile into it.
+        compiler: another than this machine's C++ compiler, with `options`.
+        target: what the library was compiled for, as JSON, so that a failure can say what is needed.
+
+    Raises: LoweringError where no C++ compiler is found or linking fails.
+    """
+    linker = cc.cross_compiler(compiler) if compiler else None
+    more = {"options": list(options)} if options else {}
+    try:
+        with quiet():
+            library.export_library(str(path), fcompile=linker, addons=[str(source) for source in sources], **more)
+    except (RuntimeError, OSError, ValueError) as refusal:
+        triple = "" if target is None else str(json.loads(target).get("mtriple", ""))
+        here = str(tvm.target.Target.from_device("cpu").attrs.get("mtriple", ""))
+        advice = "A C++ compiler (g++ or clang++) must be on PATH"
+        if triple and triple.partition("-")[0] != here.partition("-")[0]:
+            advice = f"For {triple} name a compiler that links it: --cross-compiler {triple}-g++ (save(compiler=…))"
+        raise LoweringError(f"save: linking the library failed: {first_line(refusal)}. {advice}") from refusal
+
+
+def _arrays(result: Any) -> "list[Array]":
+    return [np.array(leaf.numpy()) for leaf in _leaves(result)]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, tvm.runtime.Tensor):
+        yield value
+    else:
+        for part in value:
+            yield from _leaves(part)
+
+
+def _tensor(array: Any, spec: TensorSpec, device: Any) -> Any:
+    try:
+        if hasattr(array, "detach"):  # a torch tensor, without importing torch
+            array = array.detach().cpu().numpy()
+        found = np.asarray(array)
+    except (TypeError, ValueError, RuntimeError) as refusal:  # bfloat16, sparse; a ragged list
+        what = f"{type(array).__name__} of dtype {array.dtype}" if hasattr(array, "dtype") else type(array).__name__
+        raise LoweringError(
+            f"{spec.name}: numpy cannot hold the {what} that was found ({refusal}); expected {spec.dtype} {spec.shape}"
+        ) from refusal
+    if found.shape != spec.shape:
+        raise LoweringError(f"{spec.name}: found shape {found.shape}; expected {spec.shape}")
+    if str(found.dtype) != spec.dtype:
+        raise LoweringError(
+            f"{spec.name}: found dtype {found.dtype}; expected {spec.dtype}. Convert it: array.astype({spec.dtype!r})"
+        )
+    return tvm.runtime.tensor(np.asarray(found, order="C"), device)  # ascontiguousarray raises the rank of a scalar

@@ -1,0 +1,1 @@
+"""Tuning, and what it found."""

@@ -1,0 +1,288 @@
+"""Search on this machine: the recipe's knobs for convs, MetaSchedule's generic space for what has no recipe.
+
+    conv:   algorithm, mr x nr, unroll, loop order     the points in the order of their estimate, the rule's own first
+    rest:   MetaSchedule, evolutionary                 with the trials that the convs leave
+
+Kernels are measured by MetaSchedule's runner, in a process of their own, with cold caches: in a net every layer's weights
+come from memory, and a hot loop hides it. A killed search goes on where it was: what the records hold is not measured
+again, and counts towards `trials`.
+"""
+
+import contextlib
+import itertools
+import logging
+import math
+import os
+import sys
+import tempfile
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tvm
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from tvm import tirx
+from tvm.s_tir import meta_schedule
+
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.build import COMPILING, fused_cpu, prepared_cpu
+from reparam_compiler.lowering.conv.algorithms import (
+    Algorithm,
+    ConvShape,
+    Direct,
+    Order,
+    Tile,
+    candidate_tiles,
+    candidates,
+    unroll_of,
+)
+from reparam_compiler.lowering.cpu.kernels import kernel_of
+from reparam_compiler.lowering.cpu.schedules import SCHEDULED
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.relax.conv_sites import Site, find_sites
+from reparam_compiler.lowering.runtime.executable import export_library
+from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
+from reparam_compiler.lowering.target import TargetLike, VectorUnit, describe, is_gpu, resolve, vector_unit
+
+ORDERS: tuple[Order, ...] = ("weights", "pixels")
+POINTS = 24  # points of one conv that are worth a measurement
+INTRINSICS = "tvm.s_tir.tensor_intrin"
+BATCH = 16  # generic trials between two writes of the database
+
+
+@dataclass(frozen=True, slots=True)
+class TunedTask:
+    """One kernel: how many of its points are on record, and the best median seconds (infinite without any)."""
+
+    name: str
+    trials: int
+    best_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TuneResult:
+    """What a search did. `measured` is new, `total` includes what the folder held before."""
+
+    measured: int
+    total: int
+    tasks: tuple[TunedTask, ...]
+
+
+def tune(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: TargetLike = None,
+    trials: int = 256,
+    database: str | Path,
+    repeat: int = 3,
+    number: int = 1,
+    timeout: float = 30.0,
+    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    progress: bool = True,
+) -> TuneResult:
+    """Measure candidates for every kernel of a model on this machine and keep them in `database`.
+
+    Args:
+        model, example_inputs, target, input_shapes: as for `compile`; the target must be this machine's cpu.
+        trials: measurements in all, those that `database` already holds for this model included.
+        database: the folder of the records; `compile(database=…)` reads it.
+        repeat, number: measurements of one candidate, and runs in each.
+        timeout: seconds that one candidate may take.
+        progress: draw a progress bar on stderr.
+
+    Raises: LoweringError where the target is not a cpu, or what `compile` raises.
+    """
+    resolved = resolve(target)
+    if is_gpu(resolved):
+        raise LoweringError(f"tune: found target {describe(resolved)}; expected an llvm target, on whose machine this runs")
+    if trials < 1 or repeat < 1 or number < 1:
+        raise LoweringError(f"tune: found trials={trials}, repeat={repeat}, number={number}; expected 1 or more of each")
+    folder = Path(database)
+    prepare(folder)
+    with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), resolved, quiet():
+        imported = to_relax(model, example_inputs, input_shapes=input_shapes)
+        prepared = prepared_cpu(imported.module)
+        sites = _distinct(find_sites(prepared["main"]))
+        config = meta_schedule.runner.EvaluatorConfig(number, repeat, 0, enable_cpu_cache_flush=True)
+        runner = meta_schedule.runner.LocalRunner(timeout, config, initializer=_skip_intrinsics)
+        convs = _tune_convs(sites, resolved, trials, folder, runner, advance)
+        rest = _tune_rest(fused_cpu(prepared, resolved), resolved, trials - convs.total, folder, runner, advance)
+    return TuneResult(convs.measured + rest.measured, convs.total + rest.total, (*convs.tasks, *rest.tasks))
+
+
+def points(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
+    """The points of a conv that a search measures.
+
+    Every algorithm as the rule would have it, the rule's own first; then other tiles of the likeliest two, then other loops.
+    """
+    rule = candidates(shape, unit)
+    found = list(rule)
+    for each in rule[:2]:
+        gemm = each.gemm(shape)
+        tiles = candidate_tiles(gemm, unit, shape.group_in)[: POINTS // 4]
+        found += [replace(each, tile=tile) for tile in [*tiles, *_loops(each.tile, shape, isinstance(each, Direct))]]
+    return list(dict.fromkeys(found))[:POINTS]
+
+
+def _loops(tile: Tile, gemm: ConvShape, ordered: bool) -> list[Tile]:
+    """The same tile with other loops; only the direct form has an order to choose."""
+    unrolls = sorted({unroll_of(gemm.group_in, most) for most in (1, 2, 4, 8)}, reverse=True)
+    return [
+        replace(tile, unroll=unroll, order=order)
+        for order, unroll in itertools.product(ORDERS if ordered else (tile.order,), unrolls)
+    ]
+
+
+def _distinct(sites: Sequence[Site]) -> list[Site]:
+    """One site for each shape, the costly ones first; depthwise convs have no tile to choose."""
+    by_shape = {site.shape: site for site in sites if not site.shape.depthwise}
+    return sorted(by_shape.values(), key=lambda site: -site.shape.macs)
+
+
+def _tune_convs(sites: Sequence[Site], target: Any, trials: int, folder: Path, runner: Any, advance: Any) -> TuneResult:
+    """Measure the missing points of every site, each site's first before any site's second."""
+    unit, name = vector_unit(target), describe(target)
+    wanted = [[(site, algorithm) for algorithm in points(site.shape, unit)] for site in sites]
+    ordered = [pair for group in itertools.zip_longest(*wanted) for pair in group if pair is not None]
+    known = {(r.shape, r.algorithm): r for r in read_convs(folder) if r.target == name}
+    kept = [pair for pair in ordered if (pair[0].shape, pair[1]) in known]
+    advance(len(kept))
+    missing = [pair for pair in ordered if (pair[0].shape, pair[1]) not in known][: max(0, trials - len(kept))]
+    for site, algorithm in missing:
+        seconds = _measure(kernel_of(site.shape, algorithm, site.epilogue, unit), target, runner)
+        record = ConvRecord(site.shape, site.epilogue, algorithm, name, seconds)
+        append_conv(folder, record)
+        known[site.shape, algorithm] = record
+        advance(1)
+    tasks = []
+    for site in sites:
+        records = [record for (shape, _), record in known.items() if shape == site.shape]
+        tasks.append(TunedTask(str(site), len(records), min((r.median for r in records), default=math.inf)))
+    return TuneResult(len(missing), len(kept) + len(missing), tuple(tasks))
+
+
+def _measure(func: Any, target: Any, runner: Any) -> tuple[float, ...]:
+    """Seconds of one kernel, by the runner's process; nothing where it fails there."""
+    arguments = meta_schedule.arg_info.ArgInfo.from_prim_func(func)
+    with tempfile.TemporaryDirectory(prefix="reparam-") as work:
+        path = Path(work) / "kernel.so"
+        kernel = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target)
+        export_library(kernel, path)
+        (future,) = runner.run([meta_schedule.runner.RunnerInput(str(path), "cpu", arguments)])
+        result = future.result()
+    return tuple(float(seconds) for seconds in result.run_secs or ())
+
+
+def _tune_rest(module: Any, target: Any, trials: int, folder: Path, runner: Any, advance: Any) -> TuneResult:
+    """MetaSchedule's generic space for the functions that no recipe made, with what the convs left of the trials."""
+    functions = {
+        str(variable.name_hint): func
+        for variable, func in module.functions_items()
+        if isinstance(func, tirx.PrimFunc) and not (func.attrs and func.attrs.get(SCHEDULED))
+    }
+    store = meta_schedule.database.JSONDatabase(str(folder / WORKLOADS), str(folder / SCHEDULES))
+    before = len(store)
+    advance(min(before, max(0, trials)))
+    if functions and trials - before > 0:
+        with _quiet_logging(), tempfile.TemporaryDirectory(prefix="reparam-") as work:
+            contexts = [
+                meta_schedule.TuneContext(
+                    tvm.IRModule({"main": func.with_attr("global_symbol", "main")}),
+                    target=target,
+                    space_generator=_space(),
+                    search_strategy=_strategy(),
+                    task_name=name,
+                    rand_state=1 + index,
+                    num_threads=1,
+                )
+                for index, (name, func) in enumerate(functions.items())
+            ]
+            meta_schedule.tune.tune_tasks(
+                tasks=contexts,
+                task_weights=[1.0] * len(contexts),
+                work_dir=work,
+                max_trials_global=trials - before,
+                num_trials_per_iter=max(1, min(BATCH, (trials - before) // len(contexts))),
+                builder=meta_schedule.builder.LocalBuilder(initializer=_skip_intrinsics),
+                runner=runner,
+                database=store,
+            )
+        advance(len(store) - before)
+    tasks = tuple(_generic_task(store, name, func) for name, func in functions.items())
+    return TuneResult(len(store) - before, len(store), tasks)
+
+
+def _space() -> Any:
+    """The generic space of a cpu, named: chosen by the target it asks for tensor intrinsics wherever there is VNNI."""
+    return meta_schedule.space_generator.PostOrderApply(
+        sch_rules=meta_schedule.ScheduleRule.create("llvm"),
+        postprocs=meta_schedule.Postproc.create("llvm"),
+        mutator_probs=meta_schedule.Mutator.create("llvm"),
+    )
+
+
+def _strategy() -> Any:
+    """Evolution in a small population: the default one of 512 spends minutes a task before its first measurement."""
+    return meta_schedule.search_strategy.EvolutionarySearch(population_size=64, init_min_unmeasured=8, genetic_num_iters=2)
+
+
+def _generic_task(store: Any, name: str, func: Any) -> TunedTask:
+    module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+    if not store.has_workload(module):
+        return TunedTask(name, 0, math.inf)
+    workload = store.commit_workload(module)
+    times = [
+        min(float(seconds) for seconds in record.run_secs)
+        for record in store.get_all_tuning_records()
+        if record.workload.same_as(workload) and record.run_secs
+    ]
+    return TunedTask(name, len(times), min(times, default=math.inf))
+
+
+def _skip_intrinsics() -> None:
+    """Stand in for a module of tensor intrinsics, which a cpu target does not need and which takes 40 s to import."""
+    sys.modules.setdefault(INTRINSICS, types.ModuleType(INTRINSICS))
+
+
+@contextlib.contextmanager
+def _without_intrinsics() -> Iterator[None]:
+    """`_skip_intrinsics` in this process, for as long as the block runs: a GPU target of a later call needs the real one."""
+    absent = INTRINSICS not in sys.modules
+    _skip_intrinsics()
+    try:
+        yield
+    finally:
+        if absent:
+            sys.modules.pop(INTRINSICS, None)
+
+
+@contextlib.contextmanager
+def _quiet_logging() -> Iterator[None]:
+    """MetaSchedule logs every round at level INFO and resets the handlers of its loggers; give them back."""
+    logger = logging.getLogger("tvm.s_tir.meta_schedule")
+    before = (logger.level, logger.handlers[:], logger.propagate)
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.level, logger.handlers, logger.propagate = before
+
+
+@contextlib.contextmanager
+def _bar(shown: bool, total: int) -> Iterator[Any]:
+    """A function that moves the progress bar on by n; the bar has a stderr of its own, for `quiet` holds the common one."""
+    if not (shown and sys.stderr is not None and sys.stderr.isatty()):
+        yield lambda steps: None
+        return
+    columns = (TextColumn("tuning"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with (
+        os.fdopen(os.dup(sys.stderr.fileno()), "w") as stderr,
+        Progress(*columns, console=Console(file=stderr), transient=True) as progress,
+    ):
+        task = progress.add_task("tuning", total=total)
+        yield lambda steps: progress.advance(task, steps)

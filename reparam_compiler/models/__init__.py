@@ -1,0 +1,1 @@
+"""Models by name, kind and file; calibration data."""

@@ -1,0 +1,278 @@
+"""Models by name: what a command line calls MODEL becomes a native model, and a native model becomes a file.
+
+    model.onnx                onnx.ModelProto
+    model.pt2                 torch.export.ExportedProgram; looked through first (`pt2_archive`)
+    package.module:factory    what the factory returns: an nn.Module, or any of the other kinds
+    model.pt, .pth, .ckpt     a pickle, which can run any code: only with unsafe=True
+
+Files are written whole or not at all.
+"""
+
+import contextlib
+import importlib
+import inspect
+import io
+import logging
+import os
+import re
+import secrets
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.models import pt2_archive
+
+PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
+WRITTEN = (".onnx", ".pt2")
+"""The suffixes that `save_model` writes."""
+SHAPE = re.compile(r"(?P<name>[^\s\[\],:][^\s\[\],]*?)\s*:\s*\[(?P<sizes>\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*)\]")
+SHAPES = re.compile(rf"\s*{SHAPE.pattern}([\s,]+{re.sub(r'[?]P<[a-z]+>', '', SHAPE.pattern)})*\s*")
+FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*):(?P<factory>[A-Za-z_]\w*(\.\w+)*)")
+
+
+def load_model(spec: str | os.PathLike[str], *, unsafe: bool = False) -> Any:
+    """The model that a spec names.
+
+    Args:
+        spec: the path of an .onnx or .pt2 file, or `package.module:factory`; the working folder is importable.
+        unsafe: open pickles too, .pt files and those inside a .pt2. They can run any code.
+
+    Returns:
+        An `onnx.ModelProto`, an `ExportedProgram` or an `nn.Module`, in the mode that it was made in.
+
+    Raises:
+        UnsupportedModelError: there is no such model, it cannot be read, or it would need `unsafe`.
+    """
+    text = os.fspath(spec)
+    path = Path(text)
+    if path.suffix.lower() in PICKLES or path.suffix.lower() in WRITTEN:
+        if not path.is_file():
+            raise UnsupportedModelError(f"{text}: no such file")
+        if path.suffix.lower() in PICKLES:
+            return _unpickled(path, unsafe)
+        return _exported(path, unsafe) if path.suffix.lower() == ".pt2" else _onnx(path)
+    match = FACTORY.fullmatch(text)
+    if match is None:
+        raise UnsupportedModelError(f"found the model {text!r}; expected a path that ends in .onnx or .pt2, or module:factory")
+    return _made(text, match["module"], match["factory"])
+
+
+def save_model(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequence[Any] | None = None) -> None:
+    """Writes a model, whole or not at all; the suffix picks the format.
+
+    Args:
+        model: an `onnx.ModelProto` (.onnx), an `ExportedProgram` (.pt2, .onnx) or an `nn.Module` (the same, with inputs).
+        path: where to; an older file is replaced in one step.
+        example_inputs: what an `nn.Module` is exported with; the file takes inputs of these shapes.
+
+    Raises:
+        UnsupportedModelError: the suffix is another, the model cannot become that format, or example inputs are missing.
+        OSError: the file cannot be written.
+    """
+    target = Path(path)
+    check_output(model, target, example_inputs=example_inputs)
+    if _is_onnx(model) or target.suffix == ".onnx":
+        from reparam_compiler.frontends.onnx import io as onnx_io
+
+        onnx_io.save(model if _is_onnx(model) else _to_onnx(_program(model, target, example_inputs), target), target)
+        return
+    program = _program(model, target, example_inputs)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.pt2")
+    try:
+        with _quiet_export():
+            torch.export.save(program, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_output(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequence[Any] | None = None) -> None:
+    """Raises UnsupportedModelError where `save_model` cannot write such a model to such a path: to be asked before work."""
+    target = Path(path)
+    if target.suffix not in WRITTEN:
+        raise UnsupportedModelError(f"{target}: found the suffix {target.suffix!r}; expected .onnx or .pt2")
+    if _is_onnx(model) and target.suffix == ".pt2":
+        raise UnsupportedModelError(f"{target}: an ONNX model cannot become a .pt2; give a path that ends in .onnx")
+    if isinstance(model, nn.Module) and example_inputs is None:
+        raise UnsupportedModelError(
+            f"{target}: writing a torch module means exporting it, and that needs its input shapes: "
+            "--input-shapes 'x:[1,3,224,224]' (save_model(..., example_inputs=...))"
+        )
+    if not (_is_onnx(model) or isinstance(model, nn.Module | ExportedProgram)):
+        raise UnsupportedModelError(f"{target}: a {type(model).__module__}.{type(model).__qualname__} cannot be written")
+
+
+def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
+    """{"x": (1, 3), "y": (1,)} of "x:[1,3] y:[1]", which is how command lines state input shapes.
+
+    Raises:
+        UnsupportedModelError: the text cannot be read so.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    if SHAPES.fullmatch(text) is None:
+        raise UnsupportedModelError(f"cannot read the input shapes {text!r}; expected 'x:[1,3,224,224]'")
+    for match in SHAPE.finditer(text):
+        shapes[match["name"]] = tuple(int(size) for size in match["sizes"].split(","))
+    return shapes
+
+
+def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...]:
+    """Random inputs (normal, seed 0) of these shapes, in the order in which the model takes them.
+
+    Args:
+        model: any native model.
+        shapes: sizes by the names of the inputs.
+
+    Returns:
+        float32 arrays for an `onnx.ModelProto`, tensors for every other.
+
+    Raises:
+        UnsupportedModelError: a name is no input of the model.
+    """
+    names = _input_names(model)
+    unknown = [name for name in shapes if names is not None and name not in names]
+    if unknown:
+        raise UnsupportedModelError(f"{', '.join(unknown)} is no input of the model; the inputs are {', '.join(names or ())}")
+    ordered = [name for name in names if name in shapes] if names is not None else list(shapes)
+    source = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(tuple(shapes[name]), generator=source) for name in ordered]
+    return tuple(tensor.numpy() for tensor in tensors) if _is_onnx(model) else tuple(tensors)
+
+
+def _input_names(model: Any) -> list[str] | None:
+    if isinstance(model, ExportedProgram):
+        return list(model.graph_signature.user_inputs)
+    if isinstance(model, nn.Module):
+        parameters = inspect.signature(model.forward).parameters.values()
+        return None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else [p.name for p in parameters]
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value.name for value in model.graph.input if value.name not in weights]
+
+
+def _is_onnx(model: object) -> bool:
+    """True for a ModelProto, without importing onnx."""
+    return type(model).__module__.partition(".")[0] == "onnx" and type(model).__name__ == "ModelProto"
+
+
+def _onnx(path: Path) -> Any:
+    try:
+        from reparam_compiler.frontends.onnx import io as onnx_io
+    except ModuleNotFoundError as missing:
+        raise UnsupportedModelError(
+            f"{path}: {missing.name} is not installed, and ONNX files need it: pip install 'reparam_compiler[onnx]'"
+        ) from missing
+    return onnx_io.load(path)
+
+
+def _exported(path: Path, unsafe: bool) -> ExportedProgram:
+    data = path.read_bytes()  # once: what is checked is what is loaded
+    if not unsafe:
+        pt2_archive.check(data, str(path))
+    try:
+        with _quiet_export():
+            return torch.export.load(io.BytesIO(data))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{path}: torch.export cannot load it: {reason}") from error
+
+
+def _unpickled(path: Path, unsafe: bool) -> Any:
+    if not unsafe:
+        raise UnsupportedModelError(
+            f"{path}: a {path.suffix} file is a pickle and can run any code. Where you trust whoever made it, load it with "
+            "--unsafe-load; better, export the model to .pt2 or .onnx"
+        )
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{path}: torch cannot load it: {reason}") from error
+    return _checked(found, str(path))
+
+
+def _made(spec: str, module_name: str, factory_name: str) -> Any:
+    with _working_folder_importable():
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as missing:
+            if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
+                raise
+            raise UnsupportedModelError(
+                f"{spec}: there is no module {missing.name}; install it, or run where it can be imported from"
+            ) from missing
+        for name in factory_name.split("."):
+            if not hasattr(found, name):
+                raise UnsupportedModelError(f"{spec}: {module_name} has no {factory_name}")
+            found = getattr(found, name)
+        is_model = isinstance(found, nn.Module | ExportedProgram) or not callable(found)
+        return _checked(found if is_model else found(), spec)
+
+
+def _checked(found: Any, spec: str) -> Any:
+    if _is_onnx(found) or isinstance(found, nn.Module | ExportedProgram):
+        return found
+    raise UnsupportedModelError(
+        f"{spec}: found a {type(found).__module__}.{type(found).__qualname__}; expected an nn.Module, an ExportedProgram or an "
+        "onnx.ModelProto. Weights alone are no model: name a factory that builds it and loads them"
+    )
+
+
+def _program(model: Any, target: Path, example_inputs: Sequence[Any] | None) -> ExportedProgram:
+    if isinstance(model, ExportedProgram):
+        return model
+    inputs = tuple(value if isinstance(value, Tensor) else torch.as_tensor(value) for value in example_inputs or ())
+    try:
+        with _quiet_export():
+            return torch.export.export(model, inputs)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{target}: torch.export cannot take the model: {reason}") from error
+
+
+def _to_onnx(program: ExportedProgram, target: Path) -> Any:
+    try:
+        with _quiet_export():
+            written = torch.onnx.export(program, dynamo=True, verbose=False)
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UnsupportedModelError(f"{target}: torch.onnx cannot export the model: {reason}") from error
+    if written is None:
+        raise UnsupportedModelError(f"{target}: torch.onnx gave no model")
+    return written.model_proto
+
+
+@contextlib.contextmanager
+def _working_folder_importable() -> Iterator[None]:
+    """Console scripts, other than `python -m`, do not look where they are run."""
+    folder = os.getcwd()
+    added = folder not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if added and folder in sys.path:
+            sys.path.remove(folder)
+
+
+@contextlib.contextmanager
+def _quiet_export() -> Iterator[None]:
+    """torch's exporters warn of their own deprecations and log what is raised anyway."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch._export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Regions of linear ops, fused into convs."""

@@ -1,0 +1,265 @@
+"""A linear region becomes one conv: parallel branches, and convs in sequence where that costs less (Eq. 1, 3, 4).
+
+The planner says which regions are rewritten (`planner.py`). A region can be rewritten where its interpretation is exact and its
+proof holds: both forms are evaluated in float64. A refusal names the first node that stands in the way.
+"""
+
+import logging
+from collections.abc import Callable, Set
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from reparam_compiler.core.kernel import ConvKernel, NotFusable, regroup
+from reparam_compiler.cost.model import USUAL, CostModel, Work
+from reparam_compiler.interpreter.difference import Difference
+from reparam_compiler.interpreter.evaluate import one_thread
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.ir.printer import type_text
+from reparam_compiler.passes.fusion.planner import Built, Candidate, Planner, Policy
+from reparam_compiler.passes.fusion.proof import TOLERANCE, Trial, acts_on_positions, measured_bias, prove
+from reparam_compiler.passes.fusion.regions import Interpretation, Region, Regions, interpret, is_merge
+
+logger = logging.getLogger(__name__)
+_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16}
+_STORED: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
+_NARROW = frozenset({"i64", "i32", "i16", "i8", "u8", "bool"})
+"""Dtypes of sizes and masks, which stand inside regions and widen nothing."""
+_LOST = 4
+"""How many units in the last place, of all weights together, rounding may take: an underflow takes more."""
+KEPT = 2**28
+"""Bytes of folded weights, in float64, that are kept; those beyond are folded anew when they are written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to fuse.
+
+    verify: prove every region. policy, model: see `plan.Planner`.
+    keep_bn: leave a batch norm that ends a region, for quantization-aware training.
+    """
+
+    verify: bool = True
+    policy: Policy = "cost"
+    model: CostModel = USUAL
+    keep_bn: bool = False
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """One region that became one op.
+
+    nodes: the ids of what was replaced, sources first. node: the id of the new op (that of the last one replaced).
+    op: the new op as the printer shows it. weight: its shape. weight_range: its least and largest element.
+    shape: the type of its output, where it is known.
+    error: the measured difference of both forms in float64; None where it was not asked for.
+    before, after: what the region and the op do in one run (sizes that are not known count as nominal ones).
+    """
+
+    nodes: tuple[NodeId, ...]
+    source: NodeId
+    node: NodeId
+    op: str
+    weight: tuple[int, ...]
+    weight_range: tuple[float, float]
+    shape: str
+    error: Difference | None
+    before: Work
+    after: Work
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A merge or a norm that stayed, and why."""
+
+    node: NodeId
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PassResult:
+    """A graph and what was done to get it."""
+
+    graph: Graph
+    fusions: tuple[Fusion, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+def fuse_branches(graph: Graph, options: Options = DEFAULTS) -> PassResult:
+    """Rewrites the regions that merge branches or compose convs, where that pays."""
+    return rewrite_regions(
+        graph,
+        wants=lambda region: bool(region.kernels) and (region.merges or len(region.kernels) > 1),
+        reports=is_merge,
+        options=options,
+    )
+
+
+def rewrite_regions(
+    graph: Graph, *, wants: Callable[[Region], bool], reports: Callable[[Node], bool], options: Options
+) -> PassResult:
+    """Rewrites the best of the regions that `wants` takes; refusals are kept for the nodes that `reports` takes."""
+    regions = Regions(graph)
+    builder = _Builder(graph, regions.still, options)
+    planner = Planner(
+        graph,
+        regions,
+        wants=lambda region: wants(region) and not (options.keep_bn and isinstance(graph[region.sink].op, ops.BatchNorm)),
+        build=builder.build,
+        policy=options.policy,
+        model=options.model,
+    )
+    with one_thread():
+        chosen = planner.plan(tuple(graph)).chosen
+    gone = {node.id for candidate in chosen for node in candidate.region.nodes}
+    refusals = tuple(
+        Refusal(node.id, node.op.name, planner.reasons.get(node.id, ""))
+        for node in graph
+        if node.id not in gone and node.id not in regions.dead and reports(node)
+    )
+    ordered = sorted(chosen, key=lambda candidate: graph.position[candidate.node.id])
+    fusions = tuple(_described(candidate, builder.ranges[candidate.node.id]) for candidate in ordered)
+    replacements = {candidate.node.id: candidate.node for candidate in ordered}
+    return PassResult(graph.rewrite(replacements, regions.dead), fusions, refusals)
+
+
+class _Builder:
+    """Makes the op of a region."""
+
+    def __init__(self, graph: Graph, still: Set[NodeId], options: Options) -> None:
+        self.graph, self.still, self.options = graph, still, options
+        self.ranges: dict[NodeId, tuple[float, float]] = {}
+        self._kept = 0
+
+    def build(self, region: Region) -> Built:
+        """The conv, transposed conv or linear that computes a region, under the id of its sink; raises NotFusable."""
+        found = self._understand(region)
+        node = self._node(region, found)
+        error = None
+        if self.options.verify or found.must_be_proven or acts_on_positions(region.nodes):
+            error = prove(
+                self._trial(region, found), node, max(region.rounding, TOLERANCE) if found.must_be_proven else TOLERANCE
+            )
+        weight = node.params[0]
+        array = weight.load()
+        self.ranges[node.id] = float(array.min()), float(array.max())
+        self._kept += array.nbytes
+        if self._kept > KEPT:
+            folds_anew = Param(weight.role, weight.dtype, weight.shape, lambda: self._weight(region))
+            node = replace(node, inputs=(node.inputs[0], folds_anew, *node.inputs[2:]))
+        logger.debug("%s: %d nodes can be one", region.sink, len(region.nodes))
+        return Built(node, found, error)
+
+    def _understand(self, region: Region) -> Interpretation:
+        _check_promotion(self.graph, region)
+        found = interpret(self.graph, region, self.still, whatever_size=self.options.policy == "always")
+        if not found.kernel.weight.size:
+            raise NotFusable("nothing is left")
+        if not found.kernel.bias_varies:
+            return found
+        bias = measured_bias(self._trial(region, found), max(region.rounding, TOLERANCE))
+        if bias is None:
+            raise NotFusable(found.varies_at)
+        return replace(found, kernel=replace(found.kernel, bias=bias), must_be_proven=True)
+
+    def _trial(self, region: Region, found: Interpretation) -> Trial:
+        known, fixed = self.graph[region.source].type, self.graph.sizes_are_fixed
+        return Trial(region.nodes, region.source, found.kernel, found.signal, known, fixed=fixed)
+
+    def _weight(self, region: Region) -> np.ndarray:
+        return self._node(region, self._understand(region)).params[0].load()
+
+    def _node(self, region: Region, found: Interpretation) -> Node:
+        sink, first = self.graph[region.sink], region.kernels[0].params[0]
+        op, array = _op(found.kernel, last=found.signal.last)
+        weight = Param.of(array, role="weight", dtype=first.dtype)
+        _check_range(weight, array)
+        _check_range(weight, found.kernel.bias)
+        bias = Param.of(found.kernel.bias, role="bias", dtype=first.dtype)
+        has_bias = bool(found.kernel.bias.any()) or any(_may_have_bias(node) for node in region.nodes)
+        ids = tuple(replaced for node in region.nodes for replaced in (node.replaces or (node.id,)))
+        return replace(sink, op=op, inputs=(region.source, weight, bias if has_bias else None), replaces=ids)
+
+
+def _op(kernel: ConvKernel, *, last: bool) -> tuple[ops.Op, np.ndarray]:
+    """The op that computes a kernel, and its weight as that op has it."""
+    if last:
+        return ops.Linear(), regroup(kernel, 1).weight
+    if kernel.upsamples:
+        return _transposed(kernel)
+    return ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode), kernel.weight
+
+
+def _transposed(kernel: ConvKernel) -> tuple[ops.Op, np.ndarray]:
+    """The inverse of the rule of a transposed conv (`linear_rules.py`); raises NotFusable for what it cannot say."""
+    if any(s != 1 for s in kernel.stride):
+        raise NotFusable("upsampling and a stride are not one op")
+    cuts, extras = [], []
+    for (low, high), span, step, d in zip(kernel.padding, kernel.span, kernel.upsampling, kernel.dilation, strict=True):
+        cut = span - low
+        extra = high - (span - cut)
+        if cut < 0 or not 0 <= extra < max(step, d):
+            raise NotFusable(f"a transposed conv that cuts {cut} off one end and {span - high} off the other")
+        cuts.append((cut, cut))
+        extras.append(extra)
+    blocks = kernel.weight.reshape(kernel.groups, -1, *kernel.weight.shape[1:]).swapaxes(1, 2)
+    flipped = np.flip(blocks, axis=tuple(range(3, blocks.ndim))).reshape(-1, blocks.shape[2], *kernel.size)
+    op = ops.ConvTranspose(kernel.upsampling, tuple(cuts), tuple(extras), kernel.dilation, kernel.groups)
+    return op, np.ascontiguousarray(flipped)
+
+
+def _check_promotion(graph: Graph, region: Region) -> None:
+    """A value of a wider dtype than the convs' makes wider values, which one conv in their dtype would not give."""
+    weight = region.kernels[0].params[0]
+    if weight.dtype not in _BITS:
+        raise NotFusable(f"the weights are {weight.dtype}; expected {', '.join(_BITS)}")
+    known = graph[region.source].type
+    if known is not None and known.dtype != weight.dtype:
+        raise NotFusable(f"{region.source} is {known.dtype}, and the weights are {weight.dtype}")
+    for node in region.nodes:
+        if node.type is not None and node.type.dtype not in _NARROW and _BITS.get(node.type.dtype, 0) != _BITS[weight.dtype]:
+            raise NotFusable(f"{node.id} is {node.type.dtype}, and the weights are {weight.dtype}")
+        for param in node.params if isinstance(node.op, ops.Add | ops.Mul | ops.Div) else ():
+            wider = param.shape and _BITS.get(param.dtype, 0) > _BITS[weight.dtype]
+            if wider or param.dtype.startswith("complex"):
+                raise NotFusable(f"{node.id}: a constant of {param.dtype} makes {param.dtype} of {weight.dtype}")
+
+
+def _check_range(weight: Param, array: np.ndarray) -> None:
+    """Weights that are too large or too small for their dtype would be lost when they are rounded."""
+    if not np.isfinite(array).all():
+        raise NotFusable("the weights of one conv would not be finite")
+    if (stored := _STORED.get(weight.dtype)) is None:
+        return
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = array.astype(stored).astype(np.float64)
+    size = float(np.linalg.norm(array))
+    if not np.isfinite(rounded).all() or float(np.linalg.norm(rounded - array)) > _LOST * float(np.finfo(stored).eps) * size:
+        span = f"from {array.min():.3g} to {array.max():.3g}"
+        raise NotFusable(f"the weights of one conv, {span}, are too large or too small for {weight.dtype}")
+
+
+def _may_have_bias(node: Node) -> bool:
+    is_kernel = isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear)
+    return isinstance(node.op, ops.BatchNorm) or (is_kernel and len(node.params) > 1)
+
+
+def _described(candidate: Candidate, weight_range: tuple[float, float]) -> Fusion:
+    node = candidate.node
+    return Fusion(
+        nodes=node.replaces,
+        source=candidate.region.source,
+        node=node.id,
+        op=" ".join([node.op.name, *(f"{key}={value}" for key, value in ops.attributes(node.op).items())]),
+        weight=node.params[0].shape,
+        weight_range=weight_range,
+        shape=type_text(node.type),
+        error=candidate.error,
+        before=candidate.before,
+        after=candidate.after,
+    )

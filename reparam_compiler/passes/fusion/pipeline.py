@@ -1,0 +1,71 @@
+"""The phases of a fuse, in order, with the invariants checked between them and the graph dumped for those who want to see.
+
+fuse_branches    regions with branches, convs in sequence
+fold_bn          what conv-BN pairs remain
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.ir.printer import to_text
+from reparam_compiler.ir.verifier import check
+from reparam_compiler.passes.fusion.fold_bn import fold_bn
+from reparam_compiler.passes.fusion.fuse_branches import DEFAULTS, Fusion, Options, PassResult, Refusal, fuse_branches
+
+logger = logging.getLogger(__name__)
+Dump = Callable[[str, Graph], None]
+
+
+class Pass(Protocol):
+    """A rewrite of the graph."""
+
+    def __call__(self, graph: Graph, options: Options, /) -> PassResult:
+        """The rewritten graph, the same object where there was nothing to do."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A pass and the name that the log and the dumps give it."""
+
+    name: str
+    run: Pass
+
+
+FUSE: tuple[Phase, ...] = (Phase("fuse_branches", fuse_branches), Phase("fold_bn", fold_bn))
+
+
+def run(
+    graph: Graph,
+    options: Options = DEFAULTS,
+    phases: tuple[Phase, ...] = FUSE,
+    *,
+    dump: Dump | None = None,
+) -> PassResult:
+    """Runs the phases; raises InvalidGraphError where one of them leaves a graph that breaks an invariant."""
+    check(graph)
+    fusions: list[Fusion] = []
+    refusals: list[Refusal] = []
+    for phase in phases:
+        result = phase.run(graph, options)
+        graph = result.graph
+        check(graph)
+        fusions += result.fusions
+        refusals += result.refusals
+        logger.info("%s: %d rewritten, %d left", phase.name, len(result.fusions), len(result.refusals))
+        if dump is not None:
+            dump(phase.name, graph)
+        logger.debug("after %s:\n%s", phase.name, _LazyText(graph))
+    standing = tuple(refusal for refusal in refusals if refusal.node in graph.nodes)
+    return PassResult(graph, tuple(fusions), standing)
+
+
+@dataclass(frozen=True, slots=True)
+class _LazyText:
+    graph: Graph
+
+    def __str__(self) -> str:
+        return to_text(self.graph)

@@ -1,0 +1,152 @@
+"""What is measured before a region is rewritten: its response to zero, and both of its forms on random sources.
+
+Sources are just wider than the kernel, so that most outputs see the border; no axis has the size of another, and a strided
+kernel is tried on even and odd sizes. A region of more than convs, norms and sums may act on certain positions, on whole axes
+or across the batch: it is tried on two samples, on multiples of these sizes and on long ones too (`probe.larger`), or on the
+sizes that the model has, where it has no others.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam_compiler.core.kernel import Bias, ConvKernel, Ints, NotFusable
+from reparam_compiler.errors import ReparamError
+from reparam_compiler.interpreter.difference import EXACT, Difference, difference
+from reparam_compiler.interpreter.evaluate import evaluate_region
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Node, NodeId, TensorType
+from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.probe import larger
+
+TOLERANCE = 1e-9
+"""The largest relative difference, in float64, of a region and the conv that replaces it."""
+
+
+class Trial:
+    """A region and the sources that it is tried on.
+
+    known: the type of the source; its sizes are tried where no smaller ones can be.
+    fixed: every run has these sizes.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        source: NodeId,
+        kernel: ConvKernel,
+        signal: Signal,
+        known: TensorType | None,
+        *,
+        fixed: bool,
+    ) -> None:
+        self.nodes, self.source, self.signal = nodes, source, signal
+        small = _small_shapes(kernel, signal)
+        recorded: list[Ints] = []
+        if known is not None and all(isinstance(size, int) for size in known.shape[1:]):
+            recorded = [tuple(size if isinstance(size, int) else 2 for size in known.shape)]
+        self._tries = [small, recorded]
+        if acts_on_positions(nodes):
+            pairs = [(2, *shape[1:]) for shape in small]
+            if not signal.last:
+                pairs += [(2, signal.channels, *sizes) for sizes in larger(signal.channels, small[0][2:])]
+            alone = fixed and recorded and known is not None and known.static_shape is not None
+            self._tries = [recorded] if alone else [pairs, recorded]
+
+    def run(self, draw: Callable[[Ints, int], Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """(source, what the region gives) for sources that are drawn by shape and number.
+
+        Raises NotFusable where the region runs on none.
+        """
+        found = []
+        for shapes in self._tries:
+            for number, shape in enumerate(shapes):
+                x = draw(shape, number)
+                try:
+                    found.append((x, evaluate_region(self.nodes, self.source, x)))
+                except ReparamError:  # a reshape to other sizes, say; the next shape may do
+                    continue
+            if found:
+                return found
+        raise NotFusable("the proof failed: the region does not run on its own")
+
+
+def _small_shapes(kernel: ConvKernel, signal: Signal) -> list[Ints]:
+    if signal.last:
+        return [(*(3, 2, 5, 4)[: (signal.axes or 2) - 1], signal.channels)]
+    base = [
+        max(span, *map(abs, pair)) + sum(abs(min(amount, 0)) for amount in pair) + s + 1
+        for span, s, pair in zip(kernel.span, kernel.stride, kernel.padding, strict=True)
+    ]
+    sizes = [tuple(size + axis for axis, size in enumerate(base))]
+    if any(s > 1 for s in kernel.stride):
+        sizes.append(tuple(size + 2 * len(base) - 1 - axis for axis, size in enumerate(base)))
+    return [(1 if spatial else 3, signal.channels, *spatial) for spatial in sizes]
+
+
+def acts_on_positions(nodes: Sequence[Node]) -> bool:
+    """True where an op of a region may mean certain positions, a whole axis or the batch, so that rules do not tell all."""
+    return not all(map(_is_alike_everywhere, nodes))
+
+
+def _is_alike_everywhere(node: Node) -> bool:
+    match node.op:
+        case ops.Slice(axis=axis):
+            return axis == 1
+        case ops.AvgPool():
+            return not node.op.ceil_mode
+        case op:
+            return isinstance(op, _EVERYWHERE)
+
+
+_EVERYWHERE = (
+    ops.Conv,
+    ops.ConvTranspose,
+    ops.Linear,
+    ops.BatchNorm,
+    ops.Add,
+    ops.Mul,
+    ops.Div,
+    ops.Identity,
+    ops.Pad,
+    ops.Concat,
+    ops.Stack,
+    ops.Split,
+    ops.Item,
+)
+"""Ops that do the same at every position of every sample; along which axes they join or split, their rules check."""
+
+
+def measured_bias(trial: Trial, tolerance: float) -> Bias | None:
+    """The response of a region to zero, one number for each channel; None where it differs from position to position.
+
+    The number is that of a position in the middle: the border may hold what was rounded.
+    """
+    runs = trial.run(lambda shape, _: torch.zeros(shape, dtype=torch.float64))
+    by_channel = torch.cat([y.movedim(-1 if trial.signal.last else 1, 0).flatten(1) for _, y in runs], 1)
+    middle = runs[0][1].movedim(-1 if trial.signal.last else 1, -1)
+    while middle.ndim > 1:
+        middle = middle[middle.shape[0] // 2]
+    middle = middle[:, None]
+    if difference(middle.expand_as(by_channel), by_channel).relative > tolerance:
+        return None
+    return np.array(middle.reshape(-1).numpy())
+
+
+def prove(trial: Trial, after: Node, tolerance: float = TOLERANCE) -> Difference:
+    """The largest difference of a region and the node that replaces it, on normal random sources.
+
+    Raises NotFusable where it is above `tolerance`, relative to the largest value.
+    """
+
+    def draw(shape: Ints, seed: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    worst = EXACT
+    for x, expected in trial.run(draw):
+        worst = max(worst, difference(expected, evaluate_region([after], trial.source, x)), key=lambda d: d.relative)
+    if not worst.relative <= tolerance:
+        raise NotFusable(f"the proof failed: both forms differ by {worst.max_abs:.3g} ({worst.relative:.3g} relative)")
+    return worst

@@ -1,0 +1,85 @@
+"""The linear ops: which rule makes each a `ConvKernel`. Adding an op is one decorated function:
+
+    @register_linear("avg_pool")
+    def average_pool(node: Node, reads: Signal) -> ConvKernel: ...
+
+A *linear rule* (`linear_rules.py`) sees an op with one computed input and gives the operator that the op is. A *merge rule*
+(`merge_rules.py`) sees what all that its node reads is carried as, as functions of one common source, and gives that of the
+node. Both raise `NotFusable(reason)` where the op has no exact convolution; the reason goes to the report.
+"""
+
+from collections.abc import Callable
+
+from reparam_compiler.core.kernel import ConvKernel
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Node
+from reparam_compiler.passes.fusion import linear_rules as rules
+from reparam_compiler.passes.fusion import merge_rules as merges
+from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.merge_rules import MergeRule
+
+LinearRule = Callable[[Node, Signal], ConvKernel]
+
+RULES: dict[str, LinearRule] = {
+    "conv": rules.conv,
+    "conv_transpose": rules.conv_transpose,
+    "linear": rules.linear,
+    "batch_norm": rules.batch_norm,
+    "identity": rules.identity,
+    "avg_pool": rules.average_pool,
+}
+MERGES: dict[str, MergeRule] = {
+    "add": merges.sum_of,
+    "sub": merges.sum_of,
+    "mul": merges.product,
+    "div": merges.quotient,
+    "concat": merges.concatenation,
+    "stack": merges.stack,
+    "sum": merges.reduction,
+    "mean": merges.reduction,
+    "reshape": merges.reshape,
+    "flatten": merges.reshape,
+    "reshape_as": merges.reshape,
+    "view_as": merges.reshape,
+    "slice": merges.cut,
+    "split": merges.split,
+    "item": merges.item,
+    "pad": merges.padding,
+    "assign": merges.assignment,
+}
+_OWN = frozenset({*RULES, *MERGES}) - {"reshape_as", "view_as"}
+
+
+def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRule], LinearRule]:
+    """Registers the rule of the op that the printer calls `name`; an opaque op goes by its target's name.
+
+    Raises ValueError where there is a rule already and `override` is not set.
+    """
+
+    def register(rule: LinearRule) -> LinearRule:
+        if not override and (name in RULES or name in MERGES):
+            raise ValueError(f"{name} has a rule already; pass override=True to exchange it")
+        RULES[name] = rule
+        return rule
+
+    return register
+
+
+def is_linear(node: Node) -> bool:
+    """True where there is a rule for the node, though it may refuse the node's attributes."""
+    return linear_rule(node) is not None or merge_rule(node) is not None
+
+
+def linear_rule(node: Node) -> LinearRule | None:
+    """The rule of an op with one computed input."""
+    return RULES.get(_name(node))
+
+
+def merge_rule(node: Node) -> MergeRule | None:
+    """The rule of an op that may read several."""
+    return MERGES.get(_name(node))
+
+
+def _name(node: Node) -> str:
+    """What a rule goes by. An opaque `add` is one that no frontend could read: the rule of `add` is not its own."""
+    return "" if isinstance(node.op, ops.Opaque) and node.op.name in _OWN else node.op.name

@@ -1,0 +1,1 @@
+"""Channels chosen, cut and repaired."""

@@ -1,0 +1,358 @@
+"""A ratio becomes a keep count for each family, and the counts a keep mask.
+
+    uniform        every family keeps (1 - ratio) of its channels
+    a mapping      {pattern: ratio}, patterns as `ignore` has them: the last that matches a family counts; the rest has `ratio`
+    global         all groups, their scores divided by their family's mean, compete; the least important go first
+    sensitivity    scores are errors: what costs the least error per channel (or per multiply-add) saved goes first, so that the
+                   layers that matter keep more
+
+Widths are multiples of `round_to` channels, or stay as they were (runtimes block channels by 8: a raw width can cost more than
+it saves); `round_to=1` is the exact ratio. So channels leave in *steps*, each from one width that a family may have to the next
+one below, and an allocation is the first k steps of a removal order:
+
+    uniform        in the order of the ratio at which the lower width becomes the nearer one
+    global         by the mean score of the step, but no family goes below `FLOOR` of its channels
+    sensitivity    by the error of the step over what it saves as widths then are, with the same floor
+
+k is where the share of all channels that is gone is as near to the ratio as the steps allow. `uniform` first goes to the
+nearest widths, and only where that misses the whole by more than a step do the families next to a tie go the other way.
+Within a family the groups of the highest score stay.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from math import ceil, lcm
+from typing import Literal
+
+import numpy as np
+
+from reparam_compiler.core.slicing import nearest_width
+from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, NodeId
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, Keep
+from reparam_compiler.passes.pruning.criteria.base import Scores
+
+AllocationName = Literal["uniform", "global", "sensitivity"]
+ALLOCATIONS: tuple[AllocationName, ...] = ("uniform", "global", "sensitivity")
+RatioOf = Mapping[str, float]
+"""The share of channels to remove by pattern."""
+FLOOR = 0.1
+"""The share of a family's channels that `global` and `sensitivity` leave at least."""
+Saving = Callable[[Mapping[str, int], Family, int], float]
+"""What a family saves that goes to a width, where all families have the widths given (by name)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Allocation:
+    """What stays.
+
+    keep: for each group number whether it stays.
+    widths: for each free family, by name, its width after.
+    notes: for families that were left as they were although a ratio was asked, why.
+    """
+
+    keep: Keep
+    widths: Mapping[str, int]
+    notes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One family becomes narrower: channels it had, has after, and how early this comes (the lower, the earlier)."""
+
+    family: Family
+    before: int
+    after: int
+    rank: float
+
+
+def allocate(
+    groups: ChannelGroups,
+    scores: Scores,
+    *,
+    ratio: float = 0.0,
+    allocation: AllocationName | RatioOf = "uniform",
+    round_to: int = 8,
+    graph: Graph | None = None,
+    cumulative: bool = False,
+) -> Allocation:
+    """Which groups stay when `ratio` of the channels shall go.
+
+    Args:
+        groups: the coupling.
+        scores: for each group.
+        ratio: the share of channels to remove, at least 0 and below 1; with a mapping, of the families that it leaves out.
+        allocation: a name (see the module), or the ratio of each family by pattern.
+        round_to: widths go to multiples of this many channels.
+        graph: the model; a mapping needs it for the names of its nodes.
+        cumulative: the scores of `sensitivity` are errors with all lower ones of the family gone (`is_cumulative`).
+
+    Raises:
+        InfeasiblePruneError: a ratio or rounding out of bounds, a pattern that names nothing that can be pruned, nothing that
+            could be pruned, or nothing that was.
+    """
+    check_request(allocation, round_to)
+    _check_ratio("ratio", ratio)
+    share = family_ratios(graph, groups, allocation) if isinstance(allocation, Mapping) else {}
+    asked = max([ratio, *share.values()])
+    if asked and not groups.free:
+        raise InfeasiblePruneError(f"no channel can be removed: {pins_text(groups)}")
+    targets: dict[str, float] = {family.name: float(family.width) for family in groups.free}
+    if isinstance(allocation, Mapping) or allocation == "uniform":
+        targets = {family.name: family.width * (1 - share.get(family.name, ratio)) for family in groups.free}
+    if isinstance(allocation, Mapping):
+        widths = nearest_widths(groups.free, targets, round_to)
+    elif allocation == "uniform":
+        widths = _balanced(groups.free, targets, round_to)
+    else:
+        steps = removal_order(groups, scores, allocation, round_to=round_to, cumulative=cumulative)
+        widths = widths_after(groups.free, steps[: _nearest_count(steps, ratio * sum(family.width for family in groups.free))])
+    found = kept(groups, scores, widths, targets, round_to)
+    if asked and bool(found.keep.all()):
+        reasons = [f"{name}: {note}" for name, note in found.notes.items()] or ["every family is at its least width"]
+        raise InfeasiblePruneError(f"ratio={asked} removes no channel: {'; '.join(reasons[:5])}")
+    return found
+
+
+def kept(
+    groups: ChannelGroups, scores: Scores, widths: Mapping[str, int], targets: Mapping[str, float], round_to: int
+) -> Allocation:
+    """The allocation of these widths, with a note for each family that kept its width although `targets` asked for less."""
+    keep = np.ones(groups.count, np.bool_)
+    notes = {}
+    for family in groups.free:
+        width, target = widths[family.name], targets.get(family.name, family.width)
+        order = np.argsort(scores[family.groups], kind="stable")
+        keep[family.groups[order[: len(order) - width // family.positions]]] = False
+        if width == family.width and target < family.width:
+            notes[family.name] = (
+                f"{width} channels is as near to {target:.1f} as a multiple of {lcm(family.positions, round_to)} comes; "
+                "round_to=1 is exact"
+            )
+    return Allocation(keep, dict(widths), notes)
+
+
+def removal_order(
+    groups: ChannelGroups,
+    scores: Scores,
+    allocation: AllocationName,
+    *,
+    round_to: int = 8,
+    cumulative: bool = False,
+    saving: Saving | None = None,
+    families: Sequence[Family] | None = None,
+) -> tuple[Step, ...]:
+    """The steps in which channels leave, the first first; any number of them is an allocation.
+
+    Args:
+        groups, scores, allocation, round_to, cumulative: as for `allocate`.
+        saving: what `sensitivity` divides the error of a step by; None counts channels.
+        families: those that take part; None for all that are free.
+    """
+    free = groups.free if families is None else families
+    if allocation == "sensitivity":
+        return _least_error_first(free, scores, round_to, cumulative, saving or _channels)
+    found: list[Step] = []
+    for family in free:
+        own = np.sort(scores[family.groups])
+        mean = float(np.abs(own).mean()) or 1.0
+        for before, after in _descent(family, round_to, FLOOR if allocation == "global" else 0.0):
+            low, high = ((family.width - width) // family.positions for width in (before, after))
+            uniform = 1 - (before + after) / 2 / family.width
+            found.append(
+                Step(family, before, after, uniform if allocation == "uniform" else float(own[low:high].mean()) / mean)
+            )
+    return tuple(sorted(found, key=lambda step: step.rank))
+
+
+def widths_after(families: Sequence[Family], steps: Iterable[Step]) -> dict[str, int]:
+    """The width of each of these families when so many steps are done."""
+    widths = {family.name: family.width for family in families}
+    for step in steps:
+        widths[step.family.name] = step.after
+    return widths
+
+
+def nearest_widths(families: Sequence[Family], targets: Mapping[str, float], round_to: int) -> dict[str, int]:
+    """For each family the width next to its target that it may have; one that shall lose nothing stays."""
+    return {
+        family.name: nearest_width(targets[family.name], family.width, lcm(family.positions, round_to))
+        if targets[family.name] < family.width
+        else family.width
+        for family in families
+    }
+
+
+def check_request(allocation: AllocationName | RatioOf, round_to: int) -> None:
+    """Raises InfeasiblePruneError for a rounding below 1, an allocation that does not exist, or a ratio out of bounds."""
+    if round_to < 1:
+        raise InfeasiblePruneError(f"round_to={round_to}: give a number of channels, 1 for the exact ratio")
+    if isinstance(allocation, Mapping):
+        for pattern, ratio in allocation.items():
+            _check_ratio(f"allocation[{pattern!r}]", ratio)
+    elif allocation not in ALLOCATIONS:
+        known = ", ".join(map(repr, ALLOCATIONS))
+        raise InfeasiblePruneError(f"allocation={allocation!r}: choose one of {known}, or give a mapping of patterns to ratios")
+
+
+def _check_ratio(name: str, ratio: float) -> None:
+    if not 0 <= ratio < 1:
+        raise InfeasiblePruneError(f"{name}={ratio}: give the share of channels to remove, at least 0 and below 1")
+
+
+def _balanced(families: Sequence[Family], targets: Mapping[str, float], round_to: int) -> dict[str, int]:
+    """The nearest widths; while the whole is off by more than a step, the family next to a tie goes to its other neighbour."""
+    widths = nearest_widths(families, targets, round_to)
+    off = sum(widths.values()) - sum(targets.values())  # above 0: too many are left
+    moves: list[tuple[float, int, str, int]] = []
+    for number, family in enumerate(families):
+        width, target = widths[family.name], targets[family.name]
+        choices = {family.width, *(after for _, after in _descent(family, round_to, FLOOR))}
+        beyond = [c for c in choices if (c < target < width if off > 0 else c > target > width)]
+        if beyond:
+            other = max(beyond) if off > 0 else min(beyond)
+            moves.append((abs(other - target) - abs(width - target), number, family.name, other))
+    for _, _, name, other in sorted(moves):
+        change = other - widths[name]
+        if abs(off) > abs(change) and (change < 0) == (off > 0):
+            widths[name] = other
+            off += change
+    return widths
+
+
+def _descent(family: Family, round_to: int, floor: float) -> list[tuple[int, int]]:
+    """The widths that a family may have, from one to the next."""
+    unit = lcm(family.positions, round_to)
+    least = max(unit, ceil(floor * len(family.groups)) * family.positions)
+    widths = [family.width, *range((family.width - 1) // unit * unit, least - 1, -unit)]
+    return list(pairwise(widths))
+
+
+def _nearest_count(steps: Sequence[Step], wanted: float) -> int:
+    """After how many steps the number of channels that are gone is next to what is wanted; fewer where two are as near."""
+    gone = np.cumsum([0, *(step.before - step.after for step in steps)])
+    return int(np.abs(gone - wanted).argmin())
+
+
+def _channels(widths: Mapping[str, int], family: Family, after: int) -> float:
+    return float(widths[family.name] - after)
+
+
+def _least_error_first(
+    families: Sequence[Family], scores: Scores, round_to: int, cumulative: bool, saving: Saving
+) -> tuple[Step, ...]:
+    """Greedy: the next step of each family waits with its price; prices that widths have changed since are asked again."""
+    ahead: dict[str, list[tuple[int, int, float]]] = {}
+    for family in families:
+        own = np.sort(scores[family.groups])
+        error = np.concatenate([[0.0], own if cumulative else np.cumsum(own)])
+        ahead[family.name] = [
+            (
+                before,
+                after,
+                float(error[(family.width - after) // family.positions] - error[(family.width - before) // family.positions]),
+            )
+            for before, after in reversed(_descent(family, round_to, FLOOR))
+        ]
+    widths = {family.name: family.width for family in families}
+
+    def price(family: Family) -> float:
+        _, after, error = ahead[family.name][-1]
+        return error / max(saving(widths, family, after), 1e-30)
+
+    waiting = [(price(family), index) for index, family in enumerate(families) if ahead[family.name]]
+    heapq.heapify(waiting)
+    found: list[Step] = []
+    while waiting:
+        _, index = heapq.heappop(waiting)
+        family = families[index]
+        now = price(family)
+        if waiting and now > waiting[0][0]:  # it saves less than it did when it was put in: others have become narrower
+            heapq.heappush(waiting, (now, index))
+            continue
+        before, after, _ = ahead[family.name].pop()
+        found.append(Step(family, before, after, now))
+        widths[family.name] = after
+        if ahead[family.name]:
+            heapq.heappush(waiting, (price(family), index))
+    return tuple(found)
+
+
+def family_ratios(graph: Graph | None, groups: ChannelGroups, allocation: RatioOf) -> dict[str, float]:
+    """The ratio of each family that a pattern names: those whose channels stand in what its nodes give, as for `ignore`.
+
+    Raises:
+        InfeasiblePruneError: a pattern that matches no node, or with a ratio above 0 no family that can be cut.
+    """
+    if graph is None:
+        raise InfeasiblePruneError("allocation by pattern needs the graph, for the names of its nodes; give graph=")
+    found: dict[str, float] = {}
+    for pattern, ratio in allocation.items():
+        nodes = matching(graph, pattern, "allocation")
+        numbers = _numbers_at(groups, nodes)
+        hits = [family for family in groups.families if np.isin(family.groups, numbers).any()]
+        free = [family for family in hits if family.pin is None]
+        if ratio and not free:
+            why = "; ".join(f"{family.name}: {family.pin.reason}" for family in hits[:5] if family.pin)
+            raise InfeasiblePruneError(
+                f"allocation: {pattern!r} names no layer whose channels can be cut. {why or 'It makes none.'}"
+            )
+        found |= {family.name: ratio for family in free}
+    return found
+
+
+def _numbers_at(groups: ChannelGroups, nodes: Iterable[NodeId]) -> np.ndarray:
+    """The groups whose channels stand in the values of these nodes."""
+    found = [groups.values[node] for node in nodes]
+    values = [value for item in found for value in (item if isinstance(item, tuple) else (item,))]
+    return groups.number[np.concatenate([value.labels for value in values])] if values else np.zeros(0, np.int64)
+
+
+def ignored_nodes(graph: Graph, patterns: Iterable[str]) -> dict[NodeId, str]:
+    """The nodes that the caller wants left alone, with the reason for the report.
+
+    Args:
+        graph: the model.
+        patterns: node ids, native names of parameters or of the modules that hold them, or fnmatch patterns of these. The name
+            of a module stands for all in it.
+
+    Raises:
+        InfeasiblePruneError: a pattern that matches nothing; the message lists names like it.
+    """
+    found: dict[NodeId, str] = {}
+    for pattern in patterns:
+        for node_id in matching(graph, pattern, "ignore"):
+            found.setdefault(node_id, f"ignore asks for it ({pattern})")
+    return found
+
+
+def matching(graph: Graph, pattern: str, option: str) -> dict[NodeId, None]:
+    """The nodes that a pattern matches, in order; raises InfeasiblePruneError where there is none. `option` is what has it."""
+    names = {node.id: _names(node) for node in graph if not isinstance(node.op, ops.Input)}
+    hits = [node_id for node_id, own in names.items() if any(_matches(name, pattern) for name in own)]
+    if not hits:
+        known = sorted(set().union(*names.values()))
+        near = get_close_matches(pattern, known, n=5, cutoff=0.4) or known[:5]
+        raise InfeasiblePruneError(f"{option}: {pattern!r} matches no node; names like it: {', '.join(near)}")
+    return dict.fromkeys(hits)
+
+
+def _names(node: Node) -> set[str]:
+    origins = {param.origin for param in node.params if param.origin}
+    return {node.id, *node.replaces, *origins, *(origin.rpartition(".")[0] for origin in origins if "." in origin)}
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
+
+
+def pins_text(groups: ChannelGroups) -> str:
+    """What pins the families, for an error."""
+    pins = [f"{family.name}: {family.pin.reason}" for family in groups.families if family.pin]
+    more = f"; and {len(pins) - 8} more" if len(pins) > 8 else ""
+    return ("; ".join(pins[:8]) + more) if pins else "the model has no conv or linear whose channels another one reads"

@@ -1,0 +1,300 @@
+"""Labels run through a graph: the machinery. How each op treats them is the table of `passes/pruning/coupling/rules.py`.
+
+Every channel that could be removed carries a label, an integer. The labels of a value stand along one of its axes; along the
+others they repeat (stride 0), so they cost nothing. Labels that must leave together are tied, those that cannot leave are
+pinned, with the reason. Where labels vary along several axes after a reshape, the axis along which most can still be told apart
+is the one that is cut; the labels of each slice across it are tied (channel shuffles, attention heads, pixel shuffles).
+
+An op that no pass knows for all sizes may have a likeness (`ops.Opaque.like`) for those of the graph: that is what is followed.
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.interpreter.size_expressions import asked, number_values, stale_numbers
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId, Param
+
+Labels = Int64[np.ndarray, "C"]
+Slot = tuple[NodeId, int]
+"""A node and the index of one of its inputs."""
+FIXED = 0
+"""The label of what can never be removed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Value:
+    """The labels of a value: one for each position of `axis`; where axis is None, all of it is fixed."""
+
+    axis: int | None
+    labels: Labels
+
+
+NOTHING = Value(None, np.zeros(0, np.int64))
+Found = Value | tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Why channels cannot be removed: the node that needs them all, and the reason in words."""
+
+    node: NodeId
+    reason: str
+
+
+class Ties:
+    """A partition of the labels that only grows coarser (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+
+    def fresh(self, count: int) -> Labels:
+        """New labels, each on its own."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def tie(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Makes each label of `a` one with the label of `b` at the same place, with broadcasting."""
+        a, b = (side.ravel() for side in np.broadcast_arrays(a, b))
+        codes = np.unique(a[a != b] * len(self._parent) + b[a != b])
+        for code in codes.tolist():
+            left, right = (self._root(label) for label in divmod(code, len(self._parent)))
+            self._parent[max(left, right)] = min(left, right)
+
+    def roots(self, labels: np.ndarray) -> np.ndarray:
+        """For each label the least one that it is tied to."""
+        distinct, inverse = np.unique(labels, return_inverse=True)
+        found = np.array([self._root(label) for label in distinct.tolist()], np.int64)
+        return found[inverse].reshape(labels.shape)
+
+    def __len__(self) -> int:
+        return len(self._parent)
+
+    def _root(self, label: int) -> int:
+        while self._parent[label] != label:
+            self._parent[label] = self._parent[self._parent[label]]
+            label = self._parent[label]
+        return label
+
+
+class Trace:
+    """One run of the labels through a graph.
+
+    ties: which labels are one.
+    pins: labels that must stay, with the reason, in the order found.
+    values: the labels of every value.
+    slots: for each parameter of a node, the labels along each of its axes that has any.
+    numbers: those that the model computes from sizes.
+    chosen: for each node where labels vary along several axes the one that is cut, what else there was, and the labels.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        couplings: Mapping[type[ops.Op], "Coupling[ops.Op]"],
+        keep: Mapping[NodeId, str],
+        others: Collection[NodeId] = (),
+    ) -> None:
+        """A run.
+
+        couplings: the rule for each kind of op.
+        keep: nodes whose channels must stay, with the reason.
+        others: nodes whose second choice of an axis is taken instead of the first.
+        """
+        self.graph = graph
+        self._couplings = couplings
+        self.ties = Ties()
+        self.ties.fresh(1)  # FIXED
+        self.pins: list[tuple[Labels, Pin]] = []
+        self.values: dict[NodeId, Found] = {}
+        self.slots: dict[Slot, Mapping[int, Labels]] = {}
+        self._params: dict[Param, Mapping[int, Labels]] = {}
+        self.numbers = number_values(graph)
+        self.chosen: dict[NodeId, tuple[int, Sequence[int], Labels]] = {}
+        self._others = others
+        self._loose: set[int] = set()
+        inputs = (node.type.shape[:1] for node in graph if isinstance(node.op, ops.Input) and node.type is not None)
+        self._batch = {size for shape in inputs for size in shape if isinstance(size, str)}
+        for node in graph:
+            self.values[node.id] = NOTHING if node.id in self.numbers else self._follow(node)
+            if node.id in keep:
+                self.pin(self.values[node.id], node.id, keep[node.id])
+        for output in graph.outputs:
+            self.pin(self.values[output], output, f"{called(graph[output])} is a model output")
+        if self.numbers:
+            self._pin_asked_sizes()
+
+    def _follow(self, node: Node) -> Found:
+        op, seen = likeness(node)
+        rule = self._couplings.get(type(op))
+        if rule is None:
+            return self.freeze(node, f"{called(node)} is not understood")
+        for source in map(self.graph.__getitem__, seen.sources):
+            if source.type is None and isinstance(source.op, ops.Opaque) and source.op.like is None:
+                return self.freeze(node, f"{called(node)} reads {called(source)}, which is not understood")
+        try:
+            return rule(seen, op, self)
+        except UnsupportedModelError:
+            if isinstance(op, ops.Input):
+                raise
+            return self.freeze(node, f"{called(node)} has sizes that are not known")
+
+    def _pin_asked_sizes(self) -> None:
+        """Keeps the width of what is asked for its size by an op that cannot be told another one."""
+        narrower = {node_id: shape for node_id in self.values if (shape := self._narrower(node_id)) is not None}
+        stale = stale_numbers(self.graph, narrower)
+        for node in self.graph:
+            rewritable = isinstance(node.op, ops.Opaque) and isinstance(node.op.like, STATE_SIZES)
+            if node.id in self.numbers or rewritable:
+                continue
+            for number in stale.intersection(node.sources):
+                if self._is_width_of(node, number, narrower):
+                    continue
+                for source in asked(self.graph, number):
+                    self.pin(self.values[source], node.id, f"{called(node)} is computed with the size of {source}")
+
+    def _is_width_of(self, node: Node, number: NodeId, narrower: Mapping[NodeId, tuple[Dim, ...]]) -> bool:
+        """True for the sizes of a resize that takes its channels from what it reads: they come out right by themselves."""
+        if not isinstance(node.op, ops.Opaque) or node.op.target != "Resize" or node.id not in narrower:
+            return False
+        sizes = number_values(self.graph, narrower)[number]
+        return isinstance(sizes, Tensor) and sizes.ndim == 1 and int(sizes[1]) == narrower[node.id][1]
+
+    def _narrower(self, node_id: NodeId) -> tuple[Dim, ...] | None:
+        """The shape of a value with one label less."""
+        value, known = self.values[node_id], self.graph[node_id].type
+        if known is None or isinstance(value, tuple) or value.axis is None:
+            return None
+        return tuple(len(value.labels) - 1 if axis == value.axis else size for axis, size in enumerate(known.shape))
+
+    def shape(self, node_id: NodeId) -> tuple[int, ...]:
+        """The sizes of a value; a batch that is not known counts as one."""
+        known = self.graph[node_id].type
+        sizes = [] if known is None else [1 if self._is_batch(axis, size) else size for axis, size in enumerate(known.shape)]
+        numbers = tuple(size for size in sizes if isinstance(size, int))
+        if known is None or len(numbers) < len(sizes):
+            found = "is not known" if known is None else f"is {' x '.join(map(str, known.shape))}"
+            raise UnsupportedModelError(
+                f"{node_id}: the shape {found}, but every size except the batch's must be a number to follow channels; "
+                "pass example_inputs, or a model with static shapes"
+            )
+        return numbers
+
+    def _is_batch(self, axis: int, size: Dim) -> bool:
+        """True for an open size of the first axis, and for one that is made of the batch, wherever it has been moved."""
+        named = isinstance(size, str) and not self._batch.isdisjoint(re.findall(r"\w+", size))
+        return named or (axis == 0 and not isinstance(size, int))
+
+    def source(self, node: Node, index: int = 0) -> Value:
+        """The labels of what a node reads."""
+        operand = node.inputs[index]
+        found = self.values[operand] if isinstance(operand, str) else NOTHING
+        return NOTHING if isinstance(found, tuple) else found
+
+    def along(self, value: Value, axis: int, size: int) -> Labels | None:
+        """The labels of a value along an axis; None where they stand along another one."""
+        if value.axis is None:
+            return np.full(size, FIXED)
+        return value.labels if value.axis == axis else None
+
+    def value(self, node: Node, axis: int, labels: Labels) -> Value:
+        """What a node gives; a single channel cannot go, or nothing would be left."""
+        if not labels.any():  # all are FIXED
+            return NOTHING
+        if len(labels) > 1:
+            return Value(axis, labels)
+        self._pin(labels, Pin(node.id, f"{called(node)} has one channel only"))
+        return NOTHING
+
+    def loose(self, count: int) -> Labels:
+        """New labels of copies of one number: where they stand along another axis than channels do, the channels have it."""
+        made = self.ties.fresh(count)
+        self._loose.update(made.tolist())
+        return made
+
+    def is_loose(self, labels: Labels) -> bool:
+        """True for such labels."""
+        return self._loose.issuperset(labels.tolist())
+
+    def choose(self, node: Node, axes: Sequence[int], labels: np.ndarray) -> int:
+        """The axis that is cut, of several in the order of preference."""
+        axis = axes[1] if node.id in self._others and len(axes) > 1 else axes[0]
+        self.chosen[node.id] = axis, axes, np.unique(labels)
+        return axis
+
+    def tie(self, node: Node, a: np.ndarray, b: np.ndarray) -> None:
+        """Ties labels at the same place; one that meets what is fixed is pinned."""
+        a, b = np.broadcast_arrays(a, b)
+        meets_fixed = (a == FIXED) != (b == FIXED)
+        if meets_fixed.any():
+            reason = f"{called(node)} joins it with what keeps its width"
+            self._pin(np.maximum(a, b)[meets_fixed], Pin(node.id, reason))
+        both = (a != FIXED) & (b != FIXED)
+        self.ties.tie(a[both], b[both])
+
+    def pin(self, found: Found, node_id: NodeId, reason: str) -> None:
+        """Keeps every label of a value."""
+        for value in found if isinstance(found, tuple) else (found,):
+            self._pin(value.labels, Pin(node_id, reason))
+
+    def use(self, node: Node, index: int, axes: Mapping[int, Labels]) -> None:
+        """Notes that a parameter goes with these labels; where it is shared, its uses are tied."""
+        self.slots[node.id, index] = axes
+        operand = node.inputs[index] if index < len(node.inputs) else None
+        if not isinstance(operand, Param):
+            return
+        known = self._params.setdefault(operand, axes)
+        for axis in sorted(known.keys() | axes.keys()) if known is not axes else ():
+            if axis in known and axis in axes:
+                self.tie(node, known[axis], axes[axis])
+            else:
+                labels = known[axis] if axis in known else axes[axis]
+                self._pin(labels, Pin(node.id, f"{called(node)} shares a parameter with a use that needs all of it"))
+
+    def freeze(self, node: Node, reason: str) -> Value:
+        """Fixes all that a node reads; what it gives is fixed as well."""
+        for index, operand in enumerate(node.inputs):
+            if isinstance(operand, str):
+                self.pin(self.values[operand], node.id, reason)
+            elif operand is not None:
+                self.use(node, index, {})
+        return NOTHING
+
+    def _pin(self, labels: np.ndarray, pin: Pin) -> None:
+        if (labels != FIXED).any():
+            self.pins.append((labels[labels != FIXED], pin))
+
+
+Kind = TypeVar("Kind", bound=ops.Op)
+Coupling = Callable[[Node, Kind, Trace], Found]
+"""What an op does with the labels of what it reads: it ties and pins them in the trace, and gives those of its own value."""
+
+STATE_SIZES = (ops.Reshape, ops.Expand, ops.LayerNorm)
+"""Likenesses of ops that can be told sizes in numbers, whatever the model computed them from."""
+RUN_AS_OPAQUE = (ops.Slicewise, ops.Rearrange, ops.PerChannel, ops.Gate, ops.Expand)
+"""Likenesses that say how channels are coupled: the opaque op itself is run, and gives what it should at other widths too."""
+
+
+def likeness(node: Node) -> tuple[ops.Op, Node]:
+    """What a node is to pruning: its op or the likeness of it, and the node with the inputs of that alone."""
+    if not isinstance(node.op, ops.Opaque) or node.op.like is None:
+        return node.op, node
+    return node.op.like, replace(node, inputs=node.inputs[: node.op.reads])
+
+
+def is_depthwise(op: ops.Conv, weight: Param) -> bool:
+    """True for a conv whose every group reads one channel: it passes channels on instead of mixing them."""
+    return op.groups > 1 and weight.shape[1] == 1
+
+
+def called(node: Node) -> str:
+    """A node as reports name it."""
+    return f"{node.id} ({node.op.name})"

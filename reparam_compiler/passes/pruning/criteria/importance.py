@@ -1,0 +1,85 @@
+"""How much each channel group matters: criteria that give every group a score. The least important go first.
+
+    criteria_magnitude     l1, l2, bn_scale, fpgm, geometric, random: of the weights alone
+    criteria_gradient      taylor, hessian: of a loss on calibration data
+    criteria_activation    energy, lasso: of what the consumers read on calibration data
+    selection              obs, obs_patches: of what the consumers cannot make good for
+
+A group's filters are the slices, along the output axis, of all convs and linears that it runs through.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups
+from reparam_compiler.passes.pruning.criteria import activation as criteria_activation
+from reparam_compiler.passes.pruning.criteria import gradient as criteria_gradient
+from reparam_compiler.passes.pruning.criteria import magnitude as criteria_magnitude
+from reparam_compiler.passes.pruning.criteria import optimal_brain as selection
+from reparam_compiler.passes.pruning.criteria.base import (
+    CRITERIA,
+    Criterion,
+    Loss,
+    Scores,
+    Scoring,
+    is_cumulative,
+    register_criterion,
+)
+from reparam_compiler.passes.pruning.repair.activations import Batch
+
+__all__ = [
+    "CRITERIA",
+    "Criterion",
+    "Loss",
+    "Scores",
+    "Scoring",
+    "criteria_activation",
+    "criteria_gradient",
+    "criteria_magnitude",
+    "importance",
+    "is_cumulative",
+    "register_criterion",
+    "selection",
+]
+
+
+def importance(
+    graph: Graph,
+    groups: ChannelGroups,
+    criterion: str | Criterion = "l1",
+    *,
+    seed: int = 0,
+    batches: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+) -> Scores:
+    """A score for each group.
+
+    Args:
+        graph: the model.
+        groups: its coupling.
+        criterion: a name in `CRITERIA`, or a function from `Scoring` to scores.
+        seed: for criteria that draw.
+        batches: calibration data, an array for each model input; for criteria that need it.
+        loss: from the model's output, or a tuple of its outputs, to a scalar, for criteria by gradient; None is
+            `criteria_gradient.default_loss`.
+
+    Returns:
+        `G`, finite.
+
+    Raises:
+        InfeasiblePruneError: an unknown name, a criterion that this model does not suit, no calibration data for one that needs
+            it, or scores that cannot be ranked.
+    """
+    if isinstance(criterion, str) and criterion not in CRITERIA:
+        raise InfeasiblePruneError(f"importance {criterion!r} is not known; choose one of {', '.join(sorted(CRITERIA))}")
+    chosen = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+    scores = np.asarray(chosen(Scoring(graph, groups, seed, batches, loss)), np.float64)
+    if scores.shape != (groups.count,) or not np.isfinite(scores[1:]).all():
+        raise InfeasiblePruneError(
+            f"importance gave scores of shape {scores.shape}, {int((~np.isfinite(scores)).sum())} not finite; "
+            f"expected ({groups.count},), a finite number for each group"
+        )
+    return scores

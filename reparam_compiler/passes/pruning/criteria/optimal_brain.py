@@ -1,0 +1,140 @@
+"""Which channels to remove, told by what their loss does to those who read them: optimal brain selection on calibration data.
+
+    obs            the features of a consumer are its channels, whose covariance all taps share: what `fold` can make good
+    obs_patches    its features are channels x taps: what `least_squares` can make good. Dearer by the square of the taps
+
+The score of a group is the relative error, at all outputs of all its consumers, that has come together in its family when it
+leaves (`core/optimal_brain.py`), so that scores of different families compare. Consumers that share families are solved
+together; their covariances are held until the last one of them has been seen.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import networkx as nx
+import numpy as np
+import torch
+from jaxtyping import Float64, Int64
+
+from reparam_compiler.core.least_squares import covariance
+from reparam_compiler.core.optimal_brain import Consumer, removal_errors
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, NodeId
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups
+from reparam_compiler.passes.pruning.criteria.base import Scores, Scoring, register_criterion
+from reparam_compiler.passes.pruning.criteria.running import calibration
+from reparam_compiler.passes.pruning.repair.activations import Activations, Batch
+from reparam_compiler.passes.pruning.repair.consumers import Block, blocks, channels_before, mixes, patches_before, rows, taps
+
+WIDEST = 5120
+"""The most features of a consumer whose taps are told apart."""
+MOST_FEATURES = 2
+"""Likewise, for each row of data: a covariance of more of them says too little."""
+
+
+@register_criterion("obs", cumulative=True)
+def obs(scoring: Scoring) -> Scores:
+    """What the consumers lose that they cannot make good from their other channels."""
+    return optimal_brain(scoring.graph, scoring.groups, calibration(scoring, "obs"))
+
+
+@register_criterion("obs_patches", cumulative=True)
+def obs_patches(scoring: Scoring) -> Scores:
+    """The same where each tap is refitted for itself."""
+    return optimal_brain(scoring.graph, scoring.groups, calibration(scoring, "obs_patches"), taps_apart=True)
+
+
+def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch], *, taps_apart: bool = False) -> Scores:
+    """A score for each group.
+
+    Args:
+        graph: the model.
+        groups: its coupling.
+        batches: calibration data.
+        taps_apart: whether a consumer refits each tap for itself.
+
+    Raises:
+        InfeasiblePruneError: no calibration data, or not an array for each input.
+    """
+    values = Activations(graph, batches)
+    scores = np.zeros(groups.count)
+    free = np.zeros(groups.count, np.int64)  # a group's own number, 0 for one that stays
+    for family in groups.free:
+        free[family.groups] = family.groups
+    set_of = {node_id: own for own in _coupled(graph, groups) for node_id in own.nodes}
+    with torch.no_grad():
+        for node in graph:
+            if isinstance(node.op, ops.Input):
+                continue
+            if (own := set_of.get(node.id)) is not None:
+                own.consumers += _consumers(node, groups, values, free, taps_apart)
+                own.nodes.discard(node.id)
+                if not own.nodes:
+                    for group, error in removal_errors(own.consumers, own.families).items():
+                        scores[group] = error
+                    own.consumers.clear()
+            values.run_before(node)
+            values.run_now(node, node)
+    return scores
+
+
+@dataclass(slots=True, eq=False)
+class _Coupled:
+    """Consumers that share families, and these. nodes: those that are still to come."""
+
+    nodes: set[NodeId]
+    families: list[Int64[np.ndarray, "N"]]
+    consumers: list[Consumer] = field(default_factory=list)
+
+
+def _coupled(graph: Graph, groups: ChannelGroups) -> list[_Coupled]:
+    """The connected sets of consumers and of the families that they read."""
+    family_of = np.full(groups.count, -1)
+    for index, family in enumerate(groups.free):
+        family_of[family.groups] = index
+    view: nx.Graph[NodeId | int] = nx.Graph()
+    for node in graph:
+        labels = groups.slots.get((node.id, 1), {}).get(1)
+        if labels is not None and mixes(node):
+            view.add_edges_from(
+                (node.id, index) for index in np.unique(family_of[groups.number[labels]]).tolist() if index >= 0
+            )
+    return [
+        _Coupled(
+            {member for member in own if isinstance(member, str)},
+            [groups.free[index].groups for index in sorted(member for member in own if isinstance(member, int))],
+        )
+        for own in nx.connected_components(view)
+    ]
+
+
+def _consumers(
+    node: Node, groups: ChannelGroups, values: Activations, free: Int64[np.ndarray, "G"], taps_apart: bool
+) -> list[Consumer]:
+    """What each block of a node is to the order of removal; none where its input is not known."""
+    if node.sources[0] not in values:
+        return []
+    weight = node.params[0].float64()
+    return [
+        _consumer(node, block, weight[block.outputs], free[groups.number[block.labels]], values, taps_apart)
+        for block in blocks(node, groups)
+    ]
+
+
+def _consumer(
+    node: Node,
+    block: Block,
+    weight: Float64[np.ndarray, "O I *K"],
+    group: Int64[np.ndarray, "I"],
+    values: Activations,
+    taps_apart: bool,
+) -> Consumer:
+    count = sum(rows(node, x) for x in values.before(node.sources[0]))
+    if taps_apart and len(block.channels) * taps(node) <= min(WIDEST, MOST_FEATURES * count):
+        flat = weight.reshape(len(weight), -1)
+        own = covariance(patches_before(node, values, block.channels))
+        return Consumer(own, flat.T @ flat, np.repeat(group, taps(node)))
+    places = block.places
+    read = np.moveaxis(weight[:, places], 1, 0).reshape(len(places), -1)  # C (O P *K)
+    own = covariance(channels_before(node, values, block.channels[places]))
+    return Consumer(own, read @ read.T, group[places[:, 0]])

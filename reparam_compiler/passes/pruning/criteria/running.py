@@ -1,0 +1,108 @@
+"""Runs a graph on calibration data, a batch at a time, for the criteria that look at activations or gradients.
+
+Parameters become tensors once. What a batch makes is dropped as soon as nothing reads it any more, so that memory is one
+batch's live activations, whatever the amount of data; a gradient keeps those of one batch.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
+from reparam_compiler.interpreter.evaluate import evaluate_node, tensor_of
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.passes.pruning.criteria.base import Scoring
+from reparam_compiler.passes.pruning.repair.activations import Batch, inputs_of
+
+Inputs = Mapping[NodeId, Tensor]
+See = Callable[[NodeId, Tensor], None]
+"""Gets the value of a node on a batch."""
+
+
+def calibration(scoring: Scoring, criterion: str) -> Iterable[Batch]:
+    """The calibration data; raises InfeasiblePruneError where there is none."""
+    if scoring.batches is None:
+        raise InfeasiblePruneError(
+            f"importance {criterion!r} looks at what the model does with real input, and there is no calibration data; "
+            "give calibration=, 32 images are enough, or use 'l1'"
+        )
+    return scoring.batches
+
+
+def batches_of(scoring: Scoring, criterion: str) -> Iterator[Inputs]:
+    """The calibration data, a tensor for each model input; raises as `calibration` and `inputs_of` do."""
+    return inputs_of(scoring.graph, calibration(scoring, criterion))
+
+
+class Running:
+    """A graph with its parameters as tensors.
+
+    leaves: for each parameter of `trained` its tensor, which collects gradients.
+    """
+
+    def __init__(self, graph: Graph, dtype: torch.dtype = torch.float32, trained: Sequence[Param] = ()) -> None:
+        self._graph, self._dtype = graph, dtype
+        self.leaves = {param: tensor_of(param, dtype).requires_grad_() for param in dict.fromkeys(trained)}
+        self._tensors: dict[NodeId, Tensor] = {}
+        self._bare: list[Node] = []
+        known: dict[Param, NodeId] = {}
+        for node in graph:
+            operands: list[Any] = []
+            for operand in node.inputs:
+                if isinstance(operand, Param):
+                    if operand not in known:
+                        known[operand] = f"parameter {len(known)}"
+                        leaf = self.leaves.get(operand)
+                        self._tensors[known[operand]] = tensor_of(operand, dtype) if leaf is None else leaf
+                    operands.append(known[operand])
+                else:
+                    operands.append(operand)
+            self._bare.append(replace(node, inputs=tuple(operands)))
+
+    def outputs(self, inputs: Inputs, see: See | None = None) -> tuple[Tensor, ...]:
+        """Runs a batch.
+
+        Args:
+            inputs: a tensor for each model input.
+            see: gets every value that is one tensor, sources first.
+
+        Returns:
+            The graph's outputs that are tensors, in order.
+
+        Raises:
+            UnsupportedModelError: a node cannot be run outside its model.
+            RewriteError: a node cannot be run on this data.
+        """
+        values: dict[NodeId, Any] = dict(self._tensors)
+        left = {node_id: len(users) for node_id, users in self._graph.users.items()}
+        for node in self._bare:
+            if isinstance(node.op, ops.Input):
+                values[node.id] = inputs[node.id]
+            else:
+                values[node.id] = evaluate_node(node, values, self._dtype)
+            if see is not None and isinstance(values[node.id], Tensor):
+                see(node.id, values[node.id])
+            for source in set(self._graph[node.id].sources):
+                left[source] -= 1
+                if not left[source] and source not in self._graph.outputs:
+                    del values[source]
+        found = tuple(values[node_id] for node_id in self._graph.outputs if isinstance(values[node_id], Tensor))
+        if not found:
+            raise UnsupportedModelError("the model gives no tensor; there is nothing to take a loss of")
+        return found
+
+
+def samples_of(graph: Graph, inputs: Inputs) -> Iterator[Inputs]:
+    """A batch taken apart into its samples; whole where the graph states the size of its batch, or not every input has one."""
+    sizes = {len(value) if value.ndim else 0 for value in inputs.values()}
+    types = [node.type for node in graph if isinstance(node.op, ops.Input)]
+    stated = any(known is None or (known.shape and isinstance(known.shape[0], int)) for known in types)
+    if len(sizes) != 1 or sizes <= {0, 1} or (graph.sizes_are_fixed and stated):
+        yield inputs
+        return
+    for index in range(sizes.pop()):
+        yield {node_id: value[index : index + 1] for node_id, value in inputs.items()}

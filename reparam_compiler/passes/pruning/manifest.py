@@ -1,0 +1,428 @@
+"""What a pruning kept, as a file: it is shown to people, and applied to other weights of the same architecture.
+
+For each parameter w that was cut, the manifest holds along each cut axis a the sorted indices K_a that stayed, so that
+
+    pruned(w)[i_0, i_1, …] = w[K_0[i_0], K_1[i_1], …]        with K_a = (0, 1, …) where axis a was not cut
+
+Weights that were trained on, or averaged, in the unpruned model follow in this way. A repair is not part of it: the given
+weights are cut and nothing else, and a bias that a repair added to a layer without one is in no `state_dict` of the unpruned
+model. Repair the graph that `apply_manifest` gives, or load into a model that was pruned without calibration data.
+
+Parameters go by their native names, `layer1.0.conv.weight`. One that the model has no name for (a product of others, a scalar)
+goes by the node that reads it and the place it is read at, `node[1]`, and only where it was cut. Shapes are those of the graph:
+a linear's weight is `O I` however it is stored.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar, overload
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from reparam_compiler.core.slicing import take
+from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
+from reparam_compiler.ir.graph import Graph, Param
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, Keep, channel_groups, native_name
+from reparam_compiler.passes.pruning.coupling.labels import Labels
+from reparam_compiler.passes.pruning.pipeline import PruneResult
+from reparam_compiler.passes.pruning.slice_channels import masked, sliced, verify_pruned
+
+FORMAT = "reparam_compiler pruning manifest"
+VERSION = 1
+Shape = tuple[int, ...]
+Indices = tuple[int, ...]
+Weight = TypeVar("Weight", Tensor, np.ndarray)
+_SHOWN = 40
+"""Characters of a row of `to_text` that indices may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptParam:
+    """A parameter: its shape before, and for each axis that was cut the indices that stay."""
+
+    before: Shape
+    kept: Mapping[int, Indices]
+
+    @property
+    def after(self) -> Shape:
+        """The shape after."""
+        return tuple(len(self.kept[axis]) if axis in self.kept else size for axis, size in enumerate(self.before))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFamily:
+    """A family of channels: its width before and after, and for each layer that makes them which of its outputs stay."""
+
+    before: int
+    after: int
+    layers: Mapping[str, Indices]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a pruning kept.
+
+    params: by name, all that make up the architecture, also those that were not cut.
+    families: by name, those that could be cut.
+    tool: the version of this package that wrote it.
+    """
+
+    params: Mapping[str, KeptParam]
+    families: Mapping[str, KeptFamily]
+    tool: str
+
+    @staticmethod
+    def of(graph: Graph, result: PruneResult) -> "Manifest":
+        """The manifest of a pruning.
+
+        Args:
+            graph: the one that was pruned.
+            result: what `prune_plan.prune` made of it.
+        """
+        cuts = _cuts(graph, result.groups, result.keep)
+        params = {
+            name: KeptParam(param.shape, cuts.get(param, {}))
+            for name, param in _names(graph).items()
+            if param in cuts or _is_architecture(param)
+        }
+        families = {family.name: _kept_family(family, graph, result) for family in result.groups.free}
+        return Manifest(params, families, _tool())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash (SHA-256) of the names and shapes before pruning: the same for all checkpoints of an architecture."""
+        lines = (f"{name} {'x'.join(map(str, param.before))}\n" for name, param in sorted(self.params.items()))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """The manifest as a JSON object, a line for each parameter and family."""
+        params = {
+            name: {"before": p.before, "after": p.after, "kept": {str(axis): indices for axis, indices in p.kept.items()}}
+            for name, p in self.params.items()
+        }
+        families = {n: {"before": f.before, "after": f.after, "layers": dict(f.layers)} for n, f in self.families.items()}
+        head = {"format": FORMAT, "version": VERSION, "tool": self.tool, "shapes_sha256": self.fingerprint}
+        rows = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+        rows += [f"{json.dumps(key)}: {_lines(table)}" for key, table in (("params", params), ("families", families))]
+        return "{\n" + ",\n".join(rows) + "\n}\n"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the JSON, whole or not at all; an older file is replaced in one step."""
+        target = Path(path)
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+        try:
+            part.write_text(self.to_json(), encoding="utf-8")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Manifest":
+        """Reads what `save` wrote.
+
+        Raises:
+            UnsupportedModelError: the file is no manifest, not all of one, or a newer one.
+            InfeasiblePruneError: what it says contradicts itself.
+            OSError: it cannot be opened.
+        """
+        text = Path(path).read_bytes()
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UnsupportedModelError(
+                f"{path}: found no JSON ({error}); expected a {FORMAT}; write it again, it may have been cut off"
+            ) from error
+        return _Parser(os.fspath(path)).manifest(found)
+
+    def to_text(self) -> str:
+        """A table: each layer whose outputs could be cut, its width before and after, and which outputs stay."""
+        rows = [("layer", "before", "after", "kept")]
+        for name, family in self.families.items():
+            for layer, indices in (family.layers or {name: ()}).items():
+                shown = "all" if family.before == family.after else _abbreviated(indices)
+                rows.append((layer, str(family.before), str(family.after), shown))
+        wide = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join(
+            f"{layer:<{wide[0]}}  {before:>{wide[1]}}  {after:>{wide[2]}}  {kept}".rstrip()
+            for layer, before, after, kept in rows
+        )
+
+
+@overload
+def apply_manifest(model: Graph, manifest: Manifest) -> Graph: ...
+@overload
+def apply_manifest(model: Mapping[str, Weight], manifest: Manifest) -> dict[str, Weight]: ...
+def apply_manifest(model: Graph | Mapping[str, Weight], manifest: Manifest) -> Graph | dict[str, Weight]:
+    """Other weights of the architecture that a manifest was made of, cut as those were. What is given is not changed.
+
+    Args:
+        model: a graph, or a `state_dict` (name -> tensor) of the unpruned torch model. Entries that the graph did not read
+            (counters of batch norms, layers for training) are passed on, and so is, as the same tensor, what was not cut.
+        manifest: which indices stay.
+
+    Returns:
+        The cut graph, proven against its masked reference in float64; or the cut `state_dict`.
+
+    Raises:
+        InfeasiblePruneError: the architecture is another one; the message names the first parameter that differs.
+        VerificationError: the cut graph does not compute what the masked one does.
+    """
+    return _cut_graph(model, manifest) if isinstance(model, Graph) else _cut_state(model, manifest)
+
+
+def _cut_state(state: Mapping[str, Weight], manifest: Manifest) -> dict[str, Weight]:
+    found = copy(state) if isinstance(state, dict) else dict(state)  # a copy keeps torch's versions of the modules
+    cut: dict[tuple[object, ...], Weight] = {}
+    for name, param in manifest.params.items():
+        if name not in state:
+            raise InfeasiblePruneError(
+                f"{name}: not in the state_dict; expected a tensor of shape {param.before}. Give that of the unpruned model, "
+                "under its own names (fused where the pruned one was); what has no name there is cut through the graph alone"
+            )
+        weight = state[name]
+        _check_shape(name, tuple(weight.shape), param)
+        if param.kept:
+            found[name] = _taken(weight, param)
+            cut[_storage(weight)] = found[name]
+    for name, weight in state.items():  # a tied weight stands there under all of its names
+        if name not in manifest.params and _storage(weight) in cut:
+            found[name] = cut[_storage(weight)]
+    return found
+
+
+def _storage(weight: Weight) -> tuple[object, ...]:
+    """The same for two names of one tensor."""
+    if isinstance(weight, Tensor):
+        return weight.data_ptr(), tuple(weight.shape), weight.stride()
+    return weight.__array_interface__["data"], weight.shape, weight.strides
+
+
+def _taken(weight: Weight, param: KeptParam) -> Weight:
+    if isinstance(weight, Tensor):
+        cut = weight.detach()
+        for axis, indices in param.kept.items():
+            cut = cut.index_select(axis, torch.tensor(indices, device=cut.device))
+        return cut
+    return take(weight, {axis: _mask(indices, param.before[axis]) for axis, indices in param.kept.items()})
+
+
+def _cut_graph(graph: Graph, manifest: Manifest) -> Graph:
+    names = _names(graph)
+    for name, param in manifest.params.items():
+        if name not in names:
+            raise InfeasiblePruneError(
+                f"{name}: the model has no such parameter; the manifest expects one of shape {param.before}. Give a model of "
+                "the architecture that was pruned, before pruning (and fused, where that one was)"
+            )
+        _check_shape(name, names[name].shape, param)
+    for name, given in names.items():
+        if name not in manifest.params and _is_architecture(given):
+            raise InfeasiblePruneError(
+                f"{name}: found a parameter of shape {given.shape} that the manifest does not know; give a model of the "
+                "architecture that was pruned"
+            )
+    groups = channel_groups(graph)
+    keep = _keep(graph, groups, manifest, names)
+    pruned = sliced(graph, groups, keep)
+    verify_pruned(masked(graph, groups, keep), pruned)
+    return pruned
+
+
+def _keep(graph: Graph, groups: ChannelGroups, manifest: Manifest, names: Mapping[str, Param]) -> Keep:
+    """The mask that makes exactly the manifest's cuts."""
+    name_of = {param: name for name, param in names.items()}
+    keep = np.ones(groups.count, np.bool_)
+    wanted: list[tuple[str, int, Labels, Bool[np.ndarray, "C"]]] = []
+    seen: dict[str, set[int]] = {}
+    for param, axes in _slots(graph, groups):
+        name = name_of[param]
+        kept = manifest.params[name].kept if name in manifest.params else {}
+        seen.setdefault(name, set()).update(axes)
+        for axis, labels in axes.items():
+            stays = _mask(kept[axis], len(labels)) if axis in kept else np.ones(len(labels), np.bool_)
+            keep[groups.number[labels[~stays]]] = False
+            wanted.append((name, axis, labels, stays))
+    for name, axis, labels, stays in wanted:
+        if not np.array_equal(groups.kept(keep, labels), stays):
+            place = int(np.flatnonzero(groups.kept(keep, labels) != stays)[0])
+            raise InfeasiblePruneError(
+                f"{name}: the manifest keeps index {place} of axis {axis}, but another parameter loses the channel that it "
+                "goes with; this model couples its channels in another way than the one that was pruned"
+            )
+    for name, entry in manifest.params.items():
+        if missing := entry.kept.keys() - seen.get(name, set()):
+            raise InfeasiblePruneError(
+                f"{name}: the manifest cuts axis {min(missing)}, which no channel of this model goes with; "
+                "give a model of the architecture that was pruned"
+            )
+    return keep
+
+
+def _check_shape(name: str, found: Shape, param: KeptParam) -> None:
+    if found != param.before:
+        pruned = "; it is pruned already" if found == param.after else ""
+        raise InfeasiblePruneError(
+            f"{name}: found the shape {found}; the manifest expects {param.before}, before pruning{pruned}. "
+            "Give weights of the architecture that was pruned"
+        )
+
+
+def _names(graph: Graph) -> dict[str, Param]:
+    """Every parameter by its native name, or by its first reader where it has none of its own."""
+    named: dict[str, Param] = {}
+    for param, ((node_id, index), *_) in graph.param_users.items():
+        own = param.origin is not None and param.origin not in named
+        named[str(param.origin) if own else f"{node_id}[{index}]"] = param
+    return named
+
+
+def _is_architecture(param: Param) -> bool:
+    """False for constants: exporters name and fold them as they like."""
+    return param.origin is not None and param.role != "const"
+
+
+def _slots(graph: Graph, groups: ChannelGroups) -> Iterable[tuple[Param, Mapping[int, Labels]]]:
+    """The parameters with the labels along their axes, at every node that reads them."""
+    for (node_id, index), axes in groups.slots.items():
+        operands = graph[node_id].inputs
+        operand = operands[index] if index < len(operands) else None
+        if isinstance(operand, Param):
+            yield operand, axes
+
+
+def _cuts(graph: Graph, groups: ChannelGroups, keep: Keep) -> dict[Param, dict[int, Indices]]:
+    cuts: dict[Param, dict[int, Indices]] = {}
+    for param, axes in _slots(graph, groups):
+        for axis, labels in axes.items():
+            stays = groups.kept(keep, labels)
+            if not stays.all():
+                cuts.setdefault(param, {})[axis] = tuple(np.flatnonzero(stays).tolist())
+    return cuts
+
+
+def _kept_family(family: Family, graph: Graph, result: PruneResult) -> KeptFamily:
+    layers: dict[str, Indices] = {}
+    for node_id in family.producers:
+        labels = result.groups.slots.get((node_id, 1), {}).get(0)
+        if labels is not None:
+            own = np.isin(result.groups.number[labels], family.groups) & result.groups.kept(result.keep, labels)
+            name = native_name(graph[node_id])
+            layers[name if name not in layers else node_id] = tuple(np.flatnonzero(own).tolist())
+    after = family.positions * int(result.keep[family.groups].sum())
+    return KeptFamily(family.width, after, layers)
+
+
+def _mask(indices: Indices, size: int) -> Bool[np.ndarray, "C"]:
+    mask = np.zeros(size, np.bool_)
+    mask[list(indices)] = True
+    return mask
+
+
+def _lines(table: Mapping[str, object]) -> str:
+    """A JSON object with a line for each of its entries."""
+    if not table:
+        return "{}"
+    return "{\n" + ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in table.items()) + "\n}"
+
+
+def _abbreviated(indices: Sequence[int]) -> str:
+    """`0-3, 7, 9-12`, cut off where it gets long."""
+    edges = [-1, *(place for place, (a, b) in enumerate(pairwise(indices)) if b != a + 1), len(indices) - 1]
+    runs = [(indices[low + 1], indices[high]) for low, high in pairwise(edges)] if indices else []
+    shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+    while len(", ".join(shown)) > _SHOWN:
+        shown = [*shown[:-2], "…"] if shown[-1] == "…" else [*shown[:-1], "…"]
+    return ", ".join(shown)
+
+
+def _tool() -> str:
+    try:
+        return importlib.metadata.version("reparam_compiler")
+    except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed
+        return "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class _Parser:
+    """Reads a manifest from JSON values that may be anything; `path` is for its errors."""
+
+    path: str
+
+    def manifest(self, found: object) -> Manifest:
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise UnsupportedModelError(
+                f"{self.path}: found JSON whose format is not {FORMAT!r}: expected what Manifest.save wrote"
+            )
+        version, tool = found.get("version"), found.get("tool")
+        if not isinstance(version, int) or version < 1 or not isinstance(tool, str):
+            raise self._foreign("version and tool", "a number from 1 and a text", (version, tool))
+        if version > VERSION:
+            raise UnsupportedModelError(
+                f"{self.path}: found version {version}, by reparam_compiler {tool}; this one reads up to {VERSION}: update it"
+            )
+        params = {name: self._param(name, entry) for name, entry in self._object("params", found.get("params")).items()}
+        families = {name: self._family(name, e) for name, e in self._object("families", found.get("families")).items()}
+        manifest = Manifest(params, families, tool)
+        if found.get("shapes_sha256") != manifest.fingerprint:
+            raise InfeasiblePruneError(
+                f"{self.path}: found shapes_sha256 {found.get('shapes_sha256')}, but its names and shapes give "
+                f"{manifest.fingerprint}; it was edited or is not whole: write the manifest again"
+            )
+        return manifest
+
+    def _param(self, name: str, entry: object) -> KeptParam:
+        fields = self._object(name, entry)
+        before, after = self._numbers(name, fields.get("before")), self._numbers(name, fields.get("after"))
+        kept: dict[int, Indices] = {}
+        for axis, indices in self._object(name, fields.get("kept")).items():
+            if not axis.isdecimal() or int(axis) >= len(before):
+                raise self._contradiction(name, f"axis {axis!r} of {len(before)} axes")
+            kept[int(axis)] = self._sorted(name, indices, before[int(axis)])
+        param = KeptParam(before, kept)
+        if param.after != after:
+            raise self._contradiction(name, f"the shape {after} after, while its indices leave {param.after}")
+        return param
+
+    def _family(self, name: str, entry: object) -> KeptFamily:
+        fields = self._object(name, entry)
+        before, after = self._numbers(name, [fields.get("before"), fields.get("after")])
+        layers = {
+            layer: self._sorted(name, indices, None) for layer, indices in self._object(name, fields.get("layers")).items()
+        }
+        if not 0 < after <= before:
+            raise self._contradiction(name, f"{after} of {before} channels")
+        return KeptFamily(before, after, layers)
+
+    def _sorted(self, name: str, value: object, size: int | None) -> Indices:
+        indices = self._numbers(name, value)
+        if not indices or any(b <= a for a, b in pairwise(indices)) or (size is not None and indices[-1] >= size):
+            within = "" if size is None else f" below {size}"
+            raise self._contradiction(name, f"the indices {_abbreviated(indices)}, which are not one or more in order{within}")
+        return indices
+
+    def _numbers(self, name: str, value: object) -> tuple[int, ...]:
+        if not isinstance(value, list) or not all(type(number) is int and number >= 0 for number in value):
+            raise self._foreign(name, "a list of numbers that are not negative", value)
+        return tuple(value)
+
+    def _object(self, name: str, value: object) -> dict[str, object]:
+        if not isinstance(value, dict):
+            raise self._foreign(name, "an object", value)
+        return value
+
+    def _foreign(self, name: str, expected: str, found: object) -> UnsupportedModelError:
+        return UnsupportedModelError(f"{self.path}: {name}: found {found!r:.80}; expected {expected}: write the manifest again")
+
+    def _contradiction(self, name: str, found: str) -> InfeasiblePruneError:
+        return InfeasiblePruneError(f"{self.path}: {name}: found {found}; it contradicts itself: write the manifest again")

@@ -1,0 +1,214 @@
+"""Pruning, from what was asked to the pruned graph: rank the channels, allot them, cut, verify, repair.
+
+    channel_groups   which channels leave together              importance, allocate, budget   which of them leave
+    prune_channels   the masked and the sliced graph, compared  reconstruct                    what reads them is refitted
+
+Without calibration data nothing is repaired. With it, three qualities, from cheap to good:
+
+    fast        rank by energy, match the moments of what is left
+    standard    optimal brain on channels, fold what is lost into what is left
+    high        optimal brain on channels x taps, least squares on patches
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.ir.graph import Graph, NodeId
+from reparam_compiler.passes.pruning.allocation import Allocation, AllocationName, RatioOf, allocate, ignored_nodes
+from reparam_compiler.passes.pruning.budget import Budget, Measure, fit_budget
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep, channel_groups
+from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss, Scores, is_cumulative
+from reparam_compiler.passes.pruning.criteria.importance import importance as scores_of
+from reparam_compiler.passes.pruning.repair.activations import Batch
+from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair
+from reparam_compiler.passes.pruning.slice_channels import masked, sliced, verify_pruned
+
+Quality = Literal["fast", "standard", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What is done with calibration data: how channels are ranked, and how their consumers are repaired."""
+
+    importance: str
+    repair: RepairName
+
+
+QUALITIES: Mapping[Quality, Means] = {
+    "fast": Means("energy", "moments"),
+    "standard": Means("obs", "fold"),
+    "high": Means("obs_patches", "least_squares"),
+}
+UNCALIBRATED = "l1"
+"""How channels are ranked where there is no calibration data."""
+
+
+@dataclass(frozen=True, slots=True)
+class CutFamily:
+    """A family that could be pruned: its native name, its width before and after, the nodes whose parameters go with it."""
+
+    name: str
+    before: int
+    after: int
+    members: tuple[NodeId, ...]
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedFamily:
+    """A family that keeps its width: the node that needs it whole, and why."""
+
+    name: str
+    width: int
+    node: NodeId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PrunePlan:
+    """What was asked and what was done.
+
+    ratio: what was asked; None where a budget or the ratios of layers were.
+    budget: the share that remains of each thing that was limited.
+    importance, allocation, quality: in words.
+    relative_error: of the pruned graph against its masked reference, in float64, before repair.
+    repair: which consumers were repaired; None without calibration data.
+    """
+
+    ratio: float | None
+    budget: Mapping[str, float]
+    importance: str
+    allocation: str
+    quality: str
+    round_to: int
+    families: tuple[CutFamily, ...]
+    pinned: tuple[PinnedFamily, ...]
+    relative_error: float
+    repair: Repair | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PruneResult:
+    """The pruned graph and its plan; `groups` and `keep` say which channels stayed."""
+
+    graph: Graph
+    plan: PrunePlan
+    groups: ChannelGroups
+    keep: Keep
+
+
+def prune(
+    graph: Graph,
+    *,
+    ratio: float | None = None,
+    budget: Budget | None = None,
+    importance: str | Criterion | None = None,
+    allocation: AllocationName | RatioOf = "uniform",
+    calibration: Iterable[Batch] | None = None,
+    quality: Quality = "standard",
+    round_to: int = 8,
+    ignore: Iterable[str] = (),
+    measure: Measure | None = None,
+    loss: Loss | None = None,
+    seed: int = 0,
+) -> PruneResult:
+    """The graph without `ratio` of the channels of every family that can be cut, or as many as a budget asks for.
+
+    Args:
+        graph: node types must be known, with every size a number but the batch's.
+        ratio: the share of channels to remove, at least 0 and below 1; 0 gives the same graph back.
+        budget: what may remain, in place of a ratio.
+        importance: a name in `importance.CRITERIA`, or a function; None is what the quality takes, and l1 without data.
+        allocation: a name in `allocate.ALLOCATIONS`, or the ratio of each family by pattern.
+        calibration: batches, each an array for each model input; they are gone over more than once.
+        quality: what is done with them (`QUALITIES`).
+        round_to: widths go to the nearest multiple of it; 1 is the exact ratio.
+        ignore: node ids, native names or patterns whose widths must stay.
+        measure, loss: for a budget of latency, and for criteria by gradient.
+        seed: for criteria that draw.
+
+    Raises:
+        InfeasiblePruneError: nothing can be pruned, or the request contradicts the graph.
+        UnsupportedModelError: a shape is not known.
+        VerificationError: the pruned graph differs from its masked reference.
+    """
+    _check_request(ratio, budget, allocation, quality)
+    if isinstance(calibration, Iterator):
+        calibration = list(calibration)
+    groups = channel_groups(graph, pinned=ignored_nodes(graph, ignore))
+    ranked_by = importance or (UNCALIBRATED if calibration is None else QUALITIES[quality].importance)
+    scores = scores_of(graph, groups, ranked_by, seed=seed, batches=calibration, loss=loss)
+    how = _How(allocation, round_to, is_cumulative(ranked_by), measure)
+    chosen, shares = _allotted(graph, groups, scores, ratio if budget is None else budget, how)
+    hidden = masked(graph, groups, chosen.keep)
+    pruned = sliced(graph, groups, chosen.keep)
+    error = verify_pruned(hidden, pruned).relative
+    done = None
+    if calibration is not None and not chosen.keep.all():
+        repaired, done = repair(graph, hidden, groups, chosen.keep, calibration, how=QUALITIES[quality].repair)
+        pruned = sliced(repaired, groups, chosen.keep)
+    plan = PrunePlan(
+        ratio=ratio,
+        budget=shares,
+        importance=ranked_by if isinstance(ranked_by, str) else getattr(ranked_by, "__name__", "custom"),
+        allocation=allocation if isinstance(allocation, str) else "by layer",
+        quality=quality,
+        round_to=round_to,
+        families=tuple(
+            CutFamily(f.name, f.width, chosen.widths[f.name], f.members, chosen.notes.get(f.name, "")) for f in groups.free
+        ),
+        pinned=tuple(PinnedFamily(f.name, f.width, f.pin.node, f.pin.reason) for f in groups.families if f.pin),
+        relative_error=error,
+        repair=done,
+    )
+    return PruneResult(pruned, plan, groups, chosen.keep)
+
+
+def _check_request(ratio: float | None, budget: Budget | None, allocation: AllocationName | RatioOf, quality: Quality) -> None:
+    if quality not in QUALITIES:
+        raise InfeasiblePruneError(f"quality={quality!r}: choose one of {', '.join(QUALITIES)}")
+    if budget is not None and ratio is not None:
+        raise InfeasiblePruneError(f"ratio={ratio} and a budget say how much to remove; give one of them")
+    if ratio is None and budget is None and isinstance(allocation, str):
+        raise InfeasiblePruneError("nothing says how much to remove; give a ratio, a budget, or an allocation {layer: ratio}")
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """Options of an allocation, as in `prune`; cumulative: what the scores are (`is_cumulative`)."""
+
+    allocation: AllocationName | RatioOf
+    round_to: int
+    cumulative: bool
+    measure: Measure | None
+
+
+def _allotted(
+    graph: Graph, groups: ChannelGroups, scores: Scores, wanted: float | Budget | None, how: _How
+) -> tuple[Allocation, Mapping[str, float]]:
+    """What stays, and the share that remains of each thing that a budget limits."""
+    if not isinstance(wanted, Budget):
+        chosen = allocate(
+            groups,
+            scores,
+            ratio=wanted or 0.0,
+            allocation=how.allocation,
+            round_to=how.round_to,
+            graph=graph,
+            cumulative=how.cumulative,
+        )
+        return chosen, {}
+    fit = fit_budget(
+        graph,
+        groups,
+        scores,
+        wanted,
+        cut=lambda keep: sliced(graph, groups, keep),
+        allocation=how.allocation,
+        round_to=how.round_to,
+        measure=how.measure,
+        cumulative=how.cumulative,
+    )
+    return fit.allocation, dict(fit.shares)
