@@ -110,7 +110,7 @@ def test_every_elementwise_function_runs() -> None:
 
 def test_a_split_is_taken_apart_by_items() -> None:
     pieces = Node("s", ops.Split(1, (1, 3)), ("x",))
-    graph = Graph.of([Node("x", ops.Input(), ()), pieces, Node("i", ops.Item(1), ("s",))], ["i"])
+    graph = Graph.of([Node("x", ops.Input(), ()), pieces, Node("i", ops.TupleGet(1), ("s",))], ["i"])
     torch.testing.assert_close(evaluate(graph, {"x": X})["i"], X[:, 1:], **FLOAT64)
 
 

@@ -90,7 +90,7 @@ def fuse(
 
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
-    options = Options(verify=verify, policy=policy, model=cost_model or USUAL, keep_bn=keep_bn)
+    options = Options(verify=verify, policy=policy, cost_model=cost_model or USUAL, keep_bn=keep_bn)
     fused, report = _fused(opened(model), given_inputs(example_inputs), options, inplace=inplace)
     return (fused, report) if return_report else fused
 
@@ -148,7 +148,7 @@ def inspect(
     keep_bn: bool = False,
 ) -> FuseReport:
     """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`."""
-    options = Options(policy=policy, model=cost_model or USUAL, keep_bn=keep_bn)
+    options = Options(policy=policy, cost_model=cost_model or USUAL, keep_bn=keep_bn)
     model, example_inputs = opened(model), given_inputs(example_inputs)
     if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
         graph_module = traced(model, example_inputs, copy=True)

@@ -67,7 +67,7 @@ USUAL = CostModel()
 
 def work(op: ops.Op, params: Sequence[Param], read: int, written: int) -> Work:
     """What an op does that reads and writes so many elements; one that only names its input anew does nothing."""
-    if isinstance(op, ops.Identity | ops.Flatten | ops.Reshape | ops.Slice | ops.Split | ops.Item | ops.Input):
+    if isinstance(op, ops.Identity | ops.Flatten | ops.Reshape | ops.Slice | ops.Split | ops.TupleGet | ops.Input):
         return NO_WORK
     element = BYTES.get(params[0].dtype, 4) if params else 4
     size = element * (read + written + sum(param.count for param in params))

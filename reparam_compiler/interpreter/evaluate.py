@@ -150,11 +150,11 @@ def _apply(op: ops.Op, operands: list[Any]) -> Any:
             return F.pad(operands[0], _torch_padding(shown), _PAD_MODE[mode], **fill)
         case ops.AvgPool() | ops.MaxPool() | ops.AdaptiveAvgPool():
             return _pool(op, operands[0])
-        case ops.Reduce() | ops.LayerNorm() | ops.GroupNorm() | ops.Contract() | ops.Attention():
+        case ops.Reduce() | ops.LayerNorm() | ops.GroupNorm() | ops.Einsum() | ops.Attention():
             return _across(op, operands)
         case ops.Embedding():
             return F.embedding(*operands)
-        case ops.Assign(cuts):
+        case ops.SliceUpdate(cuts):
             return _assign(cuts, *operands)
         case ops.Opaque(target, run):
             if run is None:
@@ -184,7 +184,7 @@ def _move(op: ops.Op, operands: list[Any]) -> Any:
             return x[(slice(None),) * axis + (slice(start, stop, step),)]
         case ops.Split(axis, sizes):
             return torch.split(x, list(sizes), axis)
-        case ops.Item(index):
+        case ops.TupleGet(index):
             return x[index]
         case ops.Expand(shape):
             return x.expand(shape)
@@ -197,57 +197,57 @@ def _move(op: ops.Op, operands: list[Any]) -> Any:
 def _across(op: ops.Op, operands: list[Any]) -> Tensor:
     """The ops that work across channels: over those that `counted` has a 1 for, where it is given."""
     x: Tensor = operands[0]
-    place = op.counted or 0
-    counted: Tensor | None = operands[place] if place < len(operands) else None
+    place = op.mask or 0
+    mask: Tensor | None = operands[place] if place < len(operands) else None
     match op:
         case ops.Reduce(function, axes, keepdim):
-            return _reduce(function, x, counted, axes, keepdim)
+            return _reduce(function, x, mask, axes, keepdim)
         case ops.LayerNorm(shape, eps, centred):
             weight, bias = _weight_and_bias(operands)
-            y = _standardised(x, counted, tuple(range(x.ndim - len(shape), x.ndim)), eps, centred)
+            y = _standardised(x, mask, tuple(range(x.ndim - len(shape), x.ndim)), eps, centred)
             y = y if weight is None else y * weight
             return y if bias is None else y + bias
         case ops.GroupNorm(groups, eps):
             weight, bias = _weight_and_bias(operands)
             blocks = (x.shape[0], x.shape[1] if groups is None else groups, -1)
-            mask = None if counted is None else counted.expand_as(x).reshape(blocks)
+            mask = None if mask is None else mask.expand_as(x).reshape(blocks)
             y = _standardised(x.reshape(blocks), mask, (2,), eps, centred=True).reshape(x.shape)
             along = (-1, *(1,) * (x.ndim - 2))
             y = y if weight is None else y * weight.reshape(along)
             return y if bias is None else y + bias.reshape(along)
-        case ops.Contract(a, b, out):
-            x = x if counted is None else torch.where(counted > 0, x, 0.0)
+        case ops.Einsum(a, b, out):
+            x = x if mask is None else torch.where(mask > 0, x, 0.0)
             return torch.einsum(f"{a},{b}->{out}", x, operands[1])
         case ops.Attention(scale, _, causal):
-            q = x if counted is None else torch.where(counted > 0, x, 0.0)
+            q = x if mask is None else torch.where(mask > 0, x, 0.0)
             return _attention(q, operands[1], operands[2], operands[3] if len(operands) > 3 else None, scale, causal)
         case _:
             raise UnsupportedModelError(f"{op.name} does not work across channels")
 
 
-def _reduce(function: str, x: Tensor, counted: Tensor | None, axes: Sequence[int], keepdim: bool) -> Tensor:
+def _reduce(function: str, x: Tensor, mask: Tensor | None, axes: Sequence[int], keepdim: bool) -> Tensor:
     """Mean, sum, largest, least or norm of those that count."""
     if function in ("max", "min"):
         left_out = -torch.inf if function == "max" else torch.inf
-        x = x if counted is None else torch.where(counted > 0, x, left_out)
+        x = x if mask is None else torch.where(mask > 0, x, left_out)
         extreme: Tensor = _REDUCE[function](x, axes, keepdim=keepdim)
         return extreme
-    x = x if counted is None else torch.where(counted > 0, x, 0.0)
+    x = x if mask is None else torch.where(mask > 0, x, 0.0)
     if function == "norm":
         length: Tensor = torch.linalg.vector_norm(x, 2, axes, keepdim=keepdim)
         return length
     found: Tensor = _REDUCE[function](x, axes, keepdim=keepdim)
-    return found / counted.mean() if counted is not None and function == "mean" else found
+    return found / mask.mean() if mask is not None and function == "mean" else found
 
 
-def _standardised(x: Tensor, counted: Tensor | None, axes: tuple[int, ...], eps: float, centred: bool) -> Tensor:
+def _standardised(x: Tensor, mask: Tensor | None, axes: tuple[int, ...], eps: float, centred: bool) -> Tensor:
     """(x - mean) / sqrt(var + eps) with the statistics of those that count, along these axes."""
-    where = torch.ones((), dtype=x.dtype) if counted is None else counted.expand_as(x).to(x.dtype)
-    seen = x if counted is None else torch.where(where > 0, x, 0.0)
+    where = torch.ones((), dtype=x.dtype) if mask is None else mask.expand_as(x).to(x.dtype)
+    seen = x if mask is None else torch.where(where > 0, x, 0.0)
     share = where.expand_as(x).mean(axes, keepdim=True)
     if centred:
         x = x - seen.mean(axes, keepdim=True) / share
-    square = x**2 if counted is None else torch.where(where > 0, x, 0.0) ** 2
+    square = x**2 if mask is None else torch.where(where > 0, x, 0.0) ** 2
     return x / torch.sqrt(square.mean(axes, keepdim=True) / share + eps)
 
 

@@ -44,7 +44,7 @@ def between(graph: Graph, source: NodeId, sink: NodeId) -> list[NodeId]:
     return sorted(found, key=graph.position.__getitem__)
 
 
-def still_nodes(graph: Graph) -> frozenset[NodeId]:
+def data_independent_nodes(graph: Graph) -> frozenset[NodeId]:
     """The ids whose values depend on the sizes of the model's inputs and not on their elements."""
     found: set[NodeId] = set()
     for node in graph:
@@ -55,7 +55,7 @@ def still_nodes(graph: Graph) -> frozenset[NodeId]:
     return frozenset(found)
 
 
-def dead_nodes(graph: Graph, still: Set[NodeId]) -> frozenset[NodeId]:
+def dead_nodes(graph: Graph, data_independent: Set[NodeId]) -> frozenset[NodeId]:
     """The ids that no output depends on: what is left of views that were written through, of shapes that were folded.
 
     An opaque node that nothing reads may have an effect (an assertion), so that what it reads is alive; one that looks at sizes
@@ -63,7 +63,7 @@ def dead_nodes(graph: Graph, still: Set[NodeId]) -> frozenset[NodeId]:
     """
     alive = set(graph.outputs)
     for node in reversed(tuple(graph)):
-        acts = isinstance(node.op, Opaque) and not graph.users[node.id] and node.id not in still
+        acts = isinstance(node.op, Opaque) and not graph.users[node.id] and node.id not in data_independent
         if acts or node.id in alive:
             alive.update((node.id, *node.sources))
     return frozenset(graph.nodes.keys() - alive)

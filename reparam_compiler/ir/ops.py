@@ -18,7 +18,7 @@ class Op:
 
     moves_data: ClassVar[bool] = False
     """True for ops that only move elements: they run as they are on labels (pruning)."""
-    counted: ClassVar[int | None] = None
+    mask: ClassVar[int | None] = None
     """The input, absent in every model, that says with 0 and 1 which positions of an axis count: what an op that works across
     channels does after some have left, without their leaving (`prune_channels.masked`)."""
 
@@ -159,7 +159,7 @@ class Reduce(Op):
     function: Literal["mean", "sum", "max", "min", "norm"]
     axes: Ints
     keepdim: bool
-    counted: ClassVar[int | None] = 1
+    mask: ClassVar[int | None] = 1
 
     @property
     def name(self) -> str:
@@ -184,7 +184,7 @@ class Stack(Op):
 
 
 @dataclass(frozen=True, slots=True)
-class Assign(Op):
+class SliceUpdate(Op):
     """(x, value): x with `x[cuts] = value`, broadcast; either may be a parameter.
 
     cuts: (axis, start, stop) for each axis that is not written to from end to end. Negative numbers count from the end,
@@ -232,7 +232,7 @@ class Slice(Op):
 
 @dataclass(frozen=True, slots=True)
 class Split(Op):
-    """(x) -> a tuple of pieces of `sizes` along an axis, taken apart by `Item`."""
+    """(x) -> a tuple of pieces of `sizes` along an axis, taken apart by `TupleGet`."""
 
     axis: int
     sizes: Ints
@@ -240,7 +240,7 @@ class Split(Op):
 
 
 @dataclass(frozen=True, slots=True)
-class Item(Op):
+class TupleGet(Op):
     """(tuple): its element `index`."""
 
     index: int
@@ -266,7 +266,7 @@ class LayerNorm(Op):
     shape: Ints
     eps: float
     centred: bool = True
-    counted: ClassVar[int | None] = 3
+    mask: ClassVar[int | None] = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +278,11 @@ class GroupNorm(Op):
 
     groups: int | None
     eps: float
-    counted: ClassVar[int | None] = 3
+    mask: ClassVar[int | None] = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Contract(Op):
+class Einsum(Op):
     """(a, b, counted or None): the sum of products over the letters of `a` and `b` that `out` lacks; the mask goes with `a`.
 
     a, b, out: a letter for each axis (`bik`, `bkj`, `bij`: a product of matrices), as in `torch.einsum`.
@@ -291,7 +291,7 @@ class Contract(Op):
     a: str
     b: str
     out: str
-    counted: ClassVar[int | None] = 2
+    mask: ClassVar[int | None] = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ class Attention(Op):
     scale: float
     width: int
     causal: bool = False
-    counted: ClassVar[int | None] = 4
+    mask: ClassVar[int | None] = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,12 +324,12 @@ class ChannelShuffle(Op):
 class PerChannel(Op):
     """(x `N C …`, parameters …), each `C` or a single number: a function of each element and the parameters of its channel.
 
-    What it computes, and what the following three do, is told by the `Opaque` op that has this likeness.
+    What it computes, and what the following three do, is told by the `Opaque` op that has this coupling model.
     """
 
 
 @dataclass(frozen=True, slots=True)
-class Gate(Op):
+class Glu(Op):
     """(x): the first half along `axis`, each element with its fellow of the second half (GLU)."""
 
     axis: int
@@ -361,14 +361,14 @@ class Rearrange(Op):
 class Opaque(Op):
     """Anything else. `run` maps torch tensors for the node's inputs to its value, or is None where it cannot be run alone.
 
-    like: an op that gives the same for the sizes in the graph's types, though perhaps not for others; None where none is known.
-    It is what pruning sees, where every size but the batch's is known; a pass that must be right for all sizes leaves it alone.
+    coupling: the coupling model: an op that gives the same for the sizes in the graph's types, perhaps not for others. It
+    is what pruning sees, where every size but the batch's is known; a pass that must be right for all sizes leaves it alone.
     reads: how many inputs it has: the first ones of the node. Those that follow are numbers that the model computes.
     """
 
     target: str
     run: Callable[..., Any] | None = None
-    like: Op | None = None
+    coupling: Op | None = None
     reads: int = 0
 
     @property
@@ -409,5 +409,5 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 _SILENT: dict[type[Op], tuple[str, ...]] = {
     Elementwise: ("function",),
     Reduce: ("function",),
-    Opaque: ("target", "run", "like", "reads"),
+    Opaque: ("target", "run", "coupling", "reads"),
 }

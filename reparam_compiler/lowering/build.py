@@ -34,7 +34,7 @@ from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
 from reparam_compiler.lowering.runtime.executable import Executable, Kernel, assemble
-from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, RecordedAlgorithms, check_readable, read_convs
 from reparam_compiler.lowering.target import TargetLike, describe, is_gpu, resolve, vector_unit
 
@@ -78,7 +78,7 @@ def build(
     """The phases after import, for a resolved target."""
     watch = options.watch()
     try:
-        with COMPILING, target, quiet(), options.context(watch):
+        with COMPILING, target, filter_stderr(), options.context(watch):
             module = lower(imported.module, target, records, options.max_error)
             with cuda_toolchain() if is_gpu(target) else contextlib.nullcontext():
                 library = tvm.compile(module, target=target, relax_pipeline=_vm_passes(target))

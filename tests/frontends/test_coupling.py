@@ -96,12 +96,12 @@ def test_likeness_computes_what_the_op_itself_does(make: Callable[[], Model]) ->
     graph = frontend_for(native).read(native).graph
     source = next(node.id for node in graph if isinstance(node.op, ops.Input))
     values = evaluate(graph, {source: x}, wanted=list(graph.nodes))
-    own_rule = (ops.Slicewise, ops.Rearrange, ops.PerChannel, ops.Gate)
-    alike = [n for n in graph if isinstance(n.op, ops.Opaque) and n.op.like and not isinstance(n.op.like, own_rule)]
+    own_rule = (ops.Slicewise, ops.Rearrange, ops.PerChannel, ops.Glu)
+    alike = [n for n in graph if isinstance(n.op, ops.Opaque) and n.op.coupling and not isinstance(n.op.coupling, own_rule)]
     for node in alike:
         assert isinstance(node.op, ops.Opaque)
-        assert node.op.like is not None
-        alone = replace(node, op=node.op.like, inputs=node.inputs[: node.op.reads])
+        assert node.op.coupling is not None
+        alone = replace(node, op=node.op.coupling, inputs=node.inputs[: node.op.reads])
         assert difference(values[node.id], evaluate_node(alone, values)).relative <= GRAPH
 
 

@@ -164,7 +164,7 @@ def test_several_outputs_are_items_of_one_opaque_node() -> None:
     model = model_of([node], {"x": (2, 6)}, ["values"], {"k": np.array([3])})
     graph = read(model)
     assert graph["top:outputs"].op.name == "TopK"
-    assert graph["values"].op == ops.Item(0)
+    assert graph["values"].op == ops.TupleGet(0)
     feeds = {"x": normal(2, 6)}
     np.testing.assert_allclose(evaluated(graph, feeds)[0], run(model, feeds)[0], **FLOAT32)
 

@@ -469,7 +469,7 @@ def test_an_assignment_that_was_changed_is_refused() -> None:
     model = model_of([helper.make_node("ScatterND", ["x", *constants], ["y"])], {"x": (3, 4, 7, 5)}, ["y"], constants)
     reading = OnnxFrontend().read(model)
     node = reading.graph["y"]
-    assert node.op == ops.Assign(((0, 1, None),))
+    assert node.op == ops.SliceUpdate(((0, 1, None),))
     other = Param.of(normal(1), role="const", dtype="f32")
     with pytest.raises(RewriteError, match=r"y: Assign.* cannot be written back"):
         reading.write(reading.graph.rewrite({"y": replace(node, inputs=("x", other))}))

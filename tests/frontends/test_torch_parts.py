@@ -65,8 +65,8 @@ def value(graph: Graph, x: Tensor) -> Tensor:
     return found
 
 
-def written(graph: Graph) -> list[ops.Assign]:
-    return [node.op for node in graph if isinstance(node.op, ops.Assign)]
+def written(graph: Graph) -> list[ops.SliceUpdate]:
+    return [node.op for node in graph if isinstance(node.op, ops.SliceUpdate)]
 
 
 class Bordered(nn.Module):
@@ -96,7 +96,7 @@ def bordered() -> nn.Module:
     return Bordered().double().eval()
 
 
-STRIPS = [ops.Assign(cuts) for cuts in (((2, 0, 1),), ((2, -1, None),), ((3, 0, 1),), ((3, -1, None),))]
+STRIPS = [ops.SliceUpdate(cuts) for cuts in (((2, 0, 1),), ((2, -1, None),), ((3, 0, 1),), ((3, -1, None),))]
 
 
 @pytest.mark.parametrize("route", ROUTES)

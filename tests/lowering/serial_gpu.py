@@ -14,7 +14,7 @@ from tvm import relax, tirx
 from tvm.ir.transform import Sequential
 from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 
-from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 
 
 def run_serially(func: Any, *inputs: np.ndarray, out: tuple[tuple[int, ...], str]) -> np.ndarray:
@@ -43,7 +43,7 @@ def run_net_serially(module: Any, *inputs: np.ndarray) -> list[np.ndarray]:
             module.update_func(variable, serial(func))
     target = tvm.target.Target({"kind": "llvm"})
     passes = Sequential(cpu_pipeline.dataflow_lower_passes(target) + cpu_pipeline.finalize_passes(target))
-    with quiet():
+    with filter_stderr():
         machine = relax.VirtualMachine(tvm.compile(module, target=target, relax_pipeline=passes), tvm.cpu())
     result = machine["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in inputs))
     return [leaf.numpy() for leaf in ([result] if isinstance(result, tvm.runtime.Tensor) else list(result))]

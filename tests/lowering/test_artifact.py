@@ -21,7 +21,7 @@ from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.runtime.archive import LIBRARY, MANIFEST, MARK, write_tar
 from reparam_compiler.lowering.runtime.executable import Kernel, filled
-from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 
 pytestmark = pytest.mark.tvm
 
@@ -328,7 +328,7 @@ def test_threads_that_are_quiet_at_once_leave_stderr_as_it_was() -> None:
 
     def swap() -> None:
         for _ in range(20):
-            with quiet():
+            with filter_stderr():
                 time.sleep(0.001)
 
     threads = [threading.Thread(target=swap) for _ in range(8)]

@@ -68,7 +68,7 @@ class Net:
 
     def split(self, x: NodeId, *sizes: int, axis: int = 1) -> list[NodeId]:
         pieces = self.add(ops.Split(axis, sizes), x)
-        return [self.add(ops.Item(index), pieces) for index in range(len(sizes))]
+        return [self.add(ops.TupleGet(index), pieces) for index in range(len(sizes))]
 
     def pool(self, x: NodeId) -> NodeId:
         return self.add(ops.AdaptiveAvgPool((1, 1)), x)

@@ -175,7 +175,7 @@ def test_savings_are_the_difference_of_the_graphs(seed: int, params: bool, data:
     saved = savings(graph, groups, params=params)
     widths = {f.name: data.draw(st.integers(1, len(f.groups))) * f.positions for f in groups.free}
 
-    def counted(changed: dict[str, int]) -> int:
+    def mask(changed: dict[str, int]) -> int:
         keep = np.ones(groups.count, np.bool_)
         for family in groups.free:
             keep[family.groups[changed[family.name] // family.positions :]] = False
@@ -186,7 +186,7 @@ def test_savings_are_the_difference_of_the_graphs(seed: int, params: bool, data:
     for family in groups.free:
         if widths[family.name] > family.positions:
             after = family.positions
-            expected = counted(widths) - counted({**widths, family.name: after})
+            expected = mask(widths) - mask({**widths, family.name: after})
             assert saved(widths, family, after) == pytest.approx(expected, rel=1e-9)
 
 

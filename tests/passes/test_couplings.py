@@ -54,7 +54,7 @@ def counted_ops(seed: int) -> list[tuple[ops.Op, tuple[Tensor | None, ...], int]
     ]
     found += [(ops.LayerNorm((-1,), 1e-5, centred), (last, weight, bias), 2) for centred in (True, False)]
     found += [(ops.GroupNorm(groups, 1e-5), (x, weight, bias), 1) for groups in (1, 3)]
-    found += [(ops.Contract("abc", "adc", "abd"), (last, torch.randn(2, 3, 12, dtype=torch.float64)), 2)]
+    found += [(ops.Einsum("abc", "adc", "abd"), (last, torch.randn(2, 3, 12, dtype=torch.float64)), 2)]
     bias_of = torch.randn(2, 5, 5, generator=random, dtype=torch.float64)
     found += [(ops.Attention(0.3, 12, causal), (last, last.flip(1), last[..., :7], bias_of), 2) for causal in (True, False)]
     return found
@@ -71,9 +71,9 @@ def test_op_that_counts_some_channels_gives_what_it_gives_without_the_others(see
         kept = torch.from_numpy(keep.ravel())
         first = operands[0]
         assert first is not None
-        assert op.counted is not None
+        assert op.mask is not None
         mask = kept.double().reshape([-1 if a == axis else 1 for a in range(first.ndim)])
-        whole = _value(op, [*operands, *[None] * (op.counted - len(operands)), mask])
+        whole = _value(op, [*operands, *[None] * (op.mask - len(operands)), mask])
         cut = [None if v is None else v[_along(v, kept)] for v in operands]
         expected = _value(op, cut)
         found = whole[_along(whole, kept)] if whole.shape != expected.shape else whole
@@ -132,16 +132,16 @@ def test_heads_go_where_their_widths_cannot() -> None:
 def test_product_whose_result_has_channels_along_two_axes_keeps_one() -> None:
     net = Net()
     a, b = tokens(net, 6, "a"), tokens(net, 8, "b")
-    product = net.add(ops.Contract("nta", "ntb", "nab"), a, b, name="gram")
+    product = net.add(ops.Einsum("nta", "ntb", "nab"), a, b, name="gram")
     graph = net.graph(net.linear(product, 4))
-    assert reason(graph, "net.a") == "gram (contract) gives channels along two axes"
+    assert reason(graph, "net.a") == "gram (einsum) gives channels along two axes"
     assert families(graph)["net.b"].pin is None
 
 
 def test_channels_that_only_one_side_of_a_product_has_are_pinned() -> None:
     net = Net()
     other = net.add(ops.Reshape((0, 3, TOKENS)), net.x)
-    graph = net.graph(net.linear(net.add(ops.Contract("ntc", "nct", "nt"), tokens(net, 3, "a"), other), 4))
+    graph = net.graph(net.linear(net.add(ops.Einsum("ntc", "nct", "nt"), tokens(net, 3, "a"), other), 4))
     assert "joins it with what keeps its width" in reason(graph, "net.a")
 
 

@@ -14,11 +14,11 @@ from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Operand, Param, TensorType
 from reparam_compiler.passes.fusion import merge_rules as merges
-from reparam_compiler.passes.fusion.abstract_values import NoRule, Signal, Stacked, Still
+from reparam_compiler.passes.fusion.abstract_values import DataIndependent, NoRule, SourceLayout, Stacked
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, rewrite_regions
 
 FEW = settings(max_examples=settings.default.max_examples // 4)
-SOURCE = Signal(4, 2, axes=4)
+SOURCE = SourceLayout(4, 2, axes=4)
 
 
 def param(*shape: int, seed: int = 0) -> Param:
@@ -87,11 +87,11 @@ def test_a_slice_up_to_a_position_is_a_crop_only_where_every_run_has_these_sizes
 @given(cut=st.integers(1, 3), index=st.integers(0, 1))
 def test_a_piece_of_a_split(cut: int, index: int) -> None:
     split = node(ops.Split(1, (cut, 4 - cut)), "a", name="s")
-    assert fuses(conv("a", "x"), split, node(ops.Item(index), "s"))
+    assert fuses(conv("a", "x"), split, node(ops.TupleGet(index), "s"))
 
 
 def test_pieces_that_go_apart_and_come_together() -> None:
-    pieces = [node(ops.Item(index), "s", name=f"p{index}") for index in range(2)]
+    pieces = [node(ops.TupleGet(index), "s", name=f"p{index}") for index in range(2)]
     split = node(ops.Split(1, (2, 2)), "a", name="s")
     result = after(conv("a", "x"), split, *pieces, node(ops.Concat(1), "p1", "p0"))
     assert result.fusions[0].weight == (4, 4, 3, 3)
@@ -115,7 +115,7 @@ def test_convs_over_pieces(cut: int, sizes: tuple[int, int], dense: bool, merge:
     for i, (count, size) in enumerate(zip(counts, sizes, strict=True)):
         op = ops.Conv((1, 1), ((size // 2, size // 2),) * 2, (1, 1), 1 if dense else count)
         weight = param(count, count if dense else 1, size, size, seed=i)
-        nodes += [node(ops.Item(i), "s", name=f"p{i}"), node(op, f"p{i}", weight, param(count, seed=i + 5), name=f"c{i}")]
+        nodes += [node(ops.TupleGet(i), "s", name=f"p{i}"), node(op, f"p{i}", weight, param(count, seed=i + 5), name=f"c{i}")]
     ends = {
         "concat": node(ops.Concat(1), "c0", "c1"),
         "swapped": node(ops.Concat(1), "c1", "c0"),
@@ -174,12 +174,12 @@ def test_a_border_that_is_written_over(size: int, wrong: int | None) -> None:
     nodes = [inner, node(ops.Pad(((0, 0), (0, 0), (size, size), (size, size))), "a", name="w0")]
     for index, (axis, start, stop) in enumerate([(2, 0, size), (2, -size, None), (3, 0, size), (3, -size, None)]):
         value = Param.of(right + (index == wrong), role="const", dtype="f64")
-        nodes.append(node(ops.Assign(((axis, start, stop),)), f"w{index}", value, name=f"w{index + 1}"))
+        nodes.append(node(ops.SliceUpdate(((axis, start, stop),)), f"w{index}", value, name=f"w{index + 1}"))
     assert fuses(*nodes, conv("y", "w4", pad=0)) is (wrong is None)
 
 
 def test_computed_values_that_are_written_over_are_refused() -> None:
-    write = node(ops.Assign(((2, 0, 2),)), "a", param(1, 4, 1, 1))
+    write = node(ops.SliceUpdate(((2, 0, 2),)), "a", param(1, 4, 1, 1))
     (refusal,) = after(conv("a", "x"), write).refusals
     assert refusal.reason == "writes over computed values at y"
 
@@ -190,7 +190,7 @@ def test_a_conv_that_is_written_into_a_constant(low: int, high: int, zero: bool)
     """A canvas of the inner bias, which is zero, or of something else."""
     canvas = np.zeros((2, 4, 9 + low + high, 8)) + (not zero)
     inner = conv("a", "x", 1, pad=0)
-    write = node(ops.Assign(((2, low, -high),)), Param.of(canvas, role="const", dtype="f64"), "a")
+    write = node(ops.SliceUpdate(((2, low, -high),)), Param.of(canvas, role="const", dtype="f64"), "a")
     assert bool(after(inner, write, fixed=True, size=(9, 8)).fusions) is zero
 
 
@@ -223,13 +223,13 @@ def test_transposed_convs(size: int, stride: int, cut: int, dilation: int, group
         (merges.reduction, ops.Reduce("mean", (2,), False), ("k",), "mean over other axes than that of a stack"),
         (merges.cut, ops.Slice(2, 0, 1), ("s",), "a slice of stacked values"),
         (merges.split, ops.Split(2, (1, 1)), ("k",), "a split of other things than channels"),
-        (merges.item, ops.Item(0), ("k",), "an item of a value that is none of several"),
+        (merges.item, ops.TupleGet(0), ("k",), "an item of a value that is none of several"),
         (merges.sum_of, ops.Add((1.0, 1.0)), ("s", "k"), "a sum of stacked values and others"),
     ],
 )
 def test_what_no_rule_covers_may_be_probed(rule: object, op: ops.Op, operands: tuple[str, ...], reason: str) -> None:
     kernel = ConvKernel(np.ones((4, 4, 1, 1)), np.zeros(4), (1, 1), (1, 1), ((0, 0), (0, 0)))
-    given = {"k": kernel, "s": Stacked((kernel, kernel), (0,)), "p": param(1, 4, 1, 1), "t": Still()}
+    given = {"k": kernel, "s": Stacked((kernel, kernel), (0,)), "p": param(1, 4, 1, 1), "t": DataIndependent()}
     with pytest.raises(NoRule, match=reason):
         rule(node(op, *operands), [given[name] for name in operands], SOURCE)  # type: ignore[operator]
 
@@ -241,8 +241,8 @@ def test_what_no_rule_covers_may_be_probed(rule: object, op: ops.Op, operands: t
         (merges.product, ops.Mul(), ("k", "k"), "the product of two computed values is not linear"),
         (merges.quotient, ops.Div(), ("p", "k"), "a quotient by a computed value is not linear"),
         (merges.cut, ops.Slice(2, -1, None), ("k",), "a slice that starts at a position counted from the end"),
-        (merges.assignment, ops.Assign(((2, 0, 1),)), ("k", "k"), "writes computed values over computed ones"),
-        (merges.assignment, ops.Assign(((1, 0, 1),)), ("p", "k"), "writes some channels of a constant"),
+        (merges.assignment, ops.SliceUpdate(((2, 0, 1),)), ("k", "k"), "writes computed values over computed ones"),
+        (merges.assignment, ops.SliceUpdate(((1, 0, 1),)), ("p", "k"), "writes some channels of a constant"),
     ],
 )
 def test_what_is_not_linear_is_refused_for_good(rule: object, op: ops.Op, operands: tuple[str, ...], reason: str) -> None:
@@ -255,7 +255,7 @@ def test_what_is_not_linear_is_refused_for_good(rule: object, op: ops.Op, operan
 
 @pytest.mark.parametrize("shape", [(), (4,), (1, 1, 4)])
 def test_a_constant_along_the_last_axis_is_one_number_each(shape: tuple[int, ...]) -> None:
-    source = Signal(4, 0, last=True, axes=3)
+    source = SourceLayout(4, 0, last=True, axes=3)
     constant = param(*shape)
     x = normal(2, 5, 4)
     found = torch.from_numpy(merges.per_channel(constant, 4, 0, source))
@@ -265,4 +265,4 @@ def test_a_constant_along_the_last_axis_is_one_number_each(shape: tuple[int, ...
 @pytest.mark.parametrize(("shape", "axes"), [((5, 4), 3), ((1, 4), None), ((1, 1, 1, 4), 3)])
 def test_a_constant_that_moves_other_axes_than_the_last_is_refused(shape: tuple[int, ...], axes: int | None) -> None:
     with pytest.raises(NotFusable, match="is not one number for each of 4 channels"):
-        merges.per_channel(param(*shape), 4, 0, Signal(4, 0, last=True, axes=axes))
+        merges.per_channel(param(*shape), 4, 0, SourceLayout(4, 0, last=True, axes=axes))

@@ -36,7 +36,7 @@ def graph_of(model: nn.Module, *inputs: Tensor) -> Graph:
 
 
 def fused(model: nn.Module, cost_model: CostModel = USUAL, policy: str = "cost", *inputs: Tensor) -> PassResult:
-    return fuse_branches(graph_of(model, *inputs), Options(policy=policy, model=cost_model))  # type: ignore[arg-type]
+    return fuse_branches(graph_of(model, *inputs), Options(policy=policy, cost_model=cost_model))  # type: ignore[arg-type]
 
 
 def test_a_fusion_that_would_be_slower_is_refused_and_says_what_both_cost() -> None:

@@ -14,7 +14,7 @@ from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph, Node
 from reparam_compiler.passes.fusion import linear_rules as rules
 from reparam_compiler.passes.fusion import registry
-from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from reparam_compiler.passes.fusion.pipeline import run as run_pipeline
 from reparam_compiler.passes.fusion.regions import Blocked, Region, Regions, interpret
 
@@ -178,7 +178,7 @@ class TestRules:
         assert fused.reasons[0] == "maximum of 2 computed values at maximum"
 
     def test_a_wrong_rule_is_caught_by_the_proof_and_reported(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def wrong(node: Node, reads: Signal) -> ConvKernel:
+        def wrong(node: Node, reads: SourceLayout) -> ConvKernel:
             right = rules.batch_norm(node, reads)
             return affine.diagonal(right.weight.reshape(-1) * 1.0001, right.bias, reads.rank)
 
@@ -191,7 +191,7 @@ class TestRules:
         assert fused.reasons[0].startswith("the proof failed: both forms differ by")
 
     def test_a_refusal_names_its_node_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def refuses(node: Node, reads: Signal) -> ConvKernel:
+        def refuses(node: Node, reads: SourceLayout) -> ConvKernel:
             raise NotFusable(f"{node.id}: never")
 
         monkeypatch.setattr(registry, "RULES", dict(registry.RULES))

@@ -11,7 +11,7 @@ from reparam_compiler.core.kernel import ConvKernel, NotFusable
 from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param, TensorType
-from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from reparam_compiler.passes.fusion.merge_rules import per_channel
 from reparam_compiler.passes.fusion.registry import is_linear, linear_rule, merge_rule
 
@@ -38,7 +38,7 @@ def check(one: Node, x: torch.Tensor) -> None:
     rule = linear_rule(one)
     assert rule is not None
     last = isinstance(one.op, ops.Linear)
-    kernel = rule(one, Signal(x.shape[-1 if last else 1], 0 if last else x.ndim - 2, last))
+    kernel = rule(one, SourceLayout(x.shape[-1 if last else 1], 0 if last else x.ndim - 2, last))
     assert relative_error(evaluate_node(one, {"x": x}), evaluate_node(as_node(kernel), {"x": x})) < EXACT
 
 
@@ -70,7 +70,7 @@ def test_batch_norm(rank: int, affine: bool, eps: float) -> None:
     x = normal(3, 4, *(5, 4, 3)[:rank])
     rule = linear_rule(one)
     assert rule is not None
-    kernel = rule(one, Signal(4, rank))
+    kernel = rule(one, SourceLayout(4, rank))
     assert kernel.is_diagonal
     across = (1, -1, *(1,) * rank)
     found = x * torch.from_numpy(kernel.weight.reshape(across)) + torch.from_numpy(kernel.bias.reshape(across))
@@ -88,7 +88,7 @@ def test_average_pool(rank: int, size: int, stride: int, padding: int) -> None:
 def test_identity(rank: int) -> None:
     rule = linear_rule(node(ops.Identity(), "x"))
     assert rule is not None
-    assert (rule(node(ops.Identity(), "x"), Signal(4, rank)).weight == 1).all()
+    assert (rule(node(ops.Identity(), "x"), SourceLayout(4, rank)).weight == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_no_kernel_equals_is_refused(one: Node, reason: str) -> None:
     rule = linear_rule(one)
     assert rule is not None
     with pytest.raises(NotFusable, match=reason.replace("(", r"\(").replace(")", r"\)")):
-        rule(one, Signal(4, 2))
+        rule(one, SourceLayout(4, 2))
 
 
 def kernel_of(channels: int, rank: int = 2) -> ConvKernel:
@@ -169,4 +169,4 @@ def test_a_merge_that_is_not_exact_is_refused(op: ops.Op, operands: tuple[object
     rule = merge_rule(one)
     assert rule is not None
     with pytest.raises(NotFusable, match=reason):
-        rule(one, operands, Signal(3, 2, axes=4))  # type: ignore[arg-type]
+        rule(one, operands, SourceLayout(3, 2, axes=4))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ Size = int | tuple[str, int]
 """A number, or the size of an axis of a value."""
 
 
-class Unread(Exception):
+class Unsupported(Exception):
     """This node has no exact form in `ir.ops`."""
 
 
@@ -59,7 +59,7 @@ class Call:
         """The elements of an input, which must be constant."""
         found = self.constant_of(self.node.input[index]) if self.has(index) else None
         if found is None:
-            raise Unread(f"{self.node.op_type}: input {index} is computed")
+            raise Unsupported(f"{self.node.op_type}: input {index} is computed")
         return found.load()
 
     def values(self, index: int, key: str) -> tuple[int, ...] | None:
@@ -78,14 +78,14 @@ class Call:
         """The elements of an input that depends on sizes at most, for each try of those that are open."""
         found = self.samples_of(self.node.input[index])
         if found is None:
-            raise Unread(f"{self.node.op_type}: input {index} is computed")
+            raise Unsupported(f"{self.node.op_type}: input {index} is computed")
         return found
 
     def shapes(self, index: int) -> list[tuple[int, ...]]:
         """The shape of an input for each try of open sizes."""
         found = self.shapes_of(self.node.input[index])
         if found is None:
-            raise Unread(f"{self.node.op_type}: the shape is not known")
+            raise Unsupported(f"{self.node.op_type}: the shape is not known")
         return found
 
     def kept_size(self, size: tuple[str, int], place: int) -> int:
@@ -97,7 +97,7 @@ class Call:
         if size == (self.node.input[0], place) or same_name:
             return 0
         if not isinstance(dim, int):
-            raise Unread(f"{self.node.op_type}: a size that is not known")
+            raise Unsupported(f"{self.node.op_type}: a size that is not known")
         return dim
 
     def operand(self, index: int, role: str = "const") -> Operand:
@@ -119,7 +119,7 @@ class Call:
         name = self.node.input[index] if self.has(index) else ""
         found = self.constant_of(name)
         if found is None or (transposed and len(found.shape) != 2):
-            raise Unread(f"{self.node.op_type}: input {index} is computed, or is no matrix")
+            raise Unsupported(f"{self.node.op_type}: input {index} is computed, or is no matrix")
         return self.param_of(name, role, transposed)
 
     @property
@@ -127,7 +127,7 @@ class Call:
         """The first input, which must be computed in the graph."""
         found = self.operand(0)
         if not isinstance(found, str):
-            raise Unread(f"{self.node.op_type} of a constant")
+            raise Unsupported(f"{self.node.op_type} of a constant")
         return found
 
     def type(self, index: int) -> TensorType | None:
@@ -142,14 +142,14 @@ class Call:
         """Raises Unread for integers: they divide, and wrap, in other ways."""
         found = [self.dtype_of(name) for name in self.node.input if name]
         if not any(dtype in FLOATING for dtype in found):
-            raise Unread(f"{self.node.op_type} of {found[0] if found else 'nothing'}")
+            raise Unsupported(f"{self.node.op_type} of {found[0] if found else 'nothing'}")
 
     @property
     def shape(self) -> tuple[Dim, ...]:
         """The shape of the first input, whose rank must be known."""
         known = self.type(0)
         if known is None:
-            raise Unread(f"{self.node.op_type}: the shape is not known")
+            raise Unsupported(f"{self.node.op_type}: the shape is not known")
         return known.shape
 
     @property

@@ -40,27 +40,27 @@ class OnnxFrontend:
         """
         given = named_inputs(model, example_inputs) if example_inputs is not None else {}
         reader = OnnxReader(model, {name: array.shape for name, array in given.items()})
-        return OnnxReading(model, reader.read(), reader.natives, reader.stored, reader.sized)
+        return OnnxReading(model, reader.read(), reader.node_index, reader.stored, reader.sized)
 
 
 @dataclass(frozen=True, slots=True)
 class OnnxReading:
     """A model that has been read.
 
-    natives: for each id of a graph node that is a node of the model, its index there.
+    node_index: for each id of a graph node that is a node of the model, its index there.
     stored: for each parameter that stands for a value of the model, that value.
     sized: the values of the model that were taken from the sizes of others, and so are constant only as long as those stay.
     """
 
     model: ModelProto
     graph: Graph
-    natives: Mapping[NodeId, int]
+    node_index: Mapping[NodeId, int]
     stored: Mapping[Param, Stored]
     sized: Mapping[str, Constant]
 
     def write(self, after: Graph, *, inplace: bool = False) -> ModelProto:
         """The model that computes `after`: the original protobufs, and new ones for what changed."""
-        edit = OnnxWriter(self.model, self.graph, after, self.natives, self.stored, self.sized).plan()
+        edit = OnnxWriter(self.model, self.graph, after, self.node_index, self.stored, self.sized).plan()
         model = self.model if inplace else onnx_io.copy_without(self.model, edit.dropped)
         apply(edit.loaded() if inplace else edit, model)
         return model

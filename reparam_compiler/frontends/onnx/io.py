@@ -92,8 +92,8 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None
         light.graph.initializer.extend(map(inline, weights))
         _write_whole(target, lambda file: file.write(light.SerializeToString()))
         return
-    counted = (target.with_name(f"{target.name}{f'.{i}' if i else ''}.data") for i in range(2**20))
-    data = next(candidate for candidate in counted if not candidate.exists())
+    numbered = (target.with_name(f"{target.name}{f'.{i}' if i else ''}.data") for i in range(2**20))
+    data = next(candidate for candidate in numbered if not candidate.exists())
     _write_whole(data, lambda file: light.graph.initializer.extend(_placed(tensor, file, data.name) for tensor in weights))
     try:
         _write_whole(target, lambda file: file.write(light.SerializeToString()))

@@ -5,7 +5,7 @@ Three things that the format hides are made explicit here:
 - what depends on no input is a parameter: initializers, Constant nodes, and what is computed from those (weights that an
   exporter left parametrized), evaluated when it is asked for. An initializer that is also a model input can be overridden by
   the caller, so it is an input; before IR version 4 every initializer had to be listed as one, and none can be overridden;
-- a node with several outputs is a tuple, taken apart by `Item` nodes that have the outputs' names;
+- a node with several outputs is a tuple, taken apart by `TupleGet` nodes that have the outputs' names;
 - what the body of an If, Loop or Scan reads from outside is read by that node.
 """
 
@@ -16,9 +16,15 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.call import Call, Read, Unread
+from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
 from reparam_compiler.frontends.onnx.node_runner import captured, runner
-from reparam_compiler.frontends.onnx.ops.coupling_models import LIKES, expanded, expanded_type, shaped_like, sizes_from_value
+from reparam_compiler.frontends.onnx.ops.coupling_models import (
+    COUPLING_MODELS,
+    expanded,
+    expanded_type,
+    shaped_like,
+    sizes_from_value,
+)
 from reparam_compiler.frontends.onnx.ops.table import NOT_FOLDED, RANDOM, READERS
 from reparam_compiler.frontends.onnx.shapes.inference import (
     OWN_DOMAIN,
@@ -29,7 +35,7 @@ from reparam_compiler.frontends.onnx.shapes.inference import (
     opset_of,
     refined,
 )
-from reparam_compiler.frontends.onnx.shapes.sampled import Derived
+from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
 from reparam_compiler.frontends.onnx.tensors import ARRAYS, FLOATING, Constant, constant_of, dtype_word
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
@@ -49,13 +55,13 @@ class OnnxReader:
 
     shapes: of example inputs, by name. What the graph's types do not know is taken from there; how a node is read is not
         decided by it, for the model may be run on other sizes.
-    natives: for each id of a graph node that is a node of the model, its index there.
+    node_index: for each id of a graph node that is a node of the model, its index there.
     stored: for each parameter that stands for a value of the model, that value.
     """
 
     model: ModelProto
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    natives: dict[NodeId, int] = field(default_factory=dict)
+    node_index: dict[NodeId, int] = field(default_factory=dict)
     stored: dict[Param, Stored] = field(default_factory=dict)
     _constants: dict[str, Constant] = field(default_factory=dict)
     _params: dict[tuple[Constant, bool], Param] = field(default_factory=dict)
@@ -70,7 +76,7 @@ class OnnxReader:
         self._types: Types = infer_types(self.model)
         self._examples = infer_types(self.model, self.shapes).types if self.shapes else {}
         self._sizes = Sizes(self._constants.get, self._types.types)
-        self._derived = Derived(self.model, self._constants.get, self._dtype, self._type)
+        self._sampled_shapes = SampledShapes(self.model, self._constants.get, self._dtype, self._type)
         self._better: set[str] = set()
         self._read_by = self._readers()
         self._names = self._check_names()
@@ -88,7 +94,7 @@ class OnnxReader:
             if not self._derive(node, index):
                 self._read_node(node, index)
         for value in graph.output:
-            if value.name in self._derived and self._constant(value.name) is None:
+            if value.name in self._sampled_shapes and self._constant(value.name) is None:
                 self._emit_derived(value.name)
             elif value.name in self._constants:
                 self._emit(value.name, ops.Identity(), (self._param(value.name, "const", False),))
@@ -100,14 +106,14 @@ class OnnxReader:
     @property
     def sized(self) -> dict[str, Constant]:
         """The constants that were taken from the sizes of computed values."""
-        return {name: constant for name, constant in self._constants.items() if self._derived.is_sized(name)}
+        return {name: constant for name, constant in self._constants.items() if self._sampled_shapes.is_sized(name)}
 
     def _read_nodes(self, needed: set[NodeId]) -> list[Node]:
         """Without those whose every reader asks for sizes alone: they stay in the model, and are nothing to the graph."""
         kept = []
         for node in reversed(self._nodes):
             if node.id in self._read_by and node.id not in needed and not isinstance(node.op, ops.Input):
-                self.natives.pop(node.id, None)
+                self.node_index.pop(node.id, None)
                 continue
             needed.update(node.sources)
             kept.append(node)
@@ -137,7 +143,7 @@ class OnnxReader:
 
     def _check_inputs(self, node: NodeProto) -> None:
         for name in filter(None, (*node.input, *captured(node))):
-            if name not in self._constants and name not in self._ids and name not in self._derived:
+            if name not in self._constants and name not in self._ids and name not in self._sampled_shapes:
                 found = "comes later" if name in self._names else "does not exist"
                 raise UnsupportedModelError(
                     f"{_called(node)} reads {name}, which {found}; nodes must come in topological order: "
@@ -155,14 +161,14 @@ class OnnxReader:
         if node.op_type == "Identity" and node.input[0] in self._constants:
             self._constants[node.output[0]] = self._constants[node.input[0]]
             return True
-        if not self._derived.follow(node, place):
+        if not self._sampled_shapes.follow(node, place):
             return False
         self._sizes.follow(node)
         self._refine(node)
         outputs = [name for name in node.output if name]
-        found = {name: self._computed(name) for name in outputs if not self._derived.is_open(name)}
+        found = {name: self._computed(name) for name in outputs if not self._sampled_shapes.is_open(name)}
         if not all(found.values()):
-            self._derived.forget(node)
+            self._sampled_shapes.forget(node)
             return False
         self._constants.update((name, constant) for name, constant in found.items() if constant)
         return True
@@ -172,9 +178,9 @@ class OnnxReader:
         known = self._types.types.get(name)
         shape = known.static_shape if known else None
         if known and shape is not None:
-            return Constant(name, known.dtype, shape, lambda: self._derived.evaluate(name).reshape(shape), computed=True)
+            return Constant(name, known.dtype, shape, lambda: self._sampled_shapes.evaluate(name).reshape(shape), computed=True)
         try:
-            value = self._derived.evaluate(name)
+            value = self._sampled_shapes.evaluate(name)
         except UnsupportedModelError:
             return None
         return None if value.dtype.kind in "OSU" else self._evaluated(name, value)
@@ -182,15 +188,15 @@ class OnnxReader:
     def _evaluated(self, name: str, value: np.ndarray) -> Constant:
         dtype = self._types.dtypes.get(name)
         if dtype is None:
-            given = (self._dtype(source) for source in self._derived.node(name)[1].input)
+            given = (self._dtype(source) for source in self._sampled_shapes.node(name)[1].input)
             floating = next((word for word in given if word in FLOATING), "f32")
             dtype = floating if value.dtype.kind == "f" else dtype_word(helper.np_dtype_to_tensor_dtype(value.dtype))
         return Constant(name, dtype, value.shape, lambda: value, computed=True)
 
     def _constant(self, name: str) -> Constant | None:
         """The constant of this name: where open sizes have a part in it, it is constant if they do not matter."""
-        if name not in self._constants and name not in self._ids and self._derived.is_open(name):
-            value = self._derived.same_in_all(name)
+        if name not in self._constants and name not in self._ids and self._sampled_shapes.is_open(name):
+            value = self._sampled_shapes.same_in_all(name)
             if value is not None:
                 self._constants[name] = self._evaluated(name, value)
         return self._constants.get(name)
@@ -211,7 +217,7 @@ class OnnxReader:
     def _refine(self, node: NodeProto) -> None:
         """Types that ONNX's inference missed, because it does not see what a shape is made of."""
         types, given = self._types.types, [name for name in node.input if name]
-        better = any(name in self._better or name in self._derived for name in given)
+        better = any(name in self._better or name in self._sampled_shapes for name in given)
         outputs = [name for name in node.output if name]
         if not better or all(name in types and types[name].static_shape is not None for name in outputs):
             return
@@ -229,11 +235,11 @@ class OnnxReader:
         used = [name for name in node.output if name and name in self._read_by]
         try:
             if node.domain not in OWN_DOMAIN or self._is_function(node) or node.op_type not in READERS:
-                raise Unread(node.op_type)
+                raise Unsupported(node.op_type)
             op, operands = READERS[node.op_type](self._call(node))
             if not isinstance(op, ops.Split) and [name for name in used if name != node.output[0]]:
-                raise Unread(f"{node.op_type} with several outputs")
-        except Unread:
+                raise Unsupported(f"{node.op_type} with several outputs")
+        except Unsupported:
             op, operands = self._opaque(node)
         for operand in operands:
             if isinstance(operand, str) and operand not in self._ids:
@@ -248,7 +254,7 @@ class OnnxReader:
 
     def _emit_derived(self, name: str) -> None:
         """Adds what computes a value from open sizes, now that something reads it."""
-        place, node = self._derived.node(name)
+        place, node = self._sampled_shapes.node(name)
         self._read_node(node, place)
 
     def _emit_tuple(
@@ -261,7 +267,7 @@ class OnnxReader:
         self._read_by.add(whole)
         self._emit(whole, op, operands, index)
         for place, name in enumerate(outputs):
-            self._emit(name, ops.Item(place), (whole,))
+            self._emit(name, ops.TupleGet(place), (whole,))
 
     def _opaque(self, node: NodeProto) -> Read:
         names = [*node.input, *captured(node)]
@@ -274,7 +280,7 @@ class OnnxReader:
         if node.op_type == "Resize" and run is not None:
             run = sizes_from_value(run)
         operands = tuple((self._operand(name) if name else None) for name in names)
-        like, reads = self._likeness(node)
+        like, reads = self._coupling_model(node)
         other = shaped_like(self._call(node), like) if isinstance(like, ops.Expand) else None
         if isinstance(like, ops.Expand):
             run = expanded
@@ -282,16 +288,16 @@ class OnnxReader:
             return ops.Opaque(node.op_type, run, like, 2), (operands[0], other, *operands[1:])
         return ops.Opaque(node.op_type, run, like, reads), operands
 
-    def _likeness(self, node: NodeProto) -> tuple[ops.Op | None, int]:
+    def _coupling_model(self, node: NodeProto) -> tuple[ops.Op | None, int]:
         """What pruning sees in an opaque node, and how many of its inputs that reads."""
-        if node.domain not in OWN_DOMAIN or self._is_function(node) or node.op_type not in LIKES or captured(node):
+        if node.domain not in OWN_DOMAIN or self._is_function(node) or node.op_type not in COUPLING_MODELS or captured(node):
             return None, 0
         self._refine(node)
         self._refine_expanded(node)
         example = self._examples.get(node.output[0])
         try:
-            return LIKES[node.op_type](self._call(node), refined(self._types.types.get(node.output[0]), example))
-        except Unread:
+            return COUPLING_MODELS[node.op_type](self._call(node), refined(self._types.types.get(node.output[0]), example))
+        except Unsupported:
             return None, 0
 
     def _refine_expanded(self, node: NodeProto) -> None:
@@ -300,7 +306,7 @@ class OnnxReader:
             return
         try:
             found = expanded_type(self._call(node))
-        except Unread:
+        except Unsupported:
             return
         if found is not None and (known is None or _known_sizes(found) > _known_sizes(known)):
             self._types.types[node.output[0]] = found
@@ -315,14 +321,14 @@ class OnnxReader:
         )
 
     def _samples(self, name: str) -> list[np.ndarray] | None:
-        if name in self._derived:
-            return self._derived.sampled(name)
+        if name in self._sampled_shapes:
+            return self._sampled_shapes.sampled(name)
         constant = self._constants.get(name)
-        return None if constant is None else [constant.load()] * self._derived.tries
+        return None if constant is None else [constant.load()] * self._sampled_shapes.tries
 
     def _shapes(self, name: str) -> list[tuple[int, ...]] | None:
         known = self._type(name)
-        return None if known is None else self._derived.shapes(known)
+        return None if known is None else self._sampled_shapes.shapes(known)
 
     def _param(self, name: str, role: str, transposed: bool) -> Param:
         """One parameter for each constant, so that it is seen where it is shared; the first reader gives it its role."""
@@ -350,8 +356,8 @@ class OnnxReader:
         self._nodes.append(Node(node_id, op, operands, known))
         self._ids.add(node_id)
         if index is not None:
-            self.natives[node_id] = index
-        if node_id not in self._types.dtypes and not isinstance(op, ops.Opaque | ops.Input | ops.Split | ops.Item):
+            self.node_index[node_id] = index
+        if node_id not in self._types.dtypes and not isinstance(op, ops.Opaque | ops.Input | ops.Split | ops.TupleGet):
             dtypes = (o.dtype if isinstance(o, Param) else self._types.dtypes.get(o or "") for o in operands)
             if found := next(filter(None, dtypes), None):
                 self._types.dtypes[node_id] = found

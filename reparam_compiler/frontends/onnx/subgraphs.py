@@ -132,8 +132,8 @@ def _put_back(fused: GraphProto, body: GraphProto, captured: set[str], before: s
     fused.input.extend(inputs)
     renamed: dict[str, str] = {}
     for name in sorted(names_of(fused) - before):
-        counted = (name if i == 0 else f"{name}_{i}" for i in range(len(taken) + 1))
-        renamed[name] = next(candidate for candidate in counted if candidate not in taken)
+        numbered = (name if i == 0 else f"{name}_{i}" for i in range(len(taken) + 1))
+        renamed[name] = next(candidate for candidate in numbered if candidate not in taken)
         taken.add(renamed[name])
     _rename(fused, {old: new for old, new in renamed.items() if old != new})
     body.CopyFrom(fused)

@@ -93,13 +93,13 @@ class Edit:
 class OnnxWriter:
     """Plans the write-back of one difference; the model is only read.
 
-    natives, stored, sized: as the reader left them.
+    node_index, stored, sized: as the reader left them.
     """
 
     model: ModelProto
     before: Graph
     after: Graph
-    natives: Mapping[NodeId, int]
+    node_index: Mapping[NodeId, int]
     stored: Mapping[Param, Stored]
     sized: Mapping[str, Constant]
     _tensors: list[NewTensor] = field(default_factory=list)
@@ -114,7 +114,7 @@ class OnnxWriter:
         self._emitter = Emitter(opset_of(self.model), self._stored_name, self._add, self._free, self._rank)
         replaced: dict[int, list[NodeProto]] = {}
         for node in self._touched(changes):
-            if (index := self.natives.get(node.id)) is None:
+            if (index := self.node_index.get(node.id)) is None:
                 raise RewriteError(f"{node.id}: {node.op.name} is no node of the model, so it cannot be changed")
             replaced[index] = self._replacement(node, self.model.graph.node[index])
         self._keep_sizes(changes, replaced)
@@ -132,7 +132,7 @@ class OnnxWriter:
         stale = set(changes.removed) | {node.id for node in self.after if self._is_retyped(node.id)}
         if not stale or not self.sized:
             return
-        known = set(self.natives.values())
+        known = set(self.node_index.values())
         for index, node in enumerate(self.model.graph.node):
             if index in known or not stale.intersection(node.input):
                 continue
@@ -144,10 +144,10 @@ class OnnxWriter:
 
     def _touched(self, changes: Diff) -> list[Node]:
         """The nodes that must be written: those that changed, and those that hold a width that changed."""
-        found = [node for node in changes.changed if not isinstance(node.op, ops.Item)]
+        found = [node for node in changes.changed if not isinstance(node.op, ops.TupleGet)]
         known = {node.id for node in found}
         for node in self.after:
-            index = self.natives.get(node.id)
+            index = self.node_index.get(node.id)
             if index is None or node.id in known or not holds_widths(node.op, self.model.graph.node[index]):
                 continue
             if any(map(self._is_retyped, (node.id, *node.sources))):
@@ -161,10 +161,12 @@ class OnnxWriter:
         old = self.before[node.id]
         if isinstance(node.op, ops.Opaque) and native.op_type == "Resize":
             return [self._resized(node, native)]
-        if isinstance(node.op, ops.Opaque) and isinstance(node.op.like, ops.Expand):
-            return [self._expanded(node, node.op.like, native)]
-        was = old.op.like if isinstance(old.op, ops.Opaque) and not isinstance(node.op, ops.Opaque) else old.op
-        keeps_op = not (node.replaces or was != node.op or isinstance(node.op, ops.Assign) or holds_widths(node.op, native))
+        if isinstance(node.op, ops.Opaque) and isinstance(node.op.coupling, ops.Expand):
+            return [self._expanded(node, node.op.coupling, native)]
+        was = old.op.coupling if isinstance(old.op, ops.Opaque) and not isinstance(node.op, ops.Opaque) else old.op
+        keeps_op = not (
+            node.replaces or was != node.op or isinstance(node.op, ops.SliceUpdate) or holds_widths(node.op, native)
+        )
         if keeps_op and (clone := self._clone(node, old, native)) is not None:
             return [clone]
         if isinstance(node.op, ops.Opaque | ops.Input):
@@ -213,7 +215,7 @@ class OnnxWriter:
         """The name of the first conv or linear that was replaced: a user looks for the layer, not for the add."""
         for node_id in node.replaces:
             if isinstance(self.before[node_id].op, type(node.op)):
-                return str(self.model.graph.node[self.natives[node_id]].name)
+                return str(self.model.graph.node[self.node_index[node_id]].name)
         return ""
 
     def _clone(self, node: Node, old: Node, native: NodeProto) -> NodeProto | None:
@@ -260,8 +262,8 @@ class OnnxWriter:
         return alike[-1].name
 
     def _free(self, wanted: str) -> str:
-        counted = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(self._names) + 1))
-        name = next(name for name in counted if name not in self._names)
+        numbered = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(self._names) + 1))
+        name = next(name for name in numbered if name not in self._names)
         self._names.add(name)
         return name
 
@@ -318,11 +320,11 @@ class OnnxWriter:
 
     def _taken_over(self, dropped: Iterable[str]) -> dict[str, str]:
         """For each new tensor that is alone in coming after an initializer that nobody reads any more, the name of that."""
-        heirs: dict[str, list[str]] = {}
+        successors: dict[str, list[str]] = {}
         for tensor in self._tensors:
             if tensor.root is not None:
-                heirs.setdefault(tensor.root, []).append(tensor.name)
-        return {heirs[root][0]: root for root in dropped if len(heirs.get(root, ())) == 1}
+                successors.setdefault(tensor.root, []).append(tensor.name)
+        return {successors[root][0]: root for root in dropped if len(successors.get(root, ())) == 1}
 
 
 def _stored(name: str, tensor: NewTensor) -> TensorProto:
@@ -333,8 +335,8 @@ def _stored(name: str, tensor: NewTensor) -> TensorProto:
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    counted = (name if i == 0 else f"{name}_{i}" for i in range(len(taken) + 1))
-    found = next(candidate for candidate in counted if not candidate or candidate not in taken)
+    numbered = (name if i == 0 else f"{name}_{i}" for i in range(len(taken) + 1))
+    found = next(candidate for candidate in numbered if not candidate or candidate not in taken)
     taken.add(found)
     return found
 

@@ -11,7 +11,7 @@ from reparam_compiler.ir.graph import Operand, Param, TensorType
 Read = tuple[ops.Op, tuple[Operand, ...]]
 
 
-class Unread(Exception):
+class Unsupported(Exception):
     """This call has no exact form in `ir.ops`."""
 
 
@@ -35,7 +35,7 @@ class Call:
         """The argument, as it stands."""
         value = self.args[index] if index < len(self.args) else self.kwargs.get(key, default)
         if value is ...:
-            raise Unread(f"{self.name} without {key}")
+            raise Unsupported(f"{self.name} without {key}")
         return value
 
     def constant(self, index: int, key: str, default: Any = ...) -> Any:
@@ -43,7 +43,7 @@ class Call:
         value = self.raw(index, key, default)
         parts = value if isinstance(value, list | tuple) else (value,)
         if any(not isinstance(part, int | float | str | bool | type(None)) for part in parts):
-            raise Unread(f"{self.name}: {key} is computed")
+            raise Unsupported(f"{self.name}: {key} is computed")
         return value
 
     def sizes(self, index: int, key: str) -> tuple[Any, ...]:
@@ -59,7 +59,7 @@ class Call:
         """The argument, which must be a parameter or absent."""
         found = self.operand_of(self.raw(index, key, default), role)
         if isinstance(found, str):
-            raise Unread(f"{self.name}: {key} is computed")
+            raise Unsupported(f"{self.name}: {key} is computed")
         return found
 
     @property
@@ -67,7 +67,7 @@ class Call:
         """The first argument, which must be computed in the graph."""
         found = self.operand_of(self.first, "const")
         if not isinstance(found, str):
-            raise Unread(f"{self.name} of a constant")
+            raise Unsupported(f"{self.name} of a constant")
         return found
 
     @property
@@ -85,7 +85,7 @@ class Call:
         """The shape of the first argument."""
         known = self.type_of(self.first)
         if known is None:
-            raise Unread(f"{self.name}: the shape is not known")
+            raise Unsupported(f"{self.name}: the shape is not known")
         return known.shape
 
     def axis(self, value: int) -> int:

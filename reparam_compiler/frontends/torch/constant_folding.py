@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reparam_compiler.frontends.torch.call import Unread
+from reparam_compiler.frontends.torch.call import Unsupported
 
 _ROUNDED = 64
 """Units in the last place that a computation in the model's dtype may be off by, beside the largest element."""
@@ -63,7 +63,7 @@ class _Pure(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
-            raise Unread(f"{func} is random")
+            raise Unsupported(f"{func} is random")
         return func(*args, **(kwargs or {}))
 
 

@@ -242,8 +242,8 @@ class _Writer:
     def _free_name(self, wanted: str, replaced: Sequence[str]) -> str:
         """The wanted path, or one beside it: a path is free where nothing stands, or only what is replaced."""
         taken = {name for name, _ in self.model.named_modules()} | {name for name, _ in self.model.named_parameters()}
-        counted = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(taken) + 1))
-        return next(name for name in counted if name not in taken and not hasattr(self.model, name))
+        numbered = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(taken) + 1))
+        return next(name for name in numbered if name not in taken and not hasattr(self.model, name))
 
     def _targets(self) -> set[str]:
         return {str(node.target) for node in self.model.graph.nodes if node.op in ("call_module", "get_attr")}

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx
 
-from reparam_compiler.frontends.torch.call import Unread
+from reparam_compiler.frontends.torch.call import Unsupported
 from reparam_compiler.frontends.torch.ops.shapes import index_cuts
 
 Cuts = tuple[tuple[int, int, int | None], ...]
@@ -40,7 +40,7 @@ class Part:
 class PartReader:
     """Finds what a node writes to.
 
-    name_of: a call's name. rank_of: how many axes a value has; raises Unread where it is not known.
+    name_of: a call's name. rank_of: how many axes a value has; raises Unsupported where it is not known.
     """
 
     name_of: Callable[[fx.Node], str]
@@ -59,11 +59,11 @@ class PartReader:
                     return self._with_value(self._view(into), 0.0)
                 case _:
                     return None
-        except Unread:
+        except Unsupported:
             return None
 
     def scattered(self, node: fx.Node) -> Part:
-        """What a `slice_scatter` gives; raises Unread where that is no part with fixed bounds."""
+        """What a `slice_scatter` gives; raises Unsupported where that is no part with fixed bounds."""
         into, source = self._operands(node)
         part = self._cut(Part(into, (), None), [self._bounds(node, into, 2)])
         whole = self._view(into)
@@ -85,19 +85,19 @@ class PartReader:
 
     def _with_value(self, part: Part, value: Any) -> Part:
         if not part.cuts:
-            raise Unread("a write to all of a value")
+            raise Unsupported("a write to all of a value")
         through = list(part.through)
         while isinstance(value, fx.Node) and self._name(value) in ("expand", "expand_as", "broadcast_to"):
             through.append(value)
             value = value.args[0]
         if isinstance(value, bool) or not isinstance(value, int | float | fx.Node):
-            raise Unread(f"{value!r} written to a part of a value")
+            raise Unsupported(f"{value!r} written to a part of a value")
         return Part(part.base, tuple(sorted(part.cuts)), value, tuple(through))
 
     def _view(self, node: Any) -> Part:
         """The value that a node is a slice of, or a slice of a slice."""
         if not isinstance(node, fx.Node):
-            raise Unread("a view of no value")
+            raise Unsupported("a view of no value")
         name = self._name(node)
         if name in _SAME and isinstance(node.args[0], fx.Node):
             inner = self._view(node.args[0])
@@ -111,7 +111,7 @@ class PartReader:
             sliced = name == "slice"
             bounds = [self._bounds(node, into, 1)] if sliced else index_cuts(node.args[1], lambda: self.rank_of(into))
             return self._cut(self._view(into), bounds, node)
-        except Unread:  # another view, which a write to a part of it changes as a whole
+        except Unsupported:  # another view, which a write to a part of it changes as a whole
             return Part(node, (), None)
 
     def _cut(self, part: Part, bounds: list[tuple[int, Any, Any, Any]], *through: fx.Node) -> Part:
@@ -119,26 +119,26 @@ class PartReader:
         cuts = list(part.cuts)
         for axis, start, stop, step in bounds:
             if step != 1 or not isinstance(start, int) or not isinstance(stop, int | None):
-                raise Unread("a part with computed bounds")
+                raise Unsupported("a part with computed bounds")
             stop = None if stop is None or stop >= _FAR else stop
             if (start, stop) == (0, None):
                 continue
             if any(known == axis for known, _, _ in cuts):
-                raise Unread("a part of a part along one axis")
+                raise Unsupported("a part of a part along one axis")
             cuts.append((axis, start, stop))
         return replace(part, cuts=tuple(cuts), through=(*part.through, *through))
 
     def _operands(self, node: fx.Node) -> tuple[fx.Node, Any]:
         into = node.args[0] if node.args else None
         if not isinstance(into, fx.Node) or len(node.args) < 2:
-            raise Unread("a scatter into no value")
+            raise Unsupported("a scatter into no value")
         return into, node.args[1]
 
     def _bounds(self, node: fx.Node, into: fx.Node, first: int) -> tuple[int, Any, Any, Any]:
         given = dict(zip(_KEYS, node.args[first:], strict=False)) | node.kwargs
         axis = given.get("dim", 0)
         if not isinstance(axis, int):
-            raise Unread("an axis that is computed")
+            raise Unsupported("an axis that is computed")
         start, stop, step = (given.get(key) for key in _KEYS[1:])
         return axis if axis >= 0 else axis + self.rank_of(into), start or 0, stop, 1 if step is None else step
 

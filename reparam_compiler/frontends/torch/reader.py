@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam_compiler.frontends.torch.aliasing import Writes, find_writes, first_argument
-from reparam_compiler.frontends.torch.call import Call, Read, Unread
+from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
 from reparam_compiler.frontends.torch.constant_folding import (
     FACTORIES,
     Constant,
@@ -36,8 +36,8 @@ from reparam_compiler.frontends.torch.constant_folding import (
     nearest,
     of_a_value,
 )
-from reparam_compiler.frontends.torch.ops.coupling_models import LIKES, expanded, operand_places
-from reparam_compiler.frontends.torch.ops.modules import LIKE_MODULES, ModuleTensor, module_call
+from reparam_compiler.frontends.torch.ops.coupling_models import COUPLING_MODELS, expanded, operand_places
+from reparam_compiler.frontends.torch.ops.modules import COUPLING_MODULES, ModuleTensor, module_call
 from reparam_compiler.frontends.torch.ops.table import READERS
 from reparam_compiler.frontends.torch.partial_writes import Part, PartReader
 from reparam_compiler.frontends.torch.tensors import lazy_param, param_of, type_of
@@ -178,9 +178,9 @@ class TorchReader:
                 self._assign(node, self._parts.scattered(node))
                 return
             if node in self._numbers or node in self.writes.opaque:
-                raise Unread("not a tensor, or written to through a view")
+                raise Unsupported("not a tensor, or written to through a view")
             op, operands = self._known(called, name)
-        except Unread:
+        except Unsupported:
             op, operands = self._opaque(node, name)
         if isinstance(op, ops.Identity) and isinstance(operands[0], str) and not self._may_change(node):
             self._bound[node] = operands[0]  # another name of the same value; tracers differ in which they keep
@@ -206,7 +206,7 @@ class TorchReader:
             for written in (node, *self.writes.rebound.get(node, ())):
                 self._constants[written] = with_part
             return
-        self._emit(node, ops.Assign(part.cuts), (base, value), like=part.base)
+        self._emit(node, ops.SliceUpdate(part.cuts), (base, value), like=part.base)
         self._rebind(node)
 
     def _value(self, value: Any) -> Any:
@@ -240,14 +240,14 @@ class TorchReader:
             module = self.module.get_submodule(str(node.target))
             known = module_call(module)
             if known is None or len(args) != 1 or kwargs:
-                raise Unread(f"a {type(module).__name__} module")
+                raise Unsupported(f"a {type(module).__name__} module")
             args, mode = (args[0], *known.arguments(module, str(node.target))), getattr(module, "padding_mode", None)
         if name not in READERS:
-            raise Unread(name)
+            raise Unsupported(name)
         call = Call(name, tuple(args), kwargs, self._operand, self._type, self._size_of)
         op, operands = READERS[name](call)
         if any(self._bound.get(number) in operands for number in self._numbers if number in node.all_input_nodes):
-            raise Unread("an operand that is a computed number")
+            raise Unsupported("an operand that is a computed number")
         return (replace(op, mode=mode) if isinstance(op, ops.Conv) and mode else op), operands
 
     def _opaque(self, node: fx.Node, name: str) -> Read:
@@ -258,7 +258,7 @@ class TorchReader:
             s: c.value for s in node.all_input_nodes if (c := self._constants.get(s)) and not isinstance(c.value, Tensor)
         }
         sources = [source for source in node.all_input_nodes if source not in numbers]
-        like, operands = self._likeness(node, name)
+        like, operands = self._coupling_model(node, name)
         inputs, places = operand_places([self._operand(source, "const") for source in sources], operands)
         of_module = node.op == "call_module" and isinstance(like, ops.PerChannel)
 
@@ -277,7 +277,7 @@ class TorchReader:
 
         return ops.Opaque(name, run, like, len(operands)), inputs
 
-    def _likeness(self, node: fx.Node, name: str) -> tuple[ops.Op | None, tuple[Operand, ...]]:
+    def _coupling_model(self, node: fx.Node, name: str) -> tuple[ops.Op | None, tuple[Operand, ...]]:
         """What pruning sees in an opaque node, and the operands of that."""
         if node in self._numbers or node in self.writes.opaque:
             return None, ()
@@ -286,14 +286,14 @@ class TorchReader:
         try:
             if node.op == "call_module":
                 module = self.module.get_submodule(str(node.target))
-                known = module_call(module, LIKE_MODULES)
+                known = module_call(module, COUPLING_MODULES)
                 if known is None or len(args) != 1 or kwargs:
                     return None, ()
                 name, args = known.function, (args[0], *known.arguments(module, str(node.target)))
-            if name not in LIKES:
+            if name not in COUPLING_MODELS:
                 return None, ()
-            return LIKES[name](Call(name, tuple(args), kwargs, self._operand, self._type, self._size_of), result)
-        except Unread:
+            return COUPLING_MODELS[name](Call(name, tuple(args), kwargs, self._operand, self._type, self._size_of), result)
+        except Unsupported:
             return None, ()
 
     def _value_or_node(self, node: fx.Node) -> Any:
@@ -317,7 +317,7 @@ class TorchReader:
             return False
         try:
             constant = folded(node, self.module, {s: self._constants[s] for s in sources}, writes=writes)
-        except Unread:
+        except Unsupported:
             return False
         for written in (node, *self.writes.rebound.get(node, ())):
             self._constants[written] = constant
@@ -338,13 +338,13 @@ class TorchReader:
         if isinstance(argument, ModuleTensor):
             return self._module_param(argument, role)
         if isinstance(argument, bool) or not isinstance(argument, int | float):
-            raise Unread(f"an operand {argument!r}")
+            raise Unsupported(f"an operand {argument!r}")
         return param_of(torch.tensor(argument, dtype=torch.float64), role=role, origin=None)
 
     def _constant_param(self, node: fx.Node, role: str) -> Param:
         constant = self._constants[node]
         if not isinstance(constant.value, Tensor):
-            raise Unread(f"an operand {constant.value!r}")
+            raise Unsupported(f"an operand {constant.value!r}")
         key = id(constant.value) if constant.origin else constant
         if key not in self._params:
             if constant.origin:
@@ -357,7 +357,7 @@ class TorchReader:
         module = self.module.get_submodule(tensor.module)
         if parametrize.is_parametrized(module, tensor.attribute):
             if module.training:
-                raise Unread("a parametrization in training mode, which may change with every call")
+                raise Unsupported("a parametrization in training mode, which may change with every call")
             if tensor.origin not in self._params:
                 value = getattr(module, tensor.attribute)
                 load = lambda: nearest(getattr(copy.deepcopy(module).double(), tensor.attribute), value)  # noqa: E731
@@ -367,7 +367,7 @@ class TorchReader:
         if value is None:
             return None
         if id(value) in self._changing:
-            raise Unread("a parameter that the model writes to")
+            raise Unsupported("a parameter that the model writes to")
         if id(value) not in self._params:
             self._params[id(value)] = param_of(value, role=role, origin=tensor.origin)
         return self._params[id(value)]
@@ -379,7 +379,7 @@ class TorchReader:
     def _rank(self, node: fx.Node) -> int:
         known = type_of(self.values.get(node.name))
         if known is None:
-            raise Unread(f"{node.name}: the shape is not known")
+            raise Unsupported(f"{node.name}: the shape is not known")
         return len(known.shape)
 
     def _type(self, argument: Any) -> Any:

@@ -139,7 +139,7 @@ def _set_nth_tensor(fx_node: fx.Node, before: Graph, node: Node, index: int, val
 
 def _is_number(argument: fx.Node, before: Graph) -> bool:
     known = before.nodes.get(argument.name)
-    return known is not None and known.type is None and isinstance(known.op, ops.Opaque) and known.op.like is None
+    return known is not None and known.type is None and isinstance(known.op, ops.Opaque) and known.op.coupling is None
 
 
 def _is_constant(argument: object, before: Graph) -> bool:
@@ -151,7 +151,7 @@ def _is_constant(argument: object, before: Graph) -> bool:
 
 def stated(op: ops.Op) -> ops.Op:
     """What an op is, or is like."""
-    return op.like if isinstance(op, ops.Opaque) and op.like is not None else op
+    return op.coupling if isinstance(op, ops.Opaque) and op.coupling is not None else op
 
 
 def stale_in(before: Graph, after: Graph) -> frozenset[str]:
@@ -199,7 +199,7 @@ def update_arguments(fx_node: fx.Node, before: Node, node: Node, stale: Collecti
 
     stale: the nodes that compute a size which comes out otherwise now; it is written as a number.
     """
-    if isinstance(node.op, ops.Opaque) and (node.op.like == stated(before.op) or node.op.target in _SHAPED_AS):
+    if isinstance(node.op, ops.Opaque) and (node.op.coupling == stated(before.op) or node.op.target in _SHAPED_AS):
         return
     args = list(fx_node.args)
     match stated(before.op), stated(node.op):

@@ -22,7 +22,7 @@ from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, candidates, choose_tile
 from reparam_compiler.lowering.cpu.schedules import depthwise_columns, depthwise_conv, direct_conv
 from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
-from reparam_compiler.lowering.relax.conv_sites import Site, SiteRewriter, Weights, find_sites, rewritten
+from reparam_compiler.lowering.relax.conv_sites import ConvSite, SiteRewriter, Weights, find_sites, rewritten
 from reparam_compiler.lowering.target import VectorUnit
 
 AlgorithmRule = Callable[[ConvShape, VectorUnit], Sequence[Algorithm]]
@@ -92,19 +92,19 @@ class _Plan:
 class ConvsToKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
     """One kernel call a site."""
 
-    def __init__(self, module: Any, sites: list[Site], unit: VectorUnit, rule: AlgorithmRule, max_error: float) -> None:
+    def __init__(self, module: Any, sites: list[ConvSite], unit: VectorUnit, rule: AlgorithmRule, max_error: float) -> None:
         super().__init__(module, sites)
         self.unit = unit
         self.rule = rule
         self.max_error = max_error
 
-    def calls(self, site: Site) -> Any:
+    def calls(self, site: ConvSite) -> Any:
         plan, dtype = self._plan(site), site.shape.dtype
         kernel = self.kernel(site, plan.key, plan.make, plan.algorithm, error=plan.error)
         arguments = [self.data(site), relax.const(plan.packed, dtype), *self.operands(site, plan.size)]
         return self.call(kernel, arguments, plan.size, dtype)
 
-    def _plan(self, site: Site) -> _Plan:
+    def _plan(self, site: ConvSite) -> _Plan:
         shape, weight, epilogue, unit = site.shape, site.weight, site.epilogue, self.unit
         if shape.depthwise:
             packed, flat = pack_depthwise(weight, shape, depthwise_columns(shape, unit)), (shape.pixels, shape.channels_out, 1)
@@ -116,7 +116,7 @@ class ConvsToKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
             name = "gemm"
         return _Plan(name, key, packed, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error)
 
-    def _chosen(self, site: Site) -> tuple[Algorithm, float | None]:
+    def _chosen(self, site: ConvSite) -> tuple[Algorithm, float | None]:
         """The rule's first algorithm within the bound, the direct form where none is."""
         for algorithm in self.rule(site.shape, self.unit):
             error = measured_error(site.weight, site.shape, algorithm)

@@ -30,7 +30,7 @@ from reparam_compiler.lowering.gpu.winograd import (
     transformed_weights,
     winograd_gemm,
 )
-from reparam_compiler.lowering.relax.conv_sites import Site, SiteRewriter, Weights, find_sites, rewritten
+from reparam_compiler.lowering.relax.conv_sites import ConvSite, SiteRewriter, Weights, find_sites, rewritten
 
 DTYPES = ("float32", "float16")
 FEW_ROWS = 16  # rows of a dense layer below which a matrix-vector kernel reads the weights as fast and wastes no tile
@@ -72,12 +72,12 @@ def gemm_name(shape: ConvShape, tile: GpuTile) -> str:
 class ConvsToGpuKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
     """One kernel call a site, or several."""
 
-    def __init__(self, module: Any, sites: list[Site], chip: Chip, max_error: float) -> None:
+    def __init__(self, module: Any, sites: list[ConvSite], chip: Chip, max_error: float) -> None:
         super().__init__(module, sites)
         self.chip = chip
         self.max_error = max_error
 
-    def calls(self, site: Site) -> Any:
+    def calls(self, site: ConvSite) -> Any:
         shape, data = site.shape, self.data(site)
         if is_narrow(shape):
             return self._narrow(site, data)
@@ -87,12 +87,12 @@ class ConvsToGpuKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
         flat = (shape.pixels, shape.groups, shape.group_out)
         return self._gemm(site, shape, data, site.weight, site.epilogue, self.operands(site, flat))
 
-    def _narrow(self, site: Site, data: Any) -> Any:
+    def _narrow(self, site: ConvSite, data: Any) -> Any:
         shape, steps, flat = site.shape, site.epilogue, (site.shape.pixels, site.shape.groups, site.shape.group_out)
         kernel = self.kernel(site, (shape, steps), lambda: gpu_grouped_conv(shape, steps), "direct")
         return self.call(kernel, [data, relax.const(pack_grouped(site.weight)), *self.operands(site, flat)], flat, shape.dtype)
 
-    def _winograd(self, site: Site) -> tuple[Winograd, float] | None:
+    def _winograd(self, site: ConvSite) -> tuple[Winograd, float] | None:
         """The cheapest form that is estimated to beat the GEMM and is within the bound on the site's weights, and its error."""
         for form in choose_gpu_winograd(site.shape, self.chip):
             error = measured_error(site.weight, site.shape, form)
@@ -100,7 +100,7 @@ class ConvsToGpuKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
                 return form, error
         return None
 
-    def _three_kernels(self, site: Site, form: Winograd, error: float, data: Any) -> Any:
+    def _three_kernels(self, site: ConvSite, form: Winograd, error: float, data: Any) -> Any:
         """Transform, GEMM, transform; of a dilated conv, whose outputs lie scattered, one more that puts them in place."""
         shape, steps, gemm = site.shape, site.epilogue, winograd_gemm(site.shape, form)
         height, width = form.transforms(shape)
@@ -128,7 +128,7 @@ class ConvsToGpuKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
 
     def _gemm(
         self,
-        site: Site,
+        site: ConvSite,
         shape: ConvShape,
         data: Any,
         weight: Weights,
@@ -156,6 +156,6 @@ class ConvsToGpuKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
         return self.call(add, [sums, *operands], size, shape.dtype)
 
 
-def _is_vector(site: Site) -> bool:
+def _is_vector(site: ConvSite) -> bool:
     """Whether a layer is a dense one over few rows, which dlight's matrix-vector rule does."""
     return len(site.data.ty.shape.values) < 4 and site.shape.pixels < FEW_ROWS

@@ -27,7 +27,7 @@ from tvm import relax
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, class_and_line
 from reparam_compiler.lowering.importing.dtypes import own_dtypes
 from reparam_compiler.lowering.runtime.executable import TensorSpec
-from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 
 Shapes = Mapping[str, Sequence[int]]
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -282,7 +282,7 @@ def _missing_shape(name: str, dims: Sequence[Any]) -> LoweringError:
 @contextlib.contextmanager
 def _importing(kind: str) -> Iterator[None]:
     """Quiet the importers' warnings and prints; turn what they raise into one typed error that names the node."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), quiet():
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), filter_stderr():
         warnings.simplefilter("ignore")
         try:
             yield

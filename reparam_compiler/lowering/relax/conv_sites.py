@@ -1,6 +1,6 @@
 """The layers of a Relax function that a kernel of ours can compute, with what follows them, and the pass that replaces them.
 
-    conv2d(x, W) -> add(b) -> add(residual) -> relu        is one Site
+    conv2d(x, W) -> add(b) -> add(residual) -> relu        is one ConvSite
 
 `find_sites` reads the graph and changes nothing. `SiteRewriter` emits what a target's pass makes of each site and drops the
 bindings that the site absorbed: `lowering/cpu/kernels.py` for a CPU, `lowering/gpu/kernels.py` for a GPU.
@@ -38,7 +38,7 @@ FUNCTIONS = set(UNARY.values()) - {"relu"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Site:
+class ConvSite:
     """A conv or dense layer of constant weight, with the elementwise ops that its kernel absorbs.
 
     weight: `O kh kw Ig`.
@@ -63,7 +63,7 @@ class Site:
         return f"{kind}_{size}" if kind != "dense" else f"dense_{s.channels_in}_{s.channels_out}"
 
 
-def find_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[Site]:
+def find_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[ConvSite]:
     """Every conv2d (NHWC, OHWI) and matmul of `main` whose weight is a constant of a dtype that the recipe takes."""
     bindings = [b for block in main.body.blocks for b in block.bindings if isinstance(b, relax.VarBinding)]
     uses: Counter[Any] = Counter(_read_by(main.body.body))
@@ -95,14 +95,14 @@ class SiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
     kernels: those made so far, by what they depend on. errors: the largest measured one of each kernel.
     """
 
-    def __init__(self, module: Any, sites: Sequence[Site]) -> None:
+    def __init__(self, module: Any, sites: Sequence[ConvSite]) -> None:
         super().__init__(module)
         self.by_result = {site.result: site for site in sites}
         self.absorbed = {variable for site in sites for variable in site.absorbed}
         self.kernels: dict[Hashable, Any] = {}
         self.errors: dict[Any, float] = {}
 
-    def calls(self, site: Site) -> Any:
+    def calls(self, site: ConvSite) -> Any:
         """The calls that compute a site; the value of the last, in any shape of as many elements."""
         raise NotImplementedError
 
@@ -119,7 +119,7 @@ class SiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
 
     def kernel(
         self,
-        site: Site,
+        site: ConvSite,
         key: Hashable,
         make: Callable[[], Any],
         algorithm: str = "",
@@ -142,12 +142,12 @@ class SiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
         """A call of a kernel, emitted."""
         return self.builder_.emit(relax.call_tir(kernel, list(arguments), relax.TensorType(size, dtype)))
 
-    def data(self, site: Site) -> Any:
+    def data(self, site: ConvSite) -> Any:
         """The site's input, `N H W C`."""
         shape = site.shape
         return self.shaped(self.visit_expr(site.data), (shape.batch, shape.height, shape.width, shape.channels_in))
 
-    def operands(self, site: Site, size: tuple[int, ...]) -> list[Any]:
+    def operands(self, site: ConvSite, size: tuple[int, ...]) -> list[Any]:
         """What the epilogue reads: arrays as constants, tensors in the shape `size` of the kernel's output."""
         return [
             relax.const(operand, site.shape.dtype)
@@ -196,7 +196,7 @@ def _constant(expr: Any) -> Weights | None:
     return expr.value.numpy() if isinstance(expr, GenericConst) else None
 
 
-def _conv_site(binding: Any) -> Site | None:
+def _conv_site(binding: Any) -> ConvSite | None:
     call = binding.value
     attrs, weight, data = call.attrs, _constant(call.args[1]), _sizes(call.args[0])
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
@@ -219,10 +219,10 @@ def _conv_site(binding: Any) -> Site | None:
         groups=int(attrs.groups),
         dtype=str(weight.dtype),
     )
-    return Site(shape, call.args[0], weight, (), (), (), binding.var)
+    return ConvSite(shape, call.args[0], weight, (), (), (), binding.var)
 
 
-def _dense_site(binding: Any) -> Site | None:
+def _dense_site(binding: Any) -> ConvSite | None:
     call = binding.value
     if op_name(call) != "relax.matmul":
         return None
@@ -234,10 +234,10 @@ def _dense_site(binding: Any) -> Site | None:
     rows = int(np.prod(data[:-1]))
     shape = ConvShape(rows, 1, 1, weight.shape[0], weight.shape[1], (1, 1), dtype=str(weight.dtype))
     by_output = weight.T.reshape(shape.channels_out, 1, 1, shape.channels_in)
-    return Site(shape, call.args[0], by_output, (), (), (), binding.var)
+    return ConvSite(shape, call.args[0], by_output, (), (), (), binding.var)
 
 
-def _absorb(site: Site, reader: Any) -> Site | None:
+def _absorb(site: ConvSite, reader: Any) -> ConvSite | None:
     """The site with the op of `reader` in its epilogue; nothing where that op is not one for an epilogue."""
     call = reader.value
     name = op_name(call)
@@ -275,7 +275,7 @@ def _absorb(site: Site, reader: Any) -> Site | None:
     )
 
 
-def _operand(other: Any, site: Site) -> tuple[Operand, Any]:
+def _operand(other: Any, site: ConvSite) -> tuple[Operand, Any]:
     """What the other side of a binary op is to the kernel, and its value."""
     if other.ty.dtype != site.result.ty.dtype:
         return "none", None

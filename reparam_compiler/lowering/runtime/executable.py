@@ -35,7 +35,7 @@ from reparam_compiler.lowering.runtime.archive import (
     seal,
     write_tar,
 )
-from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.target import is_gpu, missing_here, resolve
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
@@ -314,7 +314,7 @@ def load(path: str | os.PathLike[str]) -> Executable:
         file = Path(folder) / LIBRARY
         file.write_bytes(library)
         try:
-            with quiet():
+            with filter_stderr():
                 module = tvm.runtime.load_module(str(file))
         except (RuntimeError, OSError, ValueError) as refusal:
             raise LoweringError(
@@ -338,7 +338,7 @@ def assemble(
     device = tvm.device(DEVICES[kind], 0)
     machine = None
     if device.exist and not (kind == "llvm" and missing_here(resolve(target))):
-        with quiet():
+        with filter_stderr():
             machine = VirtualMachine(library, device)
     return Executable(inputs, outputs, target, kernels, versions, _library=library, _machine=machine, _device=device)
 
@@ -364,7 +364,7 @@ def export_library(
     linker = cc.cross_compiler(compiler) if compiler else None
     more = {"options": list(options)} if options else {}
     try:
-        with quiet():
+        with filter_stderr():
             library.export_library(str(path), fcompile=linker, addons=[str(source) for source in sources], **more)
     except (RuntimeError, OSError, ValueError) as refusal:
         triple = "" if target is None else str(json.loads(target).get("mtriple", ""))

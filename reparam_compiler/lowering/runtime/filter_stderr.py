@@ -19,7 +19,7 @@ STDERR = threading.RLock()
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def filter_stderr() -> Iterator[None]:
     """Drop the lines that TVM's C++ side prints on stderr while it saves and loads a module ("Scope Saving: …").
 
     They come from the library's own logger at warning level, below Python; what anything else writes passes.

@@ -42,9 +42,9 @@ from reparam_compiler.lowering.conv.algorithms import (
 from reparam_compiler.lowering.cpu.kernels import kernel_of
 from reparam_compiler.lowering.cpu.schedules import SCHEDULED
 from reparam_compiler.lowering.importing.importer import to_relax
-from reparam_compiler.lowering.relax.conv_sites import Site, find_sites
+from reparam_compiler.lowering.relax.conv_sites import ConvSite, find_sites
 from reparam_compiler.lowering.runtime.executable import export_library
-from reparam_compiler.lowering.runtime.filter_stderr import quiet
+from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
 from reparam_compiler.lowering.target import TargetLike, VectorUnit, describe, is_gpu, resolve, vector_unit
 
@@ -104,7 +104,7 @@ def tune(
         raise LoweringError(f"tune: found trials={trials}, repeat={repeat}, number={number}; expected 1 or more of each")
     folder = Path(database)
     prepare(folder)
-    with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), resolved, quiet():
+    with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), resolved, filter_stderr():
         imported = to_relax(model, example_inputs, input_shapes=input_shapes)
         prepared = prepared_cpu(imported.module)
         sites = _distinct(find_sites(prepared["main"]))
@@ -138,13 +138,13 @@ def _loops(tile: Tile, gemm: ConvShape, ordered: bool) -> list[Tile]:
     ]
 
 
-def _distinct(sites: Sequence[Site]) -> list[Site]:
+def _distinct(sites: Sequence[ConvSite]) -> list[ConvSite]:
     """One site for each shape, the costly ones first; depthwise convs have no tile to choose."""
     by_shape = {site.shape: site for site in sites if not site.shape.depthwise}
     return sorted(by_shape.values(), key=lambda site: -site.shape.macs)
 
 
-def _tune_convs(sites: Sequence[Site], target: Any, trials: int, folder: Path, runner: Any, advance: Any) -> TuneResult:
+def _tune_convs(sites: Sequence[ConvSite], target: Any, trials: int, folder: Path, runner: Any, advance: Any) -> TuneResult:
     """Measure the missing points of every site, each site's first before any site's second."""
     unit, name = vector_unit(target), describe(target)
     wanted = [[(site, algorithm) for algorithm in points(site.shape, unit)] for site in sites]

@@ -18,7 +18,7 @@ class NoRule(NotFusable):
 
 
 @dataclass(frozen=True, slots=True)
-class Signal:
+class SourceLayout:
     """What an op reads: how many channels, over how many spatial axes.
 
     last: the channels stand on the last axis, and all others are positions that nothing mixes; rank is 0 then.
@@ -63,13 +63,13 @@ class Stacked:
 
 
 @dataclass(frozen=True, slots=True)
-class Still:
+class DataIndependent:
     """A value that is the same whatever the source holds. shape: where it is known."""
 
     shape: tuple[Dim, ...] | None = None
 
 
-Value = ConvKernel | Part | Stacked | Still
-Carried = Value | tuple[Value, ...]
+Value = ConvKernel | Part | Stacked | DataIndependent
+AbstractValue = Value | tuple[Value, ...]
 """Of a node; a tuple for one that gives several values."""
-Operand = Carried | Param
+Operand = AbstractValue | Param

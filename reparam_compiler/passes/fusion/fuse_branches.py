@@ -42,7 +42,7 @@ class Options:
 
     verify: bool = True
     policy: Policy = "cost"
-    model: CostModel = USUAL
+    cost_model: CostModel = USUAL
     keep_bn: bool = False
 
 
@@ -105,14 +105,14 @@ def rewrite_regions(
 ) -> PassResult:
     """Rewrites the best of the regions that `wants` takes; refusals are kept for the nodes that `reports` takes."""
     regions = Regions(graph)
-    builder = _Builder(graph, regions.still, options)
+    builder = _Builder(graph, regions.data_independent, options)
     planner = Planner(
         graph,
         regions,
         wants=lambda region: wants(region) and not (options.keep_bn and isinstance(graph[region.sink].op, ops.BatchNorm)),
         build=builder.build,
         policy=options.policy,
-        model=options.model,
+        cost_model=options.cost_model,
     )
     with one_thread():
         chosen = planner.plan(tuple(graph)).chosen
@@ -131,8 +131,8 @@ def rewrite_regions(
 class _Builder:
     """Makes the op of a region."""
 
-    def __init__(self, graph: Graph, still: Set[NodeId], options: Options) -> None:
-        self.graph, self.still, self.options = graph, still, options
+    def __init__(self, graph: Graph, data_independent: Set[NodeId], options: Options) -> None:
+        self.graph, self.data_independent, self.options = graph, data_independent, options
         self.ranges: dict[NodeId, tuple[float, float]] = {}
         self._kept = 0
 
@@ -157,7 +157,7 @@ class _Builder:
 
     def _understand(self, region: Region) -> Interpretation:
         _check_promotion(self.graph, region)
-        found = interpret(self.graph, region, self.still, whatever_size=self.options.policy == "always")
+        found = interpret(self.graph, region, self.data_independent, whatever_size=self.options.policy == "always")
         if not found.kernel.weight.size:
             raise NotFusable("nothing is left")
         if not found.kernel.bias_varies:
@@ -169,14 +169,14 @@ class _Builder:
 
     def _trial(self, region: Region, found: Interpretation) -> Trial:
         known, fixed = self.graph[region.source].type, self.graph.sizes_are_fixed
-        return Trial(region.nodes, region.source, found.kernel, found.signal, known, fixed=fixed)
+        return Trial(region.nodes, region.source, found.kernel, found.layout, known, fixed=fixed)
 
     def _weight(self, region: Region) -> np.ndarray:
         return self._node(region, self._understand(region)).params[0].load()
 
     def _node(self, region: Region, found: Interpretation) -> Node:
         sink, first = self.graph[region.sink], region.kernels[0].params[0]
-        op, array = _op(found.kernel, last=found.signal.last)
+        op, array = _op(found.kernel, last=found.layout.last)
         weight = Param.of(array, role="weight", dtype=first.dtype)
         _check_range(weight, array)
         _check_range(weight, found.kernel.bias)

@@ -14,7 +14,7 @@ from reparam_compiler.core import affine
 from reparam_compiler.core.kernel import Bias, ConvKernel, NotFusable
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
-from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 
 
 def _array(param: Param | None) -> Bias | None:
@@ -28,7 +28,7 @@ def _weights(node: Node) -> tuple[Param, Param | None]:
     return weight, bias
 
 
-def conv(node: Node, reads: Signal) -> ConvKernel:
+def conv(node: Node, reads: SourceLayout) -> ConvKernel:
     """A conv is its own kernel."""
     op, (weight, bias) = node.op, _weights(node)
     if not isinstance(op, ops.Conv):
@@ -38,7 +38,7 @@ def conv(node: Node, reads: Signal) -> ConvKernel:
     return ConvKernel(taps, shift, op.stride, op.dilation, op.padding, op.groups, op.mode)
 
 
-def conv_transpose(node: Node, reads: Signal) -> ConvKernel:
+def conv_transpose(node: Node, reads: SourceLayout) -> ConvKernel:
     """`I O/groups *K` flipped to `O I/groups *K`; what is cut off the full output pads that much less than the span."""
     op, (weight, bias) = node.op, _weights(node)
     if not isinstance(op, ops.ConvTranspose):
@@ -55,7 +55,7 @@ def conv_transpose(node: Node, reads: Signal) -> ConvKernel:
     return ConvKernel(flipped, shift, ones, op.dilation, padding, op.groups, upsampling=op.stride)
 
 
-def linear(node: Node, reads: Signal) -> ConvKernel:
+def linear(node: Node, reads: SourceLayout) -> ConvKernel:
     """A linear layer is a conv without spatial axes, whose channels are on the last axis."""
     weight, bias = _weights(node)
     if not reads.last:
@@ -65,7 +65,7 @@ def linear(node: Node, reads: Signal) -> ConvKernel:
     return ConvKernel(matrix, shift, (), (), ())
 
 
-def batch_norm(node: Node, reads: Signal) -> ConvKernel:
+def batch_norm(node: Node, reads: SourceLayout) -> ConvKernel:
     """Eq. 2, with the statistics that the model was trained to."""
     if not isinstance(node.op, ops.BatchNorm) or node.op.training:
         raise NotFusable(f"{node.id}: training=True; call model.eval() before fuse()")
@@ -77,12 +77,12 @@ def batch_norm(node: Node, reads: Signal) -> ConvKernel:
     return affine.batch_norm(gamma, beta, mean, var, eps=node.op.eps, rank=reads.rank)
 
 
-def identity(node: Node, reads: Signal) -> ConvKernel:
+def identity(node: Node, reads: SourceLayout) -> ConvKernel:
     """Identity, dropout in evaluation, contiguous."""
     return affine.identity(reads.channels, reads.rank)
 
 
-def average_pool(node: Node, reads: Signal) -> ConvKernel:
+def average_pool(node: Node, reads: SourceLayout) -> ConvKernel:
     """A depthwise conv whose taps are all the same."""
     op = node.op
     if not isinstance(op, ops.AvgPool):

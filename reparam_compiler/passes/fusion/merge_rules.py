@@ -19,12 +19,20 @@ from reparam_compiler.core.channels import groups, rows
 from reparam_compiler.core.kernel import Bias, ConvKernel, NotFusable, add, concat, pad, scale, side_by_side, subsample
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
-from reparam_compiler.passes.fusion.abstract_values import Carried, NoRule, Operand, Part, Signal, Stacked, Still
+from reparam_compiler.passes.fusion.abstract_values import (
+    AbstractValue,
+    DataIndependent,
+    NoRule,
+    Operand,
+    Part,
+    SourceLayout,
+    Stacked,
+)
 
-MergeRule = Callable[[Node, Sequence[Operand], Signal], Carried]
+MergeRule = Callable[[Node, Sequence[Operand], SourceLayout], AbstractValue]
 
 
-def per_channel(constant: Param, channels: int, rank: int, source: Signal | None = None) -> Bias:
+def per_channel(constant: Param, channels: int, rank: int, source: SourceLayout | None = None) -> Bias:
     """A constant that is broadcast against a value of so many channels, as one number for each.
 
     Raises NotFusable where it varies over the batch or over positions.
@@ -41,11 +49,11 @@ def per_channel(constant: Param, channels: int, rank: int, source: Signal | None
     return np.broadcast_to(constant.float64().reshape(-1), (channels,)).copy()
 
 
-def _still(node: Node) -> Still:
-    return Still(None if node.type is None else node.type.shape)
+def _still(node: Node) -> DataIndependent:
+    return DataIndependent(None if node.type is None else node.type.shape)
 
 
-def sum_of(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def sum_of(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """sum of coefficient * operand; a constant moves the bias."""
     coefficients = node.op.coefficients if isinstance(node.op, ops.Add) else ()
     terms = [
@@ -62,14 +70,14 @@ def sum_of(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     for coefficient, operand in zip(coefficients, operands, strict=True):
         if isinstance(operand, Param):
             total = scale(total, ones, coefficient * per_channel(operand, total.channels[1], total.rank, source))
-        elif isinstance(operand, Still):
+        elif isinstance(operand, DataIndependent):
             total = scale(total, ones, ones * np.nan)
         elif not isinstance(operand, ConvKernel):
             raise NoRule("a sum of stacked values and others")
     return total
 
 
-def product(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def product(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """A constant times a kernel, from either side."""
     kernels = [operand for operand in operands if isinstance(operand, ConvKernel)]
     factors = [operand for operand in operands if isinstance(operand, Param)]
@@ -78,7 +86,7 @@ def product(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     return scale(kernels[0], per_channel(factors[0], kernels[0].channels[1], kernels[0].rank, source), np.zeros(1))
 
 
-def quotient(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def quotient(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """A kernel over a constant."""
     kernel, divisor = operands
     if not isinstance(kernel, ConvKernel) or not isinstance(divisor, Param):
@@ -86,7 +94,7 @@ def quotient(node: Node, operands: Sequence[Operand], source: Signal) -> Carried
     return scale(kernel, 1.0 / per_channel(divisor, kernel.channels[1], kernel.rank, source), np.zeros(1))
 
 
-def concatenation(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def concatenation(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """Parallel convs of one source are one wide conv; constants along a spatial axis are padding."""
     axis = node.op.axis if isinstance(node.op, ops.Concat) else 0
     kernels = [operand for operand in operands if isinstance(operand, ConvKernel)]
@@ -102,7 +110,7 @@ def concatenation(node: Node, operands: Sequence[Operand], source: Signal) -> Ca
     raise NoRule("a concat of other things than channels")
 
 
-def of_parts(rule: MergeRule, node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def of_parts(rule: MergeRule, node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """A rule where some operands read some channels of the source only.
 
     Those that come one after another stand side by side in a concat; an op of one alone, or of several that read the same
@@ -136,7 +144,7 @@ def _extended(kernel: ConvKernel, operands: Sequence[Operand], axis: int) -> Con
     for index, operand in enumerate(operands):
         if isinstance(operand, ConvKernel):
             continue
-        shape = operand.shape if isinstance(operand, Param | Still) else None
+        shape = operand.shape if isinstance(operand, Param | DataIndependent) else None
         if shape is None or len(shape) != kernel.rank + 2 or not isinstance(length := shape[axis], int):
             raise NoRule("a concat with constants whose sizes are not known")
         lengths[index > place] += length
@@ -157,7 +165,7 @@ def _border_value(constant: Operand, kernel: ConvKernel) -> Bias:
     return np.broadcast_to(number, (kernel.channels[1],))
 
 
-def stack(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def stack(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """Kernels side by side."""
     axis = node.op.axis if isinstance(node.op, ops.Stack) else 0
     kernels = tuple(operand for operand in operands if isinstance(operand, ConvKernel))
@@ -166,7 +174,7 @@ def stack(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     return Stacked(kernels, (axis,))
 
 
-def reduction(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def reduction(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """The sum or mean over the axis along which kernels were stacked."""
     (stacked,), op = operands, node.op
     if not isinstance(stacked, Stacked) or not isinstance(op, ops.Reduce) or op.function == "max":
@@ -179,7 +187,7 @@ def reduction(node: Node, operands: Sequence[Operand], source: Signal) -> Carrie
     return Stacked((total,), op.axes) if op.keepdim else total
 
 
-def reshape(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def reshape(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """A new axis of size 1, or one taken away again; where channels are last, whatever keeps them there.
 
     A second operand gives its shape only.
@@ -201,7 +209,7 @@ def reshape(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     raise NoRule("a reshape that does more than add an axis")
 
 
-def _axes_before(node: Node, value: Operand, source: Signal) -> int | None:
+def _axes_before(node: Node, value: Operand, source: SourceLayout) -> int | None:
     own = source.axes if source.last else source.rank + 2
     return own if own is None or isinstance(value, ConvKernel) else own + 1
 
@@ -216,12 +224,12 @@ def _keeps(node: Node, new: int) -> bool:
     return len(shape) == len(known) and all(size == 0 or size == known[axis] for axis, size in enumerate(shape[:new]))
 
 
-def cut(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def cut(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """A slice: of the channels, of a spatial axis (a crop, or every so many positions), or of a stack."""
     (value,), op = operands, node.op
     if not isinstance(op, ops.Slice):
         raise NotFusable(f"{op.name} is not a slice")
-    if isinstance(value, Still):
+    if isinstance(value, DataIndependent):
         return _still(node)
     if isinstance(value, Stacked) and op.axis in value.axes:
         return Stacked(value.kernels[op.start : op.stop : op.step], (op.axis,))
@@ -239,7 +247,7 @@ def cut(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     return _cropped(value, op, node, source)
 
 
-def _cropped(kernel: ConvKernel, op: ops.Slice, node: Node, source: Signal) -> ConvKernel:
+def _cropped(kernel: ConvKernel, op: ops.Slice, node: Node, source: SourceLayout) -> ConvKernel:
     axis, low, high = op.axis - 2, op.start, 0
     sizes = output_sizes(kernel, source.sizes)
     if low < 0:
@@ -267,7 +275,7 @@ def output_sizes(kernel: ConvKernel, sizes: tuple[int, ...] | None) -> tuple[int
     return tuple(((size - 1) * u + margin) // s + 1 for size, u, margin, s in parts)
 
 
-def split(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def split(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """Pieces of the channels."""
     (value,), op = operands, node.op
     if not isinstance(value, ConvKernel) or not isinstance(op, ops.Split) or op.axis != source.channel_axis:
@@ -285,15 +293,15 @@ def _piece(kernel: ConvKernel, start: int, stop: int) -> ConvKernel | Part:
     return Part(groups(kernel, first, stop // per_group), first * kernel.weight.shape[1], kernel.channels[0])
 
 
-def item(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def item(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """One piece."""
     (pieces,) = operands
-    if not isinstance(pieces, tuple) or not isinstance(node.op, ops.Item):
+    if not isinstance(pieces, tuple) or not isinstance(node.op, ops.TupleGet):
         raise NoRule("an item of a value that is none of several")
     return pieces[node.op.index]
 
 
-def padding(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def padding(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """Padding by a number, which the kernel must give there itself, or by what it gives elsewhere."""
     (kernel,) = operands
     op = node.op
@@ -305,17 +313,17 @@ def padding(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
     return pad(kernel, spatial, np.full(kernel.channels[1], op.value), op.mode)
 
 
-def assignment(node: Node, operands: Sequence[Operand], source: Signal) -> Carried:
+def assignment(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """A constant written over a border where the kernel gives only its bias, or a kernel written into a constant."""
     op = node.op
-    if not isinstance(op, ops.Assign) or source.last:
+    if not isinstance(op, ops.SliceUpdate) or source.last:
         raise NotFusable(f"{op.name} into a value whose channels are last")
     into, value = operands
-    if isinstance(into, ConvKernel) and isinstance(value, Param | Still):
+    if isinstance(into, ConvKernel) and isinstance(value, Param | DataIndependent):
         if not any(_is_border(into, *one) for one in op.cuts):
             raise NotFusable("writes over computed values")
         return _with_unknown_bias(into)
-    if isinstance(value, ConvKernel) and isinstance(into, Param | Still):
+    if isinstance(value, ConvKernel) and isinstance(into, Param | DataIndependent):
         return _framed(value, op, node, source)
     raise NotFusable("writes computed values over computed ones")
 
@@ -338,7 +346,7 @@ def _is_border(kernel: ConvKernel, axis: int, start: int, stop: int | None) -> b
     return s == 1 and -start <= high - span and (stop is None or stop < 0)
 
 
-def _framed(kernel: ConvKernel, op: ops.Assign, node: Node, source: Signal) -> ConvKernel:
+def _framed(kernel: ConvKernel, op: ops.SliceUpdate, node: Node, source: SourceLayout) -> ConvKernel:
     amounts = [(0, 0)] * kernel.rank
     sizes = output_sizes(kernel, source.sizes)
     shape = node.type.static_shape if node.type is not None else None

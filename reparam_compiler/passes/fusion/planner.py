@@ -30,7 +30,7 @@ _POSITIONS = 196
 """Positions of a source whose channels are last, likewise."""
 _UNKNOWN = 64 * 28 * 28
 """Elements of a value that no kernel tells anything of."""
-_AS_DEAR = 1.02
+_AS_GOOD = 1.02
 """A price that is at most so many times another is as good: a bias that was not there before, say."""
 
 
@@ -58,11 +58,11 @@ class Candidate:
 class Plan:
     """A way to compute some nodes: what it costs, and the regions to rewrite."""
 
-    price: float
+    cost: float
     chosen: tuple[Candidate, ...] = ()
 
     def __add__(self, other: "Plan") -> "Plan":
-        return Plan(self.price + other.price, self.chosen + other.chosen)
+        return Plan(self.cost + other.cost, self.chosen + other.chosen)
 
 
 class Planner:
@@ -72,7 +72,7 @@ class Planner:
         graph, regions: what to plan.
         wants: which regions are worth a try.
         build: the op that can do a region, proven; raises NotFusable.
-        policy: "cost" takes the fastest way by `model`, "always" the one with the fewest ops.
+        policy: "cost" takes the fastest way by `cost_model`, "always" the one with the fewest ops.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Planner:
         wants: Callable[[Region], bool],
         build: Callable[[Region], Built],
         policy: Policy,
-        model: CostModel,
+        cost_model: CostModel,
     ) -> None:
         self.graph, self.regions, self.wants, self.build = graph, regions, wants, build
-        self.policy, self.model = policy, model
+        self.policy, self.cost_model = policy, cost_model
         self.reasons: dict[NodeId, str] = {}
         self._tried: dict[tuple[NodeId, NodeId], Candidate | str] = {}
         self._elements: dict[NodeId, int] = {}
@@ -141,16 +141,16 @@ class Planner:
         best = [Plan(0.0)]
         for regions in chain:
             ways = [
-                best[i] + Plan(self._price(candidate.after), (candidate,))
+                best[i] + Plan(self._cost_of(candidate.after), (candidate,))
                 for i, region in enumerate(regions)
                 if (candidate := self._candidate(region)) is not None
             ]
             alone = best[-1] + self._not_fused(regions[-1])
-            cheapest = min([*ways, alone], key=lambda plan: plan.price * (_AS_DEAR if plan is alone else 1.0))
+            cheapest = min([*ways, alone], key=lambda plan: plan.cost * (_AS_GOOD if plan is alone else 1.0))
             sink = regions[-1].sink
             if ways and cheapest is alone:
-                dear = self._cheapest(regions)
-                self.reasons[sink] = _too_dear(dear.before, dear.after)
+                cheapest_region = self._cheapest(regions)
+                self.reasons[sink] = _too_costly(cheapest_region.before, cheapest_region.after)
             best.append(cheapest)
         return best[-1]
 
@@ -163,19 +163,19 @@ class Planner:
         candidate = self._candidate(whole)
         if candidate is None:
             return None
-        plan = Plan(self._price(candidate.after), (candidate,))
+        plan = Plan(self._cost_of(candidate.after), (candidate,))
         if self.policy == "always":
             return plan
         ends = min(self._count(whole.source), self._count(whole.sink))
         if any(self._count(regions[-1].sink) < ends for regions in chain):
             return None
-        dearest = max((self._price(self._work(node)) for node in whole.kernels), default=0.0)
-        return plan if plan.price <= _AS_DEAR * dearest else None
+        dearest = max((self._cost_of(self._work(node)) for node in whole.kernels), default=0.0)
+        return plan if plan.cost <= _AS_GOOD * dearest else None
 
     def _not_fused(self, segment: Region) -> Plan:
         """The op of a segment's sink as it is, and the cheapest way to what it reads."""
         *inside, sink = segment.nodes
-        return self.plan(inside) + Plan(self._price(self._work(sink)))
+        return self.plan(inside) + Plan(self._cost_of(self._work(sink)))
 
     def _candidate(self, region: Region) -> Candidate | None:
         key = region.source, region.sink
@@ -200,12 +200,12 @@ class Planner:
         parts = [self._work(one) for one in region.nodes]
         before = sum(parts, NO_WORK)
         after = work(built.node.op, built.node.params, self._count(region.source), self._count(region.sink))
-        if self._price(_without_winograd(after)) > _AS_DEAR * sum(self._price(_without_winograd(part)) for part in parts):
-            return _too_dear(before, after)  # not every engine has Winograd: it must pay in those that have not, too
+        if self._cost_of(_without_winograd(after)) > _AS_GOOD * sum(self._cost_of(_without_winograd(part)) for part in parts):
+            return _too_costly(before, after)  # not every engine has Winograd: it must pay in those that have not, too
         return Candidate(region, built.node, built.error, before, after)
 
-    def _price(self, done: Work) -> float:
-        return self.model.seconds(done) if self.policy == "cost" else float(done.launches)
+    def _cost_of(self, done: Work) -> float:
+        return self.cost_model.seconds(done) if self.policy == "cost" else float(done.launches)
 
     def _work(self, node: Node) -> Work:
         """What a node does; a norm of what a conv gives does nothing, for it goes into the conv in any case."""
@@ -221,21 +221,21 @@ class Planner:
 
     def _measure(self, region: Region, found: Interpretation) -> None:
         """Notes the elements of values whose types are not known, from their kernels and a source of nominal size."""
-        signal = found.signal
-        sizes = (_POSITIONS,) if signal.last else NOMINAL[signal.rank]
+        layout = found.layout
+        sizes = (_POSITIONS,) if layout.last else NOMINAL[layout.rank]
         if _known_elements(self.graph[region.source].type) is None:
-            self._elements.setdefault(region.source, signal.channels * prod(sizes))
+            self._elements.setdefault(region.source, layout.channels * prod(sizes))
         for node_id, kernel in found.kernels.items():
             if node_id not in self._elements and _known_elements(self.graph[node_id].type) is None:
-                positions = sizes if signal.last else output_sizes(kernel, sizes) or ()
+                positions = sizes if layout.last else output_sizes(kernel, sizes) or ()
                 self._elements[node_id] = kernel.channels[1] * prod(max(n, 1) for n in positions)
 
     def _cheapest(self, regions: Sequence[Region]) -> Candidate:
         candidates = [found for region in regions if (found := self._candidate(region)) is not None]
-        return min(candidates, key=lambda candidate: self._price(candidate.after))
+        return min(candidates, key=lambda candidate: self._cost_of(candidate.after))
 
 
-def _too_dear(before: Work, after: Work) -> str:
+def _too_costly(before: Work, after: Work) -> str:
     """Why the cheapest way does not fuse what could be fused."""
     return (
         f"one conv would be slower: {after.multiply_adds:.4g} multiply-adds and {after.bytes:.4g} bytes instead of "

@@ -43,7 +43,17 @@ LARGEST_PROBE = 2**26
 _NOISE = 1e-13
 """A tap below this share of the largest is the rounding of a zero."""
 
-_STRUCTURE = (ops.Permute, ops.Flatten, ops.Reshape, ops.Slice, ops.Split, ops.Item, ops.Stack, ops.Concat, ops.AdaptiveAvgPool)
+_STRUCTURE = (
+    ops.Permute,
+    ops.Flatten,
+    ops.Reshape,
+    ops.Slice,
+    ops.Split,
+    ops.TupleGet,
+    ops.Stack,
+    ops.Concat,
+    ops.AdaptiveAvgPool,
+)
 _LINEAR = frozenset(  # in all that they read, taken together
     {"roll", "flip", "rot90", "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "view", "reshape"}
     | {"unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "tile", "narrow", "select", "unbind", "split"}
@@ -101,18 +111,18 @@ def identify(
     sizes, batch = _sizes(run, nodes, channels, rank, recorded, fixed=fixed)
     if channels * channels * prod(sizes) > LARGEST_PROBE:
         raise NotFusable(f"{channels} channels at {'x'.join(map(str, sizes))} are too many to probe")
-    still = run(torch.zeros(batch, channels, *sizes, dtype=torch.float64))
-    if still.ndim != rank + 2 or still.shape[0] != batch or not still.numel():
-        raise NotFusable(f"it gives a value of shape {tuple(still.shape)} for one of {(batch, channels, *sizes)}")
-    bias, tolerance = _same_everywhere(still, rounding)
-    respond = _Responses(run, channels, sizes, still, batch)
+    at_zero = run(torch.zeros(batch, channels, *sizes, dtype=torch.float64))
+    if at_zero.ndim != rank + 2 or at_zero.shape[0] != batch or not at_zero.numel():
+        raise NotFusable(f"it gives a value of shape {tuple(at_zero.shape)} for one of {(batch, channels, *sizes)}")
+    bias, tolerance = _same_everywhere(at_zero, rounding)
+    respond = _Responses(run, channels, sizes, at_zero, batch)
     stride = tuple(_stride(respond, axis) for axis in range(rank))
     if most is not None and (weights := respond.weights(stride)) > most:
         raise NotFusable(f"one conv would have about {weights} weights, and be slower; policy='always' fuses it all the same")
     taps, first = respond.taps(stride)
     kernel = _trimmed(taps, bias, stride, first)
     on = [recorded] if fixed and recorded else [(batch, *more) for more in (*_wider(kernel, sizes), *larger(channels, sizes))]
-    return _confirmed(kernel, run, (batch, *sizes), on, still.shape[2:], tolerance)
+    return _confirmed(kernel, run, (batch, *sizes), on, at_zero.shape[2:], tolerance)
 
 
 Run = Callable[[Tensor], Tensor]
@@ -182,10 +192,10 @@ def larger(channels: int, sizes: Ints) -> Iterator[Ints]:
         yield tuple(size * times if a == axis else n for a, n in enumerate(sizes))
 
 
-def _same_everywhere(still: Tensor, rounding: float) -> tuple[np.ndarray, float]:
+def _same_everywhere(at_zero: Tensor, rounding: float) -> tuple[np.ndarray, float]:
     """The response to zero as one number for each channel, and up to which relative difference it is the same everywhere."""
-    middle = still[(slice(0, 1), slice(None), *(slice(n // 2, n // 2 + 1) for n in still.shape[2:]))]
-    apart = difference(middle.expand_as(still), still).relative
+    middle = at_zero[(slice(0, 1), slice(None), *(slice(n // 2, n // 2 + 1) for n in at_zero.shape[2:]))]
+    apart = difference(middle.expand_as(at_zero), at_zero).relative
     if apart > max(rounding, TOLERANCE):
         raise NotFusable("what it adds differs from position to position")
     array: np.ndarray = middle.reshape(-1).numpy().copy()
@@ -195,8 +205,8 @@ def _same_everywhere(still: Tensor, rounding: float) -> tuple[np.ndarray, float]
 class _Responses:
     """Responses to impulses near the middle of the source, less the response to zero."""
 
-    def __init__(self, run: Run, channels: int, sizes: Ints, still: Tensor, batch: int) -> None:
-        self.run, self.channels, self.sizes, self.still, self.batch = run, channels, sizes, still, batch
+    def __init__(self, run: Run, channels: int, sizes: Ints, at_zero: Tensor, batch: int) -> None:
+        self.run, self.channels, self.sizes, self.at_zero, self.batch = run, channels, sizes, at_zero, batch
         self.middle = tuple(size // 2 for size in sizes)
         flexible = _tried(run, torch.zeros(batch + 1, channels, *sizes, dtype=torch.float64))
         self.free_batch = flexible is not None and flexible.shape[0] == batch + 1
@@ -216,13 +226,13 @@ class _Responses:
         random = torch.Generator().manual_seed(1)
         at: tuple[slice | int, ...] = (slice(None), *place)
         x[0][at] = torch.randn(self.channels, dtype=torch.float64, generator=random)
-        return (self.run(x) - self.still)[0]
+        return (self.run(x) - self.at_zero)[0]
 
     def weights(self, stride: Ints) -> int:
         """About how many weights the operator has: a channel's responses that are not zero, for all channels."""
         x = torch.zeros(self.batch, self.channels, *self.sizes, dtype=torch.float64)
         x[0, self.channels // 2][self.heard[0]] = 1.0
-        response = (self.run(x) - self.still)[0].abs()
+        response = (self.run(x) - self.at_zero)[0].abs()
         heard = int((response > _NOISE * response.max()).sum())
         return heard * prod(stride) * self.channels
 
@@ -234,15 +244,15 @@ class _Responses:
             x = torch.zeros(count if self.free_batch else self.batch, self.channels, *self.sizes, dtype=torch.float64)
             for index in range(count):
                 x[index, start + index][place] = 1.0
-            found = self.run(x) - self.still[:1]
+            found = self.run(x) - self.at_zero[:1]
             yield from ((start + index, found[index]) for index in range(count))
 
     def taps(self, stride: Ints) -> tuple[np.ndarray, Ints]:
         """W[o, c, u] on all offsets u that the responses show, and the first of them for each axis."""
-        counts = self.still.shape[2:]
+        counts = self.at_zero.shape[2:]
         first = tuple(p - s * (n - 1) for p, s, n in zip(self.middle, stride, counts, strict=True))
         width = tuple(s * n for s, n in zip(stride, counts, strict=True))
-        taps = np.zeros((self.still.shape[1], self.channels, *width))
+        taps = np.zeros((self.at_zero.shape[1], self.channels, *width))
         for residue in product(*(range(s) for s in stride)):
             place = tuple(p + r for p, r in zip(self.middle, residue, strict=True))
             at = tuple(slice(r, None, s) for r, s in zip(residue, stride, strict=True))

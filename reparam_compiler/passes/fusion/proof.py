@@ -18,7 +18,7 @@ from reparam_compiler.interpreter.difference import EXACT, Difference, differenc
 from reparam_compiler.interpreter.evaluate import evaluate_region
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, NodeId, TensorType
-from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from reparam_compiler.passes.fusion.probe import larger
 
 TOLERANCE = 1e-9
@@ -37,21 +37,21 @@ class Trial:
         nodes: Sequence[Node],
         source: NodeId,
         kernel: ConvKernel,
-        signal: Signal,
+        layout: SourceLayout,
         known: TensorType | None,
         *,
         fixed: bool,
     ) -> None:
-        self.nodes, self.source, self.signal = nodes, source, signal
-        small = _small_shapes(kernel, signal)
+        self.nodes, self.source, self.layout = nodes, source, layout
+        small = _small_shapes(kernel, layout)
         recorded: list[Ints] = []
         if known is not None and all(isinstance(size, int) for size in known.shape[1:]):
             recorded = [tuple(size if isinstance(size, int) else 2 for size in known.shape)]
         self._tries = [small, recorded]
         if acts_on_positions(nodes):
             pairs = [(2, *shape[1:]) for shape in small]
-            if not signal.last:
-                pairs += [(2, signal.channels, *sizes) for sizes in larger(signal.channels, small[0][2:])]
+            if not layout.last:
+                pairs += [(2, layout.channels, *sizes) for sizes in larger(layout.channels, small[0][2:])]
             alone = fixed and recorded and known is not None and known.static_shape is not None
             self._tries = [recorded] if alone else [pairs, recorded]
 
@@ -73,9 +73,9 @@ class Trial:
         raise NotFusable("the proof failed: the region does not run on its own")
 
 
-def _small_shapes(kernel: ConvKernel, signal: Signal) -> list[Ints]:
-    if signal.last:
-        return [(*(3, 2, 5, 4)[: (signal.axes or 2) - 1], signal.channels)]
+def _small_shapes(kernel: ConvKernel, layout: SourceLayout) -> list[Ints]:
+    if layout.last:
+        return [(*(3, 2, 5, 4)[: (layout.axes or 2) - 1], layout.channels)]
     base = [
         max(span, *map(abs, pair)) + sum(abs(min(amount, 0)) for amount in pair) + s + 1
         for span, s, pair in zip(kernel.span, kernel.stride, kernel.padding, strict=True)
@@ -83,7 +83,7 @@ def _small_shapes(kernel: ConvKernel, signal: Signal) -> list[Ints]:
     sizes = [tuple(size + axis for axis, size in enumerate(base))]
     if any(s > 1 for s in kernel.stride):
         sizes.append(tuple(size + 2 * len(base) - 1 - axis for axis, size in enumerate(base)))
-    return [(1 if spatial else 3, signal.channels, *spatial) for spatial in sizes]
+    return [(1 if spatial else 3, layout.channels, *spatial) for spatial in sizes]
 
 
 def acts_on_positions(nodes: Sequence[Node]) -> bool:
@@ -114,7 +114,7 @@ _EVERYWHERE = (
     ops.Concat,
     ops.Stack,
     ops.Split,
-    ops.Item,
+    ops.TupleGet,
 )
 """Ops that do the same at every position of every sample; along which axes they join or split, their rules check."""
 
@@ -125,8 +125,8 @@ def measured_bias(trial: Trial, tolerance: float) -> Bias | None:
     The number is that of a position in the middle: the border may hold what was rounded.
     """
     runs = trial.run(lambda shape, _: torch.zeros(shape, dtype=torch.float64))
-    by_channel = torch.cat([y.movedim(-1 if trial.signal.last else 1, 0).flatten(1) for _, y in runs], 1)
-    middle = runs[0][1].movedim(-1 if trial.signal.last else 1, -1)
+    by_channel = torch.cat([y.movedim(-1 if trial.layout.last else 1, 0).flatten(1) for _, y in runs], 1)
+    middle = runs[0][1].movedim(-1 if trial.layout.last else 1, -1)
     while middle.ndim > 1:
         middle = middle[middle.shape[0] // 2]
     middle = middle[:, None]

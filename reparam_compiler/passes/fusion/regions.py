@@ -14,10 +14,10 @@ from reparam_compiler.core.affine import identity
 from reparam_compiler.core.channels import finest
 from reparam_compiler.core.kernel import ConvKernel, NotFusable, compose, composed_weights
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.analysis import ENTRY, between, dead_nodes, immediate_dominators, still_nodes
+from reparam_compiler.ir.analysis import ENTRY, between, data_independent_nodes, dead_nodes, immediate_dominators
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.passes.fusion import probe
-from reparam_compiler.passes.fusion.abstract_values import Carried, NoRule, Operand, Part, Signal, Still
+from reparam_compiler.passes.fusion.abstract_values import AbstractValue, DataIndependent, NoRule, Operand, Part, SourceLayout
 from reparam_compiler.passes.fusion.merge_rules import of_parts, output_sizes
 from reparam_compiler.passes.fusion.registry import LinearRule, is_linear, linear_rule, merge_rule
 
@@ -75,8 +75,8 @@ class Regions:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.dominators = immediate_dominators(graph)
-        self.still = still_nodes(graph)
-        self.dead = dead_nodes(graph, self.still)
+        self.data_independent = data_independent_nodes(graph)
+        self.dead = dead_nodes(graph, self.data_independent)
 
     def ending_at(self, sink: NodeId) -> Iterator[Region | Blocked]:
         """The regions of one sink, from the smallest to the largest, and then why there is no larger one."""
@@ -105,7 +105,7 @@ class Regions:
 
     def _not_affine(self, node_id: NodeId) -> str | None:
         node = self.graph[node_id]
-        if is_linear(node) or node_id in self.still or probe.is_affine(node):
+        if is_linear(node) or node_id in self.data_independent or probe.is_affine(node):
             return None
         return f"{node_id} ({node.op.name}) is not linear"
 
@@ -113,7 +113,7 @@ class Regions:
         """Why a node cannot stand inside a region of these nodes."""
         if reason := self._not_affine(node_id):
             return reason
-        if node_id in self.still and self._asks_outside(node_id, inside):
+        if node_id in self.data_independent and self._asks_outside(node_id, inside):
             return None  # it stays for its other readers
         if node_id in self.graph.outputs:
             return f"{node_id} is an output of the model"
@@ -123,7 +123,7 @@ class Regions:
     def _asks_outside(self, node_id: NodeId, inside: Set[NodeId]) -> bool:
         """True for a size that comes of values outside a region alone."""
         sources = self.graph[node_id].sources
-        return all(s not in inside or (s in self.still and self._asks_outside(s, inside)) for s in sources)
+        return all(s not in inside or (s in self.data_independent and self._asks_outside(s, inside)) for s in sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +136,15 @@ class Interpretation:
     """
 
     kernel: ConvKernel
-    signal: Signal
+    layout: SourceLayout
     kernels: Mapping[NodeId, ConvKernel]
     varies_at: str = ""
     must_be_proven: bool = False
 
 
-def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset(), *, whatever_size: bool = False) -> Interpretation:
+def interpret(
+    graph: Graph, region: Region, data_independent: Set[NodeId] = frozenset(), *, whatever_size: bool = False
+) -> Interpretation:
     """Carries a kernel from the source to the sink; raises NotFusable with the node and the reason where there is none.
 
     It is also refused where convs in sequence would have many times the weights of the region, unless `whatever_size` is set:
@@ -150,7 +152,7 @@ def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset(), *,
     """
     most = None if whatever_size else max(_WIDER * sum(n.params[0].count for n in region.kernels), _SMALL)
     try:
-        return _by_rules(graph, region, still, most)
+        return _by_rules(graph, region, data_independent, most)
     except NoRule as refusal:
         channels, rank = _channels_first(graph, region)
         known = graph[region.source].type
@@ -167,17 +169,17 @@ def interpret(graph: Graph, region: Region, still: Set[NodeId] = frozenset(), *,
             )
         except NotFusable as reason:
             raise NotFusable(f"{refusal}; probed: {reason}") from reason
-        return Interpretation(kernel, Signal(channels, rank), {region.sink: kernel}, must_be_proven=True)
+        return Interpretation(kernel, SourceLayout(channels, rank), {region.sink: kernel}, must_be_proven=True)
 
 
-def _by_rules(graph: Graph, region: Region, still: Set[NodeId], most: int | None) -> Interpretation:
-    signal = _signal(graph, region)
-    carried: dict[NodeId, Carried] = {}
+def _by_rules(graph: Graph, region: Region, data_independent: Set[NodeId], most: int | None) -> Interpretation:
+    layout = _source_layout(graph, region)
+    abstract: dict[NodeId, AbstractValue] = {}
     varies_at = ""
     for node in region.nodes:
         try:
             _check_rank(graph, node)
-            carried[node.id] = found = _carry(node, region.source, carried, signal, still, most)
+            abstract[node.id] = found = _abstract_value(node, region.source, abstract, layout, data_independent, most)
         except NotFusable as refusal:
             text = str(refusal)
             raise type(refusal)(text if text.startswith(f"{node.id}:") else f"{text} at {node.id}") from refusal
@@ -185,18 +187,18 @@ def _by_rules(graph: Graph, region: Region, still: Set[NodeId], most: int | None
             found = found.kernel
         if not varies_at and isinstance(found, ConvKernel) and found.bias_varies:
             varies_at = f"pads over an inner bias with another value than that bias at {node.id}"
-    kernel = carried[region.sink]
+    kernel = abstract[region.sink]
     if isinstance(kernel, Part):
         kernel = kernel.whole
     if not isinstance(kernel, ConvKernel):
         raise NotFusable(f"{region.sink} gives more than one value")
-    if signal.last and any(isinstance(node.op, ops.Reshape | ops.Flatten | ops.Opaque) for node in region.nodes):
+    if layout.last and any(isinstance(node.op, ops.Reshape | ops.Flatten | ops.Opaque) for node in region.nodes):
         _check_positions(graph, region)
     if any(isinstance(node.op, ops.Slice | ops.Split | ops.Concat) for node in region.nodes):
         kernel = finest(kernel)
-    bare = ((node_id, value.kernel if isinstance(value, Part) else value) for node_id, value in carried.items())
+    bare = ((node_id, value.kernel if isinstance(value, Part) else value) for node_id, value in abstract.items())
     kernels = {node_id: value for node_id, value in bare if isinstance(value, ConvKernel)}
-    return Interpretation(kernel, signal, kernels, varies_at)
+    return Interpretation(kernel, layout, kernels, varies_at)
 
 
 def _check_rank(graph: Graph, node: Node) -> None:
@@ -217,30 +219,30 @@ def _check_positions(graph: Graph, region: Region) -> None:
         raise NoRule(f"reshapes that leave other axes at {region.sink} than at {region.source}")
 
 
-def _carry(
+def _abstract_value(
     node: Node,
     source: NodeId,
-    carried: Mapping[NodeId, Carried],
-    signal: Signal,
-    still: Set[NodeId],
+    abstract: Mapping[NodeId, AbstractValue],
+    layout: SourceLayout,
+    data_independent: Set[NodeId],
     most: int | None,
-) -> Carried:
-    if node.id in still:
-        return Still(None if node.type is None else node.type.shape)
-    if signal.last and node.type is not None:  # reshapes may have changed how many axes there are
-        signal = replace(signal, axes=len(node.type.shape))
+) -> AbstractValue:
+    if node.id in data_independent:
+        return DataIndependent(None if node.type is None else node.type.shape)
+    if layout.last and node.type is not None:  # reshapes may have changed how many axes there are
+        layout = replace(layout, axes=len(node.type.shape))
     if rule := linear_rule(node):
-        computed = [value for value in node.sources if value == source or not isinstance(carried[value], Still)]
+        computed = [value for value in node.sources if value == source or not isinstance(abstract[value], DataIndependent)]
         if len(computed) != 1:
             raise NotFusable(f"{node.op.name} of {len(node.sources)} computed values")
         if computed[0] == source:
-            return rule(node, signal)
-        inner = carried[computed[0]]
+            return rule(node, layout)
+        inner = abstract[computed[0]]
         if isinstance(inner, Part):
-            return replace(inner, kernel=_composed(node, rule, inner.kernel, signal, most))
+            return replace(inner, kernel=_composed(node, rule, inner.kernel, layout, most))
         if not isinstance(inner, ConvKernel):
             raise NotFusable(f"{node.op.name} of stacked values")
-        return _composed(node, rule, inner, signal, most)
+        return _composed(node, rule, inner, layout, most)
     merge = merge_rule(node)
     if merge is None:
         raise NoRule(f"{node.op.name} has no rule")
@@ -249,24 +251,24 @@ def _carry(
         if isinstance(operand, Param):
             operands.append(operand)
         elif operand is not None:
-            operands.append(identity(signal.channels, signal.rank) if operand == source else carried[operand])
+            operands.append(identity(layout.channels, layout.rank) if operand == source else abstract[operand])
     if any(isinstance(operand, Part) for operand in operands):
-        return of_parts(merge, node, operands, signal)
-    return merge(node, operands, signal)
+        return of_parts(merge, node, operands, layout)
+    return merge(node, operands, layout)
 
 
-def _composed(node: Node, rule: LinearRule, inner: ConvKernel, signal: Signal, most: int | None) -> ConvKernel:
-    outer = rule(node, _after(signal, inner))
+def _composed(node: Node, rule: LinearRule, inner: ConvKernel, layout: SourceLayout, most: int | None) -> ConvKernel:
+    outer = rule(node, _after(layout, inner))
     if most is not None and (weights := composed_weights(outer, inner)) > most:
         raise NotFusable(f"one conv would have {weights} weights, and be slower; policy='always' fuses it all the same")
     return compose(outer, inner)
 
 
-def _after(signal: Signal, kernel: ConvKernel) -> Signal:
-    return replace(signal, channels=kernel.channels[1], rank=kernel.rank, sizes=output_sizes(kernel, signal.sizes))
+def _after(layout: SourceLayout, kernel: ConvKernel) -> SourceLayout:
+    return replace(layout, channels=kernel.channels[1], rank=kernel.rank, sizes=output_sizes(kernel, layout.sizes))
 
 
-def _signal(graph: Graph, region: Region) -> Signal:
+def _source_layout(graph: Graph, region: Region) -> SourceLayout:
     """What the source gives, told by the ops that read it, or by its type."""
     last = any(isinstance(node.op, ops.Linear) for node in region.nodes)
     known = graph[region.source].type
@@ -290,7 +292,7 @@ def _signal(graph: Graph, region: Region) -> Signal:
     if graph.sizes_are_fixed and known is not None and not last:
         spatial = tuple(size for size in known.shape[2:] if isinstance(size, int))
         sizes = spatial if len(spatial) == len(known.shape) - 2 else None
-    return Signal(counts.pop(), ranks.pop(), last, None if known is None else len(known.shape), sizes)
+    return SourceLayout(counts.pop(), ranks.pop(), last, None if known is None else len(known.shape), sizes)
 
 
 def _channels_first(graph: Graph, region: Region) -> tuple[int, int]:

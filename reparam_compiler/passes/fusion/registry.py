@@ -1,7 +1,7 @@
 """The linear ops: which rule makes each a `ConvKernel`. Adding an op is one decorated function:
 
     @register_linear("avg_pool")
-    def average_pool(node: Node, reads: Signal) -> ConvKernel: ...
+    def average_pool(node: Node, reads: SourceLayout) -> ConvKernel: ...
 
 A *linear rule* (`linear_rules.py`) sees an op with one computed input and gives the operator that the op is. A *merge rule*
 (`merge_rules.py`) sees what all that its node reads is carried as, as functions of one common source, and gives that of the
@@ -15,10 +15,10 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node
 from reparam_compiler.passes.fusion import linear_rules as rules
 from reparam_compiler.passes.fusion import merge_rules as merges
-from reparam_compiler.passes.fusion.abstract_values import Signal
+from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from reparam_compiler.passes.fusion.merge_rules import MergeRule
 
-LinearRule = Callable[[Node, Signal], ConvKernel]
+LinearRule = Callable[[Node, SourceLayout], ConvKernel]
 
 RULES: dict[str, LinearRule] = {
     "conv": rules.conv,
@@ -43,9 +43,9 @@ MERGES: dict[str, MergeRule] = {
     "view_as": merges.reshape,
     "slice": merges.cut,
     "split": merges.split,
-    "item": merges.item,
+    "tuple_get": merges.item,
     "pad": merges.padding,
-    "assign": merges.assignment,
+    "slice_update": merges.assignment,
 }
 _OWN = frozenset({*RULES, *MERGES}) - {"reshape_as", "view_as"}
 

@@ -29,17 +29,17 @@ Quality = Literal["fast", "standard", "high"]
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class Method:
     """What is done with calibration data: how channels are ranked, and how their consumers are repaired."""
 
     importance: str
     repair: RepairName
 
 
-QUALITIES: Mapping[Quality, Means] = {
-    "fast": Means("energy", "moments"),
-    "standard": Means("obs", "fold"),
-    "high": Means("obs_patches", "least_squares"),
+QUALITIES: Mapping[Quality, Method] = {
+    "fast": Method("energy", "moments"),
+    "standard": Method("obs", "fold"),
+    "high": Method("obs_patches", "least_squares"),
 }
 UNCALIBRATED = "l1"
 """How channels are ranked where there is no calibration data."""

@@ -25,7 +25,7 @@ from reparam_compiler.interpreter.size_expressions import numbers_of, stale_numb
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType, with_inputs
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep
-from reparam_compiler.passes.pruning.coupling.labels import RUN_AS_OPAQUE, STATE_SIZES, Labels, is_depthwise, likeness
+from reparam_compiler.passes.pruning.coupling.labels import RUN_AS_OPAQUE, STATE_SIZES, Labels, coupling_model, is_depthwise
 
 Cut = Callable[[np.ndarray, Mapping[int, Keep]], np.ndarray]
 
@@ -39,16 +39,16 @@ def masked(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
     blanked = _Params(blank)
     replacements: dict[NodeId, Node] = {}
     for node in graph:
-        op, seen = likeness(node)
+        op, seen = coupling_model(node)
         weight = node.inputs[1] if len(node.inputs) > 1 else None
-        place, axis = (op.counted, None) if op.counted is not None else (1, 0 if isinstance(op, ops.ConvTranspose) else 1)
+        place, axis = (op.mask, None) if op.mask is not None else (1, 0 if isinstance(op, ops.ConvTranspose) else 1)
         along = groups.slots.get((node.id, place), {})
         read = next(iter(along), None) if axis is None else axis
         if read is None or read not in along or groups.kept(keep, along[read]).all():
             continue
         kept = groups.kept(keep, along[read])
-        if op.counted is not None:
-            replacements[node.id] = replace(seen, op=op, inputs=_with_mask(seen, op.counted, _mask(graph, seen, read, kept)))
+        if op.mask is not None:
+            replacements[node.id] = replace(seen, op=op, inputs=_with_mask(seen, op.mask, _mask(graph, seen, read, kept)))
         elif _mixes(op, along) and isinstance(weight, Param):
             replacements[node.id] = with_inputs(node, {1: blanked.cut(weight, {read: kept})})
     return graph.rewrite(replacements)
@@ -91,7 +91,7 @@ def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
             keeps = {axis: groups.kept(keep, labels) for axis, labels in axes.items()}
             if isinstance(operand, Param) and not all(kept.all() for kept in keeps.values()):
                 inputs[index] = cut.cut(operand, keeps)
-        op, seen = likeness(node)
+        op, seen = coupling_model(node)
         narrowed = _narrowed(seen, op, groups, keep)
         if seen is node:
             new = with_inputs(node, inputs, narrowed)
@@ -108,7 +108,7 @@ def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
 
 
 def _now_like(op: ops.Op, like: ops.Op) -> ops.Op:
-    return replace(op, like=like) if isinstance(op, ops.Opaque) and op.like != like else op
+    return replace(op, coupling=like) if isinstance(op, ops.Opaque) and op.coupling != like else op
 
 
 def _repeats(node: Node, op: ops.Op, groups: ChannelGroups) -> bool:
@@ -178,7 +178,7 @@ def _without_opaque(graph: Graph) -> Graph:
     Those that pruning understands stay, and so do the numbers that they are told.
     """
     numbers = set(numbers_of(graph))
-    opaque = {n.id for n in graph if isinstance(n.op, ops.Opaque) and n.op.like is None and n.id not in numbers}
+    opaque = {n.id for n in graph if isinstance(n.op, ops.Opaque) and n.op.coupling is None and n.id not in numbers}
     nodes: list[Node] = []
     outputs: dict[NodeId, None] = {node_id: None for node_id in graph.outputs if node_id not in opaque}
     for node in graph:
@@ -186,7 +186,7 @@ def _without_opaque(graph: Graph) -> Graph:
             continue
         if node.id in opaque:
             outputs.update((source, None) for source in node.sources if graph[source].type and source not in opaque)
-        if node.id in opaque or (isinstance(node.op, ops.Item) and node.sources[0] in opaque):
+        if node.id in opaque or (isinstance(node.op, ops.TupleGet) and node.sources[0] in opaque):
             if node.type is not None:
                 nodes.append(Node(node.id, ops.Input(), (), node.type))
         else:

@@ -1,6 +1,6 @@
-"""What pruning sees in ONNX nodes that stay opaque to every other pass: a likeness, for the sizes of the model.
+"""What pruning sees in ONNX nodes that stay opaque to every other pass: a coupling model, for the sizes of the model.
 
-A likeness reads the first inputs of its node, in their order. What is read of further ones (shapes, axes, indices) is constant.
+A coupling model reads the first inputs of its node, in their order. Further inputs (shapes, axes, indices) must be constant.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reparam_compiler.frontends.onnx.call import Call, Unread
+from reparam_compiler.frontends.onnx.call import Call, Unsupported
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import TensorType
 
@@ -24,7 +24,7 @@ Function = Literal["mean", "sum", "max", "min", "norm"]
 
 def _known(result: TensorType | None) -> TensorType:
     if result is None:
-        raise Unread("a value of no known shape")
+        raise Unsupported("a value of no known shape")
     return result
 
 
@@ -62,14 +62,14 @@ def _of_matrices(call: Call, result: TensorType | None) -> Like:
 
 def _resize(call: Call, result: TensorType | None) -> Like:
     if call.attribute("axes", None) is not None:
-        raise Unread("a resize of some axes")
+        raise Unsupported("a resize of some axes")
     if call.has(3):
         kept = all(tuple(map(int, asked[:2])) == own[:2] for own, asked in zip(call.shapes(0), call.samples(3), strict=True))
     else:
         place = 1 if call.node.op_type == "Upsample" or call.opset < 11 else 2
         kept = bool((call.constant(place)[:2] == 1).all())
     if not kept:
-        raise Unread("a resize of batch or channels")
+        raise Unsupported("a resize of batch or channels")
     return ops.Slicewise((0, 1)), 1
 
 
@@ -93,7 +93,7 @@ def _reshape(call: Call, result: TensorType | None) -> Like:
         for axis, size in enumerate(_known(result).shape)
     ]
     if shape.count(-1) > 1:
-        raise Unread("a reshape to several open sizes")
+        raise Unsupported("a reshape to several open sizes")
     return ops.Reshape(tuple(shape)), 1
 
 
@@ -110,11 +110,11 @@ def _expand(call: Call, result: TensorType | None) -> Like:
     new = len(shape) - len(own)
     sizes = [size if isinstance(size, int) else -1 for size in shape]
     if any(size == -1 and axis and (axis < new or own[axis - new] != shape[axis]) for axis, size in enumerate(sizes)):
-        raise Unread("an expansion to an open size")
+        raise Unsupported("an expansion to an open size")
     for asked in call.samples(1) if sizes[0] == -1 and own[0] == 1 else ():
         said = asked[len(asked) - len(own) :]
         if any(size != 1 and have != 1 for size, have in zip(said[1:], own[1:], strict=True)):
-            raise Unread("an expansion to an open batch that says other sizes too")
+            raise Unsupported("an expansion to an open batch that says other sizes too")
     return ops.Expand(tuple(sizes)), 1
 
 
@@ -150,10 +150,10 @@ def _reduce(function: Function, call: Call, result: TensorType | None) -> Like:
 def _matmul(call: Call, result: TensorType | None) -> Like:
     ranks = [len(_known(call.type(index)).shape) for index in (0, 1)]
     if min(ranks) < 2:
-        raise Unread("a product with a vector")
+        raise Unsupported("a product with a vector")
     batch = "abcdefgh"[: max(ranks) - 2]
     letters = (batch[len(batch) - ranks[0] + 2 :] + "yz", batch[len(batch) - ranks[1] + 2 :] + "zx")
-    return ops.Contract(*letters, batch + "yx"), 2
+    return ops.Einsum(*letters, batch + "yx"), 2
 
 
 def _einsum(call: Call, result: TensorType | None) -> Like:
@@ -161,13 +161,13 @@ def _einsum(call: Call, result: TensorType | None) -> Like:
     terms, arrow, out = equation.replace(" ", "").partition("->")
     sides = terms.split(",")
     if len(sides) != 2 or not arrow or not all(side.isalpha() and len(set(side)) == len(side) for side in sides):
-        raise Unread(f"Einsum of {equation}")
-    return ops.Contract(sides[0], sides[1], out), 2
+        raise Unsupported(f"Einsum of {equation}")
+    return ops.Einsum(sides[0], sides[1], out), 2
 
 
 def _layer_norm(call: Call, result: TensorType | None) -> Like:
     if len([name for name in call.node.output if name]) > 1:
-        raise Unread("a norm with several outputs")
+        raise Unsupported("a norm with several outputs")
     first = call.axis(call.attribute("axis", -1))
     eps = float(call.attribute("epsilon", 1e-5))
     centred = call.node.op_type == "LayerNormalization"
@@ -177,7 +177,7 @@ def _layer_norm(call: Call, result: TensorType | None) -> Like:
 def _group_norm(call: Call, result: TensorType | None) -> Like:
     groups = call.attribute("num_groups", 0)
     if call.opset < 21 or groups == call.shape[1]:
-        raise Unread("a group norm with a scale for each group, or a group for each channel")
+        raise Unsupported("a group norm with a scale for each group, or a group for each channel")
     return ops.GroupNorm(groups, float(call.attribute("epsilon", 1e-5))), 3
 
 
@@ -190,7 +190,7 @@ _ELEMENTWISE = (
     "Reciprocal Sign Sin Cos Tan Asin Acos Atan Sinh Cosh Erf Floor Ceil Round IsNaN IsInf Softsign Selu Celu HardSigmoid "
     "ThresholdedRelu Shrink PRelu"
 )
-LIKES: dict[str, Callable[[Call, TensorType | None], Like]] = {
+COUPLING_MODELS: dict[str, Callable[[Call, TensorType | None], Like]] = {
     **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
     **dict.fromkeys(("Cast", "CastLike", "Clip"), _of_first),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),

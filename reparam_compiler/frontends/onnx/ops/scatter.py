@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reparam_compiler.frontends.onnx.call import Call, Read, Unread
+from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Operand, Param
 
@@ -23,29 +23,29 @@ Range = tuple[int, int, int]
 def scatter(call: Call) -> Read:
     """ScatterND that overwrites one box."""
     if call.attribute("reduction", "none") != "none":
-        raise Unread("a scatter that combines values")
+        raise Unsupported("a scatter that combines values")
     boxes = [_box(index, shape) for index, shape in zip(call.samples(1), call.shapes(0), strict=True)]
     if len({len(box) for box in boxes}) != 1:
-        raise Unread("a scatter to what depends on sizes")
+        raise Unsupported("a scatter to what depends on sizes")
     given = call.samples_of(call.node.input[2])
     shapes = call.shapes_of(call.node.input[2]) if given is None else [sample.shape for sample in given]
     for box, shape, whole in zip(boxes, shapes or (), call.shapes(0), strict=False):
         if shape != (*(stop - start for start, stop, _ in box), *whole[len(box) :]):
-            raise Unread("a scatter of fewer values than places")
+            raise Unsupported("a scatter of fewer values than places")
     cuts = []
     for axis, ranges in enumerate(zip(*boxes, strict=True)):
         if all(start == 0 and stop == size for start, stop, size in ranges):
             continue
         start, stop = _start(ranges), _stop(ranges)
         cuts.append((axis, start, stop))
-    return ops.Assign(tuple(cuts)), (call.x, _value(call))
+    return ops.SliceUpdate(tuple(cuts)), (call.x, _value(call))
 
 
 def _box(index: np.ndarray, shape: tuple[int, ...]) -> list[Range]:
     """What the indices write to along each axis that they name; raises Unread where that is no box."""
     count = index.shape[-1] if index.ndim else 0
     if not count or index.ndim != count + 1 or not index.size:
-        raise Unread("a scatter to scattered places")
+        raise Unsupported("a scatter to scattered places")
     ranges = []
     for axis in range(count):
         places = index[..., axis]
@@ -53,7 +53,7 @@ def _box(index: np.ndarray, shape: tuple[int, ...]) -> list[Range]:
         start, extent = int(places.flat[0]), places.shape[axis]
         along = np.arange(start, start + extent).reshape([-1 if k == axis else 1 for k in range(count)])
         if not (places == along).all():
-            raise Unread("a scatter to scattered places")
+            raise Unsupported("a scatter to scattered places")
         ranges.append((start, start + extent, shape[axis]))
     return ranges
 
@@ -65,7 +65,7 @@ def _start(ranges: Sequence[Range]) -> int:
     if len(front) == 1 and (len(back) > 1 or start <= size - start):
         return start
     if len(back) > 1:
-        raise Unread("a scatter to a place that depends on sizes")
+        raise Unsupported("a scatter to a place that depends on sizes")
     return start - size
 
 
@@ -77,7 +77,7 @@ def _stop(ranges: Sequence[Range]) -> int | None:
     if len(front) == 1 and (len(back) > 1 or stop <= size - stop):
         return stop
     if len(back) > 1:
-        raise Unread("a scatter to a place that depends on sizes")
+        raise Unsupported("a scatter to a place that depends on sizes")
     return stop - size
 
 

@@ -1,8 +1,8 @@
 """What ONNX's ops mean in `ir.ops`: one table.
 
-A reader gives an op and its operands, where operand k is always the node's own input k, or raises `Unread`: then the node is
-opaque, and nothing that touches it is rewritten. What an op says in an attribute in one opset and in an input in a later one
-(axes, sizes, bounds) must be constant either way.
+A reader gives an op and its operands, where operand k is always the node's own input k, or raises `Unsupported`: then the
+node is opaque, and nothing that touches it is rewritten. What an op says in an attribute in one opset and in an input in a
+later one (axes, sizes, bounds) must be constant either way.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from reparam_compiler.core.kernel import Ints, PaddingMode
-from reparam_compiler.frontends.onnx.call import Call, Read, Unread
+from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
 from reparam_compiler.frontends.onnx.ops.scatter import scatter
 from reparam_compiler.frontends.onnx.ops.windows import avg_pool, conv, conv_transpose, max_pool
 from reparam_compiler.frontends.onnx.tensors import decimal, dtype_word
@@ -36,7 +36,7 @@ def _binary(op: ops.Op, call: Call) -> Read:
 
 def _batch_norm(call: Call) -> Read:
     if call.opset < 9 and not call.attribute("spatial", 1):
-        raise Unread("statistics for every position")
+        raise Unsupported("statistics for every position")
     training = bool(call.attribute("training_mode", 0)) if call.opset >= 14 else len(call.node.output) > 1
     roles = ("weight", "bias", "mean", "var")
     params = [call.param(index, role) for index, role in enumerate(roles, start=1)]
@@ -45,13 +45,13 @@ def _batch_norm(call: Call) -> Read:
 
 def _gemm(call: Call) -> Read:
     if call.attribute("transA", 0):
-        raise Unread("Gemm of a transposed input")
+        raise Unsupported("Gemm of a transposed input")
     alpha, beta = decimal(call.attribute("alpha", 1.0)), decimal(call.attribute("beta", 1.0))
     weight = call.param(1, "weight") if call.attribute("transB", 0) else call.transposed(1, "weight")
     bias = call.param(2, "bias") if call.has(2) else None
     if bias is not None and bias.shape != (weight.shape[0],):
         if bias.shape != (1, weight.shape[0]):
-            raise Unread("Gemm whose bias is not one row")
+            raise Unsupported("Gemm whose bias is not one row")
         bias = _computed(bias, lambda values: values[0], bias.shape[1:])
     if alpha != 1:
         weight = _computed(weight, lambda values: alpha * values, weight.shape)
@@ -75,13 +75,13 @@ def _identity(call: Call) -> Read:
 
 def _dropout(call: Call) -> Read:
     if call.has(2) and bool(call.constant(2)):
-        raise Unread("dropout in training mode")
+        raise Unsupported("dropout in training mode")
     return ops.Identity(), (call.x,)
 
 
 def _cast(call: Call) -> Read:
     if dtype_word(int(call.attribute("to", 0))) != call.dtype(0):
-        raise Unread("a conversion")
+        raise Unsupported("a conversion")
     return ops.Identity(), (call.x,)
 
 
@@ -99,7 +99,7 @@ def _softplus(call: Call) -> Read:
 def _hard_sigmoid(call: Call) -> Read:
     slope, offset = np.float32(call.attribute("alpha", 0.2)), np.float32(call.attribute("beta", 0.5))
     if (slope, offset) != (np.float32(1 / 6), np.float32(0.5)):
-        raise Unread(f"HardSigmoid of slope {slope}")
+        raise Unsupported(f"HardSigmoid of slope {slope}")
     return _elementwise("hardsigmoid", (), call)
 
 
@@ -109,7 +109,7 @@ def _gelu(call: Call) -> Read:
 
 def _swish(call: Call) -> Read:
     if call.attribute("alpha", 1.0) != 1:
-        raise Unread("Swish of another slope")
+        raise Unsupported("Swish of another slope")
     return _elementwise("silu", (), call)
 
 
@@ -128,7 +128,7 @@ def _clip(call: Call) -> Read:
 def _pad(call: Call) -> Read:
     pads = call.values(1, "pads")
     if pads is None:
-        raise Unread("Pad without pads")
+        raise Unsupported("Pad without pads")
     mode = PAD_MODES[call.attribute("mode", "constant")]
     value = call.attribute("value", None)
     value = float(np.asarray(call.constant(2)).reshape(())) if value is None and call.has(2) else value or 0.0
@@ -138,7 +138,7 @@ def _pad(call: Call) -> Read:
     for axis, low, high in zip(range(call.rank) if axes is None else axes, pads[:half], pads[half:], strict=True):
         amounts[call.axis(axis)] = (low, high)
     if mode != "zeros" and (any(map(any, amounts[:2])) or any(n < 0 for pair in amounts for n in pair)):
-        raise Unread(f"{mode} padding of batch or channels, or negative")
+        raise Unsupported(f"{mode} padding of batch or channels, or negative")
     return ops.Pad(tuple(amounts), mode, decimal(value) if mode == "zeros" else 0.0), (call.x,)
 
 
@@ -178,7 +178,7 @@ def _flatten(call: Call) -> Read:
         return ops.Reshape((1, -1)), (call.x,)
     rows = [size for size in call.shape[:start] if isinstance(size, int)]
     if len(rows) < start:
-        raise Unread("Flatten to a computed shape")
+        raise Unsupported("Flatten to a computed shape")
     return ops.Reshape((prod(rows), -1)), (call.x,)
 
 
@@ -186,9 +186,9 @@ def _reshape(call: Call) -> Read:
     """A computed size is read where it is that of the same axis of x; what leaves only the first axis is a flatten."""
     shape = _shape(call)
     if 0 in shape and call.attribute("allowzero", 0):
-        raise Unread("Reshape to nothing")
+        raise Unsupported("Reshape to nothing")
     if shape.count(-1) > 1:
-        raise Unread("Reshape to a shape that is not known")
+        raise Unsupported("Reshape to a shape that is not known")
     if len(shape) == 2 and _makes_rows(call, shape):
         return ops.Flatten(1, call.rank - 1), (call.x,)
     return ops.Reshape(tuple(shape)), (call.x,)
@@ -198,7 +198,7 @@ def _shape(call: Call) -> list[int]:
     """The shape that is asked for: numbers, 0 for the size of the same axis, and -1 for what depends on open sizes."""
     try:
         return [size if isinstance(size, int) else call.kept_size(size, place) for place, size in enumerate(call.sizes(1))]
-    except Unread:
+    except Unsupported:
         asked, whole = call.samples(1), call.shapes(0)
         if len({len(sizes) for sizes in asked}) != 1:
             raise
@@ -213,7 +213,7 @@ def _expand(call: Call) -> Read:
     """Expand to the shape that x has."""
     for own, asked in zip(call.shapes(0), call.samples(1), strict=True):
         if len(asked) > len(own) or any(n not in (1, size) for n, size in zip(reversed(asked), reversed(own), strict=False)):
-            raise Unread("an expansion")
+            raise Unsupported("an expansion")
     return ops.Identity(), (call.x,)
 
 
@@ -232,7 +232,7 @@ def _squeeze(call: Call) -> Read:
     axes = call.values(1, "axes")
     if axes is None:
         if any(not isinstance(size, int) for size in call.shape):
-            raise Unread("Squeeze of sizes that are not known")
+            raise Unsupported("Squeeze of sizes that are not known")
         gone = {axis for axis, size in enumerate(call.shape) if size == 1}
     else:
         gone = {call.axis(axis) for axis in axes}
@@ -254,7 +254,7 @@ def _regrouped(call: Call, axes: Sequence[int | None]) -> Read:
         size = 1 if axis is None else call.shape[axis]
         shape.append(0 if axis == place else size if isinstance(size, int) else -1)
     if shape.count(-1) > 1:
-        raise Unread("sizes that are not known")
+        raise Unsupported("sizes that are not known")
     return ops.Reshape(tuple(shape)), (call.x,)
 
 
@@ -266,19 +266,19 @@ def _slice(call: Call) -> Read:
     """Along one axis a slice; along several, without steps, a crop."""
     starts, stops = call.values(1, "starts"), call.values(2, "ends")
     if starts is None or stops is None:
-        raise Unread("a slice without bounds")
+        raise Unsupported("a slice without bounds")
     axes = call.values(3, "axes") or tuple(range(len(starts)))
     steps = call.values(4, "steps") or (1,) * len(starts)
     cuts: list[ops.Slice] = []
     crop = [(0, 0)] * call.rank
     for start, stop, axis, step in zip(starts, stops, map(call.axis, axes), steps, strict=True):
         if step < 1:
-            raise Unread("a slice that runs backwards")
+            raise Unsupported("a slice that runs backwards")
         size = call.shape[axis]
         if isinstance(size, int):
             start, stop = (min(max(n + size if n < 0 else n, 0), size) for n in (start, stop))
         elif start < 0:
-            raise Unread("a slice counted from an end that is not known")
+            raise Unsupported("a slice counted from an end that is not known")
         to_end = stop == size or stop >= 2**31 - 1
         if start or step > 1 or not to_end:
             cuts.append(ops.Slice(axis, start, None if to_end else stop, step))
@@ -287,9 +287,9 @@ def _slice(call: Call) -> Read:
     if len(cuts) < 2 and all(cut.stop is None or cut.stop >= 0 for cut in cuts):
         return (cuts[0] if cuts else ops.Identity()), (call.x,)
     if any(cut.step > 1 or high > 0 for cut in cuts for _, high in [crop[cut.axis]]):
-        raise Unread("a slice along several axes, with steps or to a place that is not known from the end")
+        raise Unsupported("a slice along several axes, with steps or to a place that is not known from the end")
     if any(isinstance(size, int) and size + low + high <= 0 for size, (low, high) in zip(call.shape, crop, strict=True)):
-        raise Unread("a slice that leaves nothing")
+        raise Unsupported("a slice that leaves nothing")
     return ops.Pad(tuple(crop)), (call.x,)
 
 
@@ -299,7 +299,7 @@ def _split(call: Call) -> Read:
     if sizes is None:
         whole = call.shape[axis]
         if not isinstance(whole, int):
-            raise Unread("a split of a size that is not known")
+            raise Unsupported("a split of a size that is not known")
         piece = -(-whole // count)
         sizes = tuple(max(min(piece, whole - at), 0) for at in range(0, piece * count, piece))
     return ops.Split(axis, sizes), (call.x,)

@@ -7,7 +7,7 @@ transposed      out = s (size - 1) + d (k - 1) + 1 + output_padding - total;   S
 from collections.abc import Sequence
 
 from reparam_compiler.core.kernel import Ints, Pairs
-from reparam_compiler.frontends.onnx.call import Call, Read, Unread
+from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
 
@@ -24,7 +24,7 @@ def conv_transpose(call: Call) -> Read:
     weight, bias = call.param(1, "weight"), call.param(2, "bias") if call.has(2) else None
     size, rank = weight.shape[2:], len(weight.shape) - 2
     if not 1 <= rank <= 3:
-        raise Unread(f"ConvTranspose over {rank} axes")
+        raise Unsupported(f"ConvTranspose over {rank} axes")
     stride, dilation = (tuple(call.attribute(key, (1,) * rank)) for key in ("strides", "dilations"))
     extra = tuple(call.attribute("output_padding", (0,) * rank))
     full = [d * (k - 1) + 1 + more for d, k, more in zip(dilation, size, extra, strict=True)]
@@ -41,7 +41,7 @@ def conv_transpose(call: Call) -> Read:
         pads = call.attribute("pads", (0,) * (2 * rank))
         return _transposed(call, (stride, tuple(zip(pads[:rank], pads[rank:], strict=True)), extra, dilation), weight, bias)
     if min(totals) < 0:
-        raise Unread("an output that is larger than what the kernel reaches")
+        raise Unsupported("an output that is larger than what the kernel reaches")
     smaller = [(total // 2, total - total // 2) for total in totals]
     padding = tuple(smaller if auto_pad == "SAME_UPPER" else [(high, low) for low, high in smaller])
     return _transposed(call, (stride, padding, extra, dilation), weight, bias)
@@ -55,7 +55,7 @@ def _whole(call: Call, axis: int, stride: int, extent: int) -> int:
     """The size of the full output of a transposed window along an axis."""
     size = call.shape[axis]
     if not isinstance(size, int):
-        raise Unread("an output shape beside a size that is not known")
+        raise Unsupported("an output shape beside a size that is not known")
     return stride * (size - 1) + extent
 
 
@@ -65,14 +65,14 @@ def avg_pool(call: Call) -> Read:
     stride, padding, dilation = _geometry(call, size)
     include = bool(call.attribute("count_include_pad", 0))
     if any(d != 1 for d in dilation):
-        raise Unread("a dilated average pool")
+        raise Unsupported("a dilated average pool")
     if not any(map(any, padding)):
         include = True  # there is nothing to count
     elif not include and any(low != high for low, high in padding):
-        raise Unread("an average over unequal padding that is not counted")
+        raise Unsupported("an average over unequal padding that is not counted")
     ceil_mode = _ceil_mode(call, size, stride, padding, dilation)
     if ceil_mode and include and any(map(any, padding)):
-        raise Unread("an average over a window that hangs over counted padding")
+        raise Unsupported("an average over a window that hangs over counted padding")
     return ops.AvgPool(size, stride, padding, ceil_mode, include), (call.x,)
 
 
@@ -89,7 +89,7 @@ def _geometry(call: Call, size: Sequence[int]) -> tuple[Ints, Pairs, Ints]:
     """Stride, padding and dilation for a window of this size."""
     rank = len(size)
     if not 1 <= rank <= 3:
-        raise Unread(f"{call.node.op_type} over {rank} axes")
+        raise Unsupported(f"{call.node.op_type} over {rank} axes")
     stride = tuple(call.attribute("strides", (1,) * rank))
     dilation = tuple(call.attribute("dilations", (1,) * rank))
     extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, size, strict=True))
@@ -104,7 +104,7 @@ def _geometry(call: Call, size: Sequence[int]) -> tuple[Ints, Pairs, Ints]:
         smaller = [(total // 2, total - total // 2) for total in totals]
         padding = tuple(smaller if auto_pad == "SAME_UPPER" else [(high, low) for low, high in smaller])
     if call.node.op_type != "Conv" and any(low == high and 2 * low > k for (low, high), k in zip(padding, size, strict=True)):
-        raise Unread("a pool that pads more than half its window")
+        raise Unsupported("a pool that pads more than half its window")
     return stride, padding, dilation
 
 
@@ -113,12 +113,12 @@ def _same(call: Call, axis: int, stride: int, extent: int) -> int:
         return extent - 1
     size = call.shape[axis]
     if not isinstance(size, int):
-        raise Unread("padding that depends on a size that is not known")
+        raise Unsupported("padding that depends on a size that is not known")
     return max((-(-size // stride) - 1) * stride + extent - size, 0)
 
 
 def _ceil_mode(call: Call, size: Ints, stride: Ints, padding: Pairs, dilation: Ints) -> bool:
-    """True where windows may hang over the end; raises Unread where runtimes do not agree on whether the last one counts.
+    """True where windows may hang over the end; raises Unsupported where runtimes do not agree on whether the last one counts.
 
     They do not agree on a window that starts in the upper padding, or beyond it.
     """
@@ -128,9 +128,9 @@ def _ceil_mode(call: Call, size: Ints, stride: Ints, padding: Pairs, dilation: I
     for axis, (k, s, (low, high), d) in enumerate(zip(size, stride, padding, dilation, strict=True)):
         whole = call.shape[axis + 2]
         if not isinstance(whole, int):
-            raise Unread("ceil_mode on sizes that are not known")
+            raise Unsupported("ceil_mode on sizes that are not known")
         room = whole + low + high - d * (k - 1) - 1
         hangs_over |= room % s != 0
         if -(-room // s) * s >= whole + low or low != high:
-            raise Unread("ceil_mode with a last window that starts in the padding")
+            raise Unsupported("ceil_mode with a last window that starts in the padding")
     return hangs_over

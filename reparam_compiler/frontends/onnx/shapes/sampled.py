@@ -19,9 +19,9 @@ from reparam_compiler.frontends.onnx.node_runner import FAILURES, run_arrays
 from reparam_compiler.frontends.onnx.tensors import ARRAYS, Constant
 from reparam_compiler.ir.graph import Dim, TensorType
 
-TRIES = ((7, 2), (10, 3), (16, 5))
+SAMPLES = ((7, 2), (10, 3), (16, 5))
 """Open sizes, in order, are tried as first + k * step: no two are equal in any try."""
-FAR_TRIES = ((1, 0), (1009, 16), (50021, 48))
+FAR_SAMPLES = ((1, 0), (1009, 16), (50021, 48))
 """The same for values that something bounds or compares: what holds for middling sizes need not hold for these."""
 _BOUNDING = frozenset({"Min", "Max", "Clip", "Relu", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Sign"}) | {
     "Div",
@@ -49,7 +49,7 @@ _ASKS_FOR_SIZES = ("Shape", "Size")
 
 
 @dataclass
-class Derived:
+class SampledShapes:
     """The nodes that give such values.
 
     stored: the constant of a name that some tensor of the model holds, or None.
@@ -195,14 +195,14 @@ class Derived:
             return None
         return [tuple(_number(size, sizes) for size in known.shape) for sizes in self._tries()]
 
-    def _tries(self, of: tuple[tuple[int, int], ...] = TRIES) -> Iterator[dict[str, int]]:
+    def _tries(self, of: tuple[tuple[int, int], ...] = SAMPLES) -> Iterator[dict[str, int]]:
         for first, step in of:
             yield {symbol: first + place * step for symbol, place in self._symbols.items()}
 
     @property
     def tries(self) -> int:
         """How many there are."""
-        return len(TRIES)
+        return len(SAMPLES)
 
     def same_in_all(self, name: str) -> np.ndarray | None:
         """The elements of an open value that does not depend on the open sizes after all."""
@@ -219,7 +219,7 @@ class Derived:
         if kinds & _FILLING:
             return False
         try:
-            return all(np.array_equal(value, self.evaluate(name, sizes)) for sizes in self._tries(FAR_TRIES))
+            return all(np.array_equal(value, self.evaluate(name, sizes)) for sizes in self._tries(FAR_SAMPLES))
         except UnsupportedModelError:
             return False
 

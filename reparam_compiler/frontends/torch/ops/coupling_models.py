@@ -1,4 +1,4 @@
-"""What pruning sees in calls that stay opaque to every other pass: a likeness, for the sizes that the model was traced with.
+"""What pruning sees in calls that stay opaque to every other pass: a coupling model, for the sizes of the trace.
 
 A size that the model computes (`x.shape[1] // heads`) stands here as the number that it is. What is read of further values is
 their sizes and dtypes alone.
@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 from torch import Tensor, fx
 
-from reparam_compiler.frontends.torch.call import Call, Read, Unread
+from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
 from reparam_compiler.frontends.torch.ops.windows import WINDOWS
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Operand, TensorType
 
-Likeness = Callable[[Call, TensorType | None], Read]
+CouplingModel = Callable[[Call, TensorType | None], Read]
 """Gives the op and its operands from a call and the type of what it gives, or raises Unread."""
 
 
@@ -24,7 +24,7 @@ Function = Literal["mean", "sum", "max", "min", "norm"]
 
 def _known(result: TensorType | None) -> TensorType:
     if result is None:
-        raise Unread("a value of no known shape")
+        raise Unsupported("a value of no known shape")
     return result
 
 
@@ -48,7 +48,7 @@ def _but(index: int, key: str, default: Any, call: Call, result: TensorType | No
     """A function of whole lines along some axes."""
     given = call.constant(index, key, default)
     if given is None or given == ():
-        raise Unread(f"{call.name} along no axis that is said")
+        raise Unsupported(f"{call.name} along no axis that is said")
     lines = {call.axis(axis) for axis in (given if isinstance(given, list | tuple) else (given,))}
     return ops.Slicewise(tuple(axis for axis in range(call.rank) if axis not in lines)), (call.x,)
 
@@ -60,13 +60,13 @@ def _of_matrices(call: Call, result: TensorType | None) -> Read:
 def _spread(call: Call, result: TensorType | None) -> Read:
     """Variance over axes that stay, of size 1."""
     if len(_known(result).shape) != call.rank:
-        raise Unread(f"{call.name} that drops axes")
+        raise Unsupported(f"{call.name} that drops axes")
     return _but(1, "dim", None, call, result)
 
 
 def _resampled(call: Call, result: TensorType | None) -> Read:
     if call.rank < 3:
-        raise Unread(f"{call.name} without batch and channels")
+        raise Unsupported(f"{call.name} without batch and channels")
     return ops.Slicewise((0, 1)), (call.x,)
 
 
@@ -83,7 +83,7 @@ def _getitem(call: Call, result: TensorType | None) -> Read:
     index = call.raw(1, "index")
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(not (part is None or part is Ellipsis or isinstance(part, int | slice)) for part in parts):
-        raise Unread("an index that is computed")
+        raise Unsupported("an index that is computed")
     taken = sum(part is not None and part is not Ellipsis for part in parts)
     axis, by_number = 0, []
     for part in parts:
@@ -100,13 +100,13 @@ def _index(call: Call, result: TensorType | None) -> Read:
     tables = call.raw(1, "indices")
     places = [axis for axis, table in enumerate(tables) if table is not None]
     if any(isinstance(call.operand_of(tables[axis], "const"), str) for axis in places):
-        raise Unread("an index that is computed")
+        raise Unsupported("an index that is computed")
     return ops.Rearrange(tuple(places)), (call.x,)
 
 
 def _index_select(call: Call, result: TensorType | None) -> Read:
     if isinstance(call.operand(2, "index"), str):
-        raise Unread("an index that is computed")
+        raise Unsupported("an index that is computed")
     return _by_number(1, "dim", call, result)
 
 
@@ -122,7 +122,7 @@ def _reshape(call: Call, result: TensorType | None) -> Read:
         for axis, size in enumerate(_known(result).shape)
     ]
     if shape.count(-1) > 1:
-        raise Unread("a reshape to several open sizes")
+        raise Unsupported("a reshape to several open sizes")
     return ops.Reshape(tuple(shape)), (call.x,)
 
 
@@ -132,7 +132,7 @@ def _expand(call: Call, result: TensorType | None) -> Read:
     new = len(shape) - len(own)
     sizes = [size if isinstance(size, int) else -1 for size in shape]
     if any(size == -1 and axis and (axis < new or own[axis - new] != shape[axis]) for axis, size in enumerate(sizes)):
-        raise Unread("an expansion to an open size")
+        raise Unsupported("an expansion to an open size")
     other = call.args[1] if call.name == "expand_as" else None
     return ops.Expand(tuple(sizes)), (x,) if other is None else (x, call.operand_of(other, "const"))
 
@@ -141,14 +141,14 @@ def _reduce(function: Function, place: int, call: Call, result: TensorType | Non
     given = call.constant(place, "dim", call.kwargs.get("axis"))
     axes = range(call.rank) if given in (None, [], ()) else given if isinstance(given, list | tuple) else (given,)
     if call.kwargs.get("dtype") is not None:
-        raise Unread(f"{function} in another dtype")
+        raise Unsupported(f"{function} in another dtype")
     keepdim = bool(call.constant(place + 1, "keepdim", False))
     return ops.Reduce(function, tuple(sorted(call.axis(axis) for axis in axes)), keepdim), (call.x,)
 
 
 def _norm(key: str, call: Call, result: TensorType | None) -> Read:
     if call.constant(1, key, 2) not in (2, 2.0, "fro", None):
-        raise Unread("a norm that is not Euclidean")
+        raise Unsupported("a norm that is not Euclidean")
     return _reduce("norm", 2, call, result)
 
 
@@ -156,17 +156,17 @@ def _matmul(call: Call, result: TensorType | None) -> Read:
     a, b = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs.get("other", call.kwargs.get("mat2"))
     ranks = [_rank(call, value) for value in (a, b)]
     if min(ranks) < 2:
-        raise Unread("a product with a vector")
+        raise Unsupported("a product with a vector")
     batch = "abcdefgh"[: max(ranks) - 2]
     letters = (batch[len(batch) - ranks[0] + 2 :] + "yz", batch[len(batch) - ranks[1] + 2 :] + "zx")
-    return ops.Contract(*letters, batch + "yx"), (call.operand_of(a, "const"), call.operand_of(b, "const"))
+    return ops.Einsum(*letters, batch + "yx"), (call.operand_of(a, "const"), call.operand_of(b, "const"))
 
 
 def _rank(call: Call, value: Any) -> int:
     operand = call.operand_of(value, "const")
     known = call.type_of(value)
     if isinstance(operand, str | None) and known is None:
-        raise Unread(f"{call.name}: the shape is not known")
+        raise Unsupported(f"{call.name}: the shape is not known")
     return len(known.shape) if known is not None else len(operand.shape)  # type: ignore[union-attr]
 
 
@@ -177,8 +177,8 @@ def _einsum(call: Call, result: TensorType | None) -> Read:
     sides = terms.split(",")
     plain = all(side.isalpha() and len(set(side)) == len(side) for side in sides)
     if len(sides) != 2 or not arrow or not plain or len(values) != 2:
-        raise Unread(f"einsum of {equation}")
-    return ops.Contract(sides[0], sides[1], out), tuple(call.operand_of(value, "const") for value in values)
+        raise Unsupported(f"einsum of {equation}")
+    return ops.Einsum(sides[0], sides[1], out), tuple(call.operand_of(value, "const") for value in values)
 
 
 def _attention(call: Call, result: TensorType | None) -> Read:
@@ -186,10 +186,10 @@ def _attention(call: Call, result: TensorType | None) -> Read:
     q, k, v = (call.operand(index, key) for index, key in enumerate(("query", "key", "value")))
     bias = call.operand(3, "attn_mask", None)
     if call.constant(4, "dropout_p", 0.0) or call.constant(7, "enable_gqa", False):
-        raise Unread("attention with dropout, or with fewer keys than heads")
+        raise Unsupported("attention with dropout, or with fewer keys than heads")
     width, scale = call.shape[-1], call.constant(6, "scale", None)
     if not isinstance(width, int) or not isinstance(q, str):
-        raise Unread("attention of an unknown width")
+        raise Unsupported("attention of an unknown width")
     causal = bool(call.constant(5, "is_causal", False))
     return ops.Attention(width**-0.5 if scale is None else float(scale), width, causal), (q, k, v, bias)
 
@@ -204,7 +204,7 @@ def _layer_norm(call: Call, result: TensorType | None) -> Read:
 def _rms_norm(call: Call, result: TensorType | None) -> Read:
     eps = call.constant(3, "eps", None)
     if eps is None:
-        raise Unread("an eps that depends on the dtype")
+        raise Unsupported("an eps that depends on the dtype")
     shape = tuple(call.constant(1, "normalized_shape"))
     return ops.LayerNorm(shape, float(eps), centred=False), (call.x, call.operand(2, "weight", None), None)
 
@@ -219,7 +219,7 @@ def _instance_norm(order: tuple[int, int, int, int], call: Call, result: TensorT
     keys = ("weight", "bias", "running_mean", "running_var")
     weight, bias, *running = (call.operand(i, key, None) for i, key in zip(order, keys, strict=True))
     if not call.constant(5, "use_input_stats", True) or any(statistic is not None for statistic in running):
-        raise Unread("instance norm with running statistics")
+        raise Unsupported("instance norm with running statistics")
     return ops.GroupNorm(None, float(call.constant(7, "eps", 1e-5))), (call.x, weight, bias)
 
 
@@ -230,7 +230,7 @@ def _embedding(call: Call, result: TensorType | None) -> Read:
 
 
 def _glu(call: Call, result: TensorType | None) -> Read:
-    return ops.Gate(call.axis(call.constant(1, "dim", -1))), (call.x,)
+    return ops.Glu(call.axis(call.constant(1, "dim", -1))), (call.x,)
 
 
 def _prelu(call: Call, result: TensorType | None) -> Read:
@@ -242,8 +242,8 @@ def _pad(call: Call, result: TensorType | None) -> Read:
     return WINDOWS["pad"](call)
 
 
-def _same_for(names: str, likeness: Likeness) -> dict[str, Likeness]:
-    return dict.fromkeys(names.split(), likeness)
+def _same_for(names: str, coupling_model: CouplingModel) -> dict[str, CouplingModel]:
+    return dict.fromkeys(names.split(), coupling_model)
 
 
 _BINARY = (
@@ -268,7 +268,7 @@ _REARRANGED = (
     "transpose permute squeeze"
 )
 
-LIKES: dict[str, Likeness] = {
+COUPLING_MODELS: dict[str, CouplingModel] = {
     **_same_for(f"{_BINARY} {_FUNCTIONS}", _elementwise),
     **_same_for(_SHAPED_LIKE_FIRST, _of_first),
     **_same_for("softmax _softmax log_softmax _log_softmax softmin cumsum cumprod", partial(_but, 1, "dim", None)),

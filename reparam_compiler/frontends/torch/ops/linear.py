@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from reparam_compiler.frontends.torch.call import Call, Read, Reader, Unread
+from reparam_compiler.frontends.torch.call import Call, Read, Reader, Unsupported
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
 
@@ -18,7 +18,7 @@ from reparam_compiler.ir.graph import Param
 def _linear(call: Call) -> Read:
     weight = call.param(1, "weight", "weight")
     if weight is None or len(weight.shape) != 2:
-        raise Unread("linear without a matrix")
+        raise Unsupported("linear without a matrix")
     return ops.Linear(), (call.x, weight, call.param(2, "bias", "bias", None))
 
 
@@ -33,20 +33,20 @@ def _addmm(call: Call) -> Read:
     weight = _transposed(call.param(2, "mat2", "weight"), alpha)
     bias = call.param(0, "input", "bias")
     if not isinstance(x, str) or bias is None:
-        raise Unread("addmm of a constant")
+        raise Unsupported("addmm of a constant")
     return ops.Linear(), (x, weight, _vector(bias, weight.shape[0], beta))
 
 
 def _number(call: Call, key: str) -> float:
     value = call.kwargs.get(key, 1.0)
     if not isinstance(value, int | float):
-        raise Unread(f"{call.name}: {key} is computed")
+        raise Unsupported(f"{call.name}: {key} is computed")
     return float(value)
 
 
 def _transposed(matrix: Param | None, scale: float) -> Param:
     if matrix is None or len(matrix.shape) != 2:
-        raise Unread("a product with other things than a matrix")
+        raise Unsupported("a product with other things than a matrix")
     return _computed(matrix, (matrix.shape[1], matrix.shape[0]), lambda array: np.ascontiguousarray(array.T), scale)
 
 
@@ -55,7 +55,7 @@ def _vector(bias: Param, width: int, scale: float) -> Param:
     if bias.shape == (width,) and scale == 1:
         return bias
     if bias.shape not in ((width,), (1, width), (1,), (1, 1), ()):
-        raise Unread(f"{bias.shape} added to a product")
+        raise Unsupported(f"{bias.shape} added to a product")
     return _computed(bias, (width,), lambda array: np.broadcast_to(array.reshape(-1), (width,)), scale)
 
 

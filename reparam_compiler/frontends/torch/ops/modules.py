@@ -130,7 +130,7 @@ def _instance_norm(m: Any, path: str) -> tuple[Any, ...]:
     return (m.running_mean, m.running_var, *_tensors(path, "weight", "bias"), True, 0.0, m.eps)
 
 
-LIKE_MODULES: dict[type, ModuleCall] = {
+COUPLING_MODULES: dict[type, ModuleCall] = {
     nn.LayerNorm: ModuleCall("layer_norm", _layer_norm),
     nn.RMSNorm: ModuleCall("rms_norm", _rms_norm),
     nn.GroupNorm: ModuleCall("group_norm", _group_norm),

@@ -1,7 +1,7 @@
 """What torch's functions, tensor methods, modules and aten ops mean in `ir.ops`: one table for torch.fx and torch.export.
 
 A call is named as the function is (`conv2d`, `add`, `flatten` …), however it was spelled: `F.conv2d(x, w)`,
-`torch.ops.aten.conv2d.default`, `x.add(y)`, `operator.add`. Its reader gives an op and its operands, or raises `Unread`:
+`torch.ops.aten.conv2d.default`, `x.add(y)`, `operator.add`. Its reader gives an op and its operands, or raises `Unsupported`:
 then the node is opaque, and nothing that touches it is rewritten.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from reparam_compiler.frontends.torch.call import Call, Read, Reader, Unread
+from reparam_compiler.frontends.torch.call import Call, Read, Reader, Unsupported
 from reparam_compiler.frontends.torch.ops.linear import LINEARS
 from reparam_compiler.frontends.torch.ops.shapes import SHAPES
 from reparam_compiler.frontends.torch.ops.windows import WINDOWS
@@ -25,8 +25,8 @@ def _batch_norm(training: int | None, order: tuple[int, int, int, int], eps: int
     in_training = training is not None and bool(call.constant(training, "training", False))
     if params[2] is None or params[3] is None:
         if not in_training:
-            raise Unread("batch norm without statistics")
-        raise Unread("batch norm over the batch's own statistics")
+            raise Unsupported("batch norm without statistics")
+        raise Unsupported("batch norm over the batch's own statistics")
     return ops.BatchNorm(float(call.constant(eps, "eps", 1e-5)), in_training), (call.x, *params)
 
 
@@ -53,19 +53,19 @@ def _mul(call: Call) -> Read:
 
 def _div(call: Call) -> Read:
     if call.kwargs.get("rounding_mode") is not None:
-        raise Unread("division that rounds")
+        raise Unsupported("division that rounds")
     return ops.Div(), (call.operand(0, "input"), call.operand(1, "other"))
 
 
 def _identity(call: Call) -> Read:
     if call.kwargs.get("dtype") is not None:
-        raise Unread("a conversion")
+        raise Unsupported("a conversion")
     return ops.Identity(), (call.x,)
 
 
 def _dropout(call: Call) -> Read:
     if call.constant(2, "training", call.kwargs.get("train", True)):
-        raise Unread("dropout in training mode")
+        raise Unsupported("dropout in training mode")
     return ops.Identity(), (call.x,)
 
 
@@ -86,10 +86,10 @@ def _hardtanh(call: Call) -> Read:
 def _reduce(function: Any, call: Call) -> Read:
     axes = call.constant(1, "dim", call.kwargs.get("axis"))
     if axes is None or call.kwargs.get("dtype") is not None:
-        raise Unread(f"{function} over everything")
+        raise Unsupported(f"{function} over everything")
     axes = tuple(axes) if isinstance(axes, list | tuple) else (axes,)
     if not axes:
-        raise Unread(f"{function} over everything")
+        raise Unsupported(f"{function} over everything")
     keepdim = bool(call.constant(2, "keepdim", False))
     return ops.Reduce(function, tuple(sorted(call.axis(a) for a in axes)), keepdim), (call.x,)
 

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from reparam_compiler.core.kernel import PaddingMode, Pairs
-from reparam_compiler.frontends.torch.call import Call, Read, Reader, Unread, both, spread
+from reparam_compiler.frontends.torch.call import Call, Read, Reader, Unsupported, both, spread
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
 
@@ -25,7 +25,7 @@ def _weights(call: Call) -> tuple[str, Param, Param | None]:
     weight, bias = call.param(1, "weight", "weight"), call.param(2, "bias", "bias", None)
     known = call.type_of(call.first)
     if weight is None or (known is not None and len(known.shape) != len(weight.shape)):
-        raise Unread("a conv without weight or batch axis")
+        raise Unsupported("a conv without weight or batch axis")
     return call.x, weight, bias
 
 
@@ -71,7 +71,7 @@ def _avg_pool(rank: int, call: Call) -> Read:
 
 def _max_pool(rank: int, call: Call) -> Read:
     if call.kwargs.get("return_indices"):
-        raise Unread("max pool with indices")
+        raise Unsupported("max pool with indices")
     size = spread(call.constant(1, "kernel_size"), rank)
     stride = spread(call.constant(2, "stride", None) or size, rank)
     padding, dilation = (spread(call.constant(i, key, d), rank) for i, key, d in ((3, "padding", 0), (4, "dilation", 1)))
@@ -81,7 +81,7 @@ def _max_pool(rank: int, call: Call) -> Read:
 def _adaptive(rank: int, call: Call) -> Read:
     size = spread(call.constant(1, "output_size"), rank)
     if any(n is None for n in size):
-        raise Unread("adaptive pool to the input's own size")
+        raise Unsupported("adaptive pool to the input's own size")
     return ops.AdaptiveAvgPool(size), (call.x,)
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int64
 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
-from reparam_compiler.passes.pruning.coupling.labels import Found, Labels, Pin, Slot, Trace, Value, is_depthwise, likeness
+from reparam_compiler.passes.pruning.coupling.labels import Found, Labels, Pin, Slot, Trace, Value, coupling_model, is_depthwise
 from reparam_compiler.passes.pruning.coupling.rules import COUPLINGS
 
 Keep = Bool[np.ndarray, "G"]
@@ -198,14 +198,14 @@ def _places(trace: Trace) -> list[tuple[_Place, Labels, set[NodeId]]]:
             found += [(_Place(node_id, _makes(node, index, axis)), labels, readers) for axis, labels in axes.items()]
     for node in trace.graph:
         value = trace.values[node.id]
-        if isinstance(node.op, ops.Slice | ops.Item) and isinstance(value, Value) and value.axis is not None:
+        if isinstance(node.op, ops.Slice | ops.TupleGet) and isinstance(value, Value) and value.axis is not None:
             found.append((_Place(node.id, False), value.labels, set()))
     return found
 
 
 def _makes(node: Node, index: int, axis: int) -> bool:
     """True for the output axis of the weight of a conv or linear that mixes channels, and of an embedding."""
-    op, weight = likeness(node)[0], node.inputs[1] if len(node.inputs) > 1 else None
+    op, weight = coupling_model(node)[0], node.inputs[1] if len(node.inputs) > 1 else None
     match op:
         case ops.Linear():
             made = 0

@@ -5,7 +5,7 @@ others they repeat (stride 0), so they cost nothing. Labels that must leave toge
 pinned, with the reason. Where labels vary along several axes after a reshape, the axis along which most can still be told apart
 is the one that is cut; the labels of each slice across it are tied (channel shuffles, attention heads, pixel shuffles).
 
-An op that no pass knows for all sizes may have a likeness (`ops.Opaque.like`) for those of the graph: that is what is followed.
+An op without a rule for all sizes may have a coupling model (`ops.Opaque.coupling`) for those of the graph. Labels follow it.
 """
 
 import re
@@ -133,12 +133,12 @@ class Trace:
             self._pin_asked_sizes()
 
     def _follow(self, node: Node) -> Found:
-        op, seen = likeness(node)
+        op, seen = coupling_model(node)
         rule = self._couplings.get(type(op))
         if rule is None:
             return self.freeze(node, f"{called(node)} is not understood")
         for source in map(self.graph.__getitem__, seen.sources):
-            if source.type is None and isinstance(source.op, ops.Opaque) and source.op.like is None:
+            if source.type is None and isinstance(source.op, ops.Opaque) and source.op.coupling is None:
                 return self.freeze(node, f"{called(node)} reads {called(source)}, which is not understood")
         try:
             return rule(seen, op, self)
@@ -152,7 +152,7 @@ class Trace:
         narrower = {node_id: shape for node_id in self.values if (shape := self._narrower(node_id)) is not None}
         stale = stale_numbers(self.graph, narrower)
         for node in self.graph:
-            rewritable = isinstance(node.op, ops.Opaque) and isinstance(node.op.like, STATE_SIZES)
+            rewritable = isinstance(node.op, ops.Opaque) and isinstance(node.op.coupling, STATE_SIZES)
             if node.id in self.numbers or rewritable:
                 continue
             for number in stale.intersection(node.sources):
@@ -279,15 +279,15 @@ Coupling = Callable[[Node, Kind, Trace], Found]
 
 STATE_SIZES = (ops.Reshape, ops.Expand, ops.LayerNorm)
 """Likenesses of ops that can be told sizes in numbers, whatever the model computed them from."""
-RUN_AS_OPAQUE = (ops.Slicewise, ops.Rearrange, ops.PerChannel, ops.Gate, ops.Expand)
+RUN_AS_OPAQUE = (ops.Slicewise, ops.Rearrange, ops.PerChannel, ops.Glu, ops.Expand)
 """Likenesses that say how channels are coupled: the opaque op itself is run, and gives what it should at other widths too."""
 
 
-def likeness(node: Node) -> tuple[ops.Op, Node]:
+def coupling_model(node: Node) -> tuple[ops.Op, Node]:
     """What a node is to pruning: its op or the likeness of it, and the node with the inputs of that alone."""
-    if not isinstance(node.op, ops.Opaque) or node.op.like is None:
+    if not isinstance(node.op, ops.Opaque) or node.op.coupling is None:
         return node.op, node
-    return node.op.like, replace(node, inputs=node.inputs[: node.op.reads])
+    return node.op.coupling, replace(node, inputs=node.inputs[: node.op.reads])
 
 
 def is_depthwise(op: ops.Conv, weight: Param) -> bool:

@@ -219,8 +219,8 @@ def _reduce(node: Node, op: ops.Reduce, trace: Trace) -> Found:
     return Value(x.axis if op.keepdim else x.axis - sum(axis < x.axis for axis in op.axes), x.labels)
 
 
-@register_coupling(ops.Item)
-def _item(node: Node, op: ops.Item, trace: Trace) -> Found:
+@register_coupling(ops.TupleGet)
+def _item(node: Node, op: ops.TupleGet, trace: Trace) -> Found:
     """All results of one op have the same labels (a pool and its indices), where they are not pieces."""
     found = trace.values[node.sources[0]]
     return found[op.index] if isinstance(found, tuple) else found
@@ -256,8 +256,8 @@ def _per_channel(node: Node, op: ops.PerChannel, trace: Trace) -> Found:
     return x
 
 
-@register_coupling(ops.Gate)
-def _gate(node: Node, op: ops.Gate, trace: Trace) -> Found:
+@register_coupling(ops.Glu)
+def _gate(node: Node, op: ops.Glu, trace: Trace) -> Found:
     x = trace.source(node)
     if x.axis != op.axis:
         return x
@@ -305,8 +305,8 @@ def _embedding(node: Node, op: ops.Embedding, trace: Trace) -> Found:
     return trace.value(node, len(node.type.shape) - 1, made)
 
 
-@register_coupling(ops.Assign)
-def _assign(node: Node, op: ops.Assign, trace: Trace) -> Found:
+@register_coupling(ops.SliceUpdate)
+def _assign(node: Node, op: ops.SliceUpdate, trace: Trace) -> Found:
     """What is written goes with what it is written into, where it is written from end to end of the channels."""
     labelled = {value.axis for value in (trace.source(node, 0), trace.source(node, 1)) if value.axis is not None}
     if labelled.intersection(axis for axis, _, _ in op.cuts):
@@ -316,5 +316,5 @@ def _assign(node: Node, op: ops.Assign, trace: Trace) -> Found:
 
 register_coupling(ops.LayerNorm)(across.layer_norm)
 register_coupling(ops.GroupNorm)(across.group_norm)
-register_coupling(ops.Contract)(across.contract)
+register_coupling(ops.Einsum)(across.einsum)
 register_coupling(ops.Attention)(across.attention)

@@ -41,7 +41,7 @@ def group_norm(node: Node, op: ops.GroupNorm, trace: Trace) -> Found:
     return x
 
 
-def contract(node: Node, op: ops.Contract, trace: Trace) -> Found:
+def einsum(node: Node, op: ops.Einsum, trace: Trace) -> Found:
     """For each letter the labels of both sides are tied; a letter that `out` has passes on, one that it lacks ends here."""
     sides = (op.a, op.b)
     values = [trace.source(node, index) for index in (0, 1)]

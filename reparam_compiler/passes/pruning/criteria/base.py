@@ -18,7 +18,7 @@ from torch import Tensor
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family
-from reparam_compiler.passes.pruning.coupling.labels import Labels, likeness
+from reparam_compiler.passes.pruning.coupling.labels import Labels, coupling_model
 from reparam_compiler.passes.pruning.repair.activations import Batch
 
 Scores = Float64[np.ndarray, "G"]
@@ -88,7 +88,7 @@ def stands(node: Node, index: int, axis: int, axes: Iterable[int]) -> Literal["f
         axis: which axis.
         axes: all axes of it that carry labels. The input axis of a depthwise conv carries none.
     """
-    if index == 1 and isinstance(likeness(node)[0], ops.Embedding):
+    if index == 1 and isinstance(coupling_model(node)[0], ops.Embedding):
         return "filters"
     if index != 1 or not isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear):
         return "made"
