@@ -27,7 +27,7 @@ type: $(READY) ## mypy --strict
 	$(BIN)/mypy
 
 bench: $(READY) ## the ladder: training form, fused, pruned, compiled, against PyTorch and ONNX Runtime
-	$(BIN)/python benchmarks/ladder.py
+	$(BIN)/python -m benchmarks.ladder
 
 docs: $(READY) ## draw the figures of docs/ anew
 	@for script in docs/draw_*.py; do if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script" || exit; fi; done

@@ -1,6 +1,6 @@
 """How exact `fuse` is, how long it takes, what it needs, and what it gains.
 
-    python benchmarks/fuse.py [-o benchmarks/results/fuse-cpu.md] [--only NAME …] [--quick]
+    python -m benchmarks.fuse [-o benchmarks/results/fuse-cpu.md] [--only NAME …] [--quick]
 
 Models      those of timm and transformers that have blocks to fuse, and RepVGG-A0, -B1g4 and -B3, at their own resolution with
             random weights: merges, convs, errors, seconds, memory, speed-up (`fuse_measure.py`)
@@ -22,21 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import page
 import torch
-from fuse_measure import Measured, Pair, exported, interleaved, measure, onnx_blocks, onnx_pair, seconds
-from fuse_zoo import WITH_REGIONS, Subject, boxed, foreign_models, outputs, timm_subject, transformers_subject, worst
 from torch import Tensor, nn
 
 import reparam_compiler
+from benchmarks import page
+from benchmarks.fuse_measure import Measured, Pair, exported, interleaved, measure, onnx_blocks, onnx_pair, seconds
+from benchmarks.fuse_zoo import WITH_REGIONS, Subject, boxed, foreign_models, outputs, timm_subject, transformers_subject, worst
 from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.zoo.blocks import BLOCKS, Site, stage_of_blocks
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 from reparam_compiler.zoo.repvgg import REPVGG
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 SIZE, SMALL = 224, 64
 QUICK = ("RepVGG-A0", "mobileone_s0", "textnet")
@@ -150,8 +148,8 @@ def _rows(function: Callable[..., Rows], *arguments: Any) -> Rows:
 
 def _blocks() -> Rows:
     """A row for each family."""
-    from catalogue import ENTRIES
-    from catalogue_parts import built
+    from tests.support.catalogue import ENTRIES
+    from tests.support.catalogue_parts import built
 
     rows = []
     for entry in ENTRIES.values():
@@ -235,7 +233,7 @@ def _onnx_steps(nodes: int) -> Rows:
 
 def _write(output: Path, tables: Sequence[Table], refused: dict[str, Any]) -> None:
     about = page.facts(
-        "python benchmarks/" + " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        " ".join(["python -m benchmarks.fuse", *sys.argv[1:]]),
         cpu=f"{page.processor()}, {len(os.sched_getaffinity(0))} cores; one thread",
         versions=page.versions("torch", "onnx", "onnxruntime", "timm", "transformers", "numpy"),
     )

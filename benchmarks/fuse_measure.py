@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import page
 import torch
-from fuse_zoo import Subject, converted, counts, fusable, graph_of, outputs, reasons, worst
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import reparam_compiler
+from benchmarks import page
+from benchmarks.fuse_zoo import Subject, converted, counts, fusable, graph_of, outputs, reasons, worst
 from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.zoo.blocks import Site, repvgg_block
 

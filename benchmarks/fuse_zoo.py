@@ -1,6 +1,6 @@
 """Every model module of timm, and four of transformers, looked through for what `fuse` finds in them.
 
-    python benchmarks/fuse_zoo.py [--only NAME …] [-o benchmarks/results/zoo-scan.md]
+    python -m benchmarks.fuse_zoo [--only NAME …] [-o benchmarks/results/zoo-scan.md]
 
 One or two small entrypoints a module, at a small resolution, with random weights (`tests/zoo/foreign_models.py`): nothing is
 downloaded. Each is fused twice, by the cost model and wherever it is exact, and run in float64 before and after. A merge is an
@@ -12,7 +12,6 @@ import argparse
 import copy
 import multiprocessing
 import re
-import sys
 import time
 import warnings
 from collections import Counter
@@ -22,12 +21,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-import page
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
 import reparam_compiler
+from benchmarks import page
+from benchmarks.zoo_names import OTHERS, SHALLOW, WITH_REGIONS
 from reparam_compiler.api.report import FuseReport
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.torch.tracing.modules import traced
@@ -37,10 +37,7 @@ from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.fusion.planner import Policy
 from reparam_compiler.passes.fusion.regions import is_merge
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
-import foreign_models
-from zoo_names import OTHERS, SHALLOW, WITH_REGIONS
+from tests.support import foreign_models
 
 LIMIT = 300.0
 """Seconds for one model."""
@@ -321,7 +318,7 @@ def main() -> None:
 
 
 def _write(output: Path, lines: Sequence[str], record: Mapping[str, Any]) -> None:
-    head = page.head("What fuse finds in timm and transformers", page.facts(f"python benchmarks/fuse_zoo.py -o {output}"))
+    head = page.head("What fuse finds in timm and transformers", page.facts(f"python -m benchmarks.fuse_zoo -o {output}"))
     page.write(output, head + "\n".join(lines) + "\n", record)
 
 

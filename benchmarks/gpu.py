@@ -1,7 +1,7 @@
 """Times nets on a GPU: every engine that could run them, the paper's Tables 1, 4, 5 and 8, training form against fused.
 
-    python benchmarks/gpu.py                     # everything, in less than eight minutes, into benchmarks/results/
-    python benchmarks/gpu.py --cpu-smoke         # the same code on tiny nets without a GPU; its numbers mean nothing
+    python -m benchmarks.gpu                     # everything, in less than eight minutes, into benchmarks/results/
+    python -m benchmarks.gpu --cpu-smoke         # the same code on tiny nets without a GPU; its numbers mean nothing
 
 Needs torch 2.11 or newer, numpy, networkx, ml_dtypes and jaxtyping, and this source tree; nothing has to be installed. The
 rows of our own compiler need tvm too (and nvcc, or NVRTC), and say so where it is missing. Without a GPU it says so and
@@ -22,20 +22,19 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]  # the source tree is all there is
+import torch
 
-import gpu_engines  # noqa: E402
-import gpu_kernel_sizes  # noqa: E402
-import gpu_segmentation  # noqa: E402
-import gpu_zoo  # noqa: E402
-import page  # noqa: E402
-import torch  # noqa: E402
-from gpu_measure import MODES, Results, threads  # noqa: E402
-from gpu_page import markdown  # noqa: E402
-from gpu_settings import GROUPS, KernelSize, Segmentation, Settings  # noqa: E402
-
-from reparam_compiler.zoo import REPVGG, RESNET  # noqa: E402
+from benchmarks import (
+    gpu_engines,
+    gpu_kernel_sizes,
+    gpu_segmentation,
+    gpu_zoo,
+    page,
+)
+from benchmarks.gpu_measure import MODES, Results, threads
+from benchmarks.gpu_page import markdown
+from benchmarks.gpu_settings import GROUPS, KernelSize, Segmentation, Settings
+from reparam_compiler.zoo import REPVGG, RESNET
 
 MINUTES = 7.5  # of wall-clock for everything, under the eight that one command may take
 PARTS = {
@@ -70,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--engine-nets", nargs="+", choices=(*REPVGG, *RESNET), default=("A0",), help="nets to time on every engine (A0)"
     )
     parser.add_argument("--batches", nargs="+", type=int, default=(128, 1), help="(%(default)s)")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", help="folder (benchmarks/results)")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder (benchmarks/results)")
     parser.add_argument("--cpu-smoke", action="store_true", help="try the code on a CPU, with tiny settings")
     options = parser.parse_args(arguments)
     if not options.cpu_smoke and not torch.cuda.is_available():
@@ -122,7 +121,7 @@ def write(results: Results, settings: Settings, folder: Path, *, seconds: float,
         "torch": torch.__version__,
         "cuDNN": str(torch.backends.cudnn.version()),
         "tvm": installed("apache-tvm"),
-        "command": shlex.join(["python", "benchmarks/gpu.py", *given]),
+        "command": shlex.join(["python", "-m", "benchmarks.gpu", *given]),
         "image": f"{settings.image} x {settings.image}",
         "took": f"{seconds:.0f} s",
     }

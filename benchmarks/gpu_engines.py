@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from gpu_measure import (
+from torch import Tensor, nn
+
+from benchmarks.gpu_measure import (
     LAST,
     MODES,
     Budget,
@@ -27,9 +29,7 @@ from gpu_measure import (
     report,
     time_calls,
 )
-from gpu_settings import Settings
-from torch import Tensor, nn
-
+from benchmarks.gpu_settings import Settings
 from reparam_compiler import fuse
 from reparam_compiler.errors import ReparamError, TvmMissingError
 from reparam_compiler.zoo import REPVGG, RESNET, randomise_batch_norm

@@ -9,10 +9,11 @@ import copy
 import gc
 
 import torch
-from gpu_engines import EAGER, OURS, Maker, available, ours
-from gpu_measure import MODES, Budget, Call, Results, precision, report, time_calls
-from gpu_settings import KernelSize, Settings
 from torch import nn
+
+from benchmarks.gpu_engines import EAGER, OURS, Maker, available, ours
+from benchmarks.gpu_measure import MODES, Budget, Call, Results, precision, report, time_calls
+from benchmarks.gpu_settings import KernelSize, Settings
 
 PART = "kernel sizes"
 SIZES = (1, 3, 5, 7)

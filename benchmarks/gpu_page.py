@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 
-from gpu_engines import ENGINES
-from gpu_engines import PART as ENGINES_PART
-from gpu_kernel_sizes import PAPER as PAPER_KERNEL_SIZES
-from gpu_kernel_sizes import PART as KERNEL_SIZES_PART
-from gpu_kernel_sizes import tera_operations
-from gpu_measure import Measurement, Results
-from gpu_segmentation import PAPER as PAPER_SEGMENTATION
-from gpu_segmentation import PART as SEGMENTATION_PART
-from gpu_settings import Settings
-from gpu_zoo import FOLDED, FUSED, TRAINING
-from gpu_zoo import PART as ZOO_PART
+from benchmarks.gpu_engines import ENGINES
+from benchmarks.gpu_engines import PART as ENGINES_PART
+from benchmarks.gpu_kernel_sizes import PAPER as PAPER_KERNEL_SIZES
+from benchmarks.gpu_kernel_sizes import PART as KERNEL_SIZES_PART
+from benchmarks.gpu_kernel_sizes import tera_operations
+from benchmarks.gpu_measure import Measurement, Results
+from benchmarks.gpu_segmentation import PAPER as PAPER_SEGMENTATION
+from benchmarks.gpu_segmentation import PART as SEGMENTATION_PART
+from benchmarks.gpu_settings import Settings
+from benchmarks.gpu_zoo import FOLDED, FUSED, TRAINING
+from benchmarks.gpu_zoo import PART as ZOO_PART
 
 
 def markdown(results: Results, settings: Settings, facts: Mapping[str, str]) -> str:

@@ -8,11 +8,11 @@ import gc
 import time
 
 import torch
-from gpu_measure import Budget, Key, Results, report
-from gpu_settings import Settings
-from gpu_zoo import FUSED, TRAINING, time_nets
 from torch import nn
 
+from benchmarks.gpu_measure import Budget, Key, Results, report
+from benchmarks.gpu_settings import Settings
+from benchmarks.gpu_zoo import FUSED, TRAINING, time_nets
 from reparam_compiler import fuse
 from reparam_compiler.zoo import randomise_batch_norm
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from gpu_measure import LONGEST
+
+from benchmarks.gpu_measure import LONGEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ import gc
 import time
 
 import torch
-from gpu_measure import (
+from torch import nn
+
+from benchmarks.gpu_measure import (
     MODES,
     Budget,
     Call,
@@ -23,9 +25,7 @@ from gpu_measure import (
     report,
     time_calls,
 )
-from gpu_settings import Group, Settings
-from torch import nn
-
+from benchmarks.gpu_settings import Group, Settings
 from reparam_compiler import fuse
 from reparam_compiler.zoo import REPVGG, RESNET, randomise_batch_norm
 

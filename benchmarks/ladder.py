@@ -1,6 +1,6 @@
 """The ladder: training form -> fused -> pruned -> compiled, in torch eager, ONNX Runtime and TVM, side by side in one run.
 
-    python benchmarks/ladder.py [--repeat 30] [--threads 1] [-o benchmarks/results/ladder-cpu.json]
+    python -m benchmarks.ladder [--repeat 30] [--threads 1] [-o benchmarks/results/ladder-cpu.json]
 
 Every rung of a model is timed in turn, again and again, and the median of its times is quoted: a machine that drifts does
 so for all. Batch 1, float32. Errors are against the same rung in float64 (torch): relative to the largest absolute output.
@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import page
 import torch
-import torch_runs
 from torch import nn
 
 import reparam_compiler
+from benchmarks import page, torch_runs
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.zoo import digits, repvgg
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
@@ -108,7 +107,7 @@ def table(rows: list[Row]) -> str:
 
 def write(path: Path, rows: list[Row], text: str, arguments: argparse.Namespace) -> None:
     """The JSON, and the table beside it; each whole or not at all."""
-    command = f"python benchmarks/ladder.py --repeat {arguments.repeat} --threads {arguments.threads}"
+    command = f"python -m benchmarks.ladder --repeat {arguments.repeat} --threads {arguments.threads}"
     about = page.facts(command, cpu=page.processor(), torch=torch.__version__)
     record = {**about, "rows": [asdict(row) for row in rows]}
     page.write(path.with_suffix(".md"), f"{page.head('The ladder on a CPU', about)}{text}\n", record)

@@ -1,6 +1,6 @@
 """How fast compiled nets are on a CPU, beside the engines that one would use instead.
 
-    python benchmarks/lower.py [-o benchmarks/results/lower-cpu.md] [--only NET …] [--seconds 10] [--quick]
+    python -m benchmarks.lower [-o benchmarks/results/lower-cpu.md] [--only NET …] [--seconds 10] [--quick]
 
 Nets     fused RepVGG-A0, -B0, -B1g4 and ResNet-18 at 224 x 224, A0 pruned by 0.3, PSPNet on A0 with its dilated convs; batch 1,
          float32, random weights (`lower_subjects.py`)
@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import page
-from lower_engines import ENGINES, TRAINING, Worker
-from lower_report import Kernel, Results, Row, goals, named, text
-from lower_subjects import A0, QUICK, SUBJECTS, Subject, dilated_convs, prepare
+
+from benchmarks import page
+from benchmarks.lower_engines import ENGINES, TRAINING, Worker
+from benchmarks.lower_report import Kernel, Results, Row, goals, named, text
+from benchmarks.lower_subjects import A0, QUICK, SUBJECTS, Subject, dilated_convs, prepare
 
 THREADS = (1, 2)
 RUNS, LEAST, MOST = 2, 5, 60
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = measure(settings, Path(folder))
     given = sys.argv[1:] if arguments is None else arguments
     about = page.facts(
-        " ".join(["python benchmarks/lower.py", *given]),
+        " ".join(["python -m benchmarks.lower", *given]),
         cpu=f"{page.processor()}, {len(os.sched_getaffinity(0))} cores; batch 1",
         versions=_versions(),
         took=f"{time.perf_counter() - start:.0f} s",

@@ -1,6 +1,6 @@
 """The engines that `lower.py` times, each in a process of its own that waits for its turns.
 
-    python benchmarks/lower_engines.py ENGINE FOLDER THREADS         started by `Worker`, spoken to by lines of JSON
+    python -m benchmarks.lower_engines ENGINE FOLDER THREADS         started by `Worker`, spoken to by lines of JSON
 
 A worker makes its engine from the files in the folder (`lower_subjects.py`), runs it once, writes the output for the error to
 be measured, and then runs it as often as it is told to, telling the seconds of each run: from a numpy array to a numpy array.

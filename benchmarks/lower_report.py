@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from lower_engines import ENGINES, MNN, NCNN, ONNX_RUNTIME, OURS, PEERS
-from lower_subjects import A0, PRUNED, Built
+from benchmarks.lower_engines import ENGINES, MNN, NCNN, ONNX_RUNTIME, OURS, PEERS
+from benchmarks.lower_subjects import A0, PRUNED, Built
 
 SPEED_UP, THREADS_GAIN, PRUNED_GAIN, DILATION_COST, ERROR = 1.7, 1.7, 2.0, 1.2, 1e-5
 """The goals: over ONNX Runtime, of two threads, of pruning by 0.3, of a dilated conv, and the relative error of A0."""

@@ -1,7 +1,7 @@
 """Where the time of a compiled net goes, kernel by kernel, and what dilation costs: both for `lower.py`, in this process alone.
 
-    python benchmarks/lower_roofline.py net ARTIFACT                    time, FLOPs and bytes of each kernel, peaks
-    python benchmarks/lower_roofline.py convs ROUNDS ARTIFACT …         milliseconds of each, taking turns
+    python -m benchmarks.lower_roofline net ARTIFACT                    time, FLOPs and bytes of each kernel, peaks
+    python -m benchmarks.lower_roofline convs ROUNDS ARTIFACT …         milliseconds of each, taking turns
 
 Kernels are timed inside whole runs of the net (`lowering.profile`), so weights come from wherever they lie then, mostly from
 memory: a kernel in a loop of its own would find them in a cache. What a kernel reads and no kernel writes is its weights.
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import page
 
+from benchmarks import page
 from reparam_compiler.lowering import load
 from reparam_compiler.lowering.runtime.executable import Executable, filled
 from reparam_compiler.lowering.runtime.profile import BUILTIN, profile

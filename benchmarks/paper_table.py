@@ -1,6 +1,6 @@
 """The costs of the paper's zoo at 224 x 224, counted by `cost/model.py` on the fused graphs: 11 models, 33 figures.
 
-    python benchmarks/paper_table.py
+    python -m benchmarks.paper_table
 
 Params in millions, cut to two decimals; FLOPs and Winograd MULs in billions, to one, as the paper prints them.
 """

@@ -1,6 +1,6 @@
 """How accurate a net still is after one shot of `prune`, with no fine-tuning, beside Torch-Pruning in the same run.
 
-    python benchmarks/prune_accuracy.py [--only NET …] [--jobs N] [-o benchmarks/results/prune-accuracy.md] [--quick]
+    python -m benchmarks.prune_accuracy [--only NET …] [--jobs N] [-o benchmarks/results/prune-accuracy.md] [--quick]
 
 Tasks   digits: scikit-learn's at 16 x 16. pairs: two of them side by side, 16 x 32, 100 classes. 40 % of the digits are held
         out, and test pairs are made of these alone. The seed gives the split, the initialisation and the order of training.
@@ -33,19 +33,17 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import page
 import torch
 from safetensors.torch import load_file, save
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 import reparam_compiler
+from benchmarks import page
+from examples.train_digits import distort
 from reparam_compiler.zoo.blocks import ConvBN, Site, residual_pair
 from reparam_compiler.zoo.digits import ARCHITECTURE, TEST_SHARE, digits_split
 from reparam_compiler.zoo.repvgg import Architecture, RepVGG
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from train_digits import distort
 
 BATCH = 64
 LEARNING_RATE = 4e-3  # the peak of Adam's one cycle
@@ -395,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(closing))
     if options.output:
         given = sys.argv[1:] if arguments is None else arguments
-        _write(options.output, cells, closing, " ".join(["python benchmarks/prune_accuracy.py", *given]))
+        _write(options.output, cells, closing, " ".join(["python -m benchmarks.prune_accuracy", *given]))
 
 
 def _write(output: Path, cells: Sequence[Cell], closing: Sequence[str], command: str) -> None:

@@ -1,6 +1,6 @@
 """What pruned widths are worth in time: fused RepVGG-A0 at 224 x 224, batch 1, one thread, in ONNX Runtime and TVM.
 
-    python benchmarks/prune_speed.py [--repeat 40] [-o benchmarks/results/prune-speed.md] [--quick]
+    python -m benchmarks.prune_speed [--repeat 40] [-o benchmarks/results/prune-speed.md] [--quick]
 
 Forms   the fused net as it is; a ratio of 0.3 with exact widths (`round_to=1`), in multiples of 8, the default, and of 16; half
         the time, as ONNX Runtime takes it on this machine (`latency=0.5`), in multiples of 8. By L1 and unrepaired: the weights
@@ -22,13 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import page
 import torch
-import torch_runs
-from page import interleaved
 from torch import nn
 
 import reparam_compiler
+from benchmarks import page, torch_runs
+from benchmarks.page import interleaved
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.zoo import repvgg
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
@@ -137,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{table(rows)}\n{closing}")
     if options.output:
         flags = " --quick" if options.quick else f" --repeat {repeat}"
-        _write(options.output, rows, closing, f"python benchmarks/prune_speed.py{flags} -o {options.output}")
+        _write(options.output, rows, closing, f"python -m benchmarks.prune_speed{flags} -o {options.output}")
 
 
 def _write(output: Path, rows: Sequence[Row], closing: str, command: str) -> None:

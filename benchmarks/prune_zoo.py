@@ -1,6 +1,6 @@
 """What prune makes of the families of timm and torchvision, next to Torch-Pruning in the same run.
 
-    python benchmarks/prune_zoo.py [--only NAME …] [--ratio 0.3] [-o benchmarks/results/prune-zoo.md]
+    python -m benchmarks.prune_zoo [--only NAME …] [--ratio 0.3] [-o benchmarks/results/prune-zoo.md]
 
 Every model has random weights at its smallest input (`tests/zoo/foreign_models.py`); nothing is downloaded. Ours is exported
 with `torch.export` and pruned by L1, ratios exact (`round_to=1`), without repair; the pruned program is run in float64 and
@@ -17,7 +17,6 @@ own and a time limit. Both tools first prune a net of two convs, so that what th
 import argparse
 import copy
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,12 +24,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import page
 import torch
-from fuse_zoo import boxed
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import page
+from benchmarks.fuse_zoo import boxed
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
@@ -40,9 +39,7 @@ from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.pruning.coupling.groups import channel_groups
 from reparam_compiler.passes.pruning.pipeline import prune
 from reparam_compiler.passes.pruning.slice_channels import masked
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "zoo"))
-import foreign_models
+from tests.support import foreign_models
 
 LIMIT = 180.0
 """Seconds for one model and one tool."""
@@ -333,7 +330,7 @@ def main() -> None:
 
 def _write(output: Path, rows: Sequence[Row], ratio: float) -> None:
     versions = page.versions("torch", "timm", "torchvision", "torch-pruning")
-    about = page.facts(f"python benchmarks/prune_zoo.py -o {output}", machine=f"{platform.machine()}, one thread; {versions}")
+    about = page.facts(f"python -m benchmarks.prune_zoo -o {output}", machine=f"{platform.machine()}, one thread; {versions}")
     head = page.head("What prune makes of timm and torchvision", about, f"ratio {ratio} of every family, by L1")
     table = "\n".join([*HEAD, *map(line, rows)])
     page.write(output, f"{head}{summary(rows)}\n\n{table}\n", [asdict(row) for row in rows])

@@ -66,7 +66,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("compile", "fuse", "inspect", "tune"), "reparam_compiler.api.fusing"),
+    **dict.fromkeys(("fuse", "inspect"), "reparam_compiler.api.fusing"),
+    **dict.fromkeys(("compile", "tune"), "reparam_compiler.api.compiling"),
     **dict.fromkeys(("IterativePruner", "apply_manifest", "prune"), "reparam_compiler.api.pruning"),
     **dict.fromkeys(("Equivalence", "equivalent"), "reparam_compiler.checking.equivalent"),
     "CostModel": "reparam_compiler.cost.model",

@@ -13,19 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import gpu
-import gpu_engines
-from gpu_engines import COMPILED, EAGER, ENGINES, OURS, UnavailableError
-from gpu_kernel_sizes import PAPER as PAPER_KERNEL_SIZES
-from gpu_kernel_sizes import tera_operations
-from gpu_measure import LONGEST, MODES, Budget, Measurement, Results, precision, rotated
-from gpu_page import markdown
-from gpu_segmentation import PAPER as PAPER_SEGMENTATION
-from gpu_settings import GROUPS, KernelSize, Segmentation
-from gpu_zoo import FOLDED, FUSED, TRAINING
-
+from benchmarks import gpu, gpu_engines
+from benchmarks.gpu_engines import COMPILED, EAGER, ENGINES, OURS, UnavailableError
+from benchmarks.gpu_kernel_sizes import PAPER as PAPER_KERNEL_SIZES
+from benchmarks.gpu_kernel_sizes import tera_operations
+from benchmarks.gpu_measure import LONGEST, MODES, Budget, Measurement, Results, precision, rotated
+from benchmarks.gpu_page import markdown
+from benchmarks.gpu_segmentation import PAPER as PAPER_SEGMENTATION
+from benchmarks.gpu_settings import GROUPS, KernelSize, Segmentation
+from benchmarks.gpu_zoo import FOLDED, FUSED, TRAINING
 from reparam_compiler.zoo import REPVGG, RESNET
 
 SCRIPT = Path(gpu.__file__)
@@ -55,7 +51,7 @@ def test_a_smoke_run_writes_json_and_page_of_every_part(tmp_path: Path) -> None:
     assert len(results["errors"]) >= 5
     assert all(error < 1e-3 for error in results["errors"].values())  # float32, 22 layers of random weights
     assert len(results["left_out"]) == (0 if HAS_TVM else 6)
-    assert "python benchmarks/gpu.py --cpu-smoke" in page
+    assert "python -m benchmarks.gpu --cpu-smoke" in page
     assert "| A0 : ResNet-18 | 1.33 |" in page
     assert "## PSPNet at 41 x 41" in page
 

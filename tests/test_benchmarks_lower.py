@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,11 @@ import pytest
 
 pytest.importorskip("tvm")
 pytest.importorskip("onnxruntime")
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import lower
-import lower_engines
-import lower_report
-from lower_engines import ENGINES, MNN, NCNN, ONNX_RUNTIME, OURS, PEERS, TRAINING, Worker
-from lower_report import Kernel, Results, Row, goals, text
-from lower_subjects import A0, PRUNED, Built
+from benchmarks import lower, lower_engines, lower_report
+from benchmarks.lower_engines import ENGINES, MNN, NCNN, ONNX_RUNTIME, OURS, PEERS, TRAINING, Worker
+from benchmarks.lower_report import Kernel, Results, Row, goals, text
+from benchmarks.lower_subjects import A0, PRUNED, Built
 
 pytestmark = pytest.mark.tvm
 PACKAGES = {"OpenVINO": ("openvino",), MNN: ("MNN",), NCNN: ("ncnn", "pnnx")}

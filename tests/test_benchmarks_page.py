@@ -1,14 +1,11 @@
 """What the benchmarks share: turns in rotating order, facts, and pages that are written whole."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import page
+from benchmarks import page
 
 
 def test_a_page_opens_with_its_title_its_facts_and_its_remarks() -> None:
@@ -17,7 +14,7 @@ def test_a_page_opens_with_its_title_its_facts_and_its_remarks() -> None:
 
 
 def test_facts_begin_with_date_and_command() -> None:
-    found = page.facts("python benchmarks/x.py", cpu="one", versions=page.versions("numpy", "torch"))
+    found = page.facts("python -m benchmarks.x", cpu="one", versions=page.versions("numpy", "torch"))
     assert list(found) == ["date", "command", "cpu", "versions"]
     assert found["versions"].startswith("numpy ")
     assert ", torch " in found["versions"]

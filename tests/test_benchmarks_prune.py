@@ -11,7 +11,6 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.append(str(BENCHMARKS))  # where they find each other
 
 
 def _loaded(name: str) -> ModuleType:
@@ -50,7 +49,7 @@ def test_a_quick_run_writes_page_and_json_with_the_command(
     output = tmp_path / "accuracy.md"
     accuracy.main(["--quick", "--only", "RepVGG", "-o", str(output)])
     record, page = json.loads(output.with_suffix(".json").read_text()), output.read_text()
-    assert "python benchmarks/prune_accuracy.py --quick --only RepVGG" in page
+    assert "python -m benchmarks.prune_accuracy --quick --only RepVGG" in page
     methods = {accuracy.UNPRUNED, accuracy.L1, accuracy.PIPELINE, *accuracy.QUALITIES, *accuracy.CRITERIA}
     assert {row["method"] for row in record["results"]} == methods
     assert all(0 <= value <= 100 for row in record["results"] for value in row["accuracies"])

@@ -5,18 +5,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import onnx_models
 import pytest
 import torch
-from catalogue import ENTRIES
-from catalogue_parts import Entry, built
-from small_models import EXACT, relative_error, run, traced_as
 
 import reparam_compiler
 from reparam_compiler.api.report import FuseReport
 from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import frontend_for
+from tests.support import onnx_models
+from tests.support.catalogue import ENTRIES
+from tests.support.catalogue_parts import Entry, built
+from tests.support.small_models import EXACT, relative_error, run, traced_as
 
 CONVS = ("conv", "conv_transpose", "linear")
 SILENT = ("input", "identity", "size", "shape", "getitem", "Shape", "GuardsFn")

@@ -87,7 +87,7 @@ def test_what_fuse_cannot_read_is_compiled_as_it_is(
     def refuse(*_: Any, **__: Any) -> Any:
         raise UnsupportedModelError("node 7: no such thing")
 
-    monkeypatch.setattr("reparam_compiler.api.fusing.fuse", refuse)
+    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_model", refuse)
     with caplog.at_level(logging.WARNING, "reparam_compiler"):
         compiled = reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5))
     assert convs(compiled) == 2

@@ -20,7 +20,7 @@ import reparam_compiler
 from reparam_compiler.checking.compiled import verify_compiled
 from reparam_compiler.errors import VerificationError
 from reparam_compiler.lowering import Executable
-from tests.tvmc_runs import tvmc
+from tests.support.tvmc_runs import tvmc
 
 pytestmark = pytest.mark.tvm
 X = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))

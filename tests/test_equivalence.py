@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from branch_blocks import BLOCKS, block
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import EXACT, normal, relative_error, run, traced_as
 
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.torch.export import ExportFrontend
@@ -18,6 +16,8 @@ from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import ELEMENTWISE, evaluate, evaluate_node, evaluate_region, tensor_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
+from tests.support.branch_blocks import BLOCKS, block
+from tests.support.small_models import EXACT, normal, relative_error, run, traced_as
 
 FLOAT64 = {"rtol": 1e-12, "atol": 1e-12}
 

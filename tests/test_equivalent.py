@@ -20,7 +20,7 @@ from reparam_compiler.checking.equivalent import CEILING, FLOOR
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 onnx = pytest.importorskip("onnx")
-from onnx_models import exported, model_of, normal  # noqa: E402
+from tests.support.onnx_models import exported, model_of, normal  # noqa: E402
 
 X = (torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(1)),)
 

@@ -13,10 +13,19 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from branch_blocks import BLOCKS, block
-from onnx_models import exported
-from onnx_models import run as run_onnx
-from small_models import (
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+import reparam_compiler
+from reparam_compiler import UnsupportedModelError, VerificationError
+from reparam_compiler.core import affine
+from reparam_compiler.passes.fusion import fuse_branches, registry
+from reparam_compiler.passes.fusion import linear_rules as rules
+from reparam_compiler.passes.fusion.abstract_values import SourceLayout
+from tests.support.branch_blocks import BLOCKS, block
+from tests.support.onnx_models import exported
+from tests.support.onnx_models import run as run_onnx
+from tests.support.small_models import (
     EXACT,
     KINDS,
     Kind,
@@ -28,15 +37,6 @@ from small_models import (
     run,
     traced_as,
 )
-from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
-
-import reparam_compiler
-from reparam_compiler import UnsupportedModelError, VerificationError
-from reparam_compiler.core import affine
-from reparam_compiler.passes.fusion import fuse_branches, registry
-from reparam_compiler.passes.fusion import linear_rules as rules
-from reparam_compiler.passes.fusion.abstract_values import Signal
 
 FUSABLE = [name for name in BLOCKS if name not in ("padded_conv_after_conv",)]
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -526,7 +526,7 @@ def test_what_nothing_reads_is_left_with_its_weights(kind: Kind) -> None:
 
 
 def test_a_failed_proof_leaves_the_region_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(node: Any, reads: Signal) -> Any:
+    def wrong(node: Any, reads: SourceLayout) -> Any:
         right = rules.batch_norm(node, reads)
         return affine.diagonal(right.weight.reshape(-1), right.bias + 1e-6, reads.rank)
 
@@ -541,7 +541,7 @@ def test_a_failed_proof_leaves_the_region_and_says_so(monkeypatch: pytest.Monkey
 
 
 def test_a_whole_model_that_is_off_raises_and_leaves_the_caller_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(node: Any, reads: Signal) -> Any:
+    def wrong(node: Any, reads: SourceLayout) -> Any:
         right = rules.batch_norm(node, reads)
         return affine.diagonal(right.weight.reshape(-1) * 1.001, right.bias, reads.rank)
 

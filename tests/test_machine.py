@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from catalogue_parts import conv_bn
 from torch import Tensor, nn
 
 from reparam_compiler import CostModel, inspect, measure_costs
 from reparam_compiler.cost import measure as machine
+from tests.support.catalogue_parts import conv_bn
 
 
 class Sum(nn.Module):

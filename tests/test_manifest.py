@@ -15,8 +15,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from onnx_models import exported, run
-from small_models import randomised
 from torch import Tensor, fx, nn
 
 import reparam_compiler
@@ -26,6 +24,8 @@ from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.pruning.manifest import KeptFamily, KeptParam, Manifest, apply_manifest
 from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
+from tests.support.onnx_models import exported, run
+from tests.support.small_models import randomised
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # ONNX Runtime and torch, another order of sums
 EXACT = {"rtol": 0, "atol": 0}

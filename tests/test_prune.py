@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import relative_error
 from torch import Tensor, nn
 
 import reparam_compiler
 from reparam_compiler import IterativePruner, Manifest, apply_manifest
 from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning, UnsupportedModelError
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
+from tests.support.small_models import relative_error
 
 X = torch.randn(2, 3, 16, 12, generator=torch.Generator().manual_seed(0))
 CALIBRATION = torch.randn(24, 3, 16, 12, generator=torch.Generator().manual_seed(1))

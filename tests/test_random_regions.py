@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, settings
-from onnx_models import exported
-from random_regions import RandomRegion, random_regions, sizes_to_try
-from small_models import EXACT, normal, relative_error
 from torch import fx
 
 import reparam_compiler
 from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.interpreter.evaluate import evaluate
+from tests.support.onnx_models import exported
+from tests.support.random_regions import RandomRegion, random_regions, sizes_to_try
+from tests.support.small_models import EXACT, normal, relative_error
 
 
 def runs(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor | None:

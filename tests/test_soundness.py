@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import relative_error
 from torch import Tensor, nn
 
 import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
+from tests.support.small_models import relative_error
 
 Body = Callable[["Model", Tensor], Tensor]
 SIZES = ((1, 8, 8), (2, 8, 8), (3, 16, 9), (1, 100, 90), (2, 7, 200))

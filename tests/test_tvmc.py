@@ -19,9 +19,8 @@ from torch import nn
 pytest.importorskip("tvm")
 pytest.importorskip("onnx")
 
-from tvmc_runs import WEIGHT, tvmc, write_onnx
-
 from reparam_compiler.errors import TvmMissingError, VerificationError
+from tests.support.tvmc_runs import WEIGHT, tvmc, write_onnx
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -302,7 +301,7 @@ def test_exit_code_tells_the_error_s_class(model: Path, tmp_path: Path, monkeypa
     done = tvmc("run", model, "--json")
     assert done.exit_code == 5
     assert json.loads(done.stdout)["error"] == "TvmMissingError"
-    monkeypatch.setattr("reparam_compiler.api.fusing.fuse", differs)
+    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_model", differs)
     assert tvmc("compile", model, "-o", tmp_path / "m.tar").exit_code == 7
 
 

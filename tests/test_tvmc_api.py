@@ -9,10 +9,9 @@ import pytest
 pytest.importorskip("tvm")
 pytest.importorskip("onnx")
 
-from tvmc_runs import WEIGHT, write_onnx
-
 from reparam_compiler import tvmc
 from reparam_compiler.errors import ReparamError
+from tests.support.tvmc_runs import WEIGHT, write_onnx
 
 pytestmark = pytest.mark.tvm
 

@@ -10,8 +10,6 @@ import pytest
 pytest.importorskip("tvm")
 pytest.importorskip("onnx")
 
-from tvmc_runs import tvmc, write_onnx
-
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.tvmc.options import (
@@ -26,6 +24,7 @@ from reparam_compiler.tvmc.options import (
     parse_shapes,
     target_of,
 )
+from tests.support.tvmc_runs import tvmc, write_onnx
 
 pytestmark = pytest.mark.tvm
 NEEDED = {"compile": ["m.onnx"], "run": ["m.tar"], "tune": ["m.onnx", "--output", "records"]}

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from test_kernel import EXACT, all_sizes, gives_something, run, source
 
 from reparam_compiler.core import affine
 from reparam_compiler.core.kernel import NotFusable
+from tests.core.test_kernel import EXACT, all_sizes, gives_something, run, source
 
 POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 

@@ -10,9 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from coupled_models import MODELS, ChannelShuffled, FusedAttention, Gated, LayerNormed, Model, Tokens, build
 from onnx import ModelProto, checker
-from onnx_models import exported, run
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
@@ -26,6 +24,8 @@ from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.pruning.coupling.groups import channel_groups
 from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
 from reparam_compiler.passes.pruning.slice_channels import masked
+from tests.support.coupled_models import MODELS, ChannelShuffled, FusedAttention, Gated, LayerNormed, Model, Tokens, build
+from tests.support.onnx_models import exported, run
 
 Kind = Literal["fx", "export", "open", "onnx"]
 GRAPH = 1e-9  # relative, float64: the cut graph against the masked one

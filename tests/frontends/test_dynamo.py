@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import EXACT, Pieces, normal, randomised, relative_error
 from torch import Tensor, fx, nn
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.integrations import dynamo
 from reparam_compiler.zoo.repvgg import Architecture, RepVGG
+from tests.support.small_models import EXACT, Pieces, normal, randomised, relative_error
 
 
 class Inner:

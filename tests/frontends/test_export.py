@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from branch_blocks import block
-from small_models import EXACT, Pieces, normal, relative_error, run, traced_as
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 import reparam_compiler
+from tests.support.branch_blocks import block
+from tests.support.small_models import EXACT, Pieces, normal, relative_error, run, traced_as
 
 X = normal(2, 4, 6, 5)
 

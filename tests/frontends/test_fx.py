@@ -3,8 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from branch_blocks import block
-from small_models import EXACT, Pieces, fuse_in_float64, normal, randomised, relative_error, run
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -12,6 +10,8 @@ import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.padded_conv import Pad, PaddedConv
+from tests.support.branch_blocks import block
+from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal, randomised, relative_error, run
 
 
 def state(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import EXACT, Pieces, fuse_in_float64, normal, randomised, relative_error, run
 from torch import Tensor, fx, nn
 
 import reparam_compiler
 from reparam_compiler.errors import ReparamError, RewriteError, VerificationError
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.tracing.modules import fuse_parts, traced
+from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal, randomised, relative_error, run
 
 
 def block(m: Pieces, x: Tensor) -> Tensor:

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
-from onnx_models import FLOAT32, Shape, model_of, normal, run
-from test_onnx_opsets import SHAPE, conv, norm, repvgg, together
 
 import reparam_compiler
 from reparam_compiler.frontends.onnx.writer import names_of
+from tests.frontends.test_onnx_opsets import SHAPE, conv, norm, repvgg, together
+from tests.support.onnx_models import FLOAT32, Shape, model_of, normal, run
 
 FEEDS = {"x": normal(*SHAPE)}
 FLAG = {"flag": np.array(True)}

@@ -12,7 +12,6 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as functional
-from onnx_models import FLOAT32, evaluated, exported, run
 
 import reparam_compiler
 from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
@@ -20,6 +19,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.printer import to_text
 from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm
+from tests.support.onnx_models import FLOAT32, evaluated, exported, run
 
 EXPORTERS = pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 BATCHES = pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "static"])

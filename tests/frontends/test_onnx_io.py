@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_models import model_of, normal, run
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx import io as onnx_io
 from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
+from tests.support.onnx_models import model_of, normal, run
 
 FEEDS = {"x": normal(1, 16, 5, 4)}
 

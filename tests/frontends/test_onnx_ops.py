@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
-from onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.ir import ops
+from tests.support.onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 EXAMPLES = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 

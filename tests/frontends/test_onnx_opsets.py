@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import NodeProto, helper
-from onnx_models import FLOAT32, evaluated, model_of, normal, run, runs_opset
 
 import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.ir import ops
+from tests.support.onnx_models import FLOAT32, evaluated, model_of, normal, run, runs_opset
 
 NEWEST = onnx.defs.onnx_opset_version()
 SHAPE = (2, 4, 7, 6)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
@@ -13,6 +12,7 @@ from reparam_compiler.frontends.onnx.shapes import sampled as onnx_derived
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param, TensorType
+from tests.support.onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 
 def read(model: ModelProto) -> Graph:

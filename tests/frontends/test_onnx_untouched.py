@@ -5,10 +5,10 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
-from onnx_models import FLOAT32, model_of, normal, run
-from test_onnx_opsets import SHAPE, Parts, conv, norm, repvgg, together
 
 import reparam_compiler
+from tests.frontends.test_onnx_opsets import SHAPE, Parts, conv, norm, repvgg, together
+from tests.support.onnx_models import FLOAT32, model_of, normal, run
 
 
 def quantized_block() -> Parts:

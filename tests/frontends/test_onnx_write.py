@@ -8,7 +8,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, helper, numpy_helper
-from onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 from reparam_compiler.core.kernel import Pairs
 from reparam_compiler.errors import RewriteError
@@ -16,6 +15,7 @@ from reparam_compiler.frontends.onnx.frontend import OnnxFrontend, OnnxReading
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param, TensorType, with_inputs
 from reparam_compiler.passes.fusion import pipeline
+from tests.support.onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 SHAPE = (2, 4, 7, 5)
 FEEDS = {"x": normal(*SHAPE)}

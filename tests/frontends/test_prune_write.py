@@ -13,8 +13,6 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx_models import evaluated, exported, run
-from small_models import randomised
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
@@ -25,6 +23,8 @@ from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.pruning import pipeline as prune_plan
+from tests.support.onnx_models import evaluated, exported, run
+from tests.support.small_models import randomised
 
 FLOAT32 = 1e-5  # relative, of outputs in float32 against the graph in float64
 pytestmark = pytest.mark.filterwarnings("ignore::reparam_compiler.UnrepairedPruneWarning")

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, relative_error, run, traced_as
 from torch import Tensor, fx
 
 import reparam_compiler
 from reparam_compiler.frontends.torch.aliasing import find_writes
 from reparam_compiler.frontends.torch.reader import call_name
+from tests.support.small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, relative_error, run, traced_as
 
 Wiring = Callable[[Pieces, Tensor], Any]
 

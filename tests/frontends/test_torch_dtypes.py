@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import EXACT, Kind, Pieces, normal, randomised, relative_error, run, traced_as
 from torch import Tensor, nn
 
 import reparam_compiler
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir import ops
+from tests.support.small_models import EXACT, Kind, Pieces, normal, randomised, relative_error, run, traced_as
 
 KINDS: tuple[Kind, ...] = ("fx", "export")
 X = normal(2, 4, 6, 5)

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import EXACT, Kind, fuse_in_float64, normal, randomised, relative_error, run, traced_as
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -15,6 +14,7 @@ from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
+from tests.support.small_models import EXACT, Kind, fuse_in_float64, normal, randomised, relative_error, run, traced_as
 
 KINDS: tuple[Kind, ...] = ("fx", "export")
 X = normal(2, 4, 6, 5)

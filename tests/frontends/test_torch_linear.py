@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import EXACT, Kind, normal, relative_error, run, traced_as
-from test_torch_windows import TORCH_KINDS, read, value
 from torch import Tensor, nn
 
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
+from tests.frontends.test_torch_windows import TORCH_KINDS, read, value
+from tests.support.small_models import EXACT, Kind, normal, relative_error, run, traced_as
 
 
 class Matrices(nn.Module):

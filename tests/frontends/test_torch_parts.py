@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import EXACT, Pieces, normal, relative_error, run
 from torch import Tensor, fx, nn
 
 import reparam_compiler
@@ -18,6 +17,7 @@ from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.ir.printer import to_text
+from tests.support.small_models import EXACT, Pieces, normal, relative_error, run
 
 X = normal(2, 4, 6, 5)
 ROUTES = ("setitem", "unlifted", "export", "decomposed")

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import EXACT, normal, relative_error, traced_as
 from torch import Tensor, fx, nn
 
 from reparam_compiler.frontends.torch.export import ExportFrontend
@@ -16,6 +15,7 @@ from reparam_compiler.frontends.torch.reader import call_name
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
+from tests.support.small_models import EXACT, normal, relative_error, traced_as
 
 X = normal(2, 4, 7, 6)
 

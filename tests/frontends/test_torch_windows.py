@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import EXACT, Kind, normal, relative_error, run, traced_as
 from torch import Tensor, nn
 
 from reparam_compiler.errors import RewriteError
@@ -19,6 +18,7 @@ from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
+from tests.support.small_models import EXACT, Kind, normal, relative_error, run, traced_as
 
 X = {1: normal(2, 4, 5), 2: normal(2, 4, 5, 4), 3: normal(2, 4, 3, 5, 4)}
 MODULES = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from asserting_models import asserts, asserts_one_of_two, asserts_the_contrary
-from small_models import EXACT, normal, relative_error, run
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
+from tests.support.asserting_models import asserts, asserts_one_of_two, asserts_the_contrary
+from tests.support.small_models import EXACT, normal, relative_error, run
 
 
 class Asks(nn.Module):

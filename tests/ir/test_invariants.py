@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from branch_blocks import BLOCKS, block
 
 from reparam_compiler.errors import InvalidGraphError
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
 from reparam_compiler.ir.verifier import check
+from tests.support.branch_blocks import BLOCKS, block
 
 X = Node("x", ops.Input(), ())
 RELU = ops.Elementwise("relu")

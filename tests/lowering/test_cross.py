@@ -16,11 +16,11 @@ pytest.importorskip("onnx")
 
 import tvm
 import tvm_ffi
-from artifact_runner import build_runner, run_program
-from tvmc_runs import tvmc, write_onnx
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
+from tests.support.artifact_runner import build_runner, run_program
+from tests.support.tvmc_runs import tvmc, write_onnx
 
 pytestmark = [pytest.mark.tvm, pytest.mark.slow]
 

@@ -9,9 +9,6 @@ from torch import nn
 
 pytest.importorskip("tvm")
 
-from serial_gpu import run_net_serially
-from test_compile import CONVS, NETS, Residual, seeded
-
 from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.gpu import kernels as gpu_kernels
 from reparam_compiler.lowering.gpu.conv import declare_conv
@@ -19,6 +16,8 @@ from reparam_compiler.lowering.gpu.tensor_cores import scheduled_tensor_conv
 from reparam_compiler.lowering.gpu.winograd import winograd_form
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.target import resolve
+from tests.lowering.test_compile import CONVS, NETS, Residual, seeded
+from tests.support.serial_gpu import run_net_serially
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}

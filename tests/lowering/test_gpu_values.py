@@ -11,8 +11,6 @@ import torch
 
 pytest.importorskip("tvm")
 
-from serial_gpu import run_serially
-
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import declare_conv, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
 from reparam_compiler.lowering.gpu.grouped import gpu_grouped_conv, is_narrow
@@ -29,6 +27,7 @@ from reparam_compiler.lowering.gpu.winograd import (
     winograd_form,
     winograd_gemm,
 )
+from tests.support.serial_gpu import run_serially
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}

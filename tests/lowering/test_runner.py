@@ -10,9 +10,8 @@ from torch import nn
 
 pytest.importorskip("tvm")
 
-from artifact_runner import FFI, TVM, build_runner, run_program
-
 from reparam_compiler import lowering
+from tests.support.artifact_runner import FFI, TVM, build_runner, run_program
 
 pytestmark = [pytest.mark.tvm, pytest.mark.slow]
 

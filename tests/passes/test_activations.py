@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from pruning_nets import SIZE, Net
 
 from reparam_compiler.errors import InfeasiblePruneError, InvalidGraphError
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param, with_inputs
 from reparam_compiler.passes.pruning.repair.activations import Activations
+from tests.support.pruning_nets import SIZE, Net
 
 
 def data(count: int = 3) -> list[tuple[torch.Tensor]]:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_nets import Net
 
 from reparam_compiler.core.slicing import nearest_width
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.pruning.allocation import FLOOR, AllocationName, allocate, ignored_nodes
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from tests.support.pruning_nets import Net
 
 
 def chain(*widths: int) -> tuple[Graph, ChannelGroups]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_nets import Net
 
 from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import InfeasiblePruneError
@@ -25,6 +24,7 @@ from reparam_compiler.passes.pruning.budget import (
 )
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 from reparam_compiler.passes.pruning.slice_channels import sliced
+from tests.support.pruning_nets import Net
 
 ALLOCATIONS: tuple[AllocationName, ...] = ("uniform", "global", "sensitivity")
 

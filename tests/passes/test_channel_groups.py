@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pruning_nets import SIZE, Net
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, TensorType
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, channel_groups
 from reparam_compiler.passes.pruning.coupling.rules import register_coupling
+from tests.support.pruning_nets import SIZE, Net
 
 
 def families(graph: Graph) -> dict[str, Family]:

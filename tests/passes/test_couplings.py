@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_nets import SIZE, Net
 from torch import Tensor
 
 from reparam_compiler.interpreter.evaluate import evaluate_node
@@ -16,6 +15,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, TensorType
 from reparam_compiler.passes.pruning.coupling.groups import Family, channel_groups
 from reparam_compiler.passes.pruning.pipeline import prune
+from tests.support.pruning_nets import SIZE, Net
 
 EXACT = 1e-12  # float64
 TOKENS = SIZE[0] * SIZE[1]

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_nets import SIZE, Net
 from sklearn.linear_model import lars_path_gram
 from torch import Tensor, fx
 
@@ -20,6 +19,7 @@ from reparam_compiler.passes.pruning.criteria.activation import PENALTIES, vanis
 from reparam_compiler.passes.pruning.criteria.importance import importance
 from reparam_compiler.zoo.digits import calibration_images
 from reparam_compiler.zoo.repvgg import Architecture, RepVGG
+from tests.support.pruning_nets import SIZE, Net
 
 
 def images(count: int = 2, samples: int = 8) -> list[Tensor]:

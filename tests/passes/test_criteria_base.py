@@ -4,13 +4,13 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pruning_nets import Net
 
 from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
 from reparam_compiler.passes.pruning.coupling.groups import Family, channel_groups
 from reparam_compiler.passes.pruning.criteria.base import Reader, Scoring, family_filters, places_of, readers, reads, stands
+from tests.support.pruning_nets import Net
 
 
 def transposed(groups: int, into: int, out: int, seed: int = 0) -> Node:

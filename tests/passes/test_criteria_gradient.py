@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from pruning_nets import SIZE, Net
 from torch import Tensor
 
 from reparam_compiler.errors import InfeasiblePruneError
@@ -18,6 +17,7 @@ from reparam_compiler.passes.pruning.criteria import gradient as criteria_gradie
 from reparam_compiler.passes.pruning.criteria.gradient import default_loss
 from reparam_compiler.passes.pruning.criteria.importance import importance
 from reparam_compiler.passes.pruning.criteria.running import samples_of
+from tests.support.pruning_nets import SIZE, Net
 
 STEP = 1e-5
 CLOSE = {"rtol": 1e-3, "atol": 1e-7}  # float32 gradients against float64 differences

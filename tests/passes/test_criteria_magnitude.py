@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_nets import Net
 from scipy.optimize import minimize
 
 from reparam_compiler.ir import ops
@@ -12,6 +11,7 @@ from reparam_compiler.ir.graph import Graph, Param
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 from reparam_compiler.passes.pruning.criteria.importance import importance
 from reparam_compiler.passes.pruning.criteria.magnitude import distances, geometric_median
+from tests.support.pruning_nets import Net
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}  # float64
 

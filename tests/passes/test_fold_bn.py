@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, randomised
 from torch import Tensor, fx, nn
 
 import reparam_compiler
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.passes.fusion.fold_bn import fold_bn
+from tests.support.small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, randomised
 
 Wiring = Callable[[Pieces, Tensor], Tensor]
 

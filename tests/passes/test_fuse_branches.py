@@ -13,10 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from branch_blocks import BLOCKS, CATALOGUE, block
-from catalogue import ENTRIES
-from onnx_models import exported
-from small_models import EXACT, normal, traced_as
 from torch import nn
 
 from reparam_compiler.cost.model import cost
@@ -30,6 +26,10 @@ from reparam_compiler.ir.printer import to_text
 from reparam_compiler.ir.verifier import check
 from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
+from tests.support.branch_blocks import BLOCKS, CATALOGUE, block
+from tests.support.catalogue import ENTRIES
+from tests.support.onnx_models import exported
+from tests.support.small_models import EXACT, normal, traced_as
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "fuse_branches"
 ALWAYS = Options(policy="always")

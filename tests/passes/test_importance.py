@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from pruning_nets import Net
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
@@ -15,6 +14,7 @@ from reparam_compiler.passes.pruning.criteria.importance import (
     is_cumulative,
     register_criterion,
 )
+from tests.support.pruning_nets import Net
 
 
 def two_convs_summed() -> tuple[Net, Graph, ChannelGroups]:

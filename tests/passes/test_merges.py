@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import EXACT, normal
 
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
 from reparam_compiler.errors import RewriteError
@@ -16,6 +15,7 @@ from reparam_compiler.ir.graph import Graph, Node, Operand, Param, TensorType
 from reparam_compiler.passes.fusion import merge_rules as merges
 from reparam_compiler.passes.fusion.abstract_values import DataIndependent, NoRule, SourceLayout, Stacked
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, rewrite_regions
+from tests.support.small_models import EXACT, normal
 
 FEW = settings(max_examples=settings.default.max_examples // 4)
 SOURCE = SourceLayout(4, 2, axes=4)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from branch_blocks import block
 
 from reparam_compiler.errors import InvalidGraphError
 from reparam_compiler.frontends.torch.fx import FxFrontend
@@ -12,6 +11,7 @@ from reparam_compiler.ir.graph import Graph
 from reparam_compiler.ir.printer import to_text
 from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult
+from tests.support.branch_blocks import block
 
 
 def graph_of(name: str) -> Graph:

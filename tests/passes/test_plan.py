@@ -5,7 +5,6 @@ from itertools import combinations, pairwise
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import EXACT, Pieces, fuse_in_float64, normal
 from torch import Tensor, fx, nn
 
 import reparam_compiler
@@ -13,6 +12,7 @@ from reparam_compiler.cost.model import USUAL, CostModel
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
+from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal
 
 ARITHMETIC = CostModel(muls_per_second=1.0, bytes_per_second=1e30, launch_seconds=0.0)
 """A machine on which nothing but multiplications takes time."""

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import EXACT, Pieces, fuse_in_float64, normal
 from torch import Tensor
 
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
@@ -14,6 +13,7 @@ from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param, TensorType
 from reparam_compiler.passes.fusion import probe
+from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal
 
 
 def conv_node(kernel: ConvKernel) -> Node:

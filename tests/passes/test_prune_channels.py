@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_nets import SIZE, Net
 
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.torch.fx import FxFrontend
@@ -21,6 +20,7 @@ from reparam_compiler.ir.verifier import check
 from reparam_compiler.passes.pruning.coupling.groups import channel_groups
 from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
 from reparam_compiler.passes.pruning.slice_channels import masked, sliced, verify_pruned
+from tests.support.pruning_nets import SIZE, Net
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "prune_channels"
 TOLERANCE = 1e-9  # float64

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pruning_nets import SIZE, Net
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.frontends.torch.fx import FxFrontend
@@ -22,6 +21,7 @@ from reparam_compiler.passes.pruning.pipeline import Quality, prune
 from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair
 from reparam_compiler.passes.pruning.slice_channels import masked, sliced
 from reparam_compiler.zoo import digits
+from tests.support.pruning_nets import SIZE, Net
 
 
 def batches(count: int = 3, samples: int = 16, seed: int = 0) -> list[tuple[torch.Tensor]]:

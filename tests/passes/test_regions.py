@@ -5,7 +5,6 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import EXACT, Kind, Pieces, fuse_in_float64, normal
 from torch import Tensor, fx, nn
 
 from reparam_compiler.core import affine
@@ -17,6 +16,7 @@ from reparam_compiler.passes.fusion import registry
 from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from reparam_compiler.passes.fusion.pipeline import run as run_pipeline
 from reparam_compiler.passes.fusion.regions import Blocked, Region, Regions, interpret
+from tests.support.small_models import EXACT, Kind, Pieces, fuse_in_float64, normal
 
 Wiring = Callable[[Pieces, Tensor], Tensor]
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import EXACT, normal, relative_error
 
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
 from reparam_compiler.interpreter.evaluate import evaluate_node
@@ -14,6 +13,7 @@ from reparam_compiler.ir.graph import Node, Param, TensorType
 from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from reparam_compiler.passes.fusion.merge_rules import per_channel
 from reparam_compiler.passes.fusion.registry import is_linear, linear_rule, merge_rule
+from tests.support.small_models import EXACT, normal, relative_error
 
 
 def param(*shape: int, seed: int = 0, positive: bool = False) -> Param:

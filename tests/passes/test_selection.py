@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from pruning_nets import SIZE, Net
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.interpreter.evaluate import evaluate
@@ -15,6 +14,7 @@ from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, chann
 from reparam_compiler.passes.pruning.criteria.importance import importance, is_cumulative
 from reparam_compiler.passes.pruning.criteria.optimal_brain import optimal_brain
 from reparam_compiler.passes.pruning.pipeline import prune
+from tests.support.pruning_nets import SIZE, Net
 
 DATA = [(torch.randn(12, 3, *SIZE, generator=torch.Generator().manual_seed(seed)),) for seed in range(2)]
 

@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from foreign_models import timm_model, transformers_model
 from torch import Tensor, nn
 
 import reparam_compiler
 from reparam_compiler.api.report import FuseReport
 from reparam_compiler.interpreter.difference import difference
+from tests.support.foreign_models import timm_model, transformers_model
 
 TOLERANCE = 1e-6
 """float64, the fused weights rounded to float32 on the way into the model."""

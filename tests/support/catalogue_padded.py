@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from catalogue_parts import Entry, assigned_border, conv, conv_bn, on, random_parameter, value_outside
 from torch import Tensor, nn
+
+from tests.support.catalogue_parts import Entry, assigned_border, conv, conv_bn, on, random_parameter, value_outside
 
 SOBEL = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 LAPLACIAN = torch.tensor([[0.0, 1.0, 0.0], [1.0, -4.0, 1.0], [0.0, 1.0, 0.0]])

@@ -2,9 +2,10 @@
 
 import torch
 import torch.nn.functional as F
-from catalogue_padded import DBB
-from catalogue_parts import Entry, conv, conv_bn, on, random_parameter
 from torch import Tensor, nn
+
+from tests.support.catalogue_padded import DBB
+from tests.support.catalogue_parts import Entry, conv, conv_bn, on, random_parameter
 
 
 class Sum(nn.Module):

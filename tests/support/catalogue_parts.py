@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from small_models import normal, randomised
 from torch import Tensor, nn
+
+from tests.support.small_models import normal, randomised
 
 Made = tuple[nn.Module, Tensor]
 Size = int | tuple[int, ...]

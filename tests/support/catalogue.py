@@ -4,11 +4,8 @@ What differs between them is why they are here: how the sum is written, where no
 which of the tracers takes the block.
 """
 
-import catalogue_depthwise
-import catalogue_general
-import catalogue_padded
-import catalogue_repvgg
-from catalogue_parts import Entry
+from tests.support import catalogue_depthwise, catalogue_general, catalogue_padded, catalogue_repvgg
+from tests.support.catalogue_parts import Entry
 
 ENTRIES: dict[str, Entry] = {
     entry.name: entry

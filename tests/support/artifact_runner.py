@@ -11,7 +11,7 @@ import tvm_ffi
 
 from reparam_compiler.lowering import Executable
 
-SOURCE = Path(__file__).parents[1] / "examples" / "run_artifact.cc"
+SOURCE = Path(__file__).parents[2] / "examples" / "run_artifact.cc"
 TVM = Path(tvm.__file__).parent
 FFI = Path(tvm_ffi.__file__).parent
 

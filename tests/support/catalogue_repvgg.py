@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from catalogue_parts import Entry, conv, conv_bn, on, random_parameter
 from torch import Tensor, nn
+
+from tests.support.catalogue_parts import Entry, conv, conv_bn, on, random_parameter
 
 SQUEEZE_EXCITE = ("relu", "sigmoid", "mul", "avg_pool", "adaptive_avg_pool", "mean", "reshape", "flatten", "avg_pool2d")
 

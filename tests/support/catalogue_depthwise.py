@@ -1,8 +1,9 @@
 """Depthwise blocks: many small convs as one, large kernels, mixers, and convs that encode positions."""
 
 import torch
-from catalogue_parts import NORMS, Entry, conv, conv_bn, depthwise, depthwise_bn, on, random_parameter
 from torch import Tensor, nn
+
+from tests.support.catalogue_parts import NORMS, Entry, conv, conv_bn, depthwise, depthwise_bn, on, random_parameter
 
 TOKENS = ("permute", "reshape", "view", "flatten", "slice", "concat")
 """What stands round a conv that reads tokens."""

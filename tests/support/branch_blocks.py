@@ -3,13 +3,13 @@
 from collections.abc import Callable
 
 import torch
-from catalogue import ENTRIES
-from catalogue_parts import Made, built, conv_bn
-from small_models import Pieces, normal
 from torch import Tensor, nn
 
 from reparam_compiler.zoo.blocks import BLOCKS as ZOO
 from reparam_compiler.zoo.blocks import Site, residual_pair
+from tests.support.catalogue import ENTRIES
+from tests.support.catalogue_parts import Made, built, conv_bn
+from tests.support.small_models import Pieces, normal
 
 
 class Branches(nn.Module):
