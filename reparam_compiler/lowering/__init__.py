@@ -32,9 +32,9 @@ __all__ = ["CompileOptions", "Executable", "TensorSpec", "Timing", "TuneResult",
 _LATER = {
     "CompileOptions": "options",
     "compile": "build",
-    "tune": "tuning",
-    "TuneResult": "tuning",
-    "TunedTask": "tuning",
+    "tune": "search.tuning",
+    "TuneResult": "search.tuning",
+    "TunedTask": "search.tuning",
 }
 
 
