@@ -13,6 +13,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
     frozenset({"core"}),
     frozenset({"ir"}),
+    frozenset({"vocabulary"}),
     frozenset({"cost", "interpreter"}),
     frozenset({"passes"}),
     frozenset({"frontends", "lowering", "zoo"}),

@@ -199,7 +199,7 @@ def _torch_reference(
 def _onnx_reference(model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None) -> _Reference:
     from reparam_compiler.frontends.onnx.frontend import named_inputs, run_model
     from reparam_compiler.frontends.onnx.io import load
-    from reparam_compiler.frontends.onnx.tensors import DTYPES
+    from reparam_compiler.frontends.onnx.tensors import dtype_word as word_of
 
     proto = load(model) if isinstance(model, str | os.PathLike) else model
     try:
@@ -215,7 +215,7 @@ def _onnx_reference(model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[
     def run() -> Outputs:
         return leaves(dict(zip(names, run_model(proto, feeds), strict=True)), names)
 
-    stored = coarsest(DTYPES.get(tensor.data_type, "") for tensor in proto.graph.initializer)
+    stored = coarsest(word_of(tensor.data_type) for tensor in proto.graph.initializer)
     return _Reference([*feeds.values()], run, stored)
 
 

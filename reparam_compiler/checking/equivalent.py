@@ -25,6 +25,7 @@ from torch.utils import _pytree
 from reparam_compiler.checking.runners import EPS, Outputs, Run, runnable
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.interpreter.difference import EXACT, Difference, difference
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 FLOOR = {"f64": 1e-9, "f32": 1e-6, "f16": 1e-3, "bf16": 8e-3}
 """By the coarsest dtype of the weights: what rounding does to any model; a smaller difference needs no measurement."""
@@ -34,7 +35,6 @@ COMPUTED_FLOOR = 1e-5
 """The floor where models run in float32."""
 MARGIN = 8
 """A conversion rounds a few times on its way (each branch, their sum), and a measurement is one sample."""
-_WORDS = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ class _Comparison:
             relative=found.relative,
             output=self._output if self._where else None,
             where=self._where,
-            dtype=_WORDS[computed],
+            dtype=FLOATING[computed].name,
             runtimes=(a.runtime, b.runtime),
             tolerance=tolerance,
             rounding=rounding,

@@ -25,15 +25,15 @@ from reparam_compiler.frontends.torch.tensors import deep_copy, dtype_word
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir.graph import Graph, Param
+from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
 Outputs = Mapping[str, Tensor]
 """The tensors and numbers that a model gives, by where they stand in what it returns ("['logits']", "[0]", "")."""
-EPS = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
+EPS = {word: row.eps for word, row in FLOATING.items()}
 """The distance of 1 and the next number; rounding moves a number by half of it at most."""
-_WORDS = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _AGREE = 1e-3
 """The largest relative difference of a float32 model in ONNX Runtime and its graph in float64; coarser dtypes get more."""
 _FEW = 8
@@ -92,7 +92,7 @@ class TorchRun:
             self._copy = self._fresh(exact=False)
             self.computed = self.stored
             self.examples = self(example_inputs)
-        self.runtime = f"torch, {_WORDS[self.computed]}"
+        self.runtime = f"torch, {FLOATING[self.computed].name}"
 
     def __call__(self, inputs: Sequence[Any]) -> Outputs:
         return self._run(self._copy, inputs)
@@ -135,10 +135,10 @@ class OnnxRun:
     """An ONNX model: its graph in float64, else ONNX Runtime in the model's dtype."""
 
     def __init__(self, model: "ModelProto", example_inputs: Sequence[Any]) -> None:
-        from reparam_compiler.frontends.onnx.tensors import DTYPES
+        from reparam_compiler.frontends.onnx.tensors import dtype_word as word_of
 
         self._model = model
-        self.stored = coarsest(DTYPES.get(tensor.data_type, "") for tensor in model.graph.initializer if _is_weight(tensor))
+        self.stored = coarsest(word_of(tensor.data_type) for tensor in model.graph.initializer if _is_weight(tensor))
         self.computed, self.runtime = "f64", "the graph of the ONNX model, float64"
         try:
             exact = self._evaluated(example_inputs, nudge=False)
@@ -166,7 +166,7 @@ class OnnxRun:
 
     def _use_runtime(self, why: str) -> None:
         self.computed = self.stored
-        self.runtime = f"ONNX Runtime, {_WORDS[self.stored]} ({why})"
+        self.runtime = f"ONNX Runtime, {FLOATING[self.stored].name} ({why})"
 
     def _check_sizes(self, inputs: Sequence[Any]) -> None:
         """The graph would run on sizes that the file excludes, and constants made of sizes would be wrong there."""
@@ -191,10 +191,11 @@ class OnnxRun:
 
     def _native(self, model: "ModelProto", inputs: Sequence[Any]) -> Outputs:
         from reparam_compiler.frontends.onnx.frontend import RUNTIME_ERRORS, named_inputs, run_model
-        from reparam_compiler.frontends.onnx.tensors import ARRAYS, type_of
+        from reparam_compiler.frontends.onnx.tensors import type_of
 
-        dtypes = {value.name: ARRAYS.get(type_of(value.type)[0] or "") for value in model.graph.input}
-        feeds = {name: array.astype(dtypes[name] or array.dtype) for name, array in named_inputs(model, inputs).items()}
+        rows = {value.name: DTYPES.get(type_of(value.type)[0] or "") for value in model.graph.input}
+        arrays = named_inputs(model, inputs)
+        feeds = {name: array.astype(row.numpy if (row := rows[name]) else array.dtype) for name, array in arrays.items()}
         try:
             return leaves(dict(zip(self._names(), run_model(model, feeds), strict=True)), self._names())
         except RUNTIME_ERRORS as error:

@@ -14,8 +14,9 @@ from math import prod
 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
+from reparam_compiler.vocabulary.dtypes import DTYPES
 
-BYTES = {"f64": 8, "i64": 8, "f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i16": 2}
+BYTES = {word: row.bytes for word, row in DTYPES.items()}
 """Bytes of an element; one of every other dtype."""
 
 

@@ -22,6 +22,7 @@ from reparam_compiler.core.kernel import PaddingMode, Pairs
 from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -57,7 +58,7 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
 def tensor_of(param: Param, dtype: torch.dtype = torch.float64) -> Tensor:
     """A parameter as a torch tensor: floating ones in `dtype`, all others as they are."""
     array = np.asarray(param.load())
-    if param.dtype in ("f64", "f32", "f16", "bf16"):
+    if param.dtype in FLOATING:
         return torch.from_numpy(np.array(array, np.float64, order="C")).to(dtype)
     return torch.from_numpy(np.array(array, order="C"))  # a copy: those of a protobuf cannot be written to
 

@@ -15,12 +15,12 @@ from reparam_compiler.errors import ReparamError
 from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Shapes = Mapping[NodeId, tuple[Dim, ...]]
 BATCH = 2
 """What a size that is not known counts as."""
 _SIZES = frozenset({"size", "shape", "dim", "ndim", "ndimension", "numel", "sym_size", "sym_numel", "Shape", "Size"})
-FLOATING = ("f64", "f32", "f16", "bf16")
 _CHECKS = "_assert"
 _FAILURES = (ReparamError, ArithmeticError, AssertionError, AttributeError, LookupError)
 

@@ -39,6 +39,7 @@ from torch import Tensor
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Calibration = np.ndarray | Tensor | tuple[Any, ...] | Mapping[str, Any] | str | os.PathLike[str] | Iterable[Any]
 Array = np.ndarray[Any, Any]
@@ -380,12 +381,7 @@ def _image_shape(folder: Path, inputs: tuple[Node, ...]) -> tuple[int, int, int]
     known = inputs[0].type
     shape = known.shape if known is not None else ()
     match shape:
-        case (_, (1 | 3) as channels, int(high), int(wide)) if known is not None and known.dtype in (
-            "f64",
-            "f32",
-            "f16",
-            "bf16",
-        ):
+        case (_, (1 | 3) as channels, int(high), int(wide)) if known is not None and known.dtype in FLOATING:
             return channels, high, wide
     raise UnsupportedModelError(
         f"{folder}: images are for a floating input N C H W with 1 or 3 channels and sizes that are known; {inputs[0].id} is "

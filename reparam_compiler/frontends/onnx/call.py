@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from onnx import NodeProto, helper
 
-from reparam_compiler.frontends.onnx.tensors import FLOATING, Constant
+from reparam_compiler.frontends.onnx.tensors import Constant
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Operand, Param, TensorType
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Read = tuple[ops.Op, tuple[Operand, ...]]
 Size = int | tuple[str, int]

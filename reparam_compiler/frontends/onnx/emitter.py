@@ -13,9 +13,9 @@ from onnx import NodeProto, helper
 
 from reparam_compiler.core.kernel import PaddingMode, Pairs
 from reparam_compiler.errors import RewriteError
-from reparam_compiler.frontends.onnx.tensors import FLOATING
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 _PAD_WORDS = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 _TO_THE_END = 2**63 - 1

@@ -15,10 +15,11 @@ from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.onnx import io as onnx_io
 from reparam_compiler.frontends.onnx.reader import OnnxReader, Stored, overridable_names
-from reparam_compiler.frontends.onnx.tensors import ARRAYS, Constant, type_of
+from reparam_compiler.frontends.onnx.tensors import Constant, type_of
 from reparam_compiler.frontends.onnx.writer import OnnxWriter, apply
 from reparam_compiler.interpreter.difference import EXACT, difference
 from reparam_compiler.ir.graph import Graph, NodeId, Param
+from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 BATCH = 2
 """What a symbolic first axis becomes where there are no example inputs."""
@@ -154,14 +155,12 @@ def _random(model: ModelProto) -> dict[str, np.ndarray] | None:
         if value.name in _constants(model):
             continue
         _, known = type_of(value.type)
-        if known is None or known.dtype not in ARRAYS or known.dtype == "bf16":
+        if known is None or known.dtype not in DTYPES or known.dtype == "bf16":
             return None
         shape = [BATCH if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(known.shape)]
         sizes = [size for size in shape if isinstance(size, int)]
         if len(sizes) < len(shape):
             return None
-        if known.dtype[0] == "f":
-            feeds[value.name] = random.standard_normal(sizes).astype(ARRAYS[known.dtype])
-        else:
-            feeds[value.name] = random.integers(0, 2, sizes).astype(ARRAYS[known.dtype])
+        drawn = random.standard_normal(sizes) if known.dtype in FLOATING else random.integers(0, 2, sizes)
+        feeds[value.name] = np.asarray(drawn).astype(DTYPES[known.dtype].numpy)
     return feeds

@@ -36,9 +36,10 @@ from reparam_compiler.frontends.onnx.shapes.inference import (
     refined,
 )
 from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
-from reparam_compiler.frontends.onnx.tensors import ARRAYS, FLOATING, Constant, constant_of, dtype_word
+from reparam_compiler.frontends.onnx.tensors import Constant, constant_of, dtype_word
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
+from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,7 @@ class OnnxReader:
         dtype = self._types.dtypes.get(name)
         if dtype is None:
             given = (self._dtype(source) for source in self._sampled_shapes.node(name)[1].input)
-            floating = next((word for word in given if word in FLOATING), "f32")
+            floating = next((word for word in given if word and word in FLOATING), "f32")
             dtype = floating if value.dtype.kind == "f" else dtype_word(helper.np_dtype_to_tensor_dtype(value.dtype))
         return Constant(name, dtype, value.shape, lambda: value, computed=True)
 
@@ -272,7 +273,7 @@ class OnnxReader:
     def _opaque(self, node: NodeProto) -> Read:
         names = [*node.input, *captured(node)]
         given = [name for name in names if name]
-        arrays = {name: ARRAYS[dtype] for name in given if (dtype := self._dtype(name)) in ARRAYS}
+        arrays = {name: DTYPES[dtype].numpy for name in given if (dtype := self._dtype(name)) and dtype in DTYPES}
         known = node.domain in OWN_DOMAIN or self._is_function(node)
         run = None
         if known and node.op_type not in RANDOM - {"Dropout"}:

@@ -9,38 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from onnx import TensorProto, TypeProto, checker, external_data_helper, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Dim, Param, TensorType
+from reparam_compiler.vocabulary.dtypes import DTYPES
 
-DTYPES: dict[int, str] = {
-    TensorProto.DOUBLE: "f64",
-    TensorProto.FLOAT: "f32",
-    TensorProto.FLOAT16: "f16",
-    TensorProto.BFLOAT16: "bf16",
-    TensorProto.INT64: "i64",
-    TensorProto.INT32: "i32",
-    TensorProto.INT16: "i16",
-    TensorProto.INT8: "i8",
-    TensorProto.UINT64: "u64",
-    TensorProto.UINT32: "u32",
-    TensorProto.UINT16: "u16",
-    TensorProto.UINT8: "u8",
-    TensorProto.BOOL: "bool",
-}
-_ELEMENT_TYPES = {word: element for element, word in DTYPES.items()}
-ARRAYS: dict[str, Any] = {
-    "f64": np.float64,
-    "f32": np.float32,
-    "f16": np.float16,
-    "bf16": ml_dtypes.bfloat16,
-    "bool": np.bool_,
-    **{f"{sign}{bits}": f"{kind}{bits}" for sign, kind in (("i", "int"), ("u", "uint")) for bits in (8, 16, 32, 64)},
-}
-FLOATING = frozenset({"f64", "f32", "f16", "bf16"})
+_WORDS = {row.onnx: word for word, row in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +44,7 @@ class Constant:
 
 def dtype_word(element_type: int) -> str:
     """The graph's word for an element type; ONNX's own, in small letters, for one that the graph has no word for."""
-    return DTYPES.get(element_type) or str(TensorProto.DataType.Name(element_type)).lower()
+    return _WORDS.get(element_type) or str(TensorProto.DataType.Name(element_type)).lower()
 
 
 def type_of(proto: TypeProto) -> tuple[str | None, TensorType | None]:
@@ -105,8 +81,8 @@ def set_type(proto: TypeProto, before: TensorType | None, after: TensorType) -> 
 
 def element_type(dtype: str) -> int:
     """The ONNX element type of a graph dtype."""
-    if dtype in _ELEMENT_TYPES:
-        return _ELEMENT_TYPES[dtype]
+    if dtype in DTYPES:
+        return DTYPES[dtype].onnx
     value: int = TensorProto.DataType.Value(dtype.upper())
     return value
 
@@ -159,5 +135,6 @@ def byte_count(tensor: TensorProto) -> int:
 def tensor_from(name: str, param: Param, dtype: str | None = None) -> TensorProto:
     """A new tensor of a parameter's elements, rounded once to `dtype`, or to the parameter's own."""
     array = np.asarray(param.load())
-    wanted = np.dtype(ARRAYS[dtype or param.dtype]) if (dtype or param.dtype) in ARRAYS else array.dtype
+    row = DTYPES.get(dtype or param.dtype)
+    wanted = array.dtype if row is None else row.numpy
     return numpy_helper.from_array(np.ascontiguousarray(array.astype(wanted, copy=False)).reshape(array.shape), name)

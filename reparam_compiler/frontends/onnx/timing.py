@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
+from onnx import TensorProto
+
+from reparam_compiler.frontends.onnx.tensors import dtype_word
+from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 RUNS = 15
 WARM_UP = 3
-_DTYPES: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(bool)": np.bool_,
-}
 
 
 def milliseconds(path: Path, shapes: Sequence[Sequence[int]]) -> float:
@@ -37,7 +33,8 @@ def milliseconds(path: Path, shapes: Sequence[Sequence[int]]) -> float:
 
 
 def _random(kind: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
-    dtype = _DTYPES.get(kind, np.float32)
-    if np.issubdtype(dtype, np.floating):
-        return np.random.default_rng(0).standard_normal(shape).astype(dtype)
-    return np.zeros(shape, dtype)
+    """An array for ONNX Runtime's `tensor(float)`: random numbers, or zeros of a dtype of whole numbers."""
+    element = TensorProto.DataType.Value(kind.removeprefix("tensor(").removesuffix(")").upper())
+    dtype = DTYPES[dtype_word(element)]
+    values = np.random.default_rng(0).standard_normal(shape) if dtype.word in FLOATING else np.zeros(shape)
+    return np.asarray(values).astype(dtype.numpy)

@@ -12,26 +12,16 @@ from torch import Tensor, nn
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Dim, Param, TensorType
+from reparam_compiler.vocabulary.dtypes import DTYPES
 
-DTYPES: dict[torch.dtype, str] = {
-    torch.float64: "f64",
-    torch.float32: "f32",
-    torch.float16: "f16",
-    torch.bfloat16: "bf16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-    torch.int16: "i16",
-    torch.int8: "i8",
-    torch.uint8: "u8",
-    torch.bool: "bool",
-}
+_TORCH: dict[str, torch.dtype] = {word: getattr(torch, row.name) for word, row in DTYPES.items()}
+_WORDS = {dtype: word for word, dtype in _TORCH.items()}
 Copied = TypeVar("Copied")
-_TORCH = {word: dtype for dtype, word in DTYPES.items()}
 
 
 def dtype_word(dtype: torch.dtype) -> str:
     """The graph's word for a dtype; torch's own for one that the graph has no word for."""
-    return DTYPES.get(dtype, str(dtype).removeprefix("torch."))
+    return _WORDS.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def type_of(value: object) -> TensorType | None:

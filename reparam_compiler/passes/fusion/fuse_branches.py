@@ -20,11 +20,11 @@ from reparam_compiler.ir.printer import type_text
 from reparam_compiler.passes.fusion.planner import Built, Candidate, Planner, Policy
 from reparam_compiler.passes.fusion.proof import TOLERANCE, Trial, acts_on_positions, measured_bias, prove
 from reparam_compiler.passes.fusion.regions import Interpretation, Region, Regions, interpret, is_merge
+from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 logger = logging.getLogger(__name__)
-_BITS = {"f64": 64, "f32": 32, "f16": 16, "bf16": 16}
-_STORED: dict[str, type[np.floating]] = {"f32": np.float32, "f16": np.float16}
-_NARROW = frozenset({"i64", "i32", "i16", "i8", "u8", "bool"})
+_BITS = {word: row.bits for word, row in FLOATING.items()}
+_NARROW = DTYPES.keys() - FLOATING.keys()
 """Dtypes of sizes and masks, which stand inside regions and widen nothing."""
 _LOST = 4
 """How many units in the last place, of all weights together, rounding may take: an underflow takes more."""
@@ -234,12 +234,11 @@ def _check_range(weight: Param, array: np.ndarray) -> None:
     """Weights that are too large or too small for their dtype would be lost when they are rounded."""
     if not np.isfinite(array).all():
         raise NotFusable("the weights of one conv would not be finite")
-    if (stored := _STORED.get(weight.dtype)) is None:
-        return
+    stored = FLOATING[weight.dtype]
     with np.errstate(over="ignore", under="ignore"):
-        rounded = array.astype(stored).astype(np.float64)
+        rounded = array.astype(stored.numpy).astype(np.float64)
     size = float(np.linalg.norm(array))
-    if not np.isfinite(rounded).all() or float(np.linalg.norm(rounded - array)) > _LOST * float(np.finfo(stored).eps) * size:
+    if not np.isfinite(rounded).all() or float(np.linalg.norm(rounded - array)) > _LOST * stored.eps * size:
         span = f"from {array.min():.3g} to {array.max():.3g}"
         raise NotFusable(f"the weights of one conv, {span}, are too large or too small for {weight.dtype}")
 

@@ -20,12 +20,12 @@ from reparam_compiler.passes.fusion import probe
 from reparam_compiler.passes.fusion.abstract_values import AbstractValue, DataIndependent, NoRule, Operand, Part, SourceLayout
 from reparam_compiler.passes.fusion.merge_rules import of_parts, output_sizes
 from reparam_compiler.passes.fusion.registry import LinearRule, is_linear, linear_rule, merge_rule
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 KERNELS = ops.Conv | ops.ConvTranspose | ops.Linear
 """The ops whose place a fused one can take."""
 _WIDER, _SMALL = 4, 2**16
 """How many times the weights of a region one op may have, or how many at all, to be worth computing what it costs."""
-_MANTISSA = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}
 _LONGEST = 64
 """How many dominators a region is followed up; longer chains of linear ops are not met in nets."""
 
@@ -49,7 +49,7 @@ class Region:
 
         Exporters fold what DBB pads with into a tensor: it is the inner bias but for rounding, eight units in the last place.
         """
-        return 8 * 2.0 ** -_MANTISSA.get(self.kernels[0].params[0].dtype, 52)
+        return 8 * FLOATING.get(self.kernels[0].params[0].dtype, FLOATING["f64"]).eps
 
     @property
     def merges(self) -> bool:

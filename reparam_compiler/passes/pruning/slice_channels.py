@@ -26,6 +26,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType, with_inputs
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep
 from reparam_compiler.passes.pruning.coupling.labels import RUN_AS_OPAQUE, STATE_SIZES, Labels, coupling_model, is_depthwise
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Cut = Callable[[np.ndarray, Mapping[int, Keep]], np.ndarray]
 
@@ -198,7 +199,7 @@ def _random(node: Node, seed: int) -> Tensor:
     if node.type is None:
         raise UnsupportedModelError(f"{node.id}: the shape of the input is not known; pass example_inputs")
     shape = [size if isinstance(size, int) else 2 for size in node.type.shape]
-    if node.type.dtype in ("f64", "f32", "f16", "bf16"):
+    if node.type.dtype in FLOATING:
         return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return torch.zeros(shape, dtype=torch.bool if node.type.dtype == "bool" else torch.int64)
 

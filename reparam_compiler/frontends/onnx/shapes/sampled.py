@@ -16,8 +16,9 @@ from onnx import ModelProto, NodeProto
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.node_runner import FAILURES, run_arrays
-from reparam_compiler.frontends.onnx.tensors import ARRAYS, Constant
+from reparam_compiler.frontends.onnx.tensors import Constant
 from reparam_compiler.ir.graph import Dim, TensorType
+from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 SAMPLES = ((7, 2), (10, 3), (16, 5))
 """Open sizes, in order, are tried as first + k * step: no two are equal in any try."""
@@ -160,10 +161,11 @@ class SampledShapes:
 
     def _own(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The values in the dtypes that the model has for them."""
-        return {name: value.astype(ARRAYS.get(self.dtype_of(name) or "", value.dtype)) for name, value in feeds.items()}
+        rows = {name: DTYPES.get(self.dtype_of(name) or "") for name in feeds}
+        return {name: value.astype(row.numpy if (row := rows[name]) else value.dtype) for name, value in feeds.items()}
 
     def _is_floating(self, name: str) -> bool:
-        return (self.dtype_of(name) or "").startswith(("f", "bf"))
+        return self.dtype_of(name) in FLOATING
 
     def _load(self, name: str) -> np.ndarray:
         constant = self.stored(name)
