@@ -9,7 +9,7 @@ The same rules run data-movement ops on labels (`passes/pruning/coupling/groups.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModel
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.vocabulary.dtypes import FLOATING
+from reparam_compiler.vocabulary.resolve import MATH
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -31,28 +32,6 @@ _MAX_POOL: dict[int, Callable[..., Tensor]] = {1: F.max_pool1d, 2: F.max_pool2d,
 _ADAPTIVE: dict[int, Callable[..., Tensor]] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 _REDUCE: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "sum": torch.sum, "max": torch.amax, "min": torch.amin}
 _PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
-
-ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
-    "abs": torch.abs,
-    "clamp": torch.clamp,
-    "elu": F.elu,
-    "exp": torch.exp,
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "hardsigmoid": F.hardsigmoid,
-    "hardswish": F.hardswish,
-    "leaky_relu": F.leaky_relu,
-    "log": torch.log,
-    "mish": F.mish,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "sigmoid": torch.sigmoid,
-    "silu": F.silu,
-    "softplus": F.softplus,
-    "sqrt": torch.sqrt,
-    "tanh": torch.tanh,
-}
-"""The functions of one element that `ops.Elementwise` names."""
 
 
 def tensor_of(param: Param, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -144,7 +123,7 @@ def _apply(op: ops.Op, operands: list[Any]) -> Any:
         case ops.Div():
             return torch.div(*operands)
         case ops.Elementwise(function, arguments):
-            return ELEMENTWISE[function](*operands, *arguments)
+            return MATH[function](*operands, *arguments)
         case ops.Pad(padding, mode, value):
             fill = {"value": value} if mode == "zeros" else {}
             shown = padding if mode == "zeros" else padding[2:]
@@ -189,6 +168,8 @@ def _move(op: ops.Op, operands: list[Any]) -> Any:
             return x[index]
         case ops.Expand(shape):
             return x.expand(shape)
+        case ops.Move(function, arguments):
+            return MATH[function](x, *arguments)
         case ops.ChannelShuffle(groups):
             return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
         case _:

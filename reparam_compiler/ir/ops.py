@@ -5,11 +5,44 @@ Padding is `((low, high), …)` for each spatial axis. Axes are counted from the
 """
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Flag, auto
 from typing import Any, ClassVar, Literal
 
 from reparam_compiler.core.kernel import Ints, PaddingMode, Pairs
+
+
+class Facts(Flag):
+    """What is known of an op that has no form of its own here; the frontend that read it says so.
+
+    LINEAR           affine in all that it reads, taken together
+    BILINEAR         affine in one of its values, where the others are constants
+    VIEW             gives a part of its first value's storage, or may
+    SAME             gives its first value itself
+    RANDOM           gives another value each time
+    SIZE_QUERY       gives sizes of what it reads, as numbers
+    SIZES_ALONE      gives a value that depends on the sizes of what it reads, not on its elements
+    SHAPED_AS_OTHER  gives its first value in the shape of its last one
+    WIDTH_OF_INPUT   gives as many channels as it reads, whatever sizes it is told
+    GIVES_FIRST      gives a tuple, of which only the first element is of interest
+    FACTORY          makes a value of numbers alone
+    CHECK            checks something and gives nothing
+    """
+
+    NONE = 0
+    LINEAR = auto()
+    BILINEAR = auto()
+    VIEW = auto()
+    SAME = auto()
+    RANDOM = auto()
+    SIZE_QUERY = auto()
+    SIZES_ALONE = auto()
+    SHAPED_AS_OTHER = auto()
+    WIDTH_OF_INPUT = auto()
+    GIVES_FIRST = auto()
+    FACTORY = auto()
+    CHECK = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +135,7 @@ class Identity(Op):
 
 @dataclass(frozen=True, slots=True)
 class Elementwise(Op):
-    """(x): a function of each element by itself; `function` is a key of `equivalence.ELEMENTWISE`."""
+    """(x): a function of each element by itself; `function` is a row of the vocabulary, which computes it."""
 
     function: str
     arguments: tuple[float | None, ...] = ()
@@ -321,6 +354,20 @@ class ChannelShuffle(Op):
 
 
 @dataclass(frozen=True, slots=True)
+class Move(Op):
+    """(x): its elements in another place; `function` is a row of the vocabulary, which computes it (pixel shuffle …)."""
+
+    function: str
+    arguments: tuple[int, ...] = ()
+    moves_data: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """The function."""
+        return self.function
+
+
+@dataclass(frozen=True, slots=True)
 class PerChannel(Op):
     """(x `N C …`, parameters …), each `C` or a single number: a function of each element and the parameters of its channel.
 
@@ -364,12 +411,17 @@ class Opaque(Op):
     coupling: the coupling model: an op that gives the same for the sizes in the graph's types, perhaps not for others. It
     is what pruning sees, where every size but the batch's is known; a pass that must be right for all sizes leaves it alone.
     reads: how many inputs it has: the first ones of the node. Those that follow are numbers that the model computes.
+    facts: what is known of it.
+    arguments: the numbers and words of the call, by the names of the op's parameters, or by their positions where these have no
+        names: what a registered rule needs beside the inputs.
     """
 
     target: str
     run: Callable[..., Any] | None = None
     coupling: Op | None = None
     reads: int = 0
+    facts: Facts = Facts.NONE
+    arguments: Mapping[str | int, object] = field(default_factory=dict, compare=False)
 
     @property
     def name(self) -> str:
@@ -380,11 +432,11 @@ class Opaque(Op):
 def attributes(op: Op) -> dict[str, object]:
     """The attributes of an op that differ from their defaults, as the printer shows them."""
     shown: dict[str, object] = {}
-    for field in fields(op):
-        value = getattr(op, field.name)
-        if field.name in _SILENT.get(type(op), ()) or value == field.default or value in _PLAIN.get(field.name, ()):
+    for attribute in fields(op):
+        name, value = attribute.name, getattr(op, attribute.name)
+        if name in _SILENT.get(type(op), ()) or value == attribute.default or value in _PLAIN.get(name, ()):
             continue
-        shown[_SHORT.get(field.name, field.name)] = _compact(value)
+        shown[_SHORT.get(name, name)] = _compact(value)
     return shown
 
 
@@ -409,5 +461,6 @@ _PLAIN: dict[str, tuple[object, ...]] = {
 _SILENT: dict[type[Op], tuple[str, ...]] = {
     Elementwise: ("function",),
     Reduce: ("function",),
-    Opaque: ("target", "run", "coupling", "reads"),
+    Move: ("function",),
+    Opaque: ("target", "run", "coupling", "reads", "facts", "arguments"),
 }

@@ -50,7 +50,7 @@ def move(node: Node, op: ops.Op, trace: Trace) -> Found:
 
 def _run(node: Node, op: ops.Op, values: Sequence[Value], labelled: set[int], trace: Trace) -> Tensor | tuple[Tensor, ...]:
     own_axis = {op.axis} if isinstance(op, ops.Concat | ops.Slice | ops.Split) else set()
-    whole = isinstance(op, ops.Rearrange)
+    whole = isinstance(op, ops.Rearrange | ops.Move)
     tensors: dict[NodeId, Any] = {}
     for index, (operand, value) in enumerate(zip(node.inputs, values, strict=True)):
         shape = trace.shape(operand) if isinstance(operand, str) else operand.shape if isinstance(operand, Param) else ()

@@ -235,6 +235,7 @@ register_coupling(
     ops.Permute,
     ops.Slice,
     ops.Split,
+    ops.Move,
     ops.Rearrange,
     ops.ChannelShuffle,
 )(move)

@@ -1,0 +1,93 @@
+"""Functions of the elements at the same place: arithmetic, which has readers of its own, and what only pruning understands."""
+
+import operator
+from typing import Any
+
+from torch import nn
+
+from reparam_compiler.ir.ops import Facts
+from reparam_compiler.vocabulary.row import Row, onnx, rows
+
+
+def _binary(name: str, *aliases: str, types: str = "", facts: Facts = Facts.NONE, operators: tuple[Any, ...] = ()) -> Row:
+    """A function of two values, with the operator of Python and the one that writes (`x += y`)."""
+    return Row(
+        name,
+        (name, *aliases),
+        functions=operators[:1],
+        in_place=operators[1:],
+        onnx=onnx(*types.split()),
+        facts=facts,
+        form="elementwise",
+    )
+
+
+def _unary(name: str, types: str = "", *modules: type, functions: tuple[Any, ...] = (), facts: Facts = Facts.NONE) -> Row:
+    return Row(name, functions=functions, modules=modules, onnx=onnx(*types.split()), facts=facts, form="elementwise")
+
+
+ROWS = (
+    _binary("add", types="Add", operators=(operator.add, operator.iadd)),
+    _binary("sub", "subtract", types="Sub", operators=(operator.sub, operator.isub)),
+    _binary("rsub"),
+    _binary("mul", "multiply", types="Mul", facts=Facts.BILINEAR, operators=(operator.mul, operator.imul)),
+    _binary(
+        "div",
+        "divide",
+        "true_divide",
+        types="Div",
+        facts=Facts.BILINEAR,
+        operators=(operator.truediv, operator.itruediv),
+    ),
+    _binary("floor_divide", operators=(operator.floordiv, operator.ifloordiv)),
+    _binary("fmod", types="Mod"),
+    _binary("remainder"),
+    _binary("pow", types="Pow", operators=(operator.pow, operator.ipow)),
+    _binary("maximum", types="Max"),
+    _binary("minimum", types="Min"),
+    _binary("eq", types="Equal", operators=(operator.eq,)),
+    _binary("ne", operators=(operator.ne,)),
+    _binary("lt", types="Less", operators=(operator.lt,)),
+    _binary("le", types="LessOrEqual", operators=(operator.le,)),
+    _binary("gt", types="Greater", operators=(operator.gt,)),
+    _binary("ge", types="GreaterOrEqual", operators=(operator.ge,)),
+    _binary("logical_and", types="And"),
+    _binary("logical_or", types="Or"),
+    _binary("logical_xor", types="Xor"),
+    _binary("where", types="Where", facts=Facts.BILINEAR),
+    _binary("masked_fill", facts=Facts.BILINEAR),
+    _binary("lerp", facts=Facts.BILINEAR),
+    _binary("addcmul", facts=Facts.BILINEAR),
+    _binary("addcdiv"),
+    _unary("logical_not", "Not"),
+    _unary("neg", "Neg", functions=(operator.neg,), facts=Facts.LINEAR),
+    _unary("reciprocal", "Reciprocal"),
+    _unary("sign", "Sign"),
+    _unary("sin", "Sin"),
+    _unary("cos", "Cos"),
+    _unary("tan", "Tan"),
+    _unary("asin", "Asin"),
+    _unary("acos", "Acos"),
+    _unary("atan", "Atan"),
+    _unary("sinh", "Sinh"),
+    _unary("cosh", "Cosh"),
+    _unary("erf", "Erf"),
+    _unary("floor", "Floor"),
+    _unary("ceil", "Ceil"),
+    _unary("round", "Round"),
+    _unary("isnan", "IsNaN"),
+    _unary("isinf", "IsInf"),
+    _unary("selu", "Selu", nn.SELU),
+    _unary("celu", "Celu", nn.CELU),
+    _unary("softsign", "Softsign", nn.Softsign),
+    Row("log_sigmoid", ("log_sigmoid", "logsigmoid"), modules=(nn.LogSigmoid,), form="elementwise"),
+    _unary("hardshrink", "", nn.Hardshrink),
+    _unary("softshrink", "", nn.Softshrink),
+    _unary("threshold", "ThresholdedRelu", nn.Threshold),
+    Row("hardtanh", modules=(nn.Hardtanh,), module_arguments=("min_val", "max_val"), form="elementwise"),
+    Row("shrink_both", (), onnx=onnx("Shrink"), form="elementwise"),
+    *rows(
+        "exp2 expm1 log2 log10 log1p rsqrt square erfc trunc frac clamp_min clamp_max tanhshrink nan_to_num bitwise_not",
+        form="elementwise",
+    ),
+)
