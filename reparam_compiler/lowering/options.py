@@ -18,12 +18,13 @@ from tvm.ir.instrument import pass_instrument
 from tvm.ir.transform import PassContext
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.backends import code_listings
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
 
 log = logging.getLogger(__name__)
 
-SOURCES = ("relax", "tir", "ll", "asm", "cu")
-"""What can be kept: the imported model, the scheduled kernels, and the code that TVM made of them."""
+MODULES = ("relax", "tir")
+"""What can be kept whatever the target: the imported model, and the scheduled kernels."""
 TRUE_AND_FALSE = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -35,7 +36,7 @@ class CompileOptions:
     opt_level: passes of a higher level are left out, 0 to 3.
     pass_config: settings of single passes, by TVM's names of them; text is read as the type that TVM wants.
     disabled_passes: passes to leave out, by name. A model may then fail to compile.
-    sources: which of `SOURCES` to keep as listings.
+    sources: which of `all_sources()` to keep as listings.
     before, after: passes whose input or output, as text, is kept as a listing.
     pass_times: keep a listing of the seconds that each pass took.
     """
@@ -69,8 +70,8 @@ class CompileOptions:
         bound: object = self.max_error
         if isinstance(bound, bool) or not isinstance(bound, Real) or not self.max_error >= 0:
             raise LoweringError(f"max_error: found {bound!r}; expected a relative error, 0 or more")
-        if unknown := [name for name in self.sources if name not in SOURCES]:
-            raise LoweringError(f"sources: found {', '.join(unknown)}; expected some of {', '.join(SOURCES)}")
+        if unknown := [name for name in self.sources if name not in all_sources()]:
+            raise LoweringError(f"sources: found {', '.join(unknown)}; expected some of {', '.join(all_sources())}")
         return Watch(self)
 
     def context(self, watch: "Watch") -> PassContext:
@@ -120,8 +121,13 @@ class Watch:
             self.listings[key] = f"{self.listings[key]}\n\n{text}" if key in self.listings else text
 
 
+def all_sources() -> tuple[str, ...]:
+    """What can be kept: the modules before and after lowering, and the code that TVM makes of them for each kind of target."""
+    return (*MODULES, *code_listings())
+
+
 def sources_of(names: tuple[str, ...], imported: Any, lowered: Any, library: Any) -> dict[str, str]:
-    """The listings of `SOURCES` that are asked for.
+    """The listings that are asked for.
 
     Args:
         imported, lowered: the Relax modules before and after our passes.
@@ -135,8 +141,8 @@ def sources_of(names: tuple[str, ...], imported: Any, lowered: Any, library: Any
             kernels = {var: f for var, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
             found[name] = tvm.IRModule(kernels).script()
         else:
-            kind = "cuda" if name == "cu" else "llvm"
-            texts = [part.inspect_source("" if name == "cu" else name) for part in _parts(library.mod) if part.kind == kind]
+            kind, form = code_listings()[name]
+            texts = [part.inspect_source(form) for part in _parts(library.mod) if part.kind == kind]
             if not texts:
                 raise LoweringError(f"sources: {name!r} asks for {kind} code, and this target has none")
             found[name] = "\n".join(texts)

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 FillMode = Literal["random", "ones", "zeros"]
 Shapes = Mapping[str, Sequence[int]]
 Target = str | Mapping[str, Any] | None
-DEVICES = {"llvm": "cpu", "cuda": "cuda"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -285,7 +284,7 @@ def run(
     from reparam_compiler.lowering.runtime import executable as artifact
 
     executable = artifact.load(tvmc_package) if isinstance(tvmc_package, str) else tvmc_package.executable
-    kind = DEVICES[artifact.kind_of(executable)]
+    kind = executable.device
     if device not in (None, kind):
         raise LoweringError(f"--device: found {device!r}; this artifact was compiled for {kind!r}. Compile it again for it")
     given = dict(inputs or {})

@@ -9,7 +9,7 @@ pytest.importorskip("tvm")
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Tile, candidate_tiles, choose_tile, unroll_of
 from reparam_compiler.lowering.cpu.kernels import pack_dense
-from reparam_compiler.lowering.target import VectorUnit
+from reparam_compiler.lowering.cpu.machine import VectorUnit
 
 pytestmark = pytest.mark.tvm
 AVX2, AVX512, NEON = VectorUnit(32, 16, 2), VectorUnit(64, 32, 2), VectorUnit(16, 32, 2)

@@ -19,7 +19,8 @@ from tvm.s_tir.pipeline import default_s_tir_pipeline
 
 from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.build import _vm_passes, lower
+from reparam_compiler.lowering.backends import backend_for
+from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import gpu_conv
 from reparam_compiler.lowering.gpu.cuda_graphs import SETTING
@@ -199,7 +200,7 @@ def test_kernels_between_input_and_output_are_captured_at_batch_one(
     model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))).eval()
     with target, PassContext(config=setting):
         module = lower(to_relax(model, torch.zeros(batch, 8, 9, 9)).module, target)
-        final = _vm_passes(target)(module)
+        final = backend_for(target).vm_passes()(module)
     names = [str(variable.name_hint) for variable, _ in final.functions_items()]
     assert any("cuda_graph_capture" in name for name in names) == captured
     if captured:

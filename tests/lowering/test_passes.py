@@ -16,9 +16,9 @@ pytest.importorskip("tvm")
 
 from reparam_compiler.lowering import compile
 from reparam_compiler.lowering.cpu.kernels import convs_to_kernels
+from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
-from reparam_compiler.lowering.target import VectorUnit
 
 pytestmark = pytest.mark.tvm
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lowering"

@@ -13,7 +13,8 @@ import tvm
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.runtime.profile import Layer, Profile, measure_peak, profile
+from reparam_compiler.lowering.cpu.peak import measure_peak
+from reparam_compiler.lowering.runtime.profile import Layer, Profile, profile
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.tvmc.tables import profile_table
 

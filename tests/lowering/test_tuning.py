@@ -18,18 +18,19 @@ pytest.importorskip("tvm")
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Winograd, candidates
+from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
 from reparam_compiler.lowering.search.database import (
     CONVS,
     SCHEDULES,
     ConvRecord,
-    RecordedAlgorithms,
+    MeasuredAlgorithms,
     append_conv,
     cut_torn_tail,
     prepare,
     read_convs,
 )
 from reparam_compiler.lowering.search.tuning import POINTS, points
-from reparam_compiler.lowering.target import VectorUnit, describe, resolve, vector_unit
+from reparam_compiler.lowering.target import describe, resolve
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -66,17 +67,17 @@ def test_torn_tail_is_cut_and_whole_lines_stay(tmp_path: Path, tail: bytes) -> N
 
 def test_faster_record_wins_and_noise_does_not() -> None:
     def first(*records: ConvRecord) -> Algorithm:
-        return RecordedAlgorithms(records, "here")(SHAPE, UNIT)[0]
+        return MeasuredAlgorithms(records, "here")(SHAPE, UNIT)[0]
 
     assert first(record(RULE, 1.0), record(OTHER, 0.5)) == OTHER
     assert first(record(RULE, 1.0), record(OTHER, 0.99)) == RULE
     assert first(record(RULE, 1.0), record(OTHER)) == RULE
     assert first(record(OTHER, 0.5)) == RULE
-    assert RecordedAlgorithms([record(RULE, 1.0), record(OTHER, 0.5)], "elsewhere")(SHAPE, UNIT)[0] == RULE
+    assert MeasuredAlgorithms([record(RULE, 1.0), record(OTHER, 0.5)], "elsewhere")(SHAPE, UNIT)[0] == RULE
 
 
 def test_records_leave_the_rule_to_fall_back_on_where_an_algorithm_is_too_inexact() -> None:
-    found = RecordedAlgorithms([record(RULE, 1.0), record(OTHER, 0.5)], "here")(SHAPE, UNIT)
+    found = MeasuredAlgorithms([record(RULE, 1.0), record(OTHER, 0.5)], "here")(SHAPE, UNIT)
     assert found == [OTHER, *candidates(SHAPE, UNIT)]
 
 
@@ -84,7 +85,7 @@ def test_records_of_what_does_not_compute_the_shape_are_left_out() -> None:
     both = replace(SHAPE, stride=(2, 2), dilation=(2, 2))
     rule = candidates(both, UNIT)
     records = [ConvRecord(both, (), each, "here", (seconds,)) for each, seconds in ((rule[0], 1.0), (OTHER, 0.1), (RULE, 0.1))]
-    assert RecordedAlgorithms(records, "here")(both, UNIT) == rule
+    assert MeasuredAlgorithms(records, "here")(both, UNIT) == rule
 
 
 def test_points_start_with_the_rule_and_move_every_knob() -> None:

@@ -25,8 +25,9 @@ from reparam_compiler.lowering.conv.algorithms import (
     choose_tile,
     unroll_of,
 )
+from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
-from reparam_compiler.lowering.target import VectorUnit, resolve, vector_unit
+from reparam_compiler.lowering.target import resolve
 
 pytestmark = pytest.mark.tvm
 AVX2, ZEN4, NEON = VectorUnit(32, 16, 2), VectorUnit(64, 32, 2, fmas=1), VectorUnit(16, 32, 2)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from reparam_compiler.core.winograd import Transform, transform
-from reparam_compiler.lowering.target import VectorUnit
+from reparam_compiler.lowering.cpu.machine import VectorUnit
 
 Operand = Literal["none", "scalar", "channels", "tensor"]
 Order = Literal["weights", "pixels"]

@@ -20,10 +20,10 @@ from tvm.relax.expr_functor import mutator
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, candidates, choose_tile
+from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.schedules import depthwise_columns, depthwise_conv, direct_conv
 from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
 from reparam_compiler.lowering.relax.conv_sites import ConvSite, SiteRewriter, Weights, find_sites, rewritten
-from reparam_compiler.lowering.target import VectorUnit
 
 AlgorithmRule = Callable[[ConvShape, VectorUnit], Sequence[Algorithm]]
 

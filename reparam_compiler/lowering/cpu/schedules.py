@@ -19,7 +19,7 @@ from tvm import ir, te, tirx
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, round_up, vector_step
 from reparam_compiler.lowering.cpu import elementary
-from reparam_compiler.lowering.target import VectorUnit
+from reparam_compiler.lowering.cpu.machine import VectorUnit
 
 SCHEDULED = "tirx.is_scheduled"
 OPAQUE = 8  # relax's OpPatternKind.kOpaque: FuseOps leaves the function alone

@@ -24,8 +24,8 @@ from tvm import te, tirx
 
 from reparam_compiler.core import winograd
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Winograd, round_up, vector_step
+from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.schedules import epilogue_operands, epilogue_value, finished, unroll_loops
-from reparam_compiler.lowering.target import VectorUnit
 
 
 def winograd_conv(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], unit: VectorUnit) -> Any:

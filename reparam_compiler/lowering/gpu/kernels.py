@@ -36,7 +36,7 @@ DTYPES = ("float32", "float16")
 FEW_ROWS = 16  # rows of a dense layer below which a matrix-vector kernel reads the weights as fast and wastes no tile
 
 
-def convs_to_gpu_kernels(module: Any, target: Any, max_error: float = MAX_ERROR) -> Any:
+def convs_to_gpu_kernels(module: Any, chip: Chip, max_error: float = MAX_ERROR) -> Any:
     """Replace each site of `main` by calls of its scheduled kernels.
 
     max_error: the relative error that a Winograd form may have on a layer's weights; the implicit GEMM where none is within it.
@@ -44,7 +44,7 @@ def convs_to_gpu_kernels(module: Any, target: Any, max_error: float = MAX_ERROR)
     sites = [site for site in find_sites(module["main"], DTYPES) if not _is_vector(site)]
     if not sites:
         return module
-    return rewritten(module, ConvsToGpuKernels(module, sites, Chip.of(str(target.attrs["arch"])), max_error))
+    return rewritten(module, ConvsToGpuKernels(module, sites, chip, max_error))
 
 
 def pack_gemm(weight: Weights, shape: ConvShape, tile: GpuTile) -> Weights:

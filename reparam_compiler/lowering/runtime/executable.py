@@ -21,6 +21,8 @@ from tvm.runtime.vm import VirtualMachine
 from tvm.support import cc
 
 from reparam_compiler.errors import LoweringError, first_line
+from reparam_compiler.lowering.backend import Backend
+from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.runtime.archive import (
     ADVICE,
     FORMAT,
@@ -36,14 +38,12 @@ from reparam_compiler.lowering.runtime.archive import (
     write_tar,
 )
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
-from reparam_compiler.lowering.target import is_gpu, missing_here, resolve
+from reparam_compiler.lowering.target import resolve
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
     from jaxtyping import Shaped
 
     Array = Shaped[np.ndarray, "..."]
-
-DEVICES = {"llvm": "cpu", "cuda": "cuda"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +135,11 @@ class Executable:
         """Whether this machine has the device and the instructions that the model is compiled for."""
         return self._machine is not None
 
+    @property
+    def device(self) -> str:
+        """The kind of device that the model is compiled for: "cpu", "cuda"."""
+        return self._backend.device_name
+
     def run(self, *arrays: Any, **named: Any) -> "list[Array]":
         """Run the model once.
 
@@ -213,6 +218,10 @@ class Executable:
                 raise LoweringError(f"{path}: a library of format 1 does not describe itself; compile the model again")
             whole.replace(path)
 
+    @property
+    def _backend(self) -> Backend:
+        return backend_for(resolve(self.target))
+
     def _manifest(self) -> dict[str, Any]:
         return {
             "magic": MAGIC,
@@ -245,10 +254,8 @@ class Executable:
 
     def _ready(self) -> tuple[Any, Any]:
         if self._machine is None:
-            target = resolve(self.target)
-            reason = "this machine has no device for it" if is_gpu(target) else missing_here(target)
             raise LoweringError(
-                f"run: this model is compiled for {target.kind.name}, and {reason}; "
+                f"run: this model is compiled for {self._backend.kind}, and {self._backend.unrunnable_here()}; "
                 "save it and load it where it can run, or compile with target=None"
             )
         return self._machine, self._device
@@ -264,11 +271,6 @@ class Executable:
         if len(arrays) != len(self.inputs):
             raise LoweringError(f"run: found {len(arrays)} inputs; expected {len(self.inputs)}: {expected}")
         return [_tensor(array, spec, device) for array, spec in zip(arrays, self.inputs, strict=True)]
-
-
-def kind_of(executable: Executable) -> str:
-    """The kind of target that an Executable was compiled for: "llvm" or "cuda"."""
-    return str(json.loads(executable.target)["kind"])
 
 
 def filled(spec: TensorSpec, mode: str, seed: int = 0) -> "Array":
@@ -307,8 +309,7 @@ def load(path: str | os.PathLike[str]) -> Executable:
         memory = MemoryPlan(**manifest["memory"]) if manifest.get("memory") else None
     except (KeyError, TypeError, ValueError) as refusal:
         raise LoweringError(f"{path}: the manifest in it is not whole ({refusal!r}); {ADVICE}") from refusal
-    target = resolve(written_for)
-    if not is_gpu(target) and (reason := missing_here(target)):
+    if reason := backend_for(resolve(written_for)).unloadable_here():
         raise LoweringError(f"{path}: the library in it cannot run here: {reason}. Compile the model again for this machine")
     with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
         file = Path(folder) / LIBRARY
@@ -334,10 +335,9 @@ def assemble(
     versions: dict[str, str],
 ) -> Executable:
     """An Executable over `library`, on this machine's device of the target's kind where there is one that can run it."""
-    kind = json.loads(target)["kind"]
-    device = tvm.device(DEVICES[kind], 0)
-    machine = None
-    if device.exist and not (kind == "llvm" and missing_here(resolve(target))):
+    backend = backend_for(resolve(target))
+    device, machine = backend.device(), None
+    if not backend.unrunnable_here():
         with filter_stderr():
             machine = VirtualMachine(library, device)
     return Executable(inputs, outputs, target, kernels, versions, _library=library, _machine=machine, _device=device)

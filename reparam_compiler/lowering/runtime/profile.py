@@ -1,11 +1,9 @@
 """Where the time of a run goes: each kernel's, and how much of the machine's peak that is.
 
     seconds of a call = t(after) - t(before)       told by the virtual machine's instrument; the median over several runs
-    peak = 2 lanes accumulators steps threads / t  float32 multiply-adds on registers alone, the best of several runs
 
-The peak kernel does what a GEMM's inner loop does without its loads: `ACCUMULATORS` vectors per thread, each step multiplied
-by one and added to another vector. It is measured, not looked up, so it holds for this machine at its clock of today.
-The instrument costs some microseconds a call, which count in no kernel; the whole run is timed without it.
+The peak is the backend's (`cpu/peak.py` measures a CPU's). The instrument costs some microseconds a call, which count in no
+kernel; the whole run is timed without it.
 """
 
 import time
@@ -15,16 +13,12 @@ from typing import Any
 
 import numpy as np
 import tvm
-from tvm import te, tirx
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.runtime.executable import Executable, Kernel
-from reparam_compiler.lowering.target import is_gpu, resolve, vector_unit
+from reparam_compiler.lowering.target import resolve
 
-ACCUMULATORS = 12
-"""Two per port and cycle of latency on today's cores, and few enough for 16 registers."""
-STEPS = 20_000
-REPEATS = 20
 BUILTIN = "vm.builtin."
 GRAPH = "vm.builtin.cuda_graph."
 
@@ -52,7 +46,7 @@ class Profile:
     """The calls of one run in their order.
 
     kernel_seconds: the sum of the calls. run_seconds: the median of whole runs, without the instrument.
-    peak_flops: float32 operations per second that this machine's registers allow; None on a GPU, where none is measured.
+    peak_flops: float32 operations per second that this machine's registers allow; None where none is measured, as on a GPU.
     threads: of the peak.
     """
 
@@ -76,7 +70,6 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
     """
     if runs < 1:
         raise LoweringError(f"profile: found runs={runs}; expected 1 or more")
-    target = resolve(executable.target)
     calls = _calls(executable, arrays, runs)
     kernels = {kernel.name: kernel for kernel in executable.kernels}
     names, shapes = [call.name for call in calls[0]], [call.shape for call in calls[0]]
@@ -88,21 +81,8 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
         share = float(seconds) / total if total else 0.0
         layers.append(Layer(name, kernel.algorithm, shape, float(seconds), share, kernel.flops, kernel.error))
     whole = executable.timing(*arrays, repeat=runs).median
-    threads = 0 if is_gpu(target) else int(tvm.runtime.num_threads())
-    peak = None if is_gpu(target) else measure_peak(target, threads)
-    return Profile(tuple(layers), total, whole, runs, peak, threads)
-
-
-def measure_peak(target: Any, threads: int) -> float:
-    """float32 operations per second of `threads` cores that multiply and add in registers alone, the best of some runs."""
-    lanes = vector_unit(target).lanes("float32")
-    kernel = tvm.compile(tvm.IRModule({"main": _peak_kernel(threads, lanes)}), target=target)
-    device = tvm.cpu(0)
-    factors = tvm.runtime.tensor(np.full(lanes, 0.999, "float32"), device)
-    out = tvm.runtime.tensor(np.zeros((threads, ACCUMULATORS, lanes), "float32"), device)
-    evaluator = kernel.mod.time_evaluator("main", device, number=1, repeat=REPEATS)
-    seconds = float(min(evaluator(factors, out).results))
-    return 2.0 * threads * ACCUMULATORS * lanes * STEPS / seconds
+    peak = backend_for(resolve(executable.target)).peak()
+    return Profile(tuple(layers), total, whole, runs, peak.flops if peak else None, peak.threads if peak else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,25 +129,3 @@ def _shape(arguments: Sequence[Any]) -> tuple[int, ...]:
     """The shape of the last tensor among a kernel's arguments, which is its output."""
     tensors = [argument for argument in arguments if isinstance(argument, tvm.runtime.Tensor)]
     return tuple(int(size) for size in tensors[-1].shape) if tensors else ()
-
-
-def _peak_kernel(threads: int, lanes: int) -> Any:
-    """out[thread, accumulator, lane] = y x + x, `STEPS` times, y in registers."""
-    multiply_add = te.comm_reducer(lambda y, x: y * x + x, lambda dtype: tirx.const(0, dtype), name="multiply_add")
-    factors = te.placeholder((lanes,), name="factors")
-    steps = te.reduce_axis((0, STEPS), name="steps")
-    out = te.compute((threads, ACCUMULATORS, lanes), lambda t, a, lane: multiply_add(factors[lane], axis=steps), name="out")
-    schedule = tvm.s_tir.Schedule(tvm.IRModule({"main": te.create_prim_func([factors, out])}))
-    block = schedule.get_sblock("out")
-    thread, accumulator, lane, step = schedule.get_loops(block)
-    schedule.reorder(thread, step, accumulator, lane)
-    schedule.parallel(thread)
-    write = schedule.cache_write(block, 0, "local")
-    schedule.reverse_compute_at(write, thread)
-    schedule.vectorize(lane)
-    schedule.unroll(accumulator)
-    for part in (schedule.decompose_reduction(block, step), write):
-        *_, accumulator, lane = schedule.get_loops(part)
-        schedule.vectorize(lane)
-        schedule.unroll(accumulator)
-    return schedule.mod["main"]

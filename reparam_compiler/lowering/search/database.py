@@ -20,7 +20,7 @@ import numpy as np
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, Winograd, candidates
-from reparam_compiler.lowering.target import VectorUnit
+from reparam_compiler.lowering.cpu.machine import VectorUnit
 
 CONVS = "convs.jsonl"
 WORKLOADS, SCHEDULES = "database_workload.json", "database_tuning_record.json"
@@ -98,8 +98,8 @@ def check_readable(folder: Path) -> Path:
     return folder
 
 
-class RecordedAlgorithms:
-    """The rule that prefers records: `(shape, unit) -> algorithms`, for `convs_to_kernels`."""
+class MeasuredAlgorithms:
+    """The rule that prefers what was measured: `(shape, unit) -> algorithms`, for `convs_to_kernels`."""
 
     def __init__(self, records: Sequence[ConvRecord], target: str) -> None:
         self.by_shape: dict[ConvShape, dict[Algorithm, float]] = {}

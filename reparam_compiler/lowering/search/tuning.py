@@ -4,7 +4,7 @@
     rest:   MetaSchedule, evolutionary                 with the trials that the convs leave
 
 Kernels are measured by MetaSchedule's runner, in a process of their own, with cold caches: in a net every layer's weights
-come from memory, and a hot loop hides it. A killed search goes on where it was: what the records hold is not measured
+come from memory, and a hot loop hides it. A killed search goes on where it was: what the database holds is not measured
 again, and counts towards `trials`.
 """
 
@@ -28,7 +28,8 @@ from tvm import tirx
 from tvm.s_tir import meta_schedule
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.build import COMPILING, fused_cpu, prepared_cpu
+from reparam_compiler.lowering.backends import backend_for
+from reparam_compiler.lowering.build import COMPILING
 from reparam_compiler.lowering.conv.algorithms import (
     Algorithm,
     ConvShape,
@@ -40,13 +41,15 @@ from reparam_compiler.lowering.conv.algorithms import (
     unroll_of,
 )
 from reparam_compiler.lowering.cpu.kernels import kernel_of
+from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit, vector_unit
+from reparam_compiler.lowering.cpu.pipeline import prepared, with_kernels
 from reparam_compiler.lowering.cpu.schedules import SCHEDULED
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.conv_sites import ConvSite, find_sites
 from reparam_compiler.lowering.runtime.executable import export_library
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
-from reparam_compiler.lowering.target import TargetLike, VectorUnit, describe, is_gpu, resolve, vector_unit
+from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
 ORDERS: tuple[Order, ...] = ("weights", "pixels")
 POINTS = 24  # points of one conv that are worth a measurement
@@ -98,7 +101,7 @@ def tune(
     Raises: LoweringError where the target is not a cpu, or what `compile` raises.
     """
     resolved = resolve(target)
-    if is_gpu(resolved):
+    if not backend_for(resolved).tunable:
         raise LoweringError(f"tune: found target {describe(resolved)}; expected an llvm target, on whose machine this runs")
     if trials < 1 or repeat < 1 or number < 1:
         raise LoweringError(f"tune: found trials={trials}, repeat={repeat}, number={number}; expected 1 or more of each")
@@ -106,12 +109,12 @@ def tune(
     prepare(folder)
     with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), resolved, filter_stderr():
         imported = to_relax(model, example_inputs, input_shapes=input_shapes)
-        prepared = prepared_cpu(imported.module)
-        sites = _distinct(find_sites(prepared["main"]))
+        module = prepared(imported.module)
+        sites = _distinct(find_sites(module["main"]))
         config = meta_schedule.runner.EvaluatorConfig(number, repeat, 0, enable_cpu_cache_flush=True)
         runner = meta_schedule.runner.LocalRunner(timeout, config, initializer=_skip_intrinsics)
         convs = _tune_convs(sites, resolved, trials, folder, runner, advance)
-        rest = _tune_rest(fused_cpu(prepared, resolved), resolved, trials - convs.total, folder, runner, advance)
+        rest = _tune_rest(with_kernels(module, resolved), resolved, trials - convs.total, folder, runner, advance)
     return TuneResult(convs.measured + rest.measured, convs.total + rest.total, (*convs.tasks, *rest.tasks))
 
 
@@ -220,9 +223,9 @@ def _tune_rest(module: Any, target: Any, trials: int, folder: Path, runner: Any,
 def _space() -> Any:
     """The generic space of a cpu, named: chosen by the target it asks for tensor intrinsics wherever there is VNNI."""
     return meta_schedule.space_generator.PostOrderApply(
-        sch_rules=meta_schedule.ScheduleRule.create("llvm"),
-        postprocs=meta_schedule.Postproc.create("llvm"),
-        mutator_probs=meta_schedule.Mutator.create("llvm"),
+        sch_rules=meta_schedule.ScheduleRule.create(KIND),
+        postprocs=meta_schedule.Postproc.create(KIND),
+        mutator_probs=meta_schedule.Mutator.create(KIND),
     )
 
 

@@ -1,0 +1,89 @@
+"""What a kind of target is to the rest of `lowering`: how a module is lowered for it, built, run and measured.
+
+    resolve -> backend_for(target) -> lower -> tvm.compile(vm_passes, within toolchain) -> Executable on device
+
+Nothing else asks which kind a target is. A new kind is one file with a subclass of `Backend` and one line in
+`backends.BACKENDS`. Running an artifact loads these files too, and needs tvm and numpy alone: what only compiling needs is
+imported by the methods that compile.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tvm
+from tvm.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """float32 operations per second that a machine's arithmetic units allow, on `threads` threads."""
+
+    flops: float
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class Backend(ABC):
+    """A kind of target, bound to one target of that kind.
+
+    kind: TVM's name of it ("llvm").
+    device_name: what `tvm.device` calls its devices ("cpu").
+    code: the listings of `CompileOptions.sources` that show its code, and what TVM calls their format.
+    tunable: whether `tune` searches for it.
+
+    Example: `backend_for(resolve("llvm")).device_name` is "cpu".
+    """
+
+    target: Target
+    kind: ClassVar[str]
+    device_name: ClassVar[str]
+    code: ClassVar[Mapping[str, str]]
+    tunable: ClassVar[bool] = False
+
+    @staticmethod
+    def completed(config: dict[str, Any]) -> dict[str, Any]:
+        """The target's attributes, with those that this machine decides where the caller leaves them open."""
+        return config
+
+    def checked(self) -> Target:
+        """The target. Raises LoweringError where it has an attribute that TVM takes and no compiler knows."""
+        return self.target
+
+    @abstractmethod
+    def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
+        """Relax with high-level ops -> Relax that calls scheduled kernels only.
+
+        Args:
+            database: a folder of measurements that decide where they are faster than the rule.
+            max_error: the relative error that the algorithm of a layer may have on the layer's weights.
+
+        Raises: LoweringError where a function can have no kernel.
+        """
+
+    @abstractmethod
+    def vm_passes(self) -> Any:
+        """The pass of `tvm.compile` that makes calls of the virtual machine of what `lower` gives."""
+
+    def toolchain(self) -> contextlib.AbstractContextManager[Any]:
+        """What `tvm.compile` needs round it to make machine code of kernels."""
+        return contextlib.nullcontext()
+
+    def device(self) -> Any:
+        """This machine's device of this kind, whether it exists or not."""
+        return tvm.device(self.device_name, 0)
+
+    @abstractmethod
+    def unrunnable_here(self) -> str:
+        """Why this machine cannot run code for the target; nothing where it can."""
+
+    def unloadable_here(self) -> str:
+        """Why this machine may not even load a library for the target; nothing where it may."""
+        return ""
+
+    def peak(self) -> Peak | None:
+        """What this machine's arithmetic units allow, measured; None where nothing measures it."""
+        return None

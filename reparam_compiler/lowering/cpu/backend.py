@@ -1,0 +1,53 @@
+"""CPUs, through LLVM: convs by the recipes, a schedule by rule for the rest, measurements of a search where there are any."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tvm
+from tvm.target import Target
+
+from reparam_compiler.lowering.backend import Backend, Peak
+from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, missing_here
+
+
+@dataclass(frozen=True, slots=True)
+class CpuBackend(Backend):
+    """An llvm target."""
+
+    kind: ClassVar = KIND
+    device_name: ClassVar = "cpu"
+    code: ClassVar = {"ll": "ll", "asm": "asm"}
+    tunable: ClassVar = True
+
+    def checked(self) -> Target:
+        """The target. Raises LoweringError where LLVM does not know its cpu."""
+        check_cpu(self.target)
+        return self.target
+
+    def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
+        """The phases of `cpu.pipeline`."""
+        from reparam_compiler.lowering.cpu.pipeline import lower_cpu
+
+        return lower_cpu(module, self.target, database, max_error)
+
+    def vm_passes(self) -> Any:
+        """TVM's passes for a CPU, without its fusion and schedules."""
+        from reparam_compiler.lowering.cpu.pipeline import vm_passes
+
+        return vm_passes(self.target)
+
+    def unrunnable_here(self) -> str:
+        """Another architecture, or vector instructions that this machine lacks."""
+        return missing_here(self.target)
+
+    def unloadable_here(self) -> str:
+        """The same: the library is code of the target, and loading it runs some."""
+        return missing_here(self.target)
+
+    def peak(self) -> Peak:
+        """Measured on as many threads as kernels run on."""
+        from reparam_compiler.lowering.cpu.peak import measure_peak
+
+        threads = int(tvm.runtime.num_threads())
+        return Peak(measure_peak(self.target, threads), threads)

@@ -1,0 +1,102 @@
+"""What the schedules must know of a CPU, and whether it is this machine's.
+
+`VectorUnit` is all that the schedules by rule read: a GEMM tile of mr x nr needs mr * nr / lanes accumulators,
+nr / lanes weights and one broadcast row in registers at once.
+"""
+
+import difflib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm.target import Target
+from tvm.target.codegen import (
+    llvm_cpu_has_features,
+    llvm_get_cpu_archlist,
+    llvm_get_cpu_features,
+    llvm_get_vector_width,
+)
+
+from reparam_compiler.errors import LoweringError
+
+KIND = "llvm"
+HALF_RATE = ("znver4", "tigerlake", "icelake-client", "rocketlake")  # one 512-bit multiply-add a cycle
+VECTOR_FEATURES = ("sse", "avx", "amx", "fma", "f16c", "bmi", "neon", "sve", "sme", "dotprod")  # what LLVM emits unasked
+
+
+@dataclass(frozen=True, slots=True)
+class VectorUnit:
+    """The SIMD unit of one core.
+
+    bytes: the width of a vector register.
+    registers: how many of them code may use.
+    threads: cores that the target has.
+    fmas: multiply-adds of whole registers that a core starts each cycle.
+    l2_bytes: the cache that should hold one column tile's weights.
+
+    Example: `VectorUnit(bytes=32, registers=16, threads=2)` is a CPU of two cores with AVX2.
+    """
+
+    bytes: int
+    registers: int
+    threads: int
+    fmas: int = 2
+    l2_bytes: int = 512 * 1024
+
+    def lanes(self, dtype: str) -> int:
+        """Elements of `dtype` in a register."""
+        return max(1, self.bytes * 8 // int(tvm.DataType(dtype).bits))
+
+
+def vector_unit(target: Target) -> VectorUnit:
+    """The vector registers of an llvm target, from its triple, cpu and attributes."""
+    threads = int(target.attrs.get("num-cores", 0)) or _cores()
+    if llvm_cpu_has_features("avx512f", target):
+        return VectorUnit(64, 32, threads, fmas=1 if target.attrs.get("mcpu") in HALF_RATE else 2)
+    if llvm_cpu_has_features("avx", target):
+        return VectorUnit(32, 16, threads)
+    triple = str(target.attrs.get("mtriple", ""))
+    width = max(16, int(llvm_get_vector_width(target)) // 8)
+    return VectorUnit(min(width, 16), 32 if triple.startswith(("aarch64", "arm64")) else 16, threads)
+
+
+def missing_here(target: Target) -> str:
+    """Why this machine cannot run code of an llvm target: its architecture or vector instructions; nothing where it can."""
+    here = Target.from_device("cpu")
+    ours, theirs = (str(t.attrs.get("mtriple", "")).partition("-")[0] for t in (here, target))
+    if theirs and theirs != ours:
+        return f"it is {theirs}, and this machine is {ours}"
+    present = tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    wanted = sorted(name for name in llvm_get_cpu_features(target) if name.startswith(VECTOR_FEATURES))
+    absent = [name for name in wanted if name in present and not present[name]]
+    return f"this machine lacks {', '.join(absent)}" if absent else ""
+
+
+def native() -> dict[str, Any]:
+    """The attributes of the llvm target that this machine is."""
+    here = Target.from_device("cpu")
+    return {
+        "kind": KIND,
+        "mtriple": str(here.attrs["mtriple"]),
+        "mcpu": str(here.attrs["mcpu"]),
+        "num-cores": _cores(),
+    }
+
+
+def check_cpu(target: Target) -> None:
+    """Raises LoweringError where LLVM does not know the target's mcpu, which TVM would take for a generic one."""
+    cpu = str(target.attrs.get("mcpu", ""))
+    names = [str(name) for name in llvm_get_cpu_archlist(target)] if cpu else []
+    if cpu not in names and cpu:
+        near = difflib.get_close_matches(cpu, names, n=3) or names[:3]
+        triple = target.attrs.get("mtriple") or "this machine"
+        raise LoweringError(
+            f"target: mcpu {cpu!r} is unknown for {triple}; near it are {', '.join(near)}. "
+            "Pass one of LLVM's names, and for another architecture also its -mtriple"
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,54 @@
+"""The phases for a CPU: NHWC inside, convs by the recipes, a schedule by rule for what is left.
+
+simplify -> channels last -> convs to kernels -> legalize -> measured schedules -> schedules by rule
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tvm import relax
+from tvm.ir.transform import Sequential
+from tvm.relax.backend.cpu_generic import pipeline
+from tvm.s_tir import meta_schedule
+
+from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
+from reparam_compiler.lowering.conv.algorithms import candidates
+from reparam_compiler.lowering.cpu.elementary import legalizations
+from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
+from reparam_compiler.lowering.cpu.machine import vector_unit
+from reparam_compiler.lowering.cpu.schedules import schedule_rest
+from reparam_compiler.lowering.relax.layout import channels_last, simplify
+from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, MeasuredAlgorithms, read_convs
+from reparam_compiler.lowering.target import describe
+
+
+def lower_cpu(module: Any, target: Any, database: Path | None = None, max_error: float = MAX_ERROR) -> Any:
+    """Relax with high-level ops -> Relax that calls scheduled kernels only."""
+    rule = candidates if database is None else MeasuredAlgorithms(read_convs(database), describe(target))
+    module = with_kernels(prepared(module), target, rule, max_error=max_error)
+    if database is not None and (database / SCHEDULES).is_file():
+        with meta_schedule.database.JSONDatabase(str(database / WORKLOADS), str(database / SCHEDULES)):
+            module = relax.transform.MetaScheduleApplyDatabase()(module)
+    return schedule_rest(module, vector_unit(target))
+
+
+def prepared(module: Any) -> Any:
+    """The phases before kernels are chosen."""
+    return channels_last(simplify(module))
+
+
+def with_kernels(module: Any, target: Any, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
+    """Kernels for the convs; what is left, legalized to TIR, has no schedule yet."""
+    passes = [
+        *pipeline.library_dispatch_passes(target),
+        relax.transform.LegalizeOps(legalizations()),
+        *pipeline.legalize_passes(target),
+        relax.transform.RewriteDataflowReshape(),  # before the schedules: it knows a reshape by its plain loops
+        relax.transform.DeadCodeElimination(),
+    ]
+    return Sequential(passes)(convs_to_kernels(module, vector_unit(target), rule, max_error=max_error))
+
+
+def vm_passes(target: Any) -> Any:
+    """From calls of scheduled kernels to those of the virtual machine."""
+    return Sequential(pipeline.dataflow_lower_passes(target) + pipeline.finalize_passes(target))

@@ -1,0 +1,64 @@
+"""NVIDIA's GPUs, through CUDA: convs by rule, TVM's fusion and a schedule for the rest, one CUDA graph at batch 1."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tvm
+from tvm.target import Target
+
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.backend import Backend
+
+DEFAULT_ARCH = "sm_80"
+
+
+@dataclass(frozen=True, slots=True)
+class CudaBackend(Backend):
+    """A cuda target. What schedules must know of it is its `arch`."""
+
+    kind: ClassVar = "cuda"
+    device_name: ClassVar = "cuda"
+    code: ClassVar = {"cu": ""}
+
+    @staticmethod
+    def completed(config: dict[str, Any]) -> dict[str, Any]:
+        """The architecture of this machine's GPU where none is named, an A100's where there is no GPU."""
+        return config if "arch" in config else {**config, "arch": _arch_here()}
+
+    def checked(self) -> Target:
+        """The target. Raises LoweringError where its architecture is not one of CUDA's."""
+        arch = str(self.target.attrs.get("arch", ""))
+        if not arch.startswith("sm_") or not arch[3:5].isdigit():
+            raise LoweringError(f"target: arch {arch!r} is no CUDA architecture; expected one like {DEFAULT_ARCH!r}")
+        return self.target
+
+    def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
+        """The phases of `gpu.pipeline`; nothing is measured for a GPU, so that no database decides."""
+        from reparam_compiler.lowering.gpu.pipeline import lower_gpu
+        from reparam_compiler.lowering.gpu.tiles import Chip
+
+        return lower_gpu(module, self.target, Chip.of(str(self.target.attrs["arch"])), max_error)
+
+    def vm_passes(self) -> Any:
+        """TVM's passes for a GPU, with CUDA graphs where the model has batch 1."""
+        from reparam_compiler.lowering.gpu.pipeline import vm_passes
+
+        return vm_passes(self.target)
+
+    def toolchain(self) -> contextlib.AbstractContextManager[Any]:
+        """nvcc, and a CUDA runtime that loads without a driver."""
+        from reparam_compiler.lowering.gpu.cubin import cuda_toolchain
+
+        return cuda_toolchain()
+
+    def unrunnable_here(self) -> str:
+        """No GPU; which GPU it is, the driver will say."""
+        return "" if self.device().exist else "this machine has no device for it"
+
+
+def _arch_here() -> str:
+    device = tvm.cuda(0)
+    version = str(device.compute_version) if device.exist else ""
+    return f"sm_{version.replace('.', '')}" if version else DEFAULT_ARCH

@@ -1,0 +1,37 @@
+"""The phases for a GPU: NHWC inside, convs by rule, TVM's fusion and the schedules of `gpu.schedules` for the rest.
+
+simplify -> channels last -> convs to kernels -> legalize, fuse -> schedules by rule
+"""
+
+from typing import Any
+
+from tvm import relax
+from tvm.ir.transform import Sequential
+from tvm.relax.backend.cuda import pipeline
+
+from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
+from reparam_compiler.lowering.gpu.cuda_graphs import with_cuda_graphs
+from reparam_compiler.lowering.gpu.kernels import convs_to_gpu_kernels
+from reparam_compiler.lowering.gpu.schedules import schedule_gpu
+from reparam_compiler.lowering.gpu.tiles import Chip
+from reparam_compiler.lowering.relax.layout import channels_last, simplify
+
+
+def lower_gpu(module: Any, target: Any, chip: Chip, max_error: float = MAX_ERROR) -> Any:
+    """Relax with high-level ops -> Relax that calls scheduled kernels only."""
+    passes = [
+        *pipeline.library_dispatch_passes(target),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FoldConstant(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(channels_last(simplify(module)), chip, max_error)))
+
+
+def vm_passes(target: Any) -> Any:
+    """From calls of scheduled kernels to those of the virtual machine."""
+    return with_cuda_graphs(pipeline.dataflow_lower_passes(target) + pipeline.finalize_passes(target))
