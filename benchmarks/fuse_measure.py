@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 import reparam_compiler
 from benchmarks import page
 from benchmarks.fuse_zoo import Subject, converted, counts, fusable, graph_of, outputs, reasons, worst
+from benchmarks.sessions import session
 from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.zoo.blocks import Site, repvgg_block
 
@@ -164,12 +164,12 @@ def onnx_pair(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Callabl
     """The model in ONNX Runtime, as exported and as fused in ONNX; nothing where that takes no model."""
     training = exported(model, inputs, dynamo=False) or exported(model, inputs, dynamo=True)
     try:
-        before = None if training is None else _session(training, inputs)
+        before = None if training is None else _onnx_run(training, inputs)
     except Exception:  # noqa: BLE001 - what was exported is no valid model; ONNX Runtime's errors have no class of their own
         before = None
     if training is None or before is None:
         return {}
-    return {"onnx, training": before, "onnx, fused": _session(reparam_compiler.fuse(training, verify=False), inputs)}
+    return {"onnx, training": before, "onnx, fused": _onnx_run(reparam_compiler.fuse(training, verify=False), inputs)}
 
 
 def exported(model: nn.Module, inputs: tuple[Tensor, ...], *, dynamo: bool) -> onnx.ModelProto | None:
@@ -199,13 +199,10 @@ def _silence() -> Iterator[None]:
         os.close(null)
 
 
-def _session(model: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    feeds = {given.name: x.numpy() for given, x in zip(session.get_inputs(), inputs, strict=True)}
-    return lambda: session.run(None, feeds)
+def _onnx_run(model: onnx.ModelProto, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
+    loaded = session(model.SerializeToString())
+    feeds = {given.name: x.numpy() for given, x in zip(loaded.get_inputs(), inputs, strict=True)}
+    return lambda: loaded.run(None, feeds)
 
 
 def onnx_blocks(blocks: int, channels: int = 8) -> onnx.ModelProto:

@@ -106,9 +106,8 @@ def _row(subject: str, threads: int, worker: Worker, taken: Sequence[float], exp
 def _alone(threads: int, *arguments: object) -> Any:
     """What `lower_roofline.py` says, in a process with so many threads."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TVM_NUM_THREADS")
-    script = Path(__file__).with_name("lower_roofline.py")
     done = subprocess.run(
-        [sys.executable, str(script), *map(str, arguments)],
+        [sys.executable, "-m", "benchmarks.lower_roofline", *map(str, arguments)],
         env={**os.environ, **dict.fromkeys(names, str(threads))},
         stdout=subprocess.PIPE,
         check=True,

@@ -37,13 +37,11 @@ def _image(folder: Path) -> np.ndarray:
 
 def _onnx_runtime(file: str) -> Make:
     def make(folder: Path, threads: int) -> Run:
-        import onnxruntime
+        from benchmarks.sessions import session
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        session = onnxruntime.InferenceSession(str(folder / file), options, providers=["CPUExecutionProvider"])
-        feed = {session.get_inputs()[0].name: _image(folder)}
-        return lambda: session.run(None, feed)[0]
+        loaded = session(str(folder / file), threads)
+        feed = {loaded.get_inputs()[0].name: _image(folder)}
+        return lambda: loaded.run(None, feed)[0]
 
     return make
 
@@ -158,7 +156,8 @@ class Worker:
         names = ("OMP_NUM_THREADS", "TVM_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         environment = {**os.environ, **dict.fromkeys(names, str(threads))}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, engine, str(folder), str(threads)],
+            [sys.executable, "-m", "benchmarks.lower_engines", engine, str(folder.resolve()), str(threads)],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -11,10 +11,10 @@ The peaks: multiply-adds on registers alone (`lowering.profile`), and a dot prod
 best of ten.
 """
 
+import argparse
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -101,12 +101,15 @@ def _bytes(tensor: Any) -> int:
 
 def main() -> None:
     """One JSON line."""
-    kind, *rest = sys.argv[1:]
-    if kind == "net":
-        found: Any = net(load(rest[0]))
-    else:
-        found = convs([Path(path) for path in rest[1:]], int(rest[0]))
-    print(json.dumps(found))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("net").add_argument("artifact", type=Path)
+    turns = kinds.add_parser("convs")
+    turns.add_argument("rounds", type=int)
+    turns.add_argument("artifacts", type=Path, nargs="+")
+    arguments = parser.parse_args()
+    measured: Any = net(load(arguments.artifact)) if arguments.kind == "net" else convs(arguments.artifacts, arguments.rounds)
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

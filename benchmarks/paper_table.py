@@ -5,6 +5,7 @@
 Params in millions, cut to two decimals; FLOPs and Winograd MULs in billions, to one, as the paper prints them.
 """
 
+import argparse
 import math
 
 import torch
@@ -18,6 +19,7 @@ from reparam_compiler.zoo.repvgg import REPVGG
 
 def main() -> None:
     """Prints the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print("| model | params, M | FLOPs, G | Winograd MULs, G |", "|---|---|---|---|", sep="\n")
     for name in REPVGG:
         print(f"| {name} | {' | '.join(as_printed(fused_cost(name)))} |")

@@ -5,11 +5,11 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 
 import reparam_compiler
+from benchmarks.sessions import session
 from reparam_compiler.frontends.torch.tensors import deep_copy
 
 Run = Callable[[], np.ndarray]
@@ -21,11 +21,9 @@ def onnx_runtime(model: nn.Module, x: torch.Tensor, threads: int = 1) -> Run:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that exporter is deprecated
         torch.onnx.export(deep_copy(model), (x,), buffer, dynamo=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: x.numpy()}
-    return lambda: np.asarray(session.run(None, feed)[0])
+    loaded = session(buffer.getvalue(), threads)
+    feed = {loaded.get_inputs()[0].name: x.numpy()}
+    return lambda: np.asarray(loaded.run(None, feed)[0])
 
 
 def compiled(model: nn.Module, x: torch.Tensor) -> Run:

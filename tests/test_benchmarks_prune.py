@@ -1,8 +1,6 @@
 """The pruning benchmarks run on small settings, and what they conclude follows from the numbers."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -10,28 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def _loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
 def accuracy() -> ModuleType:
-    return _loaded("prune_accuracy")
+    from benchmarks import prune_accuracy
+
+    return prune_accuracy
 
 
 @pytest.fixture(scope="module")
 def speed() -> ModuleType:
     pytest.importorskip("onnxruntime")
-    return _loaded("prune_speed")
+    from benchmarks import prune_speed
+
+    return prune_speed
 
 
 def cells(module: ModuleType, **accuracies: tuple[float | str, ...]) -> list:

@@ -33,6 +33,8 @@ from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 pytest.importorskip("onnx")
 
+from tests.support.onnx_models import run_on
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch warns of itself
 SHAPE = (2, 3, 9, 7)
 SHAPES = "x:[2,3,9,7]"
@@ -93,10 +95,7 @@ def run_model(path: Path, x: torch.Tensor) -> np.ndarray[Any, Any]:
     if path.suffix == ".pt2":
         result: np.ndarray[Any, Any] = model.module()(x).detach().numpy()
         return result
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path)
-    return np.asarray(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    return run_on(path, x)[0]
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("onnx", "onnx"), ("pt2", "pt2"), ("pt2", "onnx"), ("factory", "pt2")])

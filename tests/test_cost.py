@@ -1,21 +1,13 @@
 """The tool prints the paper's columns: 11 models, 33 figures, and the memory of its Fig. 3."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import paper_table
 from reparam_compiler.cost.model import cost
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
-
-SPEC = importlib.util.spec_from_file_location("paper_table", Path(__file__).parents[1] / "benchmarks" / "paper_table.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-paper_table = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(paper_table)
 
 PAPER = {  # RepVGG, CVPR 2021, Table 4: params (M), FLOPs (G), Winograd MULs (G)
     "A0": ("8.30", "1.4", "0.7"),

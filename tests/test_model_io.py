@@ -22,6 +22,7 @@ import reparam_compiler
 from reparam_compiler import UnsupportedModelError
 from reparam_compiler.models.io import inputs_of_shapes, load_model, save_model
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
+from tests.support.onnx_models import run_on
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated:FutureWarning"),
@@ -346,14 +347,11 @@ def test_onnx_round_trip(tmp_path: Path) -> None:
 
 
 def test_a_module_becomes_a_program_or_onnx_of_the_shapes_of_its_inputs(tmp_path: Path) -> None:
-    import onnxruntime
-
     net, x = small_net(), torch.randn(SHAPE)
     save_model(net, tmp_path / "net.pt2", example_inputs=(x,))
     torch.testing.assert_close(load_model(tmp_path / "net.pt2").module()(x), net(x))
     save_model(net, tmp_path / "net.onnx", example_inputs=(x,))
-    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    (found,) = run_on(tmp_path / "net.onnx", x)
     np.testing.assert_allclose(found, net(x).detach().numpy(), atol=1e-6)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from reparam_compiler.core import affine
 from reparam_compiler.core.kernel import NotFusable
-from tests.core.test_kernel import EXACT, all_sizes, gives_something, run, source
+from tests.support.operators import EXACT, all_sizes, gives_something, run, source
 
 POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 

@@ -9,7 +9,7 @@ from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 import reparam_compiler
 from reparam_compiler.frontends.onnx.writer import names_of
-from tests.frontends.test_onnx_opsets import SHAPE, conv, norm, repvgg, together
+from tests.support.onnx_blocks import SHAPE, conv, norm, repvgg, together
 from tests.support.onnx_models import FLOAT32, Shape, model_of, normal, run
 
 FEEDS = {"x": normal(*SHAPE)}

@@ -7,7 +7,7 @@ import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import reparam_compiler
-from tests.frontends.test_onnx_opsets import SHAPE, Parts, conv, norm, repvgg, together
+from tests.support.onnx_blocks import SHAPE, Parts, conv, norm, repvgg, together
 from tests.support.onnx_models import FLOAT32, model_of, normal, run
 
 

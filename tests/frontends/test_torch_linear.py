@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
-from tests.frontends.test_torch_windows import TORCH_KINDS, read, value
 from tests.support.small_models import EXACT, Kind, normal, relative_error, run, traced_as
+from tests.support.torch_readings import TORCH_KINDS, read, value
 
 
 class Matrices(nn.Module):

@@ -13,17 +13,14 @@ from torch import Tensor, nn
 
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.base import Reading
-from reparam_compiler.frontends.torch.export import ExportFrontend
-from reparam_compiler.frontends.torch.fx import FxFrontend
-from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
-from tests.support.small_models import EXACT, Kind, normal, relative_error, run, traced_as
+from tests.support.small_models import EXACT, Kind, normal, relative_error, run
+from tests.support.torch_readings import TORCH_KINDS, read, value
 
 X = {1: normal(2, 4, 5), 2: normal(2, 4, 5, 4), 3: normal(2, 4, 3, 5, 4)}
 MODULES = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 FUNCTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-TORCH_KINDS: tuple[Kind, ...] = ("fx", "export")
 
 
 class Functional(nn.Module):
@@ -36,18 +33,6 @@ class Functional(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return FUNCTIONS[self.rank](x, self.weight, bias=self.bias, stride=2, padding=1, output_padding=1, groups=2)
-
-
-def read(kind: Kind, model: nn.Module, x: Tensor) -> Reading:
-    """A model read; it stands in another one, since a tracer enters the one that it is given."""
-    native = traced_as(kind, nn.Sequential(model).double().eval(), (x,))
-    return FxFrontend().read(native) if kind == "fx" else ExportFrontend().read(native)  # type: ignore[return-value]
-
-
-def value(graph: Graph, x: Tensor) -> Tensor:
-    (source,) = [node.id for node in graph if isinstance(node.op, ops.Input)]
-    found: Tensor = evaluate(graph, {source: x})[graph.outputs[0]]
-    return found
 
 
 @pytest.mark.parametrize("kind", TORCH_KINDS)

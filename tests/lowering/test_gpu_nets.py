@@ -16,7 +16,7 @@ from reparam_compiler.lowering.gpu.tensor_cores import scheduled_tensor_conv
 from reparam_compiler.lowering.gpu.winograd import winograd_form
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.target import resolve
-from tests.lowering.test_compile import CONVS, NETS, Residual, seeded
+from tests.support.compiled_nets import CONVS, NETS, Residual, seeded
 from tests.support.serial_gpu import run_net_serially
 
 pytestmark = pytest.mark.tvm

@@ -1,34 +1,18 @@
 """The example that fine-tunes a pruned net runs, and its settings improve a net that pruning hurt."""
 
-import importlib.util
 import re
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 
 import reparam_compiler
+from examples import fine_tune_digits
 from reparam_compiler.zoo import calibration_images, digits_repvgg
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "fine_tune_digits.py"
 
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fine_tune_digits", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_it_prints_the_accuracy_of_each_step(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_prints_the_accuracy_of_each_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["fine_tune_digits.py", "--epochs", "2", "--ratio", "0.7"])
-    script.main()
+    fine_tune_digits.main()
     before, pruned, after = (float(share) for share in re.findall(r"(\d+\.\d\d)%", capsys.readouterr().out))
     assert before > 99
     assert pruned > 50  # chance is 10
@@ -36,12 +20,12 @@ def test_it_prints_the_accuracy_of_each_step(
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_its_settings_improve_a_net_that_was_pruned_hard(script: ModuleType, seed: int) -> None:
+def test_its_settings_improve_a_net_that_was_pruned_hard(seed: int) -> None:
     example = (torch.zeros(1, 1, 16, 16),)
     fused = reparam_compiler.fuse(digits_repvgg(), example, verify=False)
     pruned = reparam_compiler.prune(fused, example, ratio=0.9, calibration=calibration_images(64))
-    before = script.on_test(pruned)
-    script.fine_tune(pruned, epochs=3, seed=seed)
+    before = fine_tune_digits.on_test(pruned)
+    fine_tune_digits.fine_tune(pruned, epochs=3, seed=seed)
     assert all(parameter.isfinite().all() for parameter in pruned.parameters())
-    assert script.on_test(pruned) > before
+    assert fine_tune_digits.on_test(pruned) > before
     assert not pruned.training

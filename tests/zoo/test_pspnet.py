@@ -1,7 +1,6 @@
 """PSPNet's shapes and dilations are those of Table 8, and it goes through fuse, export, ONNX and TVM."""
 
-import io
-import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.zoo import Architecture, RepVGG, pspnet, randomise_batch_norm
 from reparam_compiler.zoo.pspnet import BACKBONES, PSPNet
+from tests.support.onnx_models import exported, run_on
 
 NARROW = Architecture((1, 1, 2, 3, 1), (8, 8, 16, 16, 24))
 EVEN, ODD = (1, 3, 41, 89), (2, 3, 45, 59)
@@ -84,14 +84,9 @@ def test_it_can_be_exported_before_and_after_fusing(shape: tuple[int, ...]) -> N
         assert difference(model(x), fused(x)).relative < 1e-5  # float32
 
 
-def test_the_fused_net_runs_in_onnx() -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    model, x, buffer = narrow(), torch.randn(EVEN), io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter is deprecated
-        torch.onnx.export(reparam_compiler.fuse(model, (x,)), (x,), buffer, dynamo=False)
-    session = onnxruntime.InferenceSession(buffer.getvalue(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+def test_the_fused_net_runs_in_onnx(tmp_path: Path) -> None:
+    model, x = narrow(), torch.randn(EVEN)
+    (found,) = run_on(exported(reparam_compiler.fuse(model, (x,)), x, tmp_path, dynamo=False, dynamic=False), x)
     with torch.no_grad():
         assert difference(model(x), torch.from_numpy(found)).relative < 1e-5  # float32
 

@@ -1,28 +1,15 @@
 """The script that made the shipped weights still makes weights that load, and writes them whole or not at all."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from examples import train_digits
 from reparam_compiler.zoo import digits_repvgg, digits_split
-
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_digits.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_digits", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -35,12 +22,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_two_epochs_learn_something_and_the_file_fits_the_net(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_epochs_learn_something_and_the_file_fits_the_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "digits.safetensors"
     monkeypatch.setattr("sys.argv", ["train_digits.py", "--epochs", "2", "-o", str(output)])
-    script.main()
+    train_digits.main()
     digits_repvgg(pretrained=False).load_state_dict(load_file(output))
     with safe_open(output, "pt") as file:
         assert file.metadata()["split"] == digits_split().fingerprint
@@ -48,32 +33,32 @@ def test_two_epochs_learn_something_and_the_file_fits_the_net(
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_a_failed_write_leaves_the_old_file(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "digits.safetensors"
     output.write_bytes(b"old")
 
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(script.os, "replace", fail)
+    monkeypatch.setattr(train_digits.os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
-        script.write(torch.nn.Linear(2, 2), output, {})
+        train_digits.write(torch.nn.Linear(2, 2), output, {})
     assert output.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_distortion_moves_the_image_a_little_and_keeps_its_shape(script: ModuleType) -> None:
+def test_distortion_moves_the_image_a_little_and_keeps_its_shape() -> None:
     torch.manual_seed(0)
     images = torch.from_numpy(digits_split().train_images[:64].copy())
-    distorted = script.distort(images)
+    distorted = train_digits.distort(images)
     assert distorted.shape == images.shape
     assert 0.01 < (distorted - images).abs().mean().item() < 0.2
     assert distorted.min() >= 0
     assert distorted.max() <= 1
 
 
-def test_the_rate_warms_up_and_ends_near_zero(script: ModuleType) -> None:
-    rates = [script.rate(epoch, 80) for epoch in range(80)]
+def test_the_rate_warms_up_and_ends_near_zero() -> None:
+    rates = [train_digits.rate(epoch, 80) for epoch in range(80)]
     assert rates[0] < rates[4] < 1.0
     assert max(rates) == rates[5] == 1.0
     assert rates[-1] < 0.01
