@@ -68,11 +68,11 @@ USUAL = CostModel()
 
 def work(op: ops.Op, params: Sequence[Param], read: int, written: int) -> Work:
     """What an op does that reads and writes so many elements; one that only names its input anew does nothing."""
-    if isinstance(op, ops.Identity | ops.Flatten | ops.Reshape | ops.Slice | ops.Split | ops.TupleGet | ops.Input):
+    if op.takes_no_time:
         return NO_WORK
     element = BYTES.get(params[0].dtype, 4) if params else 4
     size = element * (read + written + sum(param.count for param in params))
-    if not params or not isinstance(op, ops.Conv | ops.ConvTranspose | ops.Linear):
+    if not params or not isinstance(op, ops.Weighted):
         return Work(0, 0.0, size, 1)
     multiply_adds = (read if isinstance(op, ops.ConvTranspose) else written) * prod(params[0].shape[1:])
     is_dense = isinstance(op, ops.Conv) and params[0].shape[1] > 1 and op.dilation == (1,) * len(op.dilation)
@@ -101,7 +101,7 @@ class Cost:
 
 def cost(graph: Graph) -> Cost:
     """The cost of a graph."""
-    convs = [node for node in graph if isinstance(node.op, ops.Conv | ops.ConvTranspose)]
+    convs = [node for node in graph if isinstance(node.op, ops.Weighted) and node.op.spatial_rank is not None]
     counts = [_multiply_adds(node, graph) for node in convs]
     known = [count for count in counts if count is not None]
     whole = len(known) == len(counts)
@@ -138,8 +138,7 @@ def _peak_bytes(graph: Graph) -> int | None:
     left = {node_id: len(readers) for node_id, readers in graph.users.items()}
     alive = peak = 0
     for node in graph:
-        moves = isinstance(node.op, ops.Elementwise | ops.Identity | ops.Flatten | ops.Reshape)
-        in_place = moves and bool(node.sources) and left[node.sources[0]] == 1
+        in_place = node.op.in_place and bool(node.sources) and left[node.sources[0]] == 1
         if not in_place:
             alive += sizes[node.id]
             peak = max(peak, alive)

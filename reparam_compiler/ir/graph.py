@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from reparam_compiler.errors import InvalidGraphError
+from reparam_compiler.ir.kind import OperandName, Place
 from reparam_compiler.ir.ops import Input, Op
 
 NodeId = str
@@ -93,12 +94,33 @@ class Node:
         """The parameters that it reads, in order."""
         return tuple(operand for operand in self.inputs if isinstance(operand, Param))
 
-    def param(self, index: int) -> Param | None:
-        """Input `index` where it is a parameter or absent; raises InvalidGraphError where it is computed."""
-        operand = self.inputs[index] if index < len(self.inputs) else None
+    @property
+    def has_constant_params(self) -> bool:
+        """True where all that it reads besides its first operand is constant or absent."""
+        return not any(isinstance(operand, str) for operand in self.inputs[1:])
+
+    def operand(self, place: Place) -> Operand:
+        """What it reads as this operand; None where that is absent.
+
+        Raises InvalidGraphError for a name that its op does not declare.
+
+        Example: `node.operand("weight")` of a conv is a `Param`, or the id of the node that computes the weight.
+        """
+        index = self.op.signature.index(place)
+        return self.inputs[index] if index < len(self.inputs) else None
+
+    def param(self, place: Place) -> Param | None:
+        """An operand where it is a parameter or absent; raises InvalidGraphError where it is computed."""
+        operand = self.operand(place)
         if isinstance(operand, str):
-            raise InvalidGraphError(f"{self.id} ({self.op.name}): input {index} is computed by {operand}, not a parameter")
+            raise InvalidGraphError(f"{self.id} ({self.op.name}): its {place} is computed by {operand}, not a parameter")
         return operand
+
+    def with_operands(self, operands: Mapping[OperandName, Operand]) -> "Node":
+        """The node with some operands exchanged, or added where they were absent."""
+        places = {self.op.signature.index(name): operand for name, operand in operands.items()}
+        absent: tuple[Operand, ...] = (None,) * (max(places, default=0) + 1 - len(self.inputs))
+        return with_inputs(replace(self, inputs=(*self.inputs, *absent)), places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,21 +161,21 @@ class Graph:
     @cached_property
     def users(self) -> Mapping[NodeId, tuple[NodeId, ...]]:
         """For each id the ids that read it, in order, without repeats."""
-        found: dict[NodeId, dict[NodeId, None]] = {node_id: {} for node_id in self.nodes}
+        users: dict[NodeId, dict[NodeId, None]] = {node_id: {} for node_id in self.nodes}
         for node in self:
             for source in node.sources:
-                found[source][node.id] = None
-        return MappingProxyType({node_id: tuple(readers) for node_id, readers in found.items()})
+                users[source][node.id] = None
+        return MappingProxyType({node_id: tuple(readers) for node_id, readers in users.items()})
 
     @cached_property
     def param_users(self) -> Mapping[Param, tuple[tuple[NodeId, int], ...]]:
         """For each parameter the (node, input index) pairs that read it."""
-        found: dict[Param, list[tuple[NodeId, int]]] = {}
+        users: dict[Param, list[tuple[NodeId, int]]] = {}
         for node in self:
             for index, operand in enumerate(node.inputs):
                 if isinstance(operand, Param):
-                    found.setdefault(operand, []).append((node.id, index))
-        return MappingProxyType({param: tuple(readers) for param, readers in found.items()})
+                    users.setdefault(operand, []).append((node.id, index))
+        return MappingProxyType({param: tuple(readers) for param, readers in users.items()})
 
     def rewrite(self, replacements: Mapping[NodeId, Node], dead: Set[NodeId] = frozenset()) -> "Graph":
         """The graph with these nodes in place of those of the same ids, less what is read by nothing any more.
@@ -166,24 +188,28 @@ class Graph:
         if not replacements:
             return self
         table = {node_id: replacements.get(node_id, node) for node_id, node in self.nodes.items()}
+        unread = [source for node_id in replacements for source in self[node_id].sources]
+        self._collect(table, unread, dead)
+        for node_id in [node_id for node_id in table if node_id in dead]:
+            if any(source not in table for source in table[node_id].sources):
+                del table[node_id]
+        return Graph(MappingProxyType(table), self.outputs, self.sizes_are_fixed)
+
+    def _collect(self, table: dict[NodeId, Node], unread: list[NodeId], dead: Set[NodeId]) -> None:
+        """Deletes from the table what no node that is alive reads any more, beginning with what may be unread."""
         readers = dict.fromkeys(table, 0)
         for node in table.values():
             for source in node.sources if node.id not in dead else ():
                 readers[source] += 1
-        lost = [source for node_id in replacements for source in self[node_id].sources]
-        while lost:
-            node_id = lost.pop()
+        while unread:
+            node_id = unread.pop()
             gone = table.get(node_id)
             if gone is None or readers[node_id] or node_id in self.outputs or isinstance(gone.op, Input):
                 continue
             del table[node_id]
             for source in gone.sources:
                 readers[source] -= 1
-                lost.append(source)
-        for node_id in [node_id for node_id in table if node_id in dead]:
-            if any(source not in table for source in table[node_id].sources):
-                del table[node_id]
-        return Graph(MappingProxyType(table), self.outputs, self.sizes_are_fixed)
+                unread.append(source)
 
 
 @dataclass(frozen=True, slots=True)

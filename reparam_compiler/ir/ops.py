@@ -1,16 +1,77 @@
-"""The closed set of op kinds. Each is a frozen value; what it reads stands in its node's `inputs`, in the order given here.
+"""The closed set of op kinds, `Op`. Each is a frozen value that declares its operands and its traits (`ir/kind.py`).
 
 An op that is not in this set is `Opaque`: passes leave it alone, and the frontend that read it says how to run it.
 Padding is `((low, high), …)` for each spatial axis. Axes are counted from the front and never negative.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Flag, auto
 from typing import Any, ClassVar, Literal
 
 from reparam_compiler.core.kernel import Ints, PaddingMode, Pairs
+from reparam_compiler.ir.kind import AlongAxis, Kind, Operands, Weighted
+from reparam_compiler.ir.moves import (
+    ChannelShuffle,
+    Concat,
+    Expand,
+    Flatten,
+    Identity,
+    Move,
+    Permute,
+    Rearrange,
+    Reshape,
+    Slice,
+    Split,
+    Stack,
+    TupleGet,
+)
+from reparam_compiler.ir.windows import AdaptiveAvgPool, AvgPool, BatchNorm, Conv, ConvTranspose, Linear, MaxPool
+
+__all__ = [
+    "AdaptiveAvgPool",
+    "Add",
+    "AlongAxis",
+    "Attention",
+    "AvgPool",
+    "BatchNorm",
+    "ChannelShuffle",
+    "Concat",
+    "Conv",
+    "ConvTranspose",
+    "Div",
+    "Einsum",
+    "Elementwise",
+    "Embedding",
+    "Expand",
+    "Facts",
+    "Flatten",
+    "Glu",
+    "GroupNorm",
+    "Identity",
+    "Input",
+    "Kind",
+    "LayerNorm",
+    "Linear",
+    "MaxPool",
+    "Move",
+    "Mul",
+    "Op",
+    "Opaque",
+    "Pad",
+    "PerChannel",
+    "Permute",
+    "Rearrange",
+    "Reduce",
+    "Reshape",
+    "Slice",
+    "SliceUpdate",
+    "Slicewise",
+    "Split",
+    "Stack",
+    "TupleGet",
+    "Weighted",
+]
 
 
 class Facts(Flag):
@@ -46,67 +107,19 @@ class Facts(Flag):
 
 
 @dataclass(frozen=True, slots=True)
-class Op:
-    """What a node does to its inputs."""
-
-    moves_data: ClassVar[bool] = False
-    """True for ops that only move elements: they run as they are on labels (pruning)."""
-    mask: ClassVar[int | None] = None
-    """The input, absent in every model, that says with 0 and 1 which positions of an axis count: what an op that works across
-    channels does after some have left, without their leaving (`prune_channels.masked`)."""
-
-    @property
-    def name(self) -> str:
-        """The word that the printer and the reports use."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
-
-
-@dataclass(frozen=True, slots=True)
-class Input(Op):
+class Input(Kind):
     """A model input."""
 
-
-@dataclass(frozen=True, slots=True)
-class Conv(Op):
-    """(x `N C *S`, weight `O C/groups *K`, bias `O` or None)."""
-
-    stride: Ints
-    padding: Pairs
-    dilation: Ints
-    groups: int = 1
-    mode: PaddingMode = "zeros"
+    operands = Operands(())
+    takes_no_time = True
 
 
 @dataclass(frozen=True, slots=True)
-class ConvTranspose(Op):
-    """(x `N C *S`, weight `C O/groups *K`, bias `O` or None): the transpose of a conv.
-
-    padding: what is cut off the full output, (low, high) for each axis; output_padding: what is added at the high end.
-    """
-
-    stride: Ints
-    padding: Pairs
-    output_padding: Ints
-    dilation: Ints
-    groups: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Linear(Op):
-    """(x `… I`, weight `O I`, bias `O` or None), on the last axis."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchNorm(Op):
-    """(x `N C …`, weight or None, bias or None, mean, var), each `C`. In training mode it is not affine."""
-
-    eps: float = 1e-5
-    training: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Add(Op):
+class Add(Kind):
     """(values …) -> sum of coefficient * value, with broadcasting: every spelling of add, subtract, negate and sum."""
+
+    operands = Operands(("x",), more=True)
+    arithmetic = merges = alike_everywhere = keeps_equals_equal = True
 
     coefficients: tuple[float, ...]
 
@@ -117,25 +130,26 @@ class Add(Op):
 
 
 @dataclass(frozen=True, slots=True)
-class Mul(Op):
+class Mul(Kind):
     """(a, b), with broadcasting."""
 
+    operands = Operands(("a", "b"))
+    arithmetic = alike_everywhere = keeps_equals_equal = True
+
 
 @dataclass(frozen=True, slots=True)
-class Div(Op):
+class Div(Kind):
     """(a, b), with broadcasting."""
 
-
-@dataclass(frozen=True, slots=True)
-class Identity(Op):
-    """(x): identity, dropout in evaluation, contiguous, clone …"""
-
-    moves_data: ClassVar[bool] = True
+    operands = Operands(("a", "b"))
+    arithmetic = alike_everywhere = keeps_equals_equal = True
 
 
 @dataclass(frozen=True, slots=True)
-class Elementwise(Op):
+class Elementwise(Kind):
     """(x): a function of each element by itself; `function` is a row of the vocabulary, which computes it."""
+
+    in_place = keeps_equals_equal = True
 
     function: str
     arguments: tuple[float | None, ...] = ()
@@ -147,8 +161,10 @@ class Elementwise(Op):
 
 
 @dataclass(frozen=True, slots=True)
-class Pad(Op):
+class Pad(Kind):
     """(x): `padding` for every axis of x, batch and channels included; negative numbers crop."""
+
+    alike_everywhere = keeps_channels = keeps_equals_equal = True
 
     padding: Pairs
     mode: PaddingMode = "zeros"
@@ -156,256 +172,142 @@ class Pad(Op):
 
 
 @dataclass(frozen=True, slots=True)
-class AvgPool(Op):
-    """(x `N C *S`)."""
+class Reduce(Kind):
+    """(x, mask or None): mean, sum, max, min or Euclidean norm over `axes`."""
 
-    size: Ints
-    stride: Ints
-    padding: Pairs
-    ceil_mode: bool = False
-    count_include_pad: bool = True
-    divisor: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MaxPool(Op):
-    """(x `N C *S`)."""
-
-    size: Ints
-    stride: Ints
-    padding: Pairs
-    dilation: Ints
-    ceil_mode: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AdaptiveAvgPool(Op):
-    """(x `N C *S`) -> `N C *size`."""
-
-    size: Ints
-
-
-@dataclass(frozen=True, slots=True)
-class Reduce(Op):
-    """(x, counted or None): mean, sum, max, min or Euclidean norm over `axes`."""
+    operands = Operands(("x",), ("mask",))
+    affine = keeps_equals_equal = True
 
     function: Literal["mean", "sum", "max", "min", "norm"]
     axes: Ints
     keepdim: bool
-    mask: ClassVar[int | None] = 1
 
     @property
     def name(self) -> str:
         """The function."""
         return self.function
 
-
-@dataclass(frozen=True, slots=True)
-class Concat(Op):
-    """(values …)."""
-
-    axis: int
-    moves_data: ClassVar[bool] = True
+    @property
+    def is_linear(self) -> bool:
+        """True for a sum and a mean."""
+        return self.function in ("sum", "mean")
 
 
 @dataclass(frozen=True, slots=True)
-class Stack(Op):
-    """(values …): along a new axis."""
-
-    axis: int
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class SliceUpdate(Op):
+class SliceUpdate(Kind):
     """(x, value): x with `x[cuts] = value`, broadcast; either may be a parameter.
 
     cuts: (axis, start, stop) for each axis that is not written to from end to end. Negative numbers count from the end,
     stop None is the end.
     """
 
+    operands = Operands(("x", "value"))
+
     cuts: tuple[tuple[int, int, int | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Flatten(Op):
-    """(x): axes `start` to `end` become one."""
-
-    start: int
-    end: int
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class Reshape(Op):
-    """(x): to `shape`, in which one -1 stands for what is left and 0 for the size of the same axis of x."""
-
-    shape: Ints
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class Permute(Op):
-    """(x): axis k of the result is axis `axes[k]` of x."""
-
-    axes: Ints
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class Slice(Op):
-    """(x): `x[start:stop:step]` along an axis; stop None reads to the end, and negative numbers count from there."""
-
-    axis: int
-    start: int
-    stop: int | None
-    step: int = 1
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class Split(Op):
-    """(x) -> a tuple of pieces of `sizes` along an axis, taken apart by `TupleGet`."""
-
-    axis: int
-    sizes: Ints
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class TupleGet(Op):
-    """(tuple): its element `index`."""
-
-    index: int
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class Expand(Op):
-    """(x): repeated along axes of size 1, and along new ones at the front, to `shape`; -1 keeps a size."""
-
-    shape: Ints
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class LayerNorm(Op):
-    """(x, weight or None, bias or None, counted or None): (x - mean) / sqrt(var + eps) over the last axes.
+class LayerNorm(Kind):
+    """(x, weight or None, bias or None, mask or None): (x - mean) / sqrt(var + eps) over the last axes.
 
     shape: the sizes of these, which the weights have too; -1 where the model does not state one.
     centred: False for a root mean square norm, which takes no mean off.
     """
 
+    operands = Operands(("x",), ("weight", "bias", "mask"))
+    states_sizes = True
+
     shape: Ints
     eps: float
     centred: bool = True
-    mask: ClassVar[int | None] = 3
 
 
 @dataclass(frozen=True, slots=True)
-class GroupNorm(Op):
-    """(x `N C *S`, weight or None, bias or None, counted or None): the same over each group of channels and all positions.
+class GroupNorm(Kind):
+    """(x `N C *S`, weight or None, bias or None, mask or None): the same over each group of channels and all positions.
 
     groups: None for as many as there are channels (instance norm).
     """
 
+    operands = Operands(("x",), ("weight", "bias", "mask"))
+
     groups: int | None
     eps: float
-    mask: ClassVar[int | None] = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Einsum(Op):
-    """(a, b, counted or None): the sum of products over the letters of `a` and `b` that `out` lacks; the mask goes with `a`.
+class Einsum(Kind):
+    """(a, b, mask or None): the sum of products over the letters of `a` and `b` that `out` lacks; the mask goes with `a`.
 
     a, b, out: a letter for each axis (`bik`, `bkj`, `bij`: a product of matrices), as in `torch.einsum`.
     """
 
+    operands = Operands(("a", "b"), ("mask",))
+
     a: str
     b: str
     out: str
-    mask: ClassVar[int | None] = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Attention(Op):
-    """(q `… L E`, k `… M E`, v `… M V`, bias or None, counted or None): softmax(scale q k^T + bias) v.
+class Attention(Kind):
+    """(q `… L E`, k `… M E`, v `… M V`, bias or None, mask or None): softmax(scale q k^T + bias) v.
 
     scale: always a number, whatever the model derives it from. width: E.
     """
 
+    operands = Operands(("q", "k", "v"), ("bias", "mask"))
+
     scale: float
     width: int
     causal: bool = False
-    mask: ClassVar[int | None] = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Embedding(Op):
+class Embedding(Kind):
     """(indices, weight `V C`): rows of the weight."""
 
-
-@dataclass(frozen=True, slots=True)
-class ChannelShuffle(Op):
-    """(x `N C …`): channel i of group j of C / groups changes places with channel j of group i."""
-
-    groups: int
-    moves_data: ClassVar[bool] = True
+    operands = Operands(("indices", "weight"))
+    output_axis: ClassVar[int] = 1
+    """Which axis of the weight stands for the channels that it makes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Move(Op):
-    """(x): its elements in another place; `function` is a row of the vocabulary, which computes it (pixel shuffle …)."""
-
-    function: str
-    arguments: tuple[int, ...] = ()
-    moves_data: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """The function."""
-        return self.function
-
-
-@dataclass(frozen=True, slots=True)
-class PerChannel(Op):
+class PerChannel(Kind):
     """(x `N C …`, parameters …), each `C` or a single number: a function of each element and the parameters of its channel.
 
     What it computes, and what the following three do, is told by the `Opaque` op that has this coupling model.
     """
 
+    operands = Operands(("x",), more=True)
+    runs_as_opaque = True
+
 
 @dataclass(frozen=True, slots=True)
-class Glu(Op):
+class Glu(Kind):
     """(x): the first half along `axis`, each element with its fellow of the second half (GLU)."""
+
+    runs_as_opaque = True
 
     axis: int
 
 
 @dataclass(frozen=True, slots=True)
-class Slicewise(Op):
+class Slicewise(Kind):
     """(values …): along `axes`, each slice of the result is made of the same slices of what is read, with broadcasting.
 
     A softmax over one axis does so along all others, a resize along batch and channels, a function of elements along all. The
     rank stays.
     """
 
+    operands = Operands(("x",), more=True)
+    runs_as_opaque = True
+
     axes: Ints
 
 
 @dataclass(frozen=True, slots=True)
-class Rearrange(Op):
-    """(values …): elements are moved or repeated by a rule that is the same after some have left: pixel shuffle, unbind …
-
-    by_number: axes whose positions the rule calls by their numbers, so that none may leave there.
-    """
-
-    by_number: Ints = ()
-    moves_data: ClassVar[bool] = True
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque(Op):
+class Opaque(Kind):
     """Anything else. `run` maps torch tensors for the node's inputs to its value, or is None where it cannot be run alone.
 
     coupling: the coupling model: an op that gives the same for the sizes in the graph's types, perhaps not for others. It
@@ -416,9 +318,12 @@ class Opaque(Op):
         names: what a registered rule needs beside the inputs.
     """
 
+    operands = Operands((), more=True)
+    reshapes = True
+
     target: str
     run: Callable[..., Any] | None = None
-    coupling: Op | None = None
+    coupling: "Op | None" = None
     reads: int = 0
     facts: Facts = Facts.NONE
     arguments: Mapping[str | int, object] = field(default_factory=dict, compare=False)
@@ -428,39 +333,20 @@ class Opaque(Op):
         """What the model calls it."""
         return self.target
 
-
-def attributes(op: Op) -> dict[str, object]:
-    """The attributes of an op that differ from their defaults, as the printer shows them."""
-    shown: dict[str, object] = {}
-    for attribute in fields(op):
-        name, value = attribute.name, getattr(op, attribute.name)
-        if name in _SILENT.get(type(op), ()) or value == attribute.default or value in _PLAIN.get(name, ()):
-            continue
-        shown[_SHORT.get(name, name)] = _compact(value)
-    return shown
+    @property
+    def signature(self) -> Operands:
+        """That of its coupling model, which names the first `reads` inputs."""
+        return self.operands if self.coupling is None else self.coupling.signature
 
 
-def _compact(value: object) -> object:
-    """((1, 1), (1, 1)) and (1, 1) read 1; ((0, 0), (1, 1)) reads 0,1; ((0, 1), (0, 1)) reads 0:1."""
-    if isinstance(value, Sequence) and not isinstance(value, str) and value:
-        parts = [str(_compact(part)) for part in value]
-        if isinstance(value[0], tuple):
-            parts = [part.replace(",", ":") for part in parts]
-        return parts[0] if len(set(parts)) == 1 else ",".join(parts)
-    return value
-
-
-_SHORT = {"padding": "pad"}
-_PLAIN: dict[str, tuple[object, ...]] = {
-    "stride": ((1,), (1, 1), (1, 1, 1), ()),
-    "output_padding": ((0,), (0, 0), (0, 0, 0), ()),
-    "dilation": ((1,), (1, 1), (1, 1, 1), ()),
-    "padding": (((0, 0),), ((0, 0), (0, 0)), ((0, 0), (0, 0), (0, 0)), ()),
-    "coefficients": ((1.0, -1.0), *((1.0,) * n for n in range(1, 33))),
-}
-_SILENT: dict[type[Op], tuple[str, ...]] = {
-    Elementwise: ("function",),
-    Reduce: ("function",),
-    Move: ("function",),
-    Opaque: ("target", "run", "coupling", "reads", "facts", "arguments"),
-}
+Op = (
+    Input
+    | Conv | ConvTranspose | Linear | BatchNorm
+    | Add | Mul | Div | Identity | Elementwise | Pad
+    | AvgPool | MaxPool | AdaptiveAvgPool
+    | Reduce | LayerNorm | GroupNorm | Einsum | Attention | Embedding
+    | Concat | Stack | SliceUpdate | Flatten | Reshape | Permute | Slice | Split | TupleGet | Expand | ChannelShuffle | Move
+    | PerChannel | Glu | Slicewise | Rearrange
+    | Opaque
+)  # fmt: skip
+"""All kinds. A `match` that has a case for each ends in `assert_never`, so that mypy names what a new kind still lacks."""

@@ -3,8 +3,9 @@
 Values are numbered in order and parameters named by role, so that two frontends that read the same model print the same.
 """
 
+from reparam_compiler.ir.attributes import attributes
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
-from reparam_compiler.ir.ops import BatchNorm, attributes
+from reparam_compiler.ir.ops import BatchNorm
 
 COLUMN = 50
 

@@ -140,13 +140,6 @@ def _coupled(family: Family, parts: Mapping[str, list[Part]], graph: Graph, grou
     return CoupledFamily(family, filters, made, statistics, read, reason or _obstacle(family, graph, groups))
 
 
-_KEEPS_EQUALS_EQUAL = (
-    *(ops.Conv, ops.ConvTranspose, ops.Linear, ops.BatchNorm, ops.Add, ops.Mul, ops.Div, ops.Elementwise, ops.Pad),
-    *(ops.AvgPool, ops.MaxPool, ops.AdaptiveAvgPool, ops.Reduce),
-)
-"""With all that only moves data."""
-
-
 def _obstacle(family: Family, graph: Graph, groups: ChannelGroups) -> str:
     """The first node that reads the channels and for which two equal ones are not as good as one with twice the weight."""
     for node in graph:
@@ -155,6 +148,6 @@ def _obstacle(family: Family, graph: Graph, groups: ChannelGroups) -> str:
             if value.axis is None or not np.isin(groups.number[value.labels], family.groups).any():
                 continue
             runs_over = isinstance(node.op, ops.Reduce) and value.axis in node.op.axes
-            if runs_over or not (node.op.moves_data or isinstance(node.op, _KEEPS_EQUALS_EQUAL)):
+            if runs_over or not (node.op.moves_data or node.op.keeps_equals_equal):
                 return f"{family.name}: {node.id} ({node.op.name}) counts every channel"
     return ""

@@ -97,9 +97,9 @@ def test_a_new_parameter_changes_its_node() -> None:
 
 def test_a_computed_input_is_no_parameter() -> None:
     bad = Node("c", ops.Linear(), ("x", "w"))
-    with pytest.raises(InvalidGraphError, match=r"c \(linear\): input 1 is computed by w, not a parameter"):
-        bad.param(1)
-    assert bad.param(2) is None
+    with pytest.raises(InvalidGraphError, match=r"c \(linear\): its weight is computed by w, not a parameter"):
+        bad.param("weight")
+    assert bad.param("bias") is None
 
 
 def test_a_parameter_is_loaded_when_it_is_asked_for() -> None:

@@ -71,9 +71,9 @@ def test_op_that_counts_some_channels_gives_what_it_gives_without_the_others(see
         kept = torch.from_numpy(keep.ravel())
         first = operands[0]
         assert first is not None
-        assert op.mask is not None
+        assert op.has_mask
         mask = kept.double().reshape([-1 if a == axis else 1 for a in range(first.ndim)])
-        whole = _value(op, [*operands, *[None] * (op.mask - len(operands)), mask])
+        whole = _value(op, [*operands, *[None] * (op.operands.index("mask") - len(operands)), mask])
         cut = [None if v is None else v[_along(v, kept)] for v in operands]
         expected = _value(op, cut)
         found = whole[_along(whole, kept)] if whole.shape != expected.shape else whole

@@ -9,7 +9,8 @@ from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
 from reparam_compiler.passes.pruning.coupling.groups import Family, channel_groups
-from reparam_compiler.passes.pruning.criteria.base import Reader, Scoring, family_filters, places_of, readers, reads, stands
+from reparam_compiler.passes.pruning.coupling.labels import reads_channels
+from reparam_compiler.passes.pruning.criteria.base import Reader, Scoring, family_filters, places_of, readers, stands
 from tests.support.pruning_nets import Net
 
 
@@ -41,17 +42,17 @@ def test_transposed_conv_makes_channels_along_axis_one_and_reads_along_zero() ->
     node = transposed(1, 4, 6)
     assert [stands(node, 1, axis, (0, 1)) for axis in (0, 1)] == ["read", "filters"]
     assert stands(node, 2, 0, (0,)) == "made"
-    assert reads(node, (0, 1))
+    assert reads_channels(node, (0, 1))
 
 
 def test_depthwise_conv_reads_nothing_of_its_own() -> None:
     node = transposed(4, 4, 4)
     assert stands(node, 1, 0, (0,)) == "filters"
-    assert not reads(node, (0,))
+    assert not reads_channels(node, (0,))
     net = Net()
     net.conv(net.conv(net.x, 4, name="a"), 4, groups=4, name="dw")
     assert stands(net.nodes["dw"], 1, 0, (0,)) == "filters"
-    assert not reads(net.nodes["dw"], (0,))
+    assert not reads_channels(net.nodes["dw"], (0,))
 
 
 def test_readers_are_the_convs_and_linears_that_mix_what_can_go() -> None:

@@ -125,7 +125,7 @@ class Emitter:
         bias = self._operand(node, 2) if len(node.inputs) > 2 else ""
         if self.rank_of(x) == 2:
             return [helper.make_node("Gemm", _trimmed([x, self._operand(node, 1), bias]), [output], transB=1)]
-        weight = node.param(1)
+        weight = node.param("weight")
         if weight is None:
             raise RewriteError(f"{node.id}: a linear layer without weight")
         matrix = self.tensor(f"{node.id}.weight", weight, self.dtype_of(node, weight), True)

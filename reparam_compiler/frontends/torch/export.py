@@ -152,7 +152,7 @@ class _Writer:
     def replace(self, node: Node) -> None:
         """A new conv or linear in place of the node of the same id."""
         stem = self._free_name(node)
-        weight, bias = ((p and self._parameter(f"{stem}.{p.role}", p)) for p in (node.param(1), node.param(2)))
+        weight, bias = ((p and self._parameter(f"{stem}.{p.role}", p)) for p in (node.param("weight"), node.param("bias")))
         x = self.nodes[node.sources[0]]
         with self.graph.inserting_before(self.nodes.first_reader(self.before, node)):
             match node.op:

@@ -20,9 +20,9 @@ _CONVS_TRANSPOSED: dict[int, Callable[..., Any]] = {1: nn.ConvTranspose1d, 2: nn
 
 def new_module(node: Node, tensor: Callable[[Param], Tensor], *, trains: bool = True) -> nn.Module:
     """The module of a node that a pass made; `tensor` gives its parameters their torch form."""
-    weight, bias = node.param(1), node.param(2)
-    if weight is None or not isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear):
+    if not isinstance(node.op, ops.Weighted) or (weight := node.param("weight")) is None:
         raise RewriteError(f"{node.id}: {node.op.name} has no torch module; a pass may make convs and linears only")
+    bias = node.param("bias")
     given = {"weight": weight} | ({"bias": bias} if bias else {})
     tensors = {name: nn.Parameter(tensor(param), requires_grad=trains) for name, param in given.items()}
     if isinstance(node.op, ops.Linear):
@@ -173,7 +173,7 @@ def update_module(module: nn.Module, node: Node) -> None:
         case ops.Linear() if weight is not None:
             known = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
         case ops.BatchNorm():
-            mean = node.param(3)
+            mean = node.param("mean")
             known = {"num_features": mean.shape[0]} if mean else {}
         case ops.LayerNorm(shape):
             known = {"normalized_shape": shape}

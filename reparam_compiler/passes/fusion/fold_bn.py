@@ -20,4 +20,4 @@ def fold_bn(graph: Graph, options: Options = DEFAULTS) -> PassResult:
 
 
 def _folds(op: ops.Op) -> bool:
-    return isinstance(op, ops.BatchNorm | ops.Mul | ops.Div | ops.Add)
+    return isinstance(op, ops.BatchNorm) or op.arithmetic

@@ -15,6 +15,7 @@ from reparam_compiler.cost.model import USUAL, CostModel, Work
 from reparam_compiler.interpreter.difference import Difference
 from reparam_compiler.interpreter.evaluate import one_thread
 from reparam_compiler.ir import ops
+from reparam_compiler.ir.attributes import attributes
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.printer import type_text
 from reparam_compiler.passes.fusion.planner import Built, Candidate, Planner, Policy
@@ -151,7 +152,7 @@ class _Builder:
         self._kept += array.nbytes
         if self._kept > KEPT:
             folds_anew = Param(weight.role, weight.dtype, weight.shape, lambda: self._weight(region))
-            node = replace(node, inputs=(node.inputs[0], folds_anew, *node.inputs[2:]))
+            node = node.with_operands({"weight": folds_anew})
         logger.debug("%s: %d nodes can be one", region.sink, len(region.nodes))
         return Built(node, found, error)
 
@@ -224,7 +225,7 @@ def _check_promotion(graph: Graph, region: Region) -> None:
     for node in region.nodes:
         if node.type is not None and node.type.dtype not in _NARROW and _BITS.get(node.type.dtype, 0) != _BITS[weight.dtype]:
             raise NotFusable(f"{node.id} is {node.type.dtype}, and the weights are {weight.dtype}")
-        for param in node.params if isinstance(node.op, ops.Add | ops.Mul | ops.Div) else ():
+        for param in node.params if node.op.arithmetic else ():
             wider = param.shape and _BITS.get(param.dtype, 0) > _BITS[weight.dtype]
             if wider or param.dtype.startswith("complex"):
                 raise NotFusable(f"{node.id}: a constant of {param.dtype} makes {param.dtype} of {weight.dtype}")
@@ -244,8 +245,7 @@ def _check_range(weight: Param, array: np.ndarray) -> None:
 
 
 def _may_have_bias(node: Node) -> bool:
-    is_kernel = isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear)
-    return isinstance(node.op, ops.BatchNorm) or (is_kernel and len(node.params) > 1)
+    return isinstance(node.op, ops.BatchNorm) or (isinstance(node.op, ops.Weighted) and len(node.params) > 1)
 
 
 def _described(candidate: Candidate, weight_range: tuple[float, float]) -> Fusion:
@@ -254,7 +254,7 @@ def _described(candidate: Candidate, weight_range: tuple[float, float]) -> Fusio
         nodes=node.replaces,
         source=candidate.region.source,
         node=node.id,
-        op=" ".join([node.op.name, *(f"{key}={value}" for key, value in ops.attributes(node.op).items())]),
+        op=" ".join([node.op.name, *(f"{key}={value}" for key, value in attributes(node.op).items())]),
         weight=node.params[0].shape,
         weight_range=weight_range,
         shape=type_text(node.type),

@@ -22,7 +22,7 @@ def _array(param: Param | None) -> Bias | None:
 
 
 def _weights(node: Node) -> tuple[Param, Param | None]:
-    weight, bias = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
+    weight, bias = node.operand("weight"), node.operand("bias")
     if not isinstance(weight, Param) or isinstance(bias, str):
         raise NotFusable("the weight is computed from the input")
     return weight, bias
@@ -71,7 +71,8 @@ def batch_norm(node: Node, reads: SourceLayout) -> ConvKernel:
         raise NotFusable(f"{node.id}: training=True; call model.eval() before fuse()")
     if reads.last and reads.axes != 2:
         raise NotFusable("batch norm over an axis that is not that of the channels")
-    gamma, beta, mean, var = (_array(node.param(index)) for index in (1, 2, 3, 4))
+    gamma, beta = _array(node.param("weight")), _array(node.param("bias"))
+    mean, var = _array(node.param("mean")), _array(node.param("var"))
     if mean is None or var is None:
         raise NotFusable("batch norm without statistics")
     return affine.batch_norm(gamma, beta, mean, var, eps=node.op.eps, rank=reads.rank)

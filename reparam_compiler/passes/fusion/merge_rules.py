@@ -177,7 +177,7 @@ def stack(node: Node, operands: Sequence[Operand], source: SourceLayout) -> Abst
 def reduction(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """The sum or mean over the axis along which kernels were stacked."""
     (stacked,), op = operands, node.op
-    if not isinstance(stacked, Stacked) or not isinstance(op, ops.Reduce) or op.function == "max":
+    if not isinstance(stacked, Stacked) or not isinstance(op, ops.Reduce) or not op.is_linear:
         raise NoRule(f"{op.name} over other axes than that of a stack")
     if len(op.axes) != 1 or op.axes[0] not in stacked.axes:
         raise NoRule(f"{op.name} over other axes than that of a stack")
@@ -192,7 +192,7 @@ def reshape(node: Node, operands: Sequence[Operand], source: SourceLayout) -> Ab
 
     A second operand gives its shape only.
     """
-    value = operands[0]
+    value, *_ = operands
     if source.last and isinstance(value, ConvKernel):
         if node.type is None or node.type.shape[-1:] != (value.channels[1],):
             raise NoRule("a reshape that may move the channels from the last axis")

@@ -21,7 +21,7 @@ from reparam_compiler.interpreter.difference import Difference
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, TensorType
 from reparam_compiler.passes.fusion.merge_rules import output_sizes
-from reparam_compiler.passes.fusion.regions import KERNELS, Blocked, Interpretation, Region, Regions
+from reparam_compiler.passes.fusion.regions import Blocked, Interpretation, Region, Regions
 
 Policy = Literal["cost", "always"]
 NOMINAL: Mapping[int, tuple[int, ...]] = {0: (), 1: (784,), 2: (28, 28), 3: (9, 9, 9)}
@@ -210,7 +210,7 @@ class Planner:
     def _work(self, node: Node) -> Work:
         """What a node does; a norm of what a conv gives does nothing, for it goes into the conv in any case."""
         source = self.graph[node.sources[0]] if isinstance(node.op, ops.BatchNorm) else None
-        if source is not None and isinstance(source.op, KERNELS) and self.graph.users[source.id] == (node.id,):
+        if source is not None and isinstance(source.op, ops.Weighted) and self.graph.users[source.id] == (node.id,):
             return NO_WORK
         return work(node.op, node.params, sum(map(self._count, node.sources)), self._count(node.id))
 

@@ -43,17 +43,6 @@ LARGEST_PROBE = 2**26
 _NOISE = 1e-13
 """A tap below this share of the largest is the rounding of a zero."""
 
-_STRUCTURE = (
-    ops.Permute,
-    ops.Flatten,
-    ops.Reshape,
-    ops.Slice,
-    ops.Split,
-    ops.TupleGet,
-    ops.Stack,
-    ops.Concat,
-    ops.AdaptiveAvgPool,
-)
 _LINEAR = frozenset(  # in all that they read, taken together
     {"roll", "flip", "rot90", "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "view", "reshape"}
     | {"unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "tile", "narrow", "select", "unbind", "split"}
@@ -78,7 +67,7 @@ def is_affine(node: Node) -> bool:
     if isinstance(op, ops.Opaque):
         computed = len(node.sources)
         return op.run is not None and (op.target in _LINEAR or (op.target in _BILINEAR and computed == 1))
-    return isinstance(op, _STRUCTURE) or (isinstance(op, ops.Reduce) and op.function != "max")
+    return op.is_linear if isinstance(op, ops.Reduce) else op.affine
 
 
 def identify(

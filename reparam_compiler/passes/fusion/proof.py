@@ -92,31 +92,10 @@ def acts_on_positions(nodes: Sequence[Node]) -> bool:
 
 
 def _is_alike_everywhere(node: Node) -> bool:
-    match node.op:
-        case ops.Slice(axis=axis):
-            return axis == 1
-        case ops.AvgPool():
-            return not node.op.ceil_mode
-        case op:
-            return isinstance(op, _EVERYWHERE)
-
-
-_EVERYWHERE = (
-    ops.Conv,
-    ops.ConvTranspose,
-    ops.Linear,
-    ops.BatchNorm,
-    ops.Add,
-    ops.Mul,
-    ops.Div,
-    ops.Identity,
-    ops.Pad,
-    ops.Concat,
-    ops.Stack,
-    ops.Split,
-    ops.TupleGet,
-)
-"""Ops that do the same at every position of every sample; along which axes they join or split, their rules check."""
+    op = node.op
+    if isinstance(op, ops.Slice):
+        return op.axis == 1
+    return op.alike_everywhere and not (isinstance(op, ops.AvgPool) and op.ceil_mode)
 
 
 def measured_bias(trial: Trial, tolerance: float) -> Bias | None:

@@ -22,8 +22,6 @@ from reparam_compiler.passes.fusion.merge_rules import of_parts, output_sizes
 from reparam_compiler.passes.fusion.registry import LinearRule, is_linear, linear_rule, merge_rule
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
-KERNELS = ops.Conv | ops.ConvTranspose | ops.Linear
-"""The ops whose place a fused one can take."""
 _WIDER, _SMALL = 4, 2**16
 """How many times the weights of a region one op may have, or how many at all, to be worth computing what it costs."""
 _LONGEST = 64
@@ -41,7 +39,7 @@ class Region:
     @property
     def kernels(self) -> tuple[Node, ...]:
         """Its convs, transposed convs and linears."""
-        return tuple(node for node in self.nodes if isinstance(node.op, KERNELS))
+        return tuple(node for node in self.nodes if isinstance(node.op, ops.Weighted))
 
     @property
     def rounding(self) -> float:
@@ -66,7 +64,7 @@ class Blocked:
 
 def is_merge(node: Node) -> bool:
     """True where at least two computed values are added, joined or stacked."""
-    return isinstance(node.op, ops.Add | ops.Concat | ops.Stack) and len(node.sources) > 1
+    return node.op.merges and len(node.sources) > 1
 
 
 class Regions:
@@ -192,9 +190,9 @@ def _by_rules(graph: Graph, region: Region, data_independent: Set[NodeId], most:
         kernel = kernel.whole
     if not isinstance(kernel, ConvKernel):
         raise NotFusable(f"{region.sink} gives more than one value")
-    if layout.last and any(isinstance(node.op, ops.Reshape | ops.Flatten | ops.Opaque) for node in region.nodes):
+    if layout.last and any(node.op.reshapes for node in region.nodes):
         _check_positions(graph, region)
-    if any(isinstance(node.op, ops.Slice | ops.Split | ops.Concat) for node in region.nodes):
+    if any(isinstance(node.op, ops.AlongAxis) for node in region.nodes):
         kernel = finest(kernel)
     bare = ((node_id, value.kernel if isinstance(value, Part) else value) for node_id, value in abstract.items())
     kernels = {node_id: value for node_id, value in bare if isinstance(value, ConvKernel)}
@@ -204,7 +202,7 @@ def _by_rules(graph: Graph, region: Region, data_independent: Set[NodeId], most:
 def _check_rank(graph: Graph, node: Node) -> None:
     """A constant of more axes than the value that it meets adds axes to it."""
     ranks = [len(known.shape) for source in node.sources if (known := graph[source].type) is not None]
-    if isinstance(node.op, ops.Add | ops.Mul | ops.Div) and ranks:
+    if node.op.arithmetic and ranks:
         for param in node.params:
             if len(param.shape) > max(ranks):
                 raise NotFusable(f"a constant of {len(param.shape)} axes meets a value of {max(ranks)}")
@@ -275,7 +273,7 @@ def _source_layout(graph: Graph, region: Region) -> SourceLayout:
     if last and known is not None and len(known.shape) > 2 and any(map(_reads_second_axis, region.nodes)):
         raise NoRule("linear layers and ops whose channels are on the second axis meet")
     ranks = {0} if last else set()
-    ranks |= {rank for node in region.nodes if (rank := _rank(node)) is not None}
+    ranks |= {rank for node in region.nodes if (rank := node.op.spatial_rank) is not None}
     if known is not None and not last:
         ranks.add(len(known.shape) - 2)
     if len(ranks) != 1 or min(ranks) < 0:
@@ -299,7 +297,7 @@ def _channels_first(graph: Graph, region: Region) -> tuple[int, int]:
     """Channels and spatial axes of a source whose channels are second."""
     known = graph[region.source].type
     counts = _channels_of_source(region)
-    ranks = {rank for node in region.nodes if (rank := _rank(node)) is not None}
+    ranks = {rank for node in region.nodes if (rank := node.op.spatial_rank) is not None}
     if known is not None:
         ranks = {len(known.shape) - 2}
         counts = {size} if len(known.shape) > 1 and isinstance(size := known.shape[1], int) else counts
@@ -316,35 +314,21 @@ def _channels_of_source(region: Region) -> set[int]:
             continue
         if count := _channels_read(node):
             counts.add(count)
-        elif isinstance(node.op, ops.Identity | ops.Pad | ops.AvgPool | ops.Slice) and getattr(node.op, "axis", 2) >= 2:
+        elif node.op.keeps_channels or (isinstance(node.op, ops.Slice) and node.op.axis >= 2):
             alike.add(node.id)
     return counts
 
 
-def _rank(node: Node) -> int | None:
-    match node.op:
-        case ops.Conv(stride=stride) | ops.AvgPool(stride=stride) | ops.ConvTranspose(stride=stride):
-            return len(stride)
-        case _:
-            return None
-
-
 def _reads_second_axis(node: Node) -> bool:
     is_norm = isinstance(node.op, ops.BatchNorm) and (node.type is None or len(node.type.shape) > 2)
-    return is_norm or isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.AvgPool)
+    return is_norm or node.op.channels_second
 
 
 def _channels_read(node: Node) -> int | None:
-    match node.op:
-        case ops.Conv(groups=groups):
-            return node.params[0].shape[1] * groups
-        case ops.ConvTranspose():
-            return node.params[0].shape[0]
-        case ops.Linear():
-            return node.params[0].shape[1]
-        case ops.BatchNorm():
-            return node.params[-1].shape[0]
-        case ops.Split(axis=1, sizes=sizes):
-            return sum(sizes)
-        case _:
-            return None
+    """How many channels a node reads, where its parameters or sizes say so."""
+    op = node.op
+    if isinstance(op, ops.Weighted):
+        return op.channels_read(node.params[0].shape)
+    if isinstance(op, ops.BatchNorm):
+        return node.params[-1].shape[0]
+    return sum(op.sizes) if isinstance(op, ops.Split) and op.axis == 1 else None

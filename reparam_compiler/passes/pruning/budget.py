@@ -209,8 +209,8 @@ class _Product:
 
     @staticmethod
     def of(node: Node, graph: Graph, groups: ChannelGroups, params: bool) -> "_Product | None":
-        axes = groups.slots.get((node.id, 1), {})
-        if not isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear) or not node.params or not axes:
+        axes = groups.along(node, "weight") if isinstance(node.op, ops.Weighted) else {}
+        if not node.params or not axes:
             return None
         weight = node.params[0]
         whole = float(weight.count if params else _node_multiply_adds(node, graph))
@@ -313,7 +313,7 @@ def _check_reachable(line: _Line, budget: Budget, round_to: int) -> None:
 
 def _node_multiply_adds(node: Node, graph: Graph) -> int:
     params = node.params
-    if not params or not isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear):
+    if not params or not isinstance(node.op, ops.Weighted):
         return 0
     return work(node.op, params, _elements(node.sources[0], graph), _elements(node.id, graph)).multiply_adds
 

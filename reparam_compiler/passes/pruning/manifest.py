@@ -32,7 +32,8 @@ from torch import Tensor
 
 from reparam_compiler.core.slicing import take
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
-from reparam_compiler.ir.graph import Graph, Param
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, Param
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, Keep, channel_groups, native_name
 from reparam_compiler.passes.pruning.coupling.labels import Labels
 from reparam_compiler.passes.pruning.pipeline import PruneResult
@@ -311,10 +312,16 @@ def _cuts(graph: Graph, groups: ChannelGroups, keep: Keep) -> dict[Param, dict[i
     return cuts
 
 
+def _labels_made(node: Node, groups: ChannelGroups) -> Labels | None:
+    """The labels of the outputs of a layer, along the axis of its weight, or of its first parameter, that stands for them."""
+    axis = node.op.output_axis if isinstance(node.op, ops.Weighted) else 0
+    return groups.along(node, 1).get(axis)
+
+
 def _kept_family(family: Family, graph: Graph, result: PruneResult) -> KeptFamily:
     layers: dict[str, Indices] = {}
     for node_id in family.producers:
-        labels = result.groups.slots.get((node_id, 1), {}).get(0)
+        labels = _labels_made(graph[node_id], result.groups)
         if labels is not None:
             own = np.isin(result.groups.number[labels], family.groups) & result.groups.kept(result.keep, labels)
             name = native_name(graph[node_id])

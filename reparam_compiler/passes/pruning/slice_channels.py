@@ -25,7 +25,7 @@ from reparam_compiler.interpreter.size_expressions import numbers_of, stale_numb
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType, with_inputs
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep
-from reparam_compiler.passes.pruning.coupling.labels import RUN_AS_OPAQUE, STATE_SIZES, Labels, coupling_model, is_depthwise
+from reparam_compiler.passes.pruning.coupling.labels import Value, coupling_model, reads_channels
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Cut = Callable[[np.ndarray, Mapping[int, Keep]], np.ndarray]
@@ -41,36 +41,25 @@ def masked(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
     replacements: dict[NodeId, Node] = {}
     for node in graph:
         op, seen = coupling_model(node)
-        weight = node.inputs[1] if len(node.inputs) > 1 else None
-        place, axis = (op.mask, None) if op.mask is not None else (1, 0 if isinstance(op, ops.ConvTranspose) else 1)
-        along = groups.slots.get((node.id, place), {})
-        read = next(iter(along), None) if axis is None else axis
-        if read is None or read not in along or groups.kept(keep, along[read]).all():
-            continue
-        kept = groups.kept(keep, along[read])
-        if op.mask is not None:
-            replacements[node.id] = replace(seen, op=op, inputs=_with_mask(seen, op.mask, _mask(graph, seen, read, kept)))
-        elif _mixes(op, along) and isinstance(weight, Param):
-            replacements[node.id] = with_inputs(node, {1: blanked.cut(weight, {read: kept})})
+        if op.has_mask:
+            for axis, labels in groups.along(seen, "mask").items():
+                kept = groups.kept(keep, labels)
+                if not kept.all():
+                    mask = _mask(graph, seen, axis, kept)
+                    replacements[node.id] = replace(seen, op=op).with_operands({"mask": mask})
+        elif isinstance(node.op, ops.Weighted) and isinstance(weight := node.operand("weight"), Param):
+            axes, axis = groups.along(node, "weight"), node.op.input_axis
+            if reads_channels(node, axes) and not (kept := groups.kept(keep, axes[axis])).all():
+                replacements[node.id] = node.with_operands({"weight": blanked.cut(weight, {axis: kept})})
     return graph.rewrite(replacements)
-
-
-def _mixes(op: ops.Op, along: Mapping[int, Labels]) -> bool:
-    """True for an op whose weight reads several channels; a depthwise one passes each on by itself."""
-    return isinstance(op, ops.Conv | ops.Linear) or (isinstance(op, ops.ConvTranspose) and 1 in along)
 
 
 def _mask(graph: Graph, node: Node, axis: int, kept: Keep) -> Param:
     """A 1 for each position that counts along an axis of what a node reads first."""
-    first = node.inputs[0]
+    first = node.operand(0)
     known = first if isinstance(first, Param) else graph[first or ""].type
     rank = axis + 1 if known is None else len(known.shape)
     return Param.of(kept.astype(np.float64).reshape([-1 if a == axis else 1 for a in range(rank)]), role="const", dtype="f64")
-
-
-def _with_mask(node: Node, place: int, mask: Param) -> tuple[Operand, ...]:
-    absent: tuple[Operand, ...] = (None,) * (place - len(node.inputs))
-    return (*node.inputs, *absent, mask)
 
 
 def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
@@ -80,53 +69,61 @@ def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
     `graph` may be the one that `groups` was found on, or one of the same nodes with other parameters of the same shapes.
     """
     _check_keep(groups, keep)
-    cut = _Params(take)
-    replacements: dict[NodeId, Node] = {}
-    types = {node.id: _narrowed_type(node, groups, keep) for node in graph}
-    shapes = {node_id: found.shape for node_id, found in types.items() if found is not None}
-    stale = stale_numbers(graph, shapes)
-    for node in graph:
-        inputs: dict[int, Operand] = {}
-        for index, operand in enumerate(node.inputs):
-            axes = groups.slots.get((node.id, index), {})
-            keeps = {axis: groups.kept(keep, labels) for axis, labels in axes.items()}
-            if isinstance(operand, Param) and not all(kept.all() for kept in keeps.values()):
-                inputs[index] = cut.cut(operand, keeps)
+    slicing = _Slicing(graph, groups, keep)
+    return graph.rewrite({node.id: narrower for node in graph if (narrower := slicing.node(node)) is not node})
+
+
+Types = Mapping[NodeId, TensorType | None]
+
+
+class _Slicing:
+    """What the nodes of one graph become without the removed channels."""
+
+    def __init__(self, graph: Graph, groups: ChannelGroups, keep: Keep) -> None:
+        self._graph, self._groups, self._keep, self._cut = graph, groups, keep, _Params(take)
+        self._types: Types = {node.id: _narrowed_type(node, groups, keep) for node in graph}
+        shapes = {node_id: known.shape for node_id, known in self._types.items() if known is not None}
+        self._stale = stale_numbers(graph, shapes)
+
+    def node(self, node: Node) -> Node:
+        """The node without them; the same object where nothing changes."""
+        new = replace(self._cut_node(node), type=self._types[node.id])
+        return new if new.inputs != node.inputs or new.op != node.op or new.type != node.type else node
+
+    def _cut_node(self, node: Node) -> Node:
+        inputs = self._cut_params(node)
         op, seen = coupling_model(node)
-        narrowed = _narrowed(seen, op, groups, keep)
-        if seen is node:
-            new = with_inputs(node, inputs, narrowed)
-        elif (isinstance(op, RUN_AS_OPAQUE) and not _repeats(seen, op, groups)) or _follows(node, types):
-            new = with_inputs(node, inputs, _now_like(node.op, narrowed))
-        elif inputs or narrowed != op or _is_told_otherwise(node, op, stale, types, graph):
-            new = with_inputs(seen, inputs, narrowed)
-        else:
-            new = node
-        new = replace(new, type=types[node.id])
-        if inputs or new.op != node.op or new.type != node.type:
-            replacements[node.id] = new
-    return graph.rewrite(replacements)
+        narrowed = _narrowed(seen, op, self._groups, self._keep)
+        if not isinstance(node.op, ops.Opaque) or node.op.coupling is None:
+            return with_inputs(node, inputs, narrowed)
+        if (op.runs_as_opaque and not _repeats(seen, op, self._groups)) or _follows(node, self._types):
+            return with_inputs(node, inputs, replace(node.op, coupling=narrowed))  # it runs as it did, on fewer channels
+        if inputs or narrowed != op or self._is_told_otherwise(node, node.op, op):
+            return with_inputs(seen, inputs, narrowed)  # its coupling model, which states the new sizes, takes its place
+        return node
 
+    def _cut_params(self, node: Node) -> dict[int, Operand]:
+        """The parameters that lose something, by the input that they are."""
+        cut: dict[int, Operand] = {}
+        for index, operand in enumerate(node.inputs):
+            axes = self._groups.slots.get((node.id, index), {})
+            keeps = {axis: self._groups.kept(self._keep, labels) for axis, labels in axes.items()}
+            if isinstance(operand, Param) and not all(kept.all() for kept in keeps.values()):
+                cut[index] = self._cut.cut(operand, keeps)
+        return cut
 
-def _now_like(op: ops.Op, like: ops.Op) -> ops.Op:
-    return replace(op, coupling=like) if isinstance(op, ops.Opaque) and op.coupling != like else op
+    def _is_told_otherwise(self, node: Node, opaque: ops.Opaque, model: ops.Op) -> bool:
+        """True where a size that an op is told by the model comes out otherwise after the cut."""
+        if not model.states_sizes:
+            return False
+        numbers = [operand for operand in node.inputs[opaque.reads :] if isinstance(operand, str)]
+        return any(number in self._stale or self._types[number] != self._graph[number].type for number in numbers)
 
 
 def _repeats(node: Node, op: ops.Op, groups: ChannelGroups) -> bool:
     """True for a number that is repeated to a width that is stated."""
     alone = isinstance(op, ops.Expand) and len(node.sources) == 1 == len(node.inputs)
     return alone and groups.value(node.sources[0]).axis is None and groups.value(node.id).axis is not None
-
-
-Types = Mapping[NodeId, TensorType | None]
-
-
-def _is_told_otherwise(node: Node, op: ops.Op, stale: frozenset[NodeId], types: Types, graph: Graph) -> bool:
-    """True where a size that an op is told by the model comes out otherwise after the cut."""
-    if not isinstance(op, STATE_SIZES) or not isinstance(node.op, ops.Opaque):
-        return False
-    rest = [operand for operand in node.inputs[node.op.reads :] if isinstance(operand, str)]
-    return any(operand in stale or types[operand] != graph[operand].type for operand in rest)
 
 
 def _follows(node: Node, types: Types) -> bool:
@@ -226,31 +223,43 @@ def _narrowed(node: Node, op: ops.Op, groups: ChannelGroups, keep: Keep) -> ops.
     """The op with the widths that it states."""
     value = groups.value(node.id)
     source = groups.value(node.sources[0]) if node.sources else value
-    match op:
-        case ops.Conv() if isinstance(node.inputs[1], Param) and is_depthwise(op, node.inputs[1]) and source.axis == 1:
-            return replace(op, groups=int(groups.kept(keep, source.labels).sum()))
-        case ops.ConvTranspose() if (
-            isinstance(node.inputs[1], Param) and source.axis == 1 and 1 < op.groups == len(source.labels)
-        ):
-            return replace(op, groups=int(groups.kept(keep, source.labels).sum()))
-        case ops.GroupNorm(groups=count) if source.axis == 1 and count == len(source.labels):
-            return replace(op, groups=int(groups.kept(keep, source.labels).sum()))
-        case ops.Reshape(shape) | ops.Expand(shape) if value.axis is not None and shape[value.axis] > 0:
-            width = int(groups.kept(keep, value.labels).sum())
-            return replace(op, shape=(*shape[: value.axis], width, *shape[value.axis + 1 :]))
-        case ops.LayerNorm(shape) if along := groups.slots.get((node.id, 3)):
-            rank = len(shape) - len(node.type.shape) if node.type is not None else 0
-            axes = {axis + rank: int(groups.kept(keep, labels).sum()) for axis, labels in along.items()}
-            return replace(op, shape=tuple(axes.get(axis, size) if size > 0 else size for axis, size in enumerate(shape)))
-        case ops.Attention() if along := groups.slots.get((node.id, 4)):
-            return replace(op, width=int(groups.kept(keep, next(iter(along.values()))).sum()))
-        case ops.Split(axis, sizes) if axis == source.axis:
-            return replace(op, sizes=piece_sizes(groups.kept(keep, source.labels), sizes))
-        case ops.Slice(axis, start, stop, step) if axis == source.axis:
-            first, last = bounds(groups.kept(keep, source.labels), start, stop, step)
-            return replace(op, start=first, stop=last)
-        case _:
-            return op
+    if isinstance(op, ops.Conv | ops.ConvTranspose | ops.GroupNorm):
+        each = source.axis == 1 and _has_a_group_each(node, op, len(source.labels))
+        return replace(op, groups=int(groups.kept(keep, source.labels).sum())) if each else op
+    if isinstance(op, ops.Reshape | ops.Expand):
+        return _narrowed_shape(op, value, groups, keep)
+    if isinstance(op, ops.LayerNorm):
+        return _narrowed_norm(node, op, groups, keep)
+    if isinstance(op, ops.Attention):
+        width = next(iter(groups.along(node, "mask").values()), None)
+        return op if width is None else replace(op, width=int(groups.kept(keep, width).sum()))
+    if isinstance(op, ops.Split) and op.axis == source.axis:
+        return replace(op, sizes=piece_sizes(groups.kept(keep, source.labels), op.sizes))
+    if isinstance(op, ops.Slice) and op.axis == source.axis:
+        start, stop = bounds(groups.kept(keep, source.labels), op.start, op.stop, op.step)
+        return replace(op, start=start, stop=stop)
+    return op
+
+
+def _has_a_group_each(node: Node, op: ops.Conv | ops.ConvTranspose | ops.GroupNorm, channels: int) -> bool:
+    """True where every channel that is read is a group of its own, so that there are as many groups as channels."""
+    if isinstance(op, ops.GroupNorm):
+        return op.groups == channels
+    weight = node.operand("weight")
+    return isinstance(weight, Param) and op.is_depthwise(weight.shape)
+
+
+def _narrowed_shape(op: ops.Reshape | ops.Expand, value: Value, groups: ChannelGroups, keep: Keep) -> ops.Op:
+    axis, shape = value.axis, op.shape
+    if axis is None or shape[axis] <= 0:
+        return op
+    return replace(op, shape=(*shape[:axis], int(groups.kept(keep, value.labels).sum()), *shape[axis + 1 :]))
+
+
+def _narrowed_norm(node: Node, op: ops.LayerNorm, groups: ChannelGroups, keep: Keep) -> ops.Op:
+    first = len(node.type.shape) - len(op.shape) if node.type is not None else 0
+    widths = {axis - first: int(groups.kept(keep, labels).sum()) for axis, labels in groups.along(node, "mask").items()}
+    return replace(op, shape=tuple(widths.get(axis, size) if size > 0 else size for axis, size in enumerate(op.shape)))
 
 
 def _narrowed_type(node: Node, groups: ChannelGroups, keep: Keep) -> TensorType | None:

@@ -37,7 +37,7 @@ def move(node: Node, op: ops.Op, trace: Trace) -> Found:
     if isinstance(op, ops.ChannelShuffle) and 1 in labelled:
         blocks = values[0].labels.reshape(op.groups, -1)
         trace.tie(node, blocks, blocks[:1])
-    if isinstance(op, ops.Flatten | ops.Reshape):
+    if op.reshapes:
         return _reshape(node, values[0], trace)
     try:
         moved = _run(node, op, values, labelled, trace)
@@ -49,8 +49,8 @@ def move(node: Node, op: ops.Op, trace: Trace) -> Found:
 
 
 def _run(node: Node, op: ops.Op, values: Sequence[Value], labelled: set[int], trace: Trace) -> Tensor | tuple[Tensor, ...]:
-    own_axis = {op.axis} if isinstance(op, ops.Concat | ops.Slice | ops.Split) else set()
-    whole = isinstance(op, ops.Rearrange | ops.Move)
+    own_axis = {op.axis} if isinstance(op, ops.AlongAxis) else set()
+    whole = op.runs_whole
     tensors: dict[NodeId, Any] = {}
     for index, (operand, value) in enumerate(zip(node.inputs, values, strict=True)):
         shape = trace.shape(operand) if isinstance(operand, str) else operand.shape if isinstance(operand, Param) else ()

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Int64
 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
-from reparam_compiler.passes.pruning.coupling.labels import Found, Labels, Pin, Slot, Trace, Value, coupling_model, is_depthwise
+from reparam_compiler.ir.kind import Place
+from reparam_compiler.passes.pruning.coupling.labels import Found, Labels, Pin, Slot, Trace, Value, coupling_model
 from reparam_compiler.passes.pruning.coupling.rules import COUPLINGS
 
 Keep = Bool[np.ndarray, "G"]
@@ -77,8 +78,12 @@ class ChannelGroups:
 
     def value(self, node_id: NodeId) -> Value:
         """The labels of a value that is one tensor."""
-        found = self.values[node_id]
-        return Value(None, np.zeros(0, np.int64)) if isinstance(found, tuple) else found
+        value = self.values[node_id]
+        return Value(None, np.zeros(0, np.int64)) if isinstance(value, tuple) else value
+
+    def along(self, node: Node, place: Place) -> Mapping[int, Labels]:
+        """The labels along each axis of an operand that has any."""
+        return self.slots.get((node.id, node.op.signature.index(place)), {})
 
     def kept(self, keep: Keep, labels: Labels) -> Bool[np.ndarray, "C"]:
         """For each position with these labels whether it stays."""
@@ -86,8 +91,10 @@ class ChannelGroups:
 
     def read(self, node: Node, keep: Keep) -> Bool[np.ndarray, "C"] | None:
         """For a conv or linear that mixes channels: what stays along axis 1 of its weight. None for all other nodes."""
-        labels = self.slots.get((node.id, 1), {}).get(1)
-        return self.kept(keep, labels) if labels is not None and isinstance(node.op, ops.Conv | ops.Linear) else None
+        if not isinstance(node.op, ops.Weighted) or node.op.output_axis != 0:
+            return None
+        labels = self.along(node, "weight").get(node.op.input_axis)
+        return None if labels is None else self.kept(keep, labels)
 
 
 def channel_groups(graph: Graph, *, pinned: Mapping[NodeId, str] = MappingProxyType({})) -> ChannelGroups:
@@ -100,13 +107,13 @@ def channel_groups(graph: Graph, *, pinned: Mapping[NodeId, str] = MappingProxyT
     Raises:
         UnsupportedModelError: a shape that is needed is not known.
     """
-    found = _Coupled.of(Trace(graph, COUPLINGS, pinned))
-    if others := found.dead_ends():
+    coupled = _Coupled.of(Trace(graph, COUPLINGS, pinned))
+    if others := coupled.dead_ends():
         second = _Coupled.of(Trace(graph, COUPLINGS, pinned, others))
-        if second.free > found.free:
-            found = second
-    trace, families = found.trace, _families(found.trace, found.number, found.count, found.pins)
-    return ChannelGroups(MappingProxyType(trace.values), MappingProxyType(trace.slots), found.number, families)
+        if second.free > coupled.free:
+            coupled = second
+    trace = coupled.trace
+    return ChannelGroups(MappingProxyType(trace.values), MappingProxyType(trace.slots), coupled.number, _families(coupled))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,50 +150,71 @@ class _Coupled:
         return int((~np.isin(self.number, [0, *self.pins])).sum())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Place:
-    """Where groups can stand: an axis of a parameter, named by its first reader, or a piece that a split or slice takes out."""
+    """Where groups can stand: an axis of a parameter, or a piece that a split or slice takes out.
+
+    node: the first reader of the parameter, or the node that gives the piece.
+    makes_channels: the axis is that of the outputs of a conv, linear or embedding.
+    labels: along the axis. readers: all nodes that read the parameter.
+    """
 
     node: NodeId
     makes_channels: bool
+    labels: Labels
+    readers: frozenset[NodeId]
 
 
-def _families(trace: Trace, number: np.ndarray, count: int, pins: Mapping[int, Pin]) -> tuple[Family, ...]:
-    """Groups with the same pin that stand in the same places equally often, so that no piece of a split can be left empty."""
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    """Why a group is pinned, and in which places it stands how often: groups of one signature are a family.
+
+    So no piece of a split can be left empty: every family stands in it whole.
+    """
+
+    pin: Pin | None
+    standing: tuple[tuple[_Place, int], ...]
+
+
+def _families(coupled: _Coupled) -> tuple[Family, ...]:
+    """The groups of each signature, in the order of the graph."""
+    graph, names, families = coupled.trace.graph, Counter[str](), []
+    for signature, groups in _signatures(coupled).items():
+        family = _family(signature, groups, graph)
+        names[family.name] += 1
+        label = family.name if names[family.name] == 1 else f"{family.name}#{names[family.name]}"
+        families.append(replace(family, name=label))
+    return tuple(sorted(families, key=lambda family: graph.position[family.producers[0]]))
+
+
+def _signatures(coupled: _Coupled) -> Mapping[_Signature, list[int]]:
+    """The groups by signature. Copies of a number that nothing joined stand nowhere, and are in none."""
+    standing: list[list[tuple[_Place, int]]] = [[] for _ in range(coupled.count)]
+    for place in _places(coupled.trace):
+        for group, often in Counter(coupled.number[place.labels].tolist()).items():
+            standing[group].append((place, often))
+    groups: dict[_Signature, list[int]] = {}
+    for group in range(1, coupled.count):
+        if standing[group]:
+            groups.setdefault(_Signature(coupled.pins.get(group), tuple(standing[group])), []).append(group)
+    return groups
+
+
+def _family(signature: _Signature, groups: list[int], graph: Graph) -> Family:
+    """The family of one signature, under the name of the layer that makes its channels."""
+    made = [(place, often) for place, often in signature.standing if place.makes_channels] or signature.standing
+    producers = tuple(dict.fromkeys(place.node for place, _ in made))
+    readers = frozenset[NodeId]().union(*(place.readers for place, _ in signature.standing))
+    members = tuple(sorted(readers, key=graph.position.__getitem__))
+    positions, pin = made[0][1], signature.pin
+    if pin is None and len(groups) == 1:
+        pin = Pin(producers[0], f"its {positions} channels can only leave together")
+    return Family(native_name(graph[producers[0]]), np.array(groups), positions, producers, members, pin)
+
+
+def _places(trace: Trace) -> list[_Place]:
+    """Every axis of every parameter that goes with labels, a shared one once, and every piece."""
     places: list[_Place] = []
-    standing: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-    readers: dict[int, set[NodeId]] = {}
-    for place, labels, others in _places(trace):
-        readers[len(places)] = others
-        for group, often in Counter(number[labels].tolist()).items():
-            standing[group].append((len(places), often))
-        places.append(place)
-    alike: dict[tuple[Pin | None, tuple[tuple[int, int], ...]], list[int]] = {}
-    for group in range(1, count):
-        if not standing[group]:  # copies of a number that nothing joined
-            continue
-        alike.setdefault((pins.get(group), tuple(standing[group])), []).append(group)
-    families, names = [], Counter[str]()
-    for (pin, where), groups in alike.items():
-        made = [(index, often) for index, often in where if places[index].makes_channels] or list(where) or [(-1, 1)]
-        producers = tuple(dict.fromkeys(places[index].node for index, _ in made if index >= 0))
-        used = {reader for index, _ in where for reader in readers[index]}
-        members = tuple(sorted(used, key=trace.graph.position.__getitem__))
-        name = native_name(trace.graph[producers[0]]) if producers else f"constant {groups[0]}"
-        names[name] += 1
-        label = name if names[name] == 1 else f"{name}#{names[name]}"
-        family = Family(label, np.array(groups), made[0][1], producers, members, pin)
-        if pin is None and len(groups) == 1:
-            node = producers[0] if producers else name
-            family = replace(family, pin=Pin(node, f"its {family.width} channels can only leave together"))
-        families.append(family)
-    order = trace.graph.position
-    return tuple(sorted(families, key=lambda family: order[family.producers[0]] if family.producers else len(order)))
-
-
-def _places(trace: Trace) -> list[tuple[_Place, Labels, set[NodeId]]]:
-    """Every axis of every parameter that goes with labels, a shared one once, and every piece; with the nodes that read it."""
-    found: list[tuple[_Place, Labels, set[NodeId]]] = []
     for (node_id, index), axes in trace.slots.items():
         node = trace.graph[node_id]
         operand = node.inputs[index] if index < len(node.inputs) else None
@@ -194,30 +222,24 @@ def _places(trace: Trace) -> list[tuple[_Place, Labels, set[NodeId]]]:
             continue
         users = trace.graph.param_users[operand]
         if users[0] == (node_id, index):
-            readers = {user for user, _ in users}
-            found += [(_Place(node_id, _makes(node, index, axis)), labels, readers) for axis, labels in axes.items()]
+            readers = frozenset(user for user, _ in users)
+            places += [_Place(node_id, _makes(node, index, axis), labels, readers) for axis, labels in axes.items()]
     for node in trace.graph:
         value = trace.values[node.id]
-        if isinstance(node.op, ops.Slice | ops.TupleGet) and isinstance(value, Value) and value.axis is not None:
-            found.append((_Place(node.id, False), value.labels, set()))
-    return found
+        if node.op.gives_piece and isinstance(value, Value) and value.axis is not None:
+            places.append(_Place(node.id, False, value.labels, frozenset()))
+    return places
 
 
 def _makes(node: Node, index: int, axis: int) -> bool:
     """True for the output axis of the weight of a conv or linear that mixes channels, and of an embedding."""
-    op, weight = coupling_model(node)[0], node.inputs[1] if len(node.inputs) > 1 else None
-    match op:
-        case ops.Linear():
-            made = 0
-        case ops.Conv() if isinstance(weight, Param) and not is_depthwise(op, weight):
-            made = 0
-        case ops.ConvTranspose() if isinstance(weight, Param) and not (op.groups > 1 and weight.shape[0] == op.groups):
-            made = 1
-        case ops.Embedding():
-            made = 1
-        case _:
-            return False
-    return (index, axis) == (1, made)
+    op = coupling_model(node)[0]
+    weight = node.inputs[index]
+    if op.operands.name(index) != "weight" or not isinstance(weight, Param):
+        return False
+    if isinstance(op, ops.Embedding):
+        return axis == op.output_axis
+    return isinstance(op, ops.Weighted) and axis == op.output_axis and not op.is_depthwise(weight.shape)
 
 
 def native_name(node: Node) -> str:

@@ -9,7 +9,7 @@ An op without a rule for all sizes may have a coupling model (`ops.Opaque.coupli
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -21,6 +21,7 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.interpreter.size_expressions import asked, number_values, stale_numbers
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId, Param
+from reparam_compiler.ir.kind import Place
 
 Labels = Int64[np.ndarray, "C"]
 Slot = tuple[NodeId, int]
@@ -99,7 +100,7 @@ class Trace:
     def __init__(
         self,
         graph: Graph,
-        couplings: Mapping[type[ops.Op], "Coupling[ops.Op]"],
+        couplings: Mapping[type[ops.Kind], "Coupling[ops.Op]"],
         keep: Mapping[NodeId, str],
         others: Collection[NodeId] = (),
     ) -> None:
@@ -152,8 +153,8 @@ class Trace:
         narrower = {node_id: shape for node_id in self.values if (shape := self._narrower(node_id)) is not None}
         stale = stale_numbers(self.graph, narrower)
         for node in self.graph:
-            rewritable = isinstance(node.op, ops.Opaque) and isinstance(node.op.coupling, STATE_SIZES)
-            if node.id in self.numbers or rewritable:
+            model = node.op.coupling if isinstance(node.op, ops.Opaque) else None
+            if node.id in self.numbers or (model is not None and model.states_sizes):
                 continue
             for number in stale.intersection(node.sources):
                 if self._is_width_of(node, number, narrower):
@@ -193,11 +194,11 @@ class Trace:
         named = isinstance(size, str) and not self._batch.isdisjoint(re.findall(r"\w+", size))
         return named or (axis == 0 and not isinstance(size, int))
 
-    def source(self, node: Node, index: int = 0) -> Value:
-        """The labels of what a node reads."""
-        operand = node.inputs[index]
-        found = self.values[operand] if isinstance(operand, str) else NOTHING
-        return NOTHING if isinstance(found, tuple) else found
+    def source(self, node: Node, place: Place = 0) -> Value:
+        """The labels of what a node reads: of its first input, or of the one at that place."""
+        operand = node.operand(place)
+        value = self.values[operand] if isinstance(operand, str) else NOTHING
+        return NOTHING if isinstance(value, tuple) else value
 
     def along(self, value: Value, axis: int, size: int) -> Labels | None:
         """The labels of a value along an axis; None where they stand along another one."""
@@ -245,18 +246,18 @@ class Trace:
         for value in found if isinstance(found, tuple) else (found,):
             self._pin(value.labels, Pin(node_id, reason))
 
-    def use(self, node: Node, index: int, axes: Mapping[int, Labels]) -> None:
+    def use(self, node: Node, place: Place, axes: Mapping[int, Labels]) -> None:
         """Notes that a parameter goes with these labels; where it is shared, its uses are tied."""
-        self.slots[node.id, index] = axes
-        operand = node.inputs[index] if index < len(node.inputs) else None
+        self.slots[node.id, node.op.signature.index(place)] = axes
+        operand = node.operand(place)
         if not isinstance(operand, Param):
             return
-        known = self._params.setdefault(operand, axes)
-        for axis in sorted(known.keys() | axes.keys()) if known is not axes else ():
-            if axis in known and axis in axes:
-                self.tie(node, known[axis], axes[axis])
+        first = self._params.setdefault(operand, axes)
+        for axis in sorted(first.keys() | axes.keys()) if first is not axes else ():
+            if axis in first and axis in axes:
+                self.tie(node, first[axis], axes[axis])
             else:
-                labels = known[axis] if axis in known else axes[axis]
+                labels = first[axis] if axis in first else axes[axis]
                 self._pin(labels, Pin(node.id, f"{called(node)} shares a parameter with a use that needs all of it"))
 
     def freeze(self, node: Node, reason: str) -> Value:
@@ -277,22 +278,20 @@ Kind = TypeVar("Kind", bound=ops.Op)
 Coupling = Callable[[Node, Kind, Trace], Found]
 """What an op does with the labels of what it reads: it ties and pins them in the trace, and gives those of its own value."""
 
-STATE_SIZES = (ops.Reshape, ops.Expand, ops.LayerNorm)
-"""Likenesses of ops that can be told sizes in numbers, whatever the model computed them from."""
-RUN_AS_OPAQUE = (ops.Slicewise, ops.Rearrange, ops.PerChannel, ops.Glu, ops.Expand)
-"""Likenesses that say how channels are coupled: the opaque op itself is run, and gives what it should at other widths too."""
-
 
 def coupling_model(node: Node) -> tuple[ops.Op, Node]:
-    """What a node is to pruning: its op or the likeness of it, and the node with the inputs of that alone."""
+    """What a node is to pruning: its op or the coupling model of it, and the node with the inputs of that alone."""
     if not isinstance(node.op, ops.Opaque) or node.op.coupling is None:
         return node.op, node
     return node.op.coupling, replace(node, inputs=node.inputs[: node.op.reads])
 
 
-def is_depthwise(op: ops.Conv, weight: Param) -> bool:
-    """True for a conv whose every group reads one channel: it passes channels on instead of mixing them."""
-    return op.groups > 1 and weight.shape[1] == 1
+def reads_channels(node: Node, axes: Iterable[int]) -> bool:
+    """True for a conv or linear that mixes the channels that it reads, where its weight has labels along these axes."""
+    op, weight = node.op, node.operand("weight") if isinstance(node.op, ops.Weighted) else None
+    if not isinstance(op, ops.Weighted) or not isinstance(weight, Param):
+        return False
+    return op.input_axis in axes and not op.is_depthwise(weight.shape)
 
 
 def called(node: Node) -> str:

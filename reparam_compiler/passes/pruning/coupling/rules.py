@@ -15,18 +15,19 @@
     anything else          is not understood: what it reads and gives is fixed, and the reason is kept
 
 An op across channels does something else once some have left. Where it only sums, that is what zeroed weights do to a linear
-layer; a mean or a norm is taken over the survivors. Both are notes in the slot of an operand that no model has, `counted`: the
+layer; a mean or a norm is taken over the survivors. Both are notes in the slot of an operand that no model has, `mask`: the
 masked reference of pruning gets a mask there.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
 
 from reparam_compiler.core.kernel import Ints
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Node, Param
+from reparam_compiler.ir.graph import Node, Operand, Param
 from reparam_compiler.passes.pruning.coupling import rules_across as across
 from reparam_compiler.passes.pruning.coupling.data_movement import move
 from reparam_compiler.passes.pruning.coupling.labels import (
@@ -38,10 +39,9 @@ from reparam_compiler.passes.pruning.coupling.labels import (
     Trace,
     Value,
     called,
-    is_depthwise,
 )
 
-COUPLINGS: dict[type[ops.Op], Coupling[ops.Op]] = {}
+COUPLINGS: dict[type[ops.Kind], Coupling[ops.Op]] = {}
 """For each kind of op how it treats labels."""
 
 
@@ -66,75 +66,75 @@ def _input(node: Node, op: ops.Input, trace: Trace) -> Found:
 
 @register_coupling(ops.Conv)
 def _conv(node: Node, op: ops.Conv, trace: Trace) -> Found:
-    weight = node.inputs[1]
-    if not isinstance(weight, Param) or any(isinstance(operand, str) for operand in node.inputs[2:]):
+    weight = node.operand("weight")
+    if not isinstance(weight, Param) or not node.has_constant_params:
         return trace.freeze(node, f"the weight or bias of {called(node)} is computed")
     out, into = weight.shape[:2]
     read = trace.along(trace.source(node), 1, into * op.groups)
     if read is None:
         return trace.freeze(node, f"{called(node)} slides along the channels")
-    if is_depthwise(op, weight):
+    if op.is_depthwise(weight.shape):
         made = read
         if out != op.groups:
             made = trace.ties.fresh(out)
             trace.tie(node, made, np.repeat(read, out // op.groups))
-        trace.use(node, 1, {0: made})
+        trace.use(node, "weight", {0: made})
     else:
         blocks = read.reshape(op.groups, into)
         trace.tie(node, blocks, blocks[:1])
         made = trace.ties.fresh(out)
         trace.tie(node, made.reshape(op.groups, -1), made[: out // op.groups])
-        trace.use(node, 1, {0: made, 1: blocks[0]})
-    trace.use(node, 2, {0: made})
+        trace.use(node, "weight", {0: made, 1: blocks[0]})
+    trace.use(node, "bias", {0: made})
     return trace.value(node, 1, made)
 
 
 @register_coupling(ops.ConvTranspose)
 def _conv_transpose(node: Node, op: ops.ConvTranspose, trace: Trace) -> Found:
-    weight = node.inputs[1]
-    if not isinstance(weight, Param) or any(isinstance(operand, str) for operand in node.inputs[2:]):
+    weight = node.operand("weight")
+    if not isinstance(weight, Param) or not node.has_constant_params:
         return trace.freeze(node, f"the weight or bias of {called(node)} is computed")
     into, out = weight.shape[0], weight.shape[1]
     read = trace.along(trace.source(node), 1, into)
     if read is None:
         return trace.freeze(node, f"{called(node)} slides along the channels")
-    if op.groups > 1 and into == op.groups:  # each channel makes its own
+    if op.is_depthwise(weight.shape):  # each channel makes its own
         made = read
         if out > 1:
             made = trace.ties.fresh(out * into)
             trace.tie(node, made, np.repeat(read, out))
-        trace.use(node, 1, {0: read})
+        trace.use(node, "weight", {0: read})
     else:
         blocks = read.reshape(op.groups, -1)
         trace.tie(node, blocks, blocks[:1])
         made = trace.ties.fresh(out * op.groups)
         trace.tie(node, made.reshape(op.groups, -1), made[:out])
-        trace.use(node, 1, {0: read, 1: made[:out]})
-    trace.use(node, 2, {0: made})
+        trace.use(node, "weight", {0: read, 1: made[:out]})
+    trace.use(node, "bias", {0: made})
     return trace.value(node, 1, made)
 
 
 @register_coupling(ops.Linear)
 def _linear(node: Node, op: ops.Linear, trace: Trace) -> Found:
-    weight, x = node.inputs[1], trace.source(node)
-    if not isinstance(weight, Param) or any(isinstance(operand, str) for operand in node.inputs[2:]):
+    weight, x = node.operand("weight"), trace.source(node)
+    if not isinstance(weight, Param) or not node.has_constant_params:
         return trace.freeze(node, f"the weight or bias of {called(node)} is computed")
     last = len(trace.shape(node.sources[0])) - 1
     read = trace.along(x, last, weight.shape[1])
     if read is None:  # it mixes another axis than the one that may be cut
-        trace.use(node, 1, {})
-        trace.use(node, 2, {})
+        trace.use(node, "weight", {})
+        trace.use(node, "bias", {})
         return x
     made = trace.ties.fresh(weight.shape[0])
-    trace.use(node, 1, {0: made, 1: read})
-    trace.use(node, 2, {0: made})
+    trace.use(node, "weight", {0: made, 1: read})
+    trace.use(node, "bias", {0: made})
     return trace.value(node, last, made)
 
 
 @register_coupling(ops.BatchNorm)
 def _batch_norm(node: Node, op: ops.BatchNorm, trace: Trace) -> Found:
     x = trace.source(node)
-    if any(isinstance(operand, str) for operand in node.inputs[1:]):
+    if not node.has_constant_params:
         return trace.freeze(node, f"a parameter of {called(node)} is computed")
     if x.axis not in (None, 1) and op.training:
         return trace.freeze(node, f"{called(node)} takes its statistics over them")
@@ -148,42 +148,73 @@ def _add(node: Node, op: ops.Op, trace: Trace) -> Found:
     return _broadcast(node, trace)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Aligned:
+    """One of the operands of a broadcast, with its axes counted as those of the result.
+
+    index: which input it is. shape: its own. value: its labels.
+    lead: how many axes of the result come before its first one.
+    """
+
+    index: int
+    operand: Operand
+    shape: Ints
+    value: Value
+    lead: int
+
+    @property
+    def axis(self) -> int | None:
+        """The axis of the result that its labels stand along."""
+        return None if self.value.axis is None else self.value.axis + self.lead
+
+    def spans(self, axis: int) -> bool:
+        """True where it has more than one position along an axis of the result."""
+        own = axis - self.lead
+        return own >= 0 and self.shape[own] > 1
+
+    def follows(self, axis: int) -> bool:
+        """True where it can go with labels along an axis: it has them there, is constant, or is the same for all of it."""
+        return self.axis == axis or isinstance(self.operand, Param) or not self.spans(axis)
+
+
+def _aligned(node: Node, trace: Trace) -> list[_Aligned]:
+    """The operands of a node that broadcasts."""
+    shapes = [trace.shape(o) if isinstance(o, str) else o.shape if isinstance(o, Param) else () for o in node.inputs]
+    rank = max(map(len, shapes))
+    return [
+        _Aligned(index, operand, shape, trace.source(node, index), rank - len(shape))
+        for index, (operand, shape) in enumerate(zip(node.inputs, shapes, strict=True))
+    ]
+
+
 def _broadcast(node: Node, trace: Trace, axes: Ints | None = None) -> Found:
     """One of the operands with labels says along which axis; the others follow, are the same for all, or pin it.
 
     axes: those along which the op goes slice by slice; all of them where it is None.
     """
-    shapes = [trace.shape(o) if isinstance(o, str) else o.shape if isinstance(o, Param) else () for o in node.inputs]
-    rank = max(map(len, shapes))
-    values = [trace.source(node, index) for index in range(len(node.inputs))]
-    placed = [(v.axis + rank - len(shape), v) for v, shape in zip(values, shapes, strict=True) if v.axis is not None]
+    operands = _aligned(node, trace)
+    placed = [(operand.axis, operand.value) for operand in operands if operand.axis is not None]
     if not placed:
         return trace.freeze(node, f"{called(node)} joins constants")
 
-    def fits(axis: int) -> bool:
-        """Whether all that carries no labels along this axis is the same for all of it."""
-        own = [axis - rank + len(shape) for shape in shapes]
-        spans = (place >= 0 and shape[place] > 1 for place, shape in zip(own, shapes, strict=True))
-        carry = (value.axis == place or isinstance(o, Param) for value, place, o in zip(values, own, node.inputs, strict=True))
-        return all(carries or not span for span, carries in zip(spans, carry, strict=True))
+    def preference(place: tuple[int, Value]) -> tuple[bool, bool, int]:
+        axis, value = place
+        return not trace.is_loose(value.labels), all(operand.follows(axis) for operand in operands), len(value.labels)
 
-    axis, best = max(placed, key=lambda p: (not trace.is_loose(p[1].labels), fits(p[0]), len(p[1].labels)))
-    labels = best.labels
+    axis, leader = max(placed, key=preference)
     for other, value in placed:
         if other != axis:
             trace.pin(value, node.id, f"{called(node)} joins channels of different axes")
     if axes is not None and axis not in axes:
         return trace.freeze(node, f"{called(node)} runs over the channels")
-    for index, (operand, shape, value) in enumerate(zip(node.inputs, shapes, values, strict=True)):
-        own = axis - rank + len(shape)
-        spans = own >= 0 and shape[own] > 1
-        if isinstance(operand, Param):
-            trace.use(node, index, {own: labels} if spans else {})
-        elif value.axis == own:
-            trace.tie(node, labels, value.labels)
-        elif spans:
-            trace.tie(node, labels, np.array(FIXED))
-    return Value(axis, labels)
+    for operand in operands:
+        if isinstance(operand.operand, Param):
+            trace.use(node, operand.index, {axis - operand.lead: leader.labels} if operand.spans(axis) else {})
+        elif operand.axis == axis:
+            trace.tie(node, leader.labels, operand.value.labels)
+        elif operand.spans(axis):
+            trace.tie(node, leader.labels, np.array(FIXED))
+    return Value(axis, leader.labels)
 
 
 @register_coupling(ops.Elementwise)
@@ -214,7 +245,7 @@ def _reduce(node: Node, op: ops.Reduce, trace: Trace) -> Found:
     if x.axis is None:
         return x
     if x.axis in op.axes:
-        trace.use(node, 1, {x.axis: x.labels})
+        trace.use(node, "mask", {x.axis: x.labels})
         return NOTHING
     return Value(x.axis if op.keepdim else x.axis - sum(axis < x.axis for axis in op.axes), x.labels)
 
@@ -270,13 +301,13 @@ def _gate(node: Node, op: ops.Glu, trace: Trace) -> Found:
 @register_coupling(ops.Expand)
 def _expand(node: Node, op: ops.Expand, trace: Trace) -> Found:
     """Along an axis that is repeated to the width of another value, the labels are those of that one."""
-    operand = node.inputs[0]
+    operand = node.operand("x")
     if isinstance(operand, Param):
         return _expand_constant(node, operand, op, trace)
     x, shape = trace.source(node), trace.shape(node.sources[0])
     new = len(op.shape) - len(shape)
-    if len(node.inputs) > 1:
-        other = trace.source(node, 1)
+    if node.operand("like") is not None:
+        other = trace.source(node, "like")
         if other.axis is not None and x.axis is None and (other.axis < new or shape[other.axis - new] == 1):
             return other
     if x.axis is not None:
@@ -289,27 +320,27 @@ def _expand_constant(node: Node, operand: Param, op: ops.Expand, trace: Trace) -
     """A constant (a class token) gets labels along the only axis that it has."""
     long = [axis for axis, size in enumerate(operand.shape) if size > 1]
     if len(long) != 1:
-        trace.use(node, 0, {})
+        trace.use(node, "x", {})
         return NOTHING
     made = trace.ties.fresh(operand.shape[long[0]])
-    trace.use(node, 0, {long[0]: made})
+    trace.use(node, "x", {long[0]: made})
     return trace.value(node, long[0] + len(op.shape) - len(operand.shape), made)
 
 
 @register_coupling(ops.Embedding)
 def _embedding(node: Node, op: ops.Embedding, trace: Trace) -> Found:
-    weight = node.inputs[1]
+    weight = node.operand("weight")
     if not isinstance(weight, Param) or trace.source(node).axis is not None or node.type is None:
         return trace.freeze(node, f"{called(node)} looks up what is computed")
     made = trace.ties.fresh(weight.shape[1])
-    trace.use(node, 1, {1: made})
+    trace.use(node, "weight", {1: made})
     return trace.value(node, len(node.type.shape) - 1, made)
 
 
 @register_coupling(ops.SliceUpdate)
 def _assign(node: Node, op: ops.SliceUpdate, trace: Trace) -> Found:
     """What is written goes with what it is written into, where it is written from end to end of the channels."""
-    labelled = {value.axis for value in (trace.source(node, 0), trace.source(node, 1)) if value.axis is not None}
+    labelled = {value.axis for value in (trace.source(node, "x"), trace.source(node, "value")) if value.axis is not None}
     if labelled.intersection(axis for axis, _, _ in op.cuts):
         return trace.freeze(node, f"{called(node)} writes to channels by their numbers")
     return _broadcast(node, trace)

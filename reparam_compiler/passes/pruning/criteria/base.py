@@ -18,7 +18,7 @@ from torch import Tensor
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family
-from reparam_compiler.passes.pruning.coupling.labels import Labels, coupling_model
+from reparam_compiler.passes.pruning.coupling.labels import Labels, coupling_model, reads_channels
 from reparam_compiler.passes.pruning.repair.activations import Batch
 
 Scores = Float64[np.ndarray, "G"]
@@ -88,19 +88,10 @@ def stands(node: Node, index: int, axis: int, axes: Iterable[int]) -> Literal["f
         axis: which axis.
         axes: all axes of it that carry labels. The input axis of a depthwise conv carries none.
     """
-    if index == 1 and isinstance(coupling_model(node)[0], ops.Embedding):
-        return "filters"
-    if index != 1 or not isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear):
+    op = coupling_model(node)[0]
+    if op.operands.name(index) != "weight" or not isinstance(op, ops.Weighted | ops.Embedding):
         return "made"
-    output = 1 if isinstance(node.op, ops.ConvTranspose) and 1 in axes else 0
-    return "filters" if axis == output or not reads(node, axes) else "read"
-
-
-def reads(node: Node, axes: Iterable[int]) -> bool:
-    """True for a conv or linear that mixes the channels that it reads, where its weight has labels along these axes."""
-    if isinstance(node.op, ops.ConvTranspose):
-        return 0 in axes and not (node.op.groups > 1 and node.params[0].shape[0] == node.op.groups)
-    return isinstance(node.op, ops.Conv | ops.Linear) and 1 in axes
+    return "read" if isinstance(op, ops.Weighted) and axis == op.input_axis and reads_channels(node, axes) else "filters"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,15 +121,15 @@ class Reader:
     weight: Param
     source: NodeId
     axis: int
-    numbers: Int64[np.ndarray, "B*C"]
+    numbers: Int64[np.ndarray, "R"]
 
     def slices(self) -> Float64[np.ndarray, "B O C K"]:
         """Loads the weight: blocks (groups of a conv), outputs and inputs of a block, taps.
 
         The taps of a transposed conv go to different places of its output: they count as outputs.
         """
-        blocks = 1 if isinstance(self.node.op, ops.Linear) else getattr(self.node.op, "groups", 1)
         array = self.weight.float64()
+        blocks = self.node.op.blocks if isinstance(self.node.op, ops.Weighted) else 1
         if isinstance(self.node.op, ops.ConvTranspose):
             return np.moveaxis(array.reshape(blocks, len(array) // blocks, -1), 1, 2)[..., None]
         return array.reshape(blocks, len(array) // blocks, array.shape[1], -1)
@@ -146,16 +137,16 @@ class Reader:
 
 def readers(graph: Graph, groups: ChannelGroups) -> tuple[Reader, ...]:
     """The convs and linears that mix channels which could be removed, in the order of the graph."""
-    found = []
+    consumers = []
     for node in graph:
-        weight = node.inputs[1] if len(node.inputs) > 1 else None
-        if not isinstance(weight, Param) or not reads(node, groups.slots.get((node.id, 1), {})):
+        weight = node.operand("weight") if isinstance(node.op, ops.Weighted) else None
+        if not isinstance(weight, Param) or not reads_channels(node, groups.along(node, "weight")):
             continue
         value = groups.value(node.sources[0])
         if value.axis is not None and value.labels.any():
-            axis = -1 if isinstance(node.op, ops.Linear) else 1
-            found.append(Reader(node, weight, node.sources[0], axis, groups.number[value.labels]))
-    return tuple(found)
+            axis = 1 if node.op.channels_second else -1
+            consumers.append(Reader(node, weight, node.sources[0], axis, groups.number[value.labels]))
+    return tuple(consumers)
 
 
 def filters(scoring: Scoring) -> Iterator[Filters]:
@@ -163,7 +154,7 @@ def filters(scoring: Scoring) -> Iterator[Filters]:
     seen: set[Param] = set()
     for (node_id, index), axes in scoring.groups.slots.items():
         node = scoring.graph[node_id]
-        weight = node.inputs[1] if index == 1 and len(node.inputs) > 1 else None
+        weight = node.inputs[index] if index < len(node.inputs) else None
         if not isinstance(weight, Param) or weight in seen:
             continue
         for axis, labels in axes.items():

@@ -79,7 +79,7 @@ def _trained(scoring: Scoring) -> dict[Param, tuple[int, Labels]]:
     for (node_id, index), axes in scoring.groups.slots.items():
         node = scoring.graph[node_id]
         operand = node.inputs[index] if index < len(node.inputs) else None
-        if isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear) and isinstance(operand, Param):
+        if isinstance(node.op, ops.Weighted) and isinstance(operand, Param):
             for axis, labels in axes.items():
                 if stands(node, index, axis, axes) != "read":
                     found.setdefault(operand, (axis, labels))

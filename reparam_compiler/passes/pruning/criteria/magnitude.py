@@ -109,9 +109,9 @@ def geometric_median(rows: Float64[np.ndarray, "F D"]) -> Float64[np.ndarray, "D
 def _scales(scoring: Scoring) -> Iterator[tuple[Labels, Param]]:
     """The scales of batch norms with their labels; a shared one once."""
     seen: set[Param] = set()
-    for (node_id, index), axes in scoring.groups.slots.items():
-        node = scoring.graph[node_id]
-        scale = node.inputs[1] if index == 1 else None
-        if isinstance(node.op, ops.BatchNorm) and isinstance(scale, Param) and 0 in axes and scale not in seen:
+    for node in scoring.graph:
+        scale = node.operand("weight") if isinstance(node.op, ops.BatchNorm) else None
+        axes = scoring.groups.along(node, "weight") if isinstance(scale, Param) else {}
+        if isinstance(scale, Param) and 0 in axes and scale not in seen:
             seen.add(scale)
             yield axes[0], scale

@@ -94,8 +94,8 @@ def _coupled(graph: Graph, groups: ChannelGroups) -> list[_Coupled]:
         family_of[family.groups] = index
     view: nx.Graph[NodeId | int] = nx.Graph()
     for node in graph:
-        labels = groups.slots.get((node.id, 1), {}).get(1)
-        if labels is not None and mixes(node):
+        labels = groups.along(node, "weight").get(1) if mixes(node) else None
+        if labels is not None:
             view.add_edges_from(
                 (node.id, index) for index in np.unique(family_of[groups.number[labels]]).tolist() if index >= 0
             )

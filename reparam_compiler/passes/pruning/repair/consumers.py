@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from reparam_compiler.core.kernel import Ints
-from reparam_compiler.interpreter.evaluate import padded
+from reparam_compiler.interpreter.rules import padded
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups
-from reparam_compiler.passes.pruning.coupling.labels import FIXED, Labels, is_depthwise
+from reparam_compiler.passes.pruning.coupling.labels import FIXED, Labels
 from reparam_compiler.passes.pruning.repair.activations import Activations
 
 PIECE = 2**22
@@ -54,19 +54,20 @@ class Block:
 
 def mixes(node: Node) -> bool:
     """True for a conv or linear with a constant weight that reads several channels at once."""
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if not isinstance(weight, Param) or any(isinstance(operand, str) for operand in node.inputs[2:]):
+    op = node.op
+    if not isinstance(op, ops.Weighted) or op.output_axis != 0:
         return False
-    return isinstance(node.op, ops.Linear) or (isinstance(node.op, ops.Conv) and not is_depthwise(node.op, weight))
+    weight = node.operand("weight")
+    return isinstance(weight, Param) and node.has_constant_params and not op.is_depthwise(weight.shape)
 
 
 def blocks(node: Node, groups: ChannelGroups) -> tuple[Block, ...]:
     """The blocks of a node that mixes channels; no block where what it mixes is another axis than the labelled one."""
     weight = node.params[0]
-    count = node.op.groups if isinstance(node.op, ops.Conv) else 1
+    count = node.op.blocks if isinstance(node.op, ops.Weighted) else 1
     into, out = weight.shape[1], weight.shape[0] // count
     source = groups.value(node.sources[0])
-    along = groups.slots.get((node.id, 1), {}).get(1)
+    along = groups.along(node, "weight").get(1)
     if source.axis is not None and along is None:
         return ()
     labels = np.full(count * into, FIXED) if source.axis is None else source.labels
@@ -118,7 +119,7 @@ def depthwise_rows(
     node: Node, values: Activations
 ) -> Iterator[tuple[Float64[np.ndarray, "M C T"], Float64[np.ndarray, "M C K"]]]:
     """What each channel of a depthwise conv gave before, and the patches of it that are read now."""
-    channels, pieces = np.arange(node.op.groups if isinstance(node.op, ops.Conv) else 1), _Pieces(node, values, taps(node))
+    channels, pieces = np.arange(node.op.blocks if isinstance(node.op, ops.Weighted) else 1), _Pieces(node, values, taps(node))
     for gave, reads in zip(values.before(node.id), values.now(node.sources[0]), strict=True):
         for was, now in zip(pieces.split(gave, like=reads), pieces.split(reads), strict=True):
             seen = _patches(node, now, channels, pieces)

@@ -19,7 +19,7 @@ Time is two forward passes and, for each node, covariances over all its position
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -39,6 +39,7 @@ from reparam_compiler.core.least_squares import (
 )
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.ir.kind import OperandName
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep
 from reparam_compiler.passes.pruning.repair.activations import Activations, Batch
 from reparam_compiler.passes.pruning.repair.consumers import (
@@ -54,6 +55,7 @@ from reparam_compiler.passes.pruning.repair.consumers import (
 )
 
 RepairName = Literal["moments", "fold", "least_squares"]
+_PARAMS: tuple[OperandName, ...] = ("weight", "bias")
 WIDEST = 8192
 """The most features that are regressed on."""
 _WEAKEST = 1e-12
@@ -172,20 +174,21 @@ class _Repair:
             return "is no conv or linear"
         if node.sources[0] not in self.values:
             return "comes after an op that cannot be run outside its model"
-        for kind, operand in zip(("weight", "bias"), node.inputs[1:], strict=False):
+        for name in _PARAMS:
+            operand = node.operand(name)
             if isinstance(operand, Param) and len(self.graph.param_users[operand]) > 1:
-                return f"shares its {kind} with another node"
-        if any(isinstance(operand, str) for operand in node.inputs[1:]):
+                return f"shares its {name} with another node"
+        if not node.has_constant_params:
             return "has a weight that is computed"
         widest = max((len(block.places) for block in own), default=0)
         return f"reads {widest} channels; at most {WIDEST} are regressed" if widest > WIDEST else ""
 
     def _stored(self, node: Node, removed: int, found: "_Refitted") -> Node:
         self.done.append(Repaired(node.id, removed, found.unexplained))
-        old, shift = node.params[0], node.param(2)
+        old, shift = node.params[0], node.param("bias")
         weight = Param.of(found.weight, role=old.role, dtype=old.dtype, origin=old.origin)
         bias = Param.of(found.bias, role="bias", dtype=old.dtype, origin=shift.origin if shift else None)
-        return replace(node, inputs=(node.inputs[0], weight, bias))
+        return node.with_operands({"weight": weight, "bias": bias})
 
     def _scaled(self, node: Node, hidden: Node) -> "_Refitted":
         """Mean and deviation of each output as they were."""
@@ -203,7 +206,7 @@ class _Repair:
     def _each_filter(self, node: Node) -> "_Refitted":
         """Each filter of a depthwise conv refitted to its own channel."""
         weight, _ = _params(node)
-        channels = node.op.groups if isinstance(node.op, ops.Conv) else 1
+        channels = node.op.blocks if isinstance(node.op, ops.Weighted) else 1
         found = refit_each(depthwise_rows(node, self.values), weight.reshape(channels, len(weight) // channels, -1), self.ridge)
         return _Refitted(found.matrix.reshape(weight.shape), found.constant.reshape(-1), found.unexplained)
 
@@ -273,5 +276,5 @@ def absorb(
 
 def _params(node: Node) -> tuple[Float64[np.ndarray, "O I *K"], Float64[np.ndarray, "O"]]:
     """The weight and the bias, zero where there is none."""
-    weight, bias = node.params[0].float64(), node.param(2)
+    weight, bias = node.params[0].float64(), node.param("bias")
     return weight, bias.float64() if bias else np.zeros(len(weight))
