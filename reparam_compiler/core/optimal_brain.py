@@ -42,7 +42,7 @@ class Consumer:
 
 
 def removal_errors(
-    consumers: Sequence[Consumer], families: Sequence[Int64[np.ndarray, "N"]], *, ridge: float = RIDGE
+    consumers: Sequence[Consumer], families: Sequence[Int64[np.ndarray, "_"]], *, ridge: float = RIDGE
 ) -> Mapping[int, float]:
     """For each group of the families the relative error that has come together in its family when it leaves.
 

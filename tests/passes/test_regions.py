@@ -14,8 +14,9 @@ from reparam_compiler.ir.graph import Graph, Node
 from reparam_compiler.passes.fusion import linear_rules as rules
 from reparam_compiler.passes.fusion import registry
 from reparam_compiler.passes.fusion.abstract_values import SourceLayout
+from reparam_compiler.passes.fusion.interpretation import interpret
 from reparam_compiler.passes.fusion.pipeline import run as run_pipeline
-from reparam_compiler.passes.fusion.regions import Blocked, Region, Regions, interpret
+from reparam_compiler.passes.fusion.regions import Blocked, Region, Regions
 from tests.support.small_models import EXACT, Kind, Pieces, fuse_in_float64, normal
 
 Wiring = Callable[[Pieces, Tensor], Tensor]

@@ -1,9 +1,10 @@
 """What abstract interpretation carries from the source of a region to its sink, in place of a tensor.
 
-ConvKernel      the convolution operator from the source to here
-Stacked         several of them side by side along an axis of the value's own, until they are added up or taken apart
-Still           a value that does not depend on the elements of the source, only on its sizes; known when it is run
-Param           a constant of the model
+ConvKernel        the convolution operator from the source to here
+Part              one that reads some channels of the source only
+Stacked           several of them side by side along an axis of the value's own, until they are added up or taken apart
+DataIndependent   a value that does not depend on the elements of the source, only on its sizes; known when it is run
+Param             a constant of the model
 """
 
 from dataclasses import dataclass
@@ -47,6 +48,11 @@ class Part:
     kernel: ConvKernel
     start: int
     channels: int
+
+    @property
+    def channels_read(self) -> range:
+        """Which channels of the source it reads."""
+        return range(self.start, self.start + self.kernel.channels[0])
 
     @property
     def whole(self) -> ConvKernel:

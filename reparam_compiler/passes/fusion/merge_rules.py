@@ -11,6 +11,7 @@ A constant that is added where K x was extended is not the same everywhere: the 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -117,23 +118,27 @@ def of_parts(rule: MergeRule, node: Node, operands: Sequence[Operand], source: S
     channels, is one of those channels; otherwise they are written out.
     """
     parts = [operand for operand in operands if isinstance(operand, Part)]
-    only = len(parts) == sum(isinstance(operand, ConvKernel | Part | Stacked | tuple) for operand in operands)
     first = parts[0]
-    if only and isinstance(node.op, ops.Concat) and node.op.axis == source.channel_axis and len(parts) == len(operands):
-        edges = [(part.start, part.start + part.kernel.channels[0]) for part in parts]
-        if all(before[1] == after[0] for before, after in pairwise(edges)):
-            try:
-                return _covered(Part(side_by_side(*(part.kernel for part in parts)), first.start, first.channels))
-            except NotFusable:
-                pass  # blocks of different shapes: as one matrix below
-    elif only and all((p.start, p.kernel.channels[0]) == (first.start, first.kernel.channels[0]) for p in parts):
-        found = rule(node, [o.kernel if isinstance(o, Part) else o for o in operands], source)
-        if isinstance(found, ConvKernel):
-            return _covered(Part(found, first.start, first.channels))
+    if not any(isinstance(operand, ConvKernel | Stacked | tuple) for operand in operands):
+        if len(parts) == len(operands) and isinstance(node.op, ops.Concat) and node.op.axis == source.channel_axis:
+            with suppress(NotFusable):  # parts apart, or blocks of different shapes, are written out
+                return _side_by_side(parts)
+        elif all(part.channels_read == first.channels_read for part in parts):
+            value = rule(node, [o.kernel if isinstance(o, Part) else o for o in operands], source)
+            if isinstance(value, ConvKernel):
+                return _covered(Part(value, first.start, first.channels))
     return rule(node, [o.whole if isinstance(o, Part) else o for o in operands], source)
 
 
+def _side_by_side(parts: Sequence[Part]) -> Part | ConvKernel:
+    """Parts that read channels one after another as one; raises NotFusable where they do not, or their shapes differ."""
+    if any(before.channels_read.stop != after.channels_read.start for before, after in pairwise(parts)):
+        raise NotFusable("parts of the channels that are not one after another")
+    return _covered(Part(side_by_side(*(part.kernel for part in parts)), parts[0].start, parts[0].channels))
+
+
 def _covered(part: Part) -> Part | ConvKernel:
+    """The kernel alone, where it reads all channels."""
     return part.kernel if part.kernel.channels[0] == part.channels else part
 
 

@@ -20,8 +20,9 @@ from reparam_compiler.cost.model import NO_WORK, CostModel, Work, work
 from reparam_compiler.interpreter.difference import Difference
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, TensorType
+from reparam_compiler.passes.fusion.interpretation import Interpretation
 from reparam_compiler.passes.fusion.merge_rules import output_sizes
-from reparam_compiler.passes.fusion.regions import Blocked, Interpretation, Region, Regions
+from reparam_compiler.passes.fusion.regions import Blocked, Region, Regions
 
 Policy = Literal["cost", "always"]
 NOMINAL: Mapping[int, tuple[int, ...]] = {0: (), 1: (784,), 2: (28, 28), 3: (9, 9, 9)}

@@ -83,7 +83,7 @@ class _Coupled:
     """Consumers that share families, and these. nodes: those that are still to come."""
 
     nodes: set[NodeId]
-    families: list[Int64[np.ndarray, "N"]]
+    families: list[Int64[np.ndarray, "_"]]
     consumers: list[Consumer] = field(default_factory=list)
 
 
