@@ -15,13 +15,12 @@ from reparam_compiler.errors import ReparamError
 from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId
+from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Shapes = Mapping[NodeId, tuple[Dim, ...]]
 BATCH = 2
 """What a size that is not known counts as."""
-_SIZES = frozenset({"size", "shape", "dim", "ndim", "ndimension", "numel", "sym_size", "sym_numel", "Shape", "Size"})
-_CHECKS = "_assert"
 _FAILURES = (ReparamError, ArithmeticError, AssertionError, AttributeError, LookupError)
 
 
@@ -31,9 +30,9 @@ def numbers_of(graph: Graph) -> tuple[NodeId, ...]:
     for node in graph:
         if node.id in graph.outputs or not node.sources:
             continue
-        target = node.op.target if isinstance(node.op, ops.Opaque) else ""
-        checks = target.startswith(_CHECKS) and node.type is None and not graph.users[node.id]
-        if target in _SIZES or checks or (_is_small(node) and all(source in found for source in node.sources)):
+        facts = node.op.facts if isinstance(node.op, ops.Opaque) else Facts.NONE
+        checks = Facts.CHECK in facts and node.type is None and not graph.users[node.id]
+        if Facts.SIZE_QUERY in facts or checks or (_is_small(node) and all(source in found for source in node.sources)):
             found[node.id] = None
     return tuple(found)
 

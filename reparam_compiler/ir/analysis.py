@@ -5,10 +5,11 @@ from collections.abc import Set
 import networkx as nx
 
 from reparam_compiler.ir.graph import Graph, NodeId
-from reparam_compiler.ir.ops import Opaque
+from reparam_compiler.ir.ops import Facts, Opaque
 
 ENTRY = "(entry)"
 """A virtual node that feeds every node without sources, so that dominators are defined; no real id has parentheses first."""
+_ASKS_FOR_SIZES = Facts.SIZE_QUERY | Facts.SIZES_ALONE
 
 
 def dataflow(graph: Graph) -> "nx.DiGraph[NodeId]":
@@ -48,9 +49,9 @@ def data_independent_nodes(graph: Graph) -> frozenset[NodeId]:
     """The ids whose values depend on the sizes of the model's inputs and not on their elements."""
     found: set[NodeId] = set()
     for node in graph:
-        asks = isinstance(node.op, Opaque) and node.op.target in _SIZE_QUERIES
-        draws = isinstance(node.op, Opaque) and node.op.target.rstrip("_") in _RANDOM
-        if asks or (node.sources and not draws and all(source in found for source in node.sources)):
+        facts = node.op.facts if isinstance(node.op, Opaque) else Facts.NONE
+        follows = node.sources and Facts.RANDOM not in facts and all(source in found for source in node.sources)
+        if facts & _ASKS_FOR_SIZES or follows:
             found.add(node.id)
     return frozenset(found)
 
@@ -67,17 +68,3 @@ def dead_nodes(graph: Graph, data_independent: Set[NodeId]) -> frozenset[NodeId]
         if acts or node.id in alive:
             alive.update((node.id, *node.sources))
     return frozenset(graph.nodes.keys() - alive)
-
-
-_SIZE_QUERIES = frozenset(
-    {"size", "shape", "dim", "ndim", "ndimension", "numel", "sym_size", "sym_numel", "Shape", "Size"}
-    | {"zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"}
-)
-"""What a frontend calls an op that looks at the sizes of its input only."""
-_RANDOM = frozenset(
-    {"bernoulli", "uniform", "normal", "random", "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "empty"}
-    | {"randint_like", "multinomial", "exponential", "cauchy", "log_normal", "geometric", "poisson", "rrelu", "dropout"}
-    | {"native_dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout", "empty_like", "new_empty", "Bernoulli"}
-    | {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial"}
-)
-"""Ops that give another value each time, whatever they read."""

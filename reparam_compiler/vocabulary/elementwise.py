@@ -85,6 +85,17 @@ ROWS = (
     _unary("softshrink", "", nn.Softshrink),
     _unary("threshold", "ThresholdedRelu", nn.Threshold),
     Row("hardtanh", modules=(nn.Hardtanh,), module_arguments=("min_val", "max_val"), form="elementwise"),
+    *(
+        Row(name, (), functions=(plain,), in_place=(writing,))
+        for name, plain, writing in (
+            ("mod", operator.mod, operator.imod),
+            ("and", operator.and_, operator.iand),
+            ("or", operator.or_, operator.ior),
+            ("xor", operator.xor, operator.ixor),
+            ("lshift", operator.lshift, operator.ilshift),
+            ("rshift", operator.rshift, operator.irshift),
+        )
+    ),
     Row("shrink_both", (), onnx=onnx("Shrink"), form="elementwise"),
     *rows(
         "exp2 expm1 log2 log10 log1p rsqrt square erfc trunc frac clamp_min clamp_max tanhshrink nan_to_num bitwise_not",

@@ -11,6 +11,7 @@ ROWS = (
     Row("ndim", (), attributes=("ndim",), facts=_SIZES),
     Row("numel", onnx=onnx("Size"), facts=_SIZES),
     *rows("size dim ndimension sym_size sym_numel", facts=_SIZES),
+    *(Row(word, (), attributes=(word,)) for word in ("dtype", "device")),
     *rows("zeros_like ones_like full_like new_zeros new_ones new_full", facts=Facts.SIZES_ALONE),
     *rows("zeros ones full eye arange linspace scalar_tensor", facts=Facts.FACTORY),
     Row("bernoulli", onnx=onnx("Bernoulli"), facts=_RANDOM),

@@ -12,7 +12,7 @@ by its qualified name: `mylib::add`, `package.module.add`, `package.module.Fold`
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary import elementwise, movement, numbers, pointwise, structured
 from reparam_compiler.vocabulary.row import OnnxType, Row
+
+Entry = TypeVar("Entry")
 
 ROWS: dict[str, Row] = {}
 """The vocabulary, by the names of its ops."""
@@ -126,9 +128,11 @@ def resolve_attribute(word: str) -> Resolved:
 
 def resolve_module(kind: type) -> Resolved:
     """What a module of exactly this class is."""
-    known = _MODULES.get(kind)
-    if known is not None:
-        return known
+    return _MODULES.get(kind) or unread_module(kind)
+
+
+def unread_module(kind: type) -> Resolved:
+    """A module without a row, or one that does more than its class says; torch's own keep their short names."""
     return Resolved(kind.__name__ if getattr(nn, kind.__name__, None) is kind else qualified(kind))
 
 
@@ -178,3 +182,8 @@ for _row in (*pointwise.ROWS, *elementwise.ROWS, *movement.ROWS, *structured.ROW
 
 MATH: Mapping[str, Callable[..., Tensor]] = {row.name: row.math for row in ROWS.values() if row.math is not None}
 """The torch function of each op that is evaluated by its row."""
+
+
+def by_row_name(table: Mapping[str, Entry]) -> dict[Row, Entry]:
+    """A table keyed by rows, from one keyed by their names; raises KeyError for a name that is no row's."""
+    return {ROWS[name]: entry for name, entry in table.items()}

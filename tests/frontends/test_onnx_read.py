@@ -146,7 +146,7 @@ def test_a_function_of_the_model_is_opaque_and_runs() -> None:
     model.functions.append(function)
     model.opset_import.append(helper.make_opsetid("local", 1))
     graph = read(model)
-    assert graph["y"].op.name == "Twice"
+    assert graph["y"].op.name == "local::Twice"
     feeds = {"x": normal(1, 2, 5, 4)}
     np.testing.assert_allclose(evaluated(graph, feeds)[0], run(model, feeds)[0], **FLOAT32)
 
@@ -155,7 +155,7 @@ def test_an_op_of_another_domain_is_opaque_and_cannot_be_run_alone() -> None:
     model = model_of([helper.make_node("Magic", ["x"], ["y"], domain="custom")], X, ["y"])
     model.opset_import.append(helper.make_opsetid("custom", 1))
     graph = read(model)
-    with pytest.raises(UnsupportedModelError, match="y: Magic cannot be run outside its model"):
+    with pytest.raises(UnsupportedModelError, match="y: custom::Magic cannot be run outside its model"):
         evaluate(graph, {"x": torch.zeros(1, 2, 5, 4)})
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 import reparam_compiler
 from reparam_compiler.frontends.torch.aliasing import find_writes
-from reparam_compiler.frontends.torch.reader import call_name
+from reparam_compiler.frontends.torch.called import resolve
 from tests.support.small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, relative_error, run, traced_as
 
 Wiring = Callable[[Pieces, Tensor], Any]
@@ -224,7 +224,7 @@ def test_what_is_written_by_out_is_left_alone() -> None:
 
 
 def written(graph: fx.Graph) -> tuple[dict[str, tuple[str, ...]], set[str]]:
-    found = find_writes(graph, lambda node: call_name(node, torch.nn.Module()), lambda node: None)
+    found = find_writes(graph, lambda node: resolve(node, torch.nn.Module()), lambda node: None)
     rebound = {node.name: tuple(other.name for other in others) for node, others in found.rebound.items()}
     return rebound, {node.name for node in found.opaque}
 

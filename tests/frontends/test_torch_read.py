@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from reparam_compiler.frontends.torch.called import resolve
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
-from reparam_compiler.frontends.torch.reader import call_name
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
@@ -210,17 +210,23 @@ def test_a_weight_computed_from_weights_is_a_parameter_in_float64(kind: str) -> 
     assert relative_error(exact, torch.from_numpy(param.float64())) < 1e-7  # 0.1 is rounded where export lifts it
 
 
-def test_in_place_operators_are_read_by_their_names() -> None:
+def test_in_place_operators_are_known() -> None:
     x = fx.Graph().placeholder("x")
     graph = x.graph
+
+    def called(node: fx.Node) -> tuple[str, bool]:
+        resolved = resolve(node, nn.Module())
+        return resolved.name, resolved.writes
+
     for target, name in ((operator.iadd, "add"), (operator.imul, "mul"), (operator.ipow, "pow"), (operator.iand, "and")):
-        assert call_name(graph.call_function(target, (x, x)), nn.Module()) == (name, True)
-    assert call_name(graph.call_method("add_", (x, x)), nn.Module()) == ("add", True)
-    assert call_name(graph.call_method("__add__", (x, x)), nn.Module()) == ("__add__", False)
-    assert call_name(graph.call_function(F.relu, (x, True)), nn.Module()) == ("relu", True)
-    assert call_name(graph.call_function(F.relu, (x, False)), nn.Module()) == ("relu", False)
-    assert call_name(graph.call_function(F.relu, (x,), {"inplace": True}), nn.Module()) == ("relu", True)
-    assert call_name(graph.call_function(operator.index, (x,)), nn.Module()) == ("index", False)
+        assert called(graph.call_function(target, (x, x))) == (name, True)
+    assert called(graph.call_function(operator.and_, (x, x))) == ("and", False)
+    assert called(graph.call_method("add_", (x, x))) == ("add", True)
+    assert called(graph.call_method("__add__", (x, x))) == ("__add__", False)
+    assert called(graph.call_function(F.relu, (x, True))) == ("relu", True)
+    assert called(graph.call_function(F.relu, (x, False))) == ("relu", False)
+    assert called(graph.call_function(F.relu, (x,), {"inplace": True})) == ("relu", True)
+    assert called(graph.call_function(operator.index, (x,))) == ("index", False)
 
 
 def test_a_parametrization_in_training_mode_is_not_read() -> None:

@@ -142,7 +142,10 @@ def test_question_for_a_size_that_nothing_reads_pins_nothing() -> None:
     net = Net()
     x = net.conv(net.x, 8, name="a")
     graph = net.head(x)
-    asked = Graph.of([*graph, replace(graph["x"], id="size", op=ops.Opaque("size"), inputs=("a",), type=None)], graph.outputs)
+    asked = Graph.of(
+        [*graph, replace(graph["x"], id="size", op=ops.Opaque("size", facts=ops.Facts.SIZE_QUERY), inputs=("a",), type=None)],
+        graph.outputs,
+    )
     assert set(widths(channel_groups(asked))) == {"net.a"}
 
 

@@ -177,7 +177,7 @@ def test_likeness_says_what_passes(name: str, like: ops.Op, run: Callable[[Tenso
 def sized(net: Net, asks: Callable[[Tensor], object], source: NodeId) -> NodeId:
     """A number that the model computes from the shape of a value."""
     name = f"number_{len(net.nodes)}"
-    net.nodes[name] = Node(name, ops.Opaque("size", asks), (source,), None)
+    net.nodes[name] = Node(name, ops.Opaque("size", asks, facts=ops.Facts.SIZE_QUERY), (source,), None)
     return name
 
 

@@ -40,6 +40,7 @@ from reparam_compiler.frontends.onnx.tensors import Constant, constant_of, dtype
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
+from reparam_compiler.vocabulary.resolve import onnx_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,9 +286,12 @@ class OnnxReader:
         other = shaped_like(self._call(node), like) if isinstance(like, ops.Expand) else None
         if isinstance(like, ops.Expand):
             run = expanded
+        own = node.domain in OWN_DOMAIN and not self._is_function(node)
+        facts = onnx_facts(node.op_type) if own else ops.Facts.NONE
+        name = node.op_type if own else f"{node.domain}::{node.op_type}"
         if other in self._ids:
-            return ops.Opaque(node.op_type, run, like, 2), (operands[0], other, *operands[1:])
-        return ops.Opaque(node.op_type, run, like, reads), operands
+            return ops.Opaque(name, run, like, 2, facts), (operands[0], other, *operands[1:])
+        return ops.Opaque(name, run, like, reads, facts), operands
 
     def _coupling_model(self, node: NodeProto) -> tuple[ops.Op | None, int]:
         """What pruning sees in an opaque node, and how many of its inputs that reads."""

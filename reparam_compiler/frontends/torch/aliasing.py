@@ -9,26 +9,17 @@ read them, are left opaque. So are those of a parameter that is written to, and 
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import fx
 
+from reparam_compiler.frontends.torch.called import schema
 from reparam_compiler.frontends.torch.partial_writes import Part
+from reparam_compiler.ir.ops import Facts
+from reparam_compiler.vocabulary.resolve import Resolved
 
-_SAME = frozenset({"identity", "detach", "alias", "requires_grad"})
-"""Calls that give their first argument, whole."""
-_VIEWS = frozenset(
-    {"view", "view_as", "reshape", "reshape_as", "flatten", "unflatten", "Flatten", "Unflatten", "ravel", "getitem", "slice"}
-    | {"select", "narrow", "unbind", "diagonal", "as_strided", "unfold", "chunk", "split", "split_with_sizes", "tensor_split"}
-    | {"hsplit", "vsplit", "dsplit", "transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "H"}
-    | {"mH", "adjoint", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "real", "imag", "data", "view_as_real"}
-    | {"view_as_complex", "atleast_1d", "atleast_2d", "atleast_3d", "contiguous", "to", "type", "type_as", "float", "double"}
-    | {"half", "bfloat16", "cpu", "cuda", "dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"}
-    | {"feature_alpha_dropout", "Identity", "Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout"}
-    | {"FeatureAlphaDropout", "einsum", "broadcast_tensors", "meshgrid", "unsafe_chunk", "unsafe_split", "positive", "conj"}
-    | {"unsafe_split_with_sizes", "resolve_conj", "resolve_neg", "conj_physical", "_reshape_alias", "lift_fresh", "rot90"}
-    | {"swapdims_", "view_as_real_copy", "native_dropout", "cartesian_prod", "nested_tensor", "sum_to_size", "expand_copy"}
-)
-"""Calls that give a part of their first argument's storage, or may."""
+_NO_CALL = Resolved("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +50,7 @@ def first_argument(node: fx.Node) -> fx.Node | None:
 
 def find_writes(
     graph: fx.Graph,
-    name_of: Callable[[fx.Node], tuple[str, bool]],
+    resolve: Callable[[fx.Node], Resolved],
     tensor_of: Callable[[fx.Node], Hashable | None],
     part_of: Callable[[fx.Node], Part | None] = lambda node: None,
 ) -> Writes:
@@ -67,71 +58,124 @@ def find_writes(
 
     Args:
         graph: what to look through.
-        name_of: a call's name, and whether it writes into its first argument.
+        resolve: the op that a call is, and whether it writes into its first argument.
         tensor_of: for a node that stands for a tensor of the model, a key that all nodes of this tensor have.
         part_of: for an in-place call the part of a value that it writes to, where it is one.
     """
-    place = {node: index for index, node in enumerate(graph.nodes)}
-    tensor: dict[fx.Node, fx.Node] = {}
-    storage: dict[fx.Node, fx.Node] = {}
-    sharing: dict[fx.Node, list[fx.Node]] = {}
-    held: dict[Hashable, fx.Node] = {}
-    left: set[fx.Node] = set()
-    joined: list[list[fx.Node]] = []  # what one call may give views of
-    found = Writes()
+    finder = _WriteFinder(resolve, tensor_of, part_of, {node: index for index, node in enumerate(graph.nodes)})
     for node in graph.nodes:
-        tensor[node] = storage[node] = node
-        if (key := tensor_of(node)) is not None:
-            tensor[node] = storage[node] = held.setdefault(key, node)
+        finder.follow(node)
+    return finder.writes()
+
+
+@dataclass
+class _WriteFinder:
+    """Follows the nodes of a graph in order.
+
+    place: where each node stands.
+    tensor, storage: for each node the first one that is the same tensor, and the first one of the same storage.
+    sharing: for each storage the nodes that have it, so far.
+    held: for each tensor of the model the first node that stands for it.
+    left: storages that are left alone. joined: those that one call may give views of.
+    """
+
+    resolve: Callable[[fx.Node], Resolved]
+    tensor_of: Callable[[fx.Node], Hashable | None]
+    part_of: Callable[[fx.Node], Part | None]
+    place: Mapping[fx.Node, int]
+    tensor: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    storage: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    sharing: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
+    held: dict[Hashable, fx.Node] = field(default_factory=dict)
+    left: set[fx.Node] = field(default_factory=set)
+    joined: list[list[fx.Node]] = field(default_factory=list)
+    found: Writes = field(default_factory=Writes)
+
+    def follow(self, node: fx.Node) -> None:
+        """Notes what a node gives, and what it writes to."""
+        called = self.resolve(node) if node.op.startswith("call") else _NO_CALL
         first = first_argument(node) if node.op.startswith("call") else None
-        name, writes = name_of(node) if node.op.startswith("call") else ("", False)
-        if first is not None and (writes or name in _SAME | _VIEWS):
-            storage[node] = storage[first]
-        if first is not None and (writes or name in _SAME):
-            tensor[node] = tensor[first]
-        if name in _VIEWS and len({storage[other] for other in node.all_input_nodes}) > 1:
-            joined.append([storage[other] for other in node.all_input_nodes])
-        shared = sharing.setdefault(storage[node], [])
-        if (writes or name == "setitem") and storage[first or node].op == "placeholder":
-            found.into_inputs.add(node)
-        part = part_of(node) if (writes or name == "setitem") and not node.users else None
-        if part is not None and tensor_of(storage[part.base]) is None:
-            sharers = sharing[storage[part.base]]
-            same = tuple(other for other in sharers if tensor[other] is tensor[part.base])
-            if not _read_after(place[node], sharers, same, place):
-                found.parts[node], found.rebound[node] = part, same
-                found.changing.add(storage[part.base])
-                shared.append(node)
-                continue
-        if first is not None and writes and name not in _SAME:
-            same = tuple(other for other in shared if tensor[other] is tensor[node])
-            if _read_after(place[node], shared, same, place) or tensor_of(storage[node]) is not None:
-                left.add(storage[node])
-            found.rebound[node] = same
-            found.changing.add(storage[node])
+        self._locate(node, called, first)
+        shared = self.sharing.setdefault(self.storage[node], [])
+        writes = called.writes or called.is_("setitem")
+        if writes and self.storage[first or node].op == "placeholder":
+            self.found.into_inputs.add(node)
+        if writes and not node.users and self._write_part(node):
+            shared.append(node)
+            return
+        if first is not None and called.writes and Facts.SAME not in called.facts:
+            self._write_whole(node, shared)
         shared.append(node)
-        for written in _written_aside(node, name):
-            left.add(storage[written])
-            found.opaque.add(node)
-            found.changing.add(storage[written])
-    for roots in joined:
-        if any(root in found.changing for root in roots):
-            left.update(roots)
-    _leave_alone(found, left, sharing, storage)
-    found.changing.update(node for node, root in storage.items() if root in found.changing)
-    return found
+        for written in _written_aside(node, called):
+            self.left.add(self.storage[written])
+            self.found.opaque.add(node)
+            self.found.changing.add(self.storage[written])
+
+    def writes(self) -> Writes:
+        """What was found, once all nodes have been followed."""
+        found, storage = self.found, self.storage
+        for roots in self.joined:
+            if any(root in found.changing for root in roots):
+                self.left.update(roots)
+        _leave_alone(found, self.left, self.sharing, storage)
+        found.changing.update(node for node, root in storage.items() if root in found.changing)
+        return found
+
+    def _locate(self, node: fx.Node, called: Resolved, first: fx.Node | None) -> None:
+        """Which tensor, and whose storage, a node gives."""
+        self.tensor[node] = self.storage[node] = node
+        if (key := self.tensor_of(node)) is not None:
+            self.tensor[node] = self.storage[node] = self.held.setdefault(key, node)
+        same = called.writes or Facts.SAME in called.facts
+        views = Facts.VIEW in called.facts
+        if first is not None and (same or views):
+            self.storage[node] = self.storage[first]
+        if first is not None and same:
+            self.tensor[node] = self.tensor[first]
+        if views and len(roots := [self.storage[other] for other in node.all_input_nodes]) > 1 and len(set(roots)) > 1:
+            self.joined.append(roots)
+
+    def _write_part(self, node: fx.Node) -> bool:
+        """Notes a write to a part of a value that no view of it is read after; False for any other write."""
+        part = self.part_of(node)
+        if part is None or self.tensor_of(self.storage[part.base]) is not None:
+            return False
+        sharers = self.sharing[self.storage[part.base]]
+        same = tuple(other for other in sharers if self.tensor[other] is self.tensor[part.base])
+        if self._read_after(node, sharers, same):
+            return False
+        self.found.parts[node], self.found.rebound[node] = part, same
+        self.found.changing.add(self.storage[part.base])
+        return True
+
+    def _write_whole(self, node: fx.Node, shared: list[fx.Node]) -> None:
+        same = tuple(other for other in shared if self.tensor[other] is self.tensor[node])
+        if self._read_after(node, shared, same) or self.tensor_of(self.storage[node]) is not None:
+            self.left.add(self.storage[node])
+        self.found.rebound[node] = same
+        self.found.changing.add(self.storage[node])
+
+    def _read_after(self, write: fx.Node, sharers: list[fx.Node], same: tuple[fx.Node, ...]) -> bool:
+        """True where a view, that is no name of the whole tensor, is read after a write."""
+        when = self.place[write]
+        return any(self.place[user] > when for other in sharers if other not in same for user in other.users)
 
 
-def _read_after(when: int, sharers: list[fx.Node], same: tuple[fx.Node, ...], place: Mapping[fx.Node, int]) -> bool:
-    """True where a view, that is no name of the whole tensor, is read after a write."""
-    return any(place[user] > when for other in sharers if other not in same for user in other.users)
-
-
-def _written_aside(node: fx.Node, name: str) -> list[fx.Node]:
-    """What a call writes to without giving it: `x[i] = y`, `out=x`."""
+def _written_aside(node: fx.Node, called: Resolved) -> list[fx.Node]:
+    """What a call writes to without giving it: `x[i] = y`, `out=x`, what the schema of an operator says it mutates."""
     out = node.kwargs.get("out")
     outs = list(out) if isinstance(out, list | tuple) else [out]
-    return [v for v in (*outs, first_argument(node) if name == "setitem" else None) if isinstance(v, fx.Node)]
+    first = first_argument(node) if called.is_("setitem") else None
+    return [v for v in (*outs, first, *_mutated(node, called)) if isinstance(v, fx.Node)]
+
+
+def _mutated(node: fx.Node, called: Resolved) -> list[Any]:
+    """The arguments that an operator which is none of torch's own writes to."""
+    target: Any = node.target
+    if called.row is not None or called.writes or not isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return []
+    written = [(place, argument.name) for place, argument in enumerate(schema(target)) if argument.is_write]
+    return [node.args[place] if place < len(node.args) else node.kwargs.get(name) for place, name in written]
 
 
 def _leave_alone(

@@ -19,8 +19,6 @@ from reparam_compiler.frontends.torch.call import Unsupported
 
 _ROUNDED = 64
 """Units in the last place that a computation in the model's dtype may be off by, beside the largest element."""
-FACTORIES = frozenset({"zeros", "ones", "full", "eye", "arange", "linspace", "scalar_tensor"})
-"""Calls that make a tensor of numbers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

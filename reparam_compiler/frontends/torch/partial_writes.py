@@ -16,11 +16,11 @@ from torch import fx
 
 from reparam_compiler.frontends.torch.call import Unsupported
 from reparam_compiler.frontends.torch.ops.shapes import index_cuts
+from reparam_compiler.vocabulary.resolve import Resolved
 
 Cuts = tuple[tuple[int, int, int | None], ...]
 _FAR = 2**62
 _KEYS = ("dim", "start", "end", "step")
-_SAME = frozenset({"detach", "alias"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class Part:
 class PartReader:
     """Finds what a node writes to.
 
-    name_of: a call's name. rank_of: how many axes a value has; raises Unsupported where it is not known.
+    resolve: the op that a call is. rank_of: how many axes a value has; raises Unsupported where it is not known.
     """
 
-    name_of: Callable[[fx.Node], str]
+    resolve: Callable[[fx.Node], Resolved]
     rank_of: Callable[[fx.Node], int]
 
     def written(self, node: fx.Node) -> Part | None:
@@ -99,7 +99,7 @@ class PartReader:
         if not isinstance(node, fx.Node):
             raise Unsupported("a view of no value")
         name = self._name(node)
-        if name in _SAME and isinstance(node.args[0], fx.Node):
+        if name in ("detach", "alias") and isinstance(node.args[0], fx.Node):
             inner = self._view(node.args[0])
             return replace(inner, through=(*inner.through, node)) if inner.cuts else Part(node, (), None)
         if name not in ("slice", "getitem"):
@@ -143,4 +143,6 @@ class PartReader:
         return axis if axis >= 0 else axis + self.rank_of(into), start or 0, stop, 1 if step is None else step
 
     def _name(self, node: fx.Node) -> str:
-        return self.name_of(node) if node.op.startswith("call") else ""
+        """The row of a call; nothing for what has none."""
+        row = self.resolve(node).row if node.op.startswith("call") else None
+        return "" if row is None else row.name

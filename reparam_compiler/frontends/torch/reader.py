@@ -11,90 +11,30 @@ Three things that tracing hides are made explicit here:
 """
 
 import copy
-import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 from itertools import dropwhile
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam_compiler.frontends.torch.aliasing import Writes, find_writes, first_argument
 from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
-from reparam_compiler.frontends.torch.constant_folding import (
-    FACTORIES,
-    Constant,
-    assigned,
-    call,
-    folded,
-    is_pure,
-    nearest,
-    of_a_value,
-)
-from reparam_compiler.frontends.torch.ops.coupling_models import COUPLING_MODELS, expanded, operand_places
-from reparam_compiler.frontends.torch.ops.modules import COUPLING_MODULES, ModuleTensor, module_call
+from reparam_compiler.frontends.torch.called import inplace_place, resolve, scalar_arguments
+from reparam_compiler.frontends.torch.constant_folding import Constant, assigned, folded, is_pure, nearest, of_a_value
+from reparam_compiler.frontends.torch.opaque_call import OpaqueCall
+from reparam_compiler.frontends.torch.ops.coupling_models import COUPLING_MODELS, operand_places
+from reparam_compiler.frontends.torch.ops.modules import ModuleTensor, module_arguments
 from reparam_compiler.frontends.torch.ops.table import READERS
 from reparam_compiler.frontends.torch.partial_writes import Part, PartReader
 from reparam_compiler.frontends.torch.tensors import lazy_param, param_of, type_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
-
-_NAMES: dict[Any, str] = {
-    F.max_pool1d: "max_pool1d",
-    F.max_pool2d: "max_pool2d",
-    F.max_pool3d: "max_pool3d",
-    F.batch_norm: "functional.batch_norm",
-    F.instance_norm: "functional.instance_norm",
-    operator.pos: "identity",
-}
-_NORMS = frozenset({"_native_batch_norm_legit_no_training"})
-"""Calls that give a tuple, of which only the first element is of interest."""
-_WRITES: dict[Any, str] = {
-    getattr(operator, f"i{name}"): name
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift")
-    if hasattr(operator, f"i{name}")
-} | {operator.iand: "and", operator.ior: "or"}
-"""The operators behind `x += y` and its like, with the name of what they compute."""
-_SIZES = frozenset({"size", "dim", "ndimension", "numel", "sym_size", "sym_numel", "shape", "ndim"})
-
-
-def call_name(node: fx.Node, module: nn.Module) -> tuple[str, bool]:
-    """What a node calls, in one word, and whether it writes into its first argument."""
-    if node.op == "call_module":
-        called = module.get_submodule(str(node.target))
-        known = module_call(called)
-        return known.function if known else type(called).__name__, bool(getattr(called, "inplace", False))
-    target: Any = node.target
-    if node.op == "call_method":
-        name = str(target)
-    elif isinstance(target, torch._ops.OpOverload):
-        name = target._schema.name.split("::")[1]
-    elif target is getattr:
-        name = str(node.args[1])
-    else:
-        name = _NAMES.get(target) or str(getattr(target, "__name__", target))
-    if name.endswith("_") and not name.endswith("__"):
-        return name[:-1], True
-    if node.op == "call_function" and target in _WRITES:
-        return _WRITES[target], True
-    place = _inplace_place(target) if node.op == "call_function" else None
-    positional = place is not None and place < len(node.args) and bool(node.args[place])
-    return name, positional or bool(node.kwargs.get("inplace", False))
-
-
-@cache
-def _inplace_place(target: Any) -> int | None:
-    """Where a function of torch.nn.functional takes `inplace`."""
-    try:
-        names = list(inspect.signature(target).parameters)
-    except (TypeError, ValueError):  # a builtin
-        return None
-    return names.index("inplace") if "inplace" in names else None
+from reparam_compiler.ir.ops import Facts
+from reparam_compiler.vocabulary.resolve import Resolved
 
 
 @dataclass
@@ -116,6 +56,7 @@ class TorchReader:
     mutable: frozenset[str] = frozenset()
     writes: Writes = field(init=False)
     written_into: dict[str, NodeId] = field(default_factory=dict)
+    _resolved: dict[fx.Node, Resolved] = field(default_factory=dict)
     _changing: set[int] = field(default_factory=set)
     _bound: dict[fx.Node, NodeId] = field(default_factory=dict)
     _constants: dict[fx.Node, Constant] = field(default_factory=dict)
@@ -128,10 +69,8 @@ class TorchReader:
     def read(self) -> Graph:
         """The graph; the ids are the fx nodes' names."""
         keys = {name: id(tensor) for name, (_, tensor) in self.tensors.items()}
-        self._parts = PartReader(lambda node: call_name(node, self.module)[0], self._rank)
-        self.writes = find_writes(
-            self.fx_graph, lambda node: call_name(node, self.module), lambda node: keys.get(node.name), self._parts.written
-        )
+        self._parts = PartReader(self._resolve, self._rank)
+        self.writes = find_writes(self.fx_graph, self._resolve, lambda node: keys.get(node.name), self._parts.written)
         self._changing = {keys[name] for name in self.mutable} | {keys[n.name] for n in self.writes.opaque if n.name in keys}
         outputs: list[NodeId] = []
         for node in self.fx_graph.nodes:
@@ -157,36 +96,52 @@ class TorchReader:
                 read.update(node.sources)
         return needed[::-1]
 
+    def _resolve(self, node: fx.Node) -> Resolved:
+        """What a call is."""
+        known = self._resolved.get(node)
+        if known is None:
+            known = self._resolved[node] = resolve(node, self.module)
+        return known
+
     def _read_call(self, node: fx.Node) -> None:
         if node.op == "get_attr":
             self._emit(node, ops.Opaque("get_attr"), ())
             return
-        name, _ = call_name(node, self.module)
-        if node in self.writes.parts:
-            self._assign(node, self.writes.parts[node])
-            return
-        if name in _NORMS and all(_takes_first(user) for user in node.users):
+        called = self._resolve(node)
+        if Facts.GIVES_FIRST in called.facts and all(_takes_first(user) for user in node.users):
             return  # read where its first element is taken
-        traced = [source for source in node.all_input_nodes if source not in self._constants]
-        if name in _SIZES or (traced and all(source in self._numbers for source in traced) and self._is_number(node)):
+        if Facts.SIZE_QUERY in called.facts or self._is_computed_number(node):
             self._numbers.add(node)
-        called = node
-        if name == "getitem" and isinstance(norm := node.args[0], fx.Node) and norm not in self._bound and _takes_first(node):
-            called, name = norm, call_name(norm, self.module)[0]
         try:
-            if name == "slice_scatter" and node not in self.writes.opaque:
-                self._assign(node, self._parts.scattered(node))
+            part = self._part(node, called)
+            if part is not None:
+                self._assign(node, part)
                 return
-            if node in self._numbers or node in self.writes.opaque:
-                raise Unsupported("not a tensor, or written to through a view")
-            op, operands = self._known(called, name)
+            op, operands = self._known(self._tuple_behind(node, called))
         except Unsupported:
-            op, operands = self._opaque(node, name)
+            op, operands = self._opaque(node, called)
         if isinstance(op, ops.Identity) and isinstance(operands[0], str) and not self._may_change(node):
             self._bound[node] = operands[0]  # another name of the same value; tracers differ in which they keep
         else:
             self._emit(node, op, operands)
         self._rebind(node)
+
+    def _part(self, node: fx.Node, called: Resolved) -> Part | None:
+        """What a write to a part of a value writes; None for any other call."""
+        if node in self.writes.parts:
+            return self.writes.parts[node]
+        if node in self._numbers or node in self.writes.opaque:
+            raise Unsupported("not a tensor, or written to through a view")
+        return self._parts.scattered(node) if called.is_("slice_scatter") else None
+
+    def _tuple_behind(self, node: fx.Node, called: Resolved) -> fx.Node:
+        """For the first element of a tuple that is of no other interest, the call that gives the tuple."""
+        first = node.args[0] if called.is_("getitem") else None
+        return first if isinstance(first, fx.Node) and first not in self._bound and _takes_first(node) else node
+
+    def _is_computed_number(self, node: fx.Node) -> bool:
+        traced = [source for source in node.all_input_nodes if source not in self._constants]
+        return bool(traced) and all(source in self._numbers for source in traced) and self._is_number(node)
 
     def _rebind(self, node: fx.Node) -> None:
         for written in self.writes.rebound.get(node, ()):
@@ -215,11 +170,7 @@ class TorchReader:
             return value
         before = self._constants.get(first) if (first := first_argument(value)) is not None else None
         shapes = [tuple(c.value.shape) for c in (constant, before) if c is not None and isinstance(c.value, Tensor)]
-        same = (
-            len(shapes) == 2
-            and call_name(value, self.module)[0] in ("view", "reshape")
-            and _core(shapes[0]) == _core(shapes[1])
-        )
+        same = len(shapes) == 2 and self._resolve(value).is_("view", "reshape") and _core(shapes[0]) == _core(shapes[1])
         return first if same else value
 
     def _is_number(self, node: fx.Node) -> bool:
@@ -233,66 +184,50 @@ class TorchReader:
     def _may_change(self, node: fx.Node) -> bool:
         return any(other in self.writes.changing for other in (node, *node.all_input_nodes))
 
-    def _known(self, node: fx.Node, name: str) -> Read:
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._number_or_node)
-        mode = None
+    def _known(self, node: fx.Node) -> Read:
+        call, mode = self._call(node, self._number_or_node), None
+        row = self._resolve(node).row
+        if row is None or row not in READERS:
+            raise Unsupported(call.name)
         if node.op == "call_module":
-            module = self.module.get_submodule(str(node.target))
-            known = module_call(module)
-            if known is None or len(args) != 1 or kwargs:
-                raise Unsupported(f"a {type(module).__name__} module")
-            args, mode = (args[0], *known.arguments(module, str(node.target))), getattr(module, "padding_mode", None)
-        if name not in READERS:
-            raise Unsupported(name)
-        call = Call(name, tuple(args), kwargs, self._operand, self._type, self._size_of)
-        op, operands = READERS[name](call)
+            mode = getattr(self.module.get_submodule(str(node.target)), "padding_mode", None)
+        op, operands = READERS[row](call)
         if any(self._bound.get(number) in operands for number in self._numbers if number in node.all_input_nodes):
             raise Unsupported("an operand that is a computed number")
         return (replace(op, mode=mode) if isinstance(op, ops.Conv) and mode else op), operands
 
-    def _opaque(self, node: fx.Node, name: str) -> Read:
+    def _call(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Call:
+        """A call with the arguments that the function of its row takes, without what says that it writes in place."""
+        called = self._resolve(node)
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value_of)
+        if node.op == "call_module":
+            if called.row is None or len(args) != 1 or kwargs:
+                raise Unsupported(f"a {called.name} module")
+            path = str(node.target)
+            args = (args[0], *module_arguments(called.row, self.module.get_submodule(path), path))
+        elif node.op == "call_function" and (place := inplace_place(node.target)) is not None:
+            args, kwargs = args[:place], {key: value for key, value in kwargs.items() if key != "inplace"}
+        return Call(called.name, tuple(args), kwargs, self._operand, self._type, self._size_of)
+
+    def _opaque(self, node: fx.Node, called: Resolved) -> Read:
         """What has no rule. Running it changes nothing that is read later, but where the graph leaves writes as they are."""
-        module = self.module
-        writes = call_name(node, module)[1] and node not in self.writes.opaque
-        numbers = {
-            s: c.value for s in node.all_input_nodes if (c := self._constants.get(s)) and not isinstance(c.value, Tensor)
-        }
+        constants = ((source, self._constants.get(source)) for source in node.all_input_nodes)
+        numbers = {source: c.value for source, c in constants if c is not None and not isinstance(c.value, Tensor)}
         sources = [source for source in node.all_input_nodes if source not in numbers]
-        like, operands = self._coupling_model(node, name)
+        model, operands = self._coupling_model(node, called)
         inputs, places = operand_places([self._operand(source, "const") for source in sources], operands)
-        of_module = node.op == "call_module" and isinstance(like, ops.PerChannel)
+        copies = called.writes and node not in self.writes.opaque
+        run = OpaqueCall(node, self.module, called, model, numbers, tuple(sources), places, copies)
+        arguments = scalar_arguments(node, self._value_or_node)
+        return ops.Opaque(called.name, run, model, len(operands), called.facts, arguments), inputs
 
-        def run(*values: Any) -> Any:
-            if of_module:
-                return F.prelu(*values)
-            copies = [v.clone() if writes and isinstance(v, Tensor) else v for v in (values[place] for place in places)]
-            given = numbers | dict(zip(sources, copies, strict=True))
-            args: Any
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), given.__getitem__)
-            if name == "view" and not isinstance(args[1], torch.dtype):
-                return args[0].reshape(*args[1:])  # a copy before it may be no node of the graph
-            if name == "expand" and isinstance(like, ops.Expand):
-                return expanded(args[0], args[1] if isinstance(args[1], list | tuple) else args[1:])
-            return call(node, module, args, kwargs)
-
-        return ops.Opaque(name, run, like, len(operands)), inputs
-
-    def _coupling_model(self, node: fx.Node, name: str) -> tuple[ops.Op | None, tuple[Operand, ...]]:
+    def _coupling_model(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
         """What pruning sees in an opaque node, and the operands of that."""
-        if node in self._numbers or node in self.writes.opaque:
+        model = COUPLING_MODELS.get(called.row) if called.row else None
+        if model is None or node in self._numbers or node in self.writes.opaque:
             return None, ()
-        result = type_of(self.values.get(node.name))
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value_or_node)
         try:
-            if node.op == "call_module":
-                module = self.module.get_submodule(str(node.target))
-                known = module_call(module, COUPLING_MODULES)
-                if known is None or len(args) != 1 or kwargs:
-                    return None, ()
-                name, args = known.function, (args[0], *known.arguments(module, str(node.target)))
-            if name not in COUPLING_MODELS:
-                return None, ()
-            return COUPLING_MODELS[name](Call(name, tuple(args), kwargs, self._operand, self._type, self._size_of), result)
+            return model(self._call(node, self._value_or_node), type_of(self.values.get(node.name)))
         except Unsupported:
             return None, ()
 
@@ -305,18 +240,20 @@ class TorchReader:
     def _fold(self, node: fx.Node) -> bool:
         """Makes a call of parameters alone a parameter; False for every other node."""
         sources = node.all_input_nodes
-        name, writes = call_name(node, self.module)
-        if sources and name in ("dtype", "device") and isinstance(known := self.values.get(sources[0].name), Tensor):
-            self._constants[node] = of_a_value(known, name)
+        called = self._resolve(node)
+        if sources and called.is_("dtype", "device") and isinstance(value := self.values.get(sources[0].name), Tensor):
+            self._constants[node] = of_a_value(value, called.name)
             return True
         if node in self.writes.opaque or node in self.writes.parts or not all(s in self._constants for s in sources):
             return False
-        if (not sources and name not in FACTORIES) or "quantize" in name:  # who quantizes a weight wants to find it so
+        if (
+            not sources and Facts.FACTORY not in called.facts
+        ) or "quantize" in called.name:  # who quantizes a weight wants to find it so
             return False
         if node.op == "call_module" and not self._is_constant_module(self.module.get_submodule(str(node.target))):
             return False
         try:
-            constant = folded(node, self.module, {s: self._constants[s] for s in sources}, writes=writes)
+            constant = folded(node, self.module, {s: self._constants[s] for s in sources}, writes=called.writes)
         except Unsupported:
             return False
         for written in (node, *self.writes.rebound.get(node, ())):
@@ -389,12 +326,11 @@ class TorchReader:
         """`x.size(k)`, `x.shape[k]`, `x.size()[k]` and aten's sym_size: (x, k)."""
         if not isinstance(argument, fx.Node):
             return None
-        name, _ = call_name(argument, self.module)
-        args = argument.args
-        if name == "getitem" and isinstance(args[0], fx.Node) and isinstance(args[1], int):
-            inner, _ = call_name(args[0], self.module) if args[0].op.startswith("call") else ("", False)
-            return (args[0].args[0], args[1]) if inner in ("shape", "size") and inner_is_whole(args[0]) else None
-        if name in ("size", "sym_size") and len(args) == 2 and isinstance(args[1], int):
+        called, args = self._resolve(argument), argument.args
+        if called.is_("getitem") and isinstance(args[0], fx.Node) and isinstance(args[1], int):
+            sizes = args[0].op.startswith("call") and self._resolve(args[0]).is_("shape", "size")
+            return (args[0].args[0], args[1]) if sizes and inner_is_whole(args[0]) else None
+        if called.is_("size", "sym_size") and len(args) == 2 and isinstance(args[1], int):
             return args[0], args[1]
         return None
 

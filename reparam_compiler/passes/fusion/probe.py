@@ -29,6 +29,7 @@ from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, NodeId, Param, TensorType
+from reparam_compiler.ir.ops import Facts
 
 TOLERANCE = 1e-10
 """The largest relative difference, in float64, of a region and the kernel that it seems to be."""
@@ -43,30 +44,13 @@ LARGEST_PROBE = 2**26
 _NOISE = 1e-13
 """A tap below this share of the largest is the rounding of a zero."""
 
-_LINEAR = frozenset(  # in all that they read, taken together
-    {"roll", "flip", "rot90", "permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "view", "reshape"}
-    | {"unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "tile", "narrow", "select", "unbind", "split"}
-    | {"chunk", "stack", "cat", "pad", "unfold", "im2col", "fold", "col2im", "pixel_shuffle", "pixel_unshuffle", "hstack"}
-    | {"channel_shuffle", "slice_scatter", "select_scatter", "sum", "mean", "neg", "cumsum", "contiguous", "vstack", "dstack"}
-    | {"repeat_interleave", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "Unfold", "Fold", "Unflatten", "getitem"}
-    | {"Transpose", "Reshape", "Expand", "Tile", "Slice", "Split", "Concat", "Unsqueeze", "Squeeze", "Flatten", "Identity"}
-    | {"ReduceSum", "ReduceMean", "DepthToSpace", "SpaceToDepth", "Pad", "Sum", "Mean", "AveragePool", "CumSum", "Trilu"}
-    | {"tril", "triu", "tensor_split", "hsplit", "vsplit", "dsplit", "flatten", "as_strided", "diagonal", "Neg"}
-)
-_BILINEAR = frozenset(  # in one of two, the other one a constant
-    {"mul", "matmul", "mm", "bmm", "einsum", "tensordot", "linear", "addmm", "baddbmm", "conv1d", "conv2d", "conv3d"}
-    | {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "index_select", "gather", "take", "where"}
-    | {"lerp", "addcmul", "Einsum", "MatMul", "Mul", "Gather", "GatherND", "ScatterND", "Where", "Conv", "ConvTranspose"}
-    | {"masked_fill", "index_put", "index_copy", "scatter", "Resize", "div", "Div"}
-)
-
 
 def is_affine(node: Node) -> bool:
     """True for an op that is affine in what it reads, whatever its rule says, and that can be run."""
     op = node.op
     if isinstance(op, ops.Opaque):
         computed = len(node.sources)
-        return op.run is not None and (op.target in _LINEAR or (op.target in _BILINEAR and computed == 1))
+        return op.run is not None and (Facts.LINEAR in op.facts or (Facts.BILINEAR in op.facts and computed == 1))
     return op.is_linear if isinstance(op, ops.Reduce) else op.affine
 
 

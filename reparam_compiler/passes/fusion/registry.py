@@ -39,15 +39,13 @@ MERGES: dict[str, MergeRule] = {
     "mean": merges.reduction,
     "reshape": merges.reshape,
     "flatten": merges.reshape,
-    "reshape_as": merges.reshape,
-    "view_as": merges.reshape,
     "slice": merges.cut,
     "split": merges.split,
     "tuple_get": merges.item,
     "pad": merges.padding,
     "slice_update": merges.assignment,
 }
-_OWN = frozenset({*RULES, *MERGES}) - {"reshape_as", "view_as"}
+_OWN = frozenset({*RULES, *MERGES})
 
 
 def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRule], LinearRule]:
@@ -77,6 +75,8 @@ def linear_rule(node: Node) -> LinearRule | None:
 
 def merge_rule(node: Node) -> MergeRule | None:
     """The rule of an op that may read several."""
+    if isinstance(node.op, ops.Opaque) and ops.Facts.SHAPED_AS_OTHER in node.op.facts:
+        return merges.reshape
     return MERGES.get(_name(node))
 
 

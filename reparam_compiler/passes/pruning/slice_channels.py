@@ -127,8 +127,8 @@ def _repeats(node: Node, op: ops.Op, groups: ChannelGroups) -> bool:
 
 
 def _follows(node: Node, types: Types) -> bool:
-    """True for what takes its shape from another value, which comes out right by itself: `x.reshape_as(y)`."""
-    if not isinstance(node.op, ops.Opaque) or node.op.target not in ("reshape_as", "view_as"):
+    """True for what takes its shape from another value, which comes out right by itself: a reshape to the shape of another."""
+    if not isinstance(node.op, ops.Opaque) or ops.Facts.SHAPED_AS_OTHER not in node.op.facts:
         return False
     other, own = node.inputs[-1], types[node.id]
     known = types[other] if isinstance(other, str) else None

@@ -14,6 +14,8 @@ from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
 from reparam_compiler.frontends.torch.ops.windows import WINDOWS
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Operand, TensorType
+from reparam_compiler.vocabulary.resolve import ROWS, by_row_name
+from reparam_compiler.vocabulary.row import Form, Row
 
 CouplingModel = Callable[[Call, TensorType | None], Read]
 """Gives the op and its operands from a call and the type of what it gives, or raises Unread."""
@@ -246,16 +248,6 @@ def _same_for(names: str, coupling_model: CouplingModel) -> dict[str, CouplingMo
     return dict.fromkeys(names.split(), coupling_model)
 
 
-_BINARY = (
-    "add sub subtract rsub mul multiply div divide truediv true_divide floor_divide floordiv fmod remainder pow "
-    "maximum minimum eq ne lt le gt ge logical_and logical_or logical_xor logical_not where masked_fill"
-)
-_FUNCTIONS = (
-    "neg abs exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal sign sin cos tan asin acos atan sinh cosh erf "
-    "erfc floor ceil round trunc frac clamp clip clamp_min clamp_max relu relu6 sigmoid silu tanh mish gelu elu selu celu "
-    "softplus softsign logsigmoid log_sigmoid hardsigmoid hardswish hardtanh hardshrink softshrink tanhshrink threshold "
-    "leaky_relu lerp addcmul addcdiv isnan isinf nan_to_num bitwise_not"
-)
 _SHAPED_LIKE_FIRST = "zeros_like ones_like full_like to _to_copy type type_as float double half bfloat16 bool int long"
 _RESAMPLED = (
     "interpolate upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
@@ -267,9 +259,8 @@ _REARRANGED = (
     "pixel_shuffle pixel_unshuffle repeat tile repeat_interleave movedim moveaxis swapaxes swapdims t T mT numpy_T adjoint "
     "transpose permute squeeze"
 )
-
-COUPLING_MODELS: dict[str, CouplingModel] = {
-    **_same_for(f"{_BINARY} {_FUNCTIONS}", _elementwise),
+_FORMS: dict[Form, CouplingModel] = {"pointwise": _elementwise, "elementwise": _elementwise, "move": _rearranged}
+_COUPLING_MODELS: dict[str, CouplingModel] = {
     **_same_for(_SHAPED_LIKE_FIRST, _of_first),
     **_same_for("softmax _softmax log_softmax _log_softmax softmin cumsum cumprod", partial(_but, 1, "dim", None)),
     "flip": partial(_but, 1, "dims", None),
@@ -293,7 +284,7 @@ COUPLING_MODELS: dict[str, CouplingModel] = {
     "amin": partial(_reduce, "min", 1),
     "linalg_vector_norm": partial(_norm, "ord"),
     "norm": partial(_norm, "p"),
-    **_same_for("matmul bmm mm __matmul__", _matmul),
+    **_same_for("matmul bmm mm", _matmul),
     "einsum": _einsum,
     "scaled_dot_product_attention": _attention,
     "layer_norm": _layer_norm,
@@ -303,13 +294,17 @@ COUPLING_MODELS: dict[str, CouplingModel] = {
     "functional.instance_norm": partial(_instance_norm, (3, 4, 1, 2)),
     "embedding": _embedding,
     "glu": _glu,
-    **_same_for("prelu _prelu_kernel", _prelu),
+    "prelu": _prelu,
 }
-"""For each function its likeness."""
+COUPLING_MODELS: dict[Row, CouplingModel] = {
+    **{row: _FORMS[row.form] for row in ROWS.values() if row.form is not None},
+    **by_row_name(_COUPLING_MODELS),
+}
+"""For each row its coupling model. One with a form needs none of its own."""
 
 
 def operand_places(nodes: Sequence[Operand], operands: Sequence[Operand]) -> tuple[tuple[Operand, ...], tuple[int, ...]]:
-    """The inputs of an opaque node, the operands of its likeness first; and where what it is run on stands there."""
+    """The inputs of an opaque node, the operands of its coupling model first; and where what it is run on stands there."""
     inputs = list(operands)
     for operand in nodes:
         if not any(operand is known or (isinstance(operand, str) and operand == known) for known in inputs):

@@ -70,7 +70,7 @@ def _computed(param: Param, shape: tuple[int, ...], how: Callable[[np.ndarray], 
 
 LINEARS: dict[str, Reader] = {
     "linear": _linear,
-    **dict.fromkeys(("matmul", "mm", "__matmul__"), _matmul),
+    **dict.fromkeys(("matmul", "mm"), _matmul),
     "addmm": _addmm,
 }
-"""For each function its reader."""
+"""For each row its reader."""

@@ -1,7 +1,7 @@
-"""The `torch.nn` modules that a tracer leaves as leaves, each as the function that it calls.
+"""The `torch.nn` modules that a tracer leaves as leaves, each as the call that it makes.
 
-A module is read only where its class is exactly one of these (or a parametrized one of these) and no hook changes what it
-does: a subclass with another `forward` is another op.
+A module is read only where its class is exactly that of a row (or a parametrized one of it) and no hook changes what it does: a
+subclass with another `forward` is another op.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from reparam_compiler.frontends.torch.padded_conv import PaddedConv
+from reparam_compiler.vocabulary.resolve import ROWS, Resolved, by_row_name, resolve_module, unread_module
+from reparam_compiler.vocabulary.row import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +27,6 @@ class ModuleTensor:
     def origin(self) -> str:
         """Its name in the state dict."""
         return f"{self.module}.{self.attribute}" if self.module else self.attribute
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleCall:
-    """`function` is a key of `READERS`; `arguments` gives what follows its first argument."""
-
-    function: str
-    arguments: Callable[[Any, str], tuple[Any, ...]]
 
 
 def _tensors(path: str, *names: str) -> tuple[ModuleTensor, ...]:
@@ -58,60 +52,14 @@ def _batch_norm(m: Any, path: str) -> tuple[Any, ...]:
     return (*_tensors(path, "weight", "bias", "running_mean", "running_var"), training, 0.0, m.eps)
 
 
-def _attributes(*names: str) -> Callable[[Any, str], tuple[Any, ...]]:
-    return lambda m, path: tuple(getattr(m, name) for name in names)
-
-
-MODULES: dict[type, ModuleCall] = {
-    nn.Conv1d: ModuleCall("conv1d", _conv),
-    nn.Conv2d: ModuleCall("conv2d", _conv),
-    nn.Conv3d: ModuleCall("conv3d", _conv),
-    nn.ConvTranspose1d: ModuleCall("conv_transpose1d", _conv_transpose),
-    nn.ConvTranspose2d: ModuleCall("conv_transpose2d", _conv_transpose),
-    nn.ConvTranspose3d: ModuleCall("conv_transpose3d", _conv_transpose),
-    PaddedConv: ModuleCall("padded_conv", _padded_conv),
-    nn.Linear: ModuleCall("linear", lambda m, path: _tensors(path, "weight", "bias")),
-    nn.BatchNorm1d: ModuleCall("batch_norm", _batch_norm),
-    nn.BatchNorm2d: ModuleCall("batch_norm", _batch_norm),
-    nn.BatchNorm3d: ModuleCall("batch_norm", _batch_norm),
-    nn.Identity: ModuleCall("identity", _attributes()),
-    **{
-        dropout: ModuleCall("dropout", _attributes("p", "training"))
-        for dropout in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-    },
-    nn.ReLU: ModuleCall("relu", _attributes()),
-    nn.ReLU6: ModuleCall("relu6", _attributes()),
-    nn.SiLU: ModuleCall("silu", _attributes()),
-    nn.Sigmoid: ModuleCall("sigmoid", _attributes()),
-    nn.Tanh: ModuleCall("tanh", _attributes()),
-    nn.Hardswish: ModuleCall("hardswish", _attributes()),
-    nn.Hardsigmoid: ModuleCall("hardsigmoid", _attributes()),
-    nn.Mish: ModuleCall("mish", _attributes()),
-    nn.GELU: ModuleCall("gelu", _attributes("approximate")),
-    nn.LeakyReLU: ModuleCall("leaky_relu", _attributes("negative_slope")),
-    nn.ELU: ModuleCall("elu", _attributes("alpha")),
-    nn.Hardtanh: ModuleCall("hardtanh", _attributes("min_val", "max_val")),
-    nn.Flatten: ModuleCall("flatten", _attributes("start_dim", "end_dim")),
-    nn.AvgPool1d: ModuleCall("avg_pool1d", _attributes("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")),
-    **{
-        pool: ModuleCall(
-            name, _attributes("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-        )
-        for pool, name in ((nn.AvgPool2d, "avg_pool2d"), (nn.AvgPool3d, "avg_pool3d"))
-    },
-    **{
-        pool: ModuleCall(name, lambda m, path: (m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode))
-        for pool, name in ((nn.MaxPool1d, "max_pool1d"), (nn.MaxPool2d, "max_pool2d"), (nn.MaxPool3d, "max_pool3d"))
-    },
-    nn.AdaptiveAvgPool1d: ModuleCall("adaptive_avg_pool1d", _attributes("output_size")),
-    nn.AdaptiveAvgPool2d: ModuleCall("adaptive_avg_pool2d", _attributes("output_size")),
-    nn.AdaptiveAvgPool3d: ModuleCall("adaptive_avg_pool3d", _attributes("output_size")),
-    nn.ZeroPad2d: ModuleCall("pad", _attributes("padding")),
-    nn.ConstantPad2d: ModuleCall("pad", lambda m, path: (m.padding, "constant", m.value)),
-    nn.ReflectionPad2d: ModuleCall("pad", lambda m, path: (m.padding, "reflect")),
-    nn.ReplicationPad2d: ModuleCall("pad", lambda m, path: (m.padding, "replicate")),
-}
-"""For each module class the function that it is."""
+def _pad(m: Any, path: str) -> tuple[Any, ...]:
+    match m:
+        case nn.ReflectionPad2d():
+            return (m.padding, "reflect")
+        case nn.ReplicationPad2d():
+            return (m.padding, "replicate")
+        case _:
+            return (m.padding, "constant", getattr(m, "value", 0.0))
 
 
 def _layer_norm(m: Any, path: str) -> tuple[Any, ...]:
@@ -130,40 +78,52 @@ def _instance_norm(m: Any, path: str) -> tuple[Any, ...]:
     return (m.running_mean, m.running_var, *_tensors(path, "weight", "bias"), True, 0.0, m.eps)
 
 
-COUPLING_MODULES: dict[type, ModuleCall] = {
-    nn.LayerNorm: ModuleCall("layer_norm", _layer_norm),
-    nn.RMSNorm: ModuleCall("rms_norm", _rms_norm),
-    nn.GroupNorm: ModuleCall("group_norm", _group_norm),
-    **dict.fromkeys(
-        (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), ModuleCall("functional.instance_norm", _instance_norm)
-    ),
-    nn.Embedding: ModuleCall("embedding", lambda m, path: _tensors(path, "weight")),
-    nn.PReLU: ModuleCall("prelu", lambda m, path: _tensors(path, "weight")),
-    nn.Softmax: ModuleCall("softmax", _attributes("dim")),
-    nn.LogSoftmax: ModuleCall("log_softmax", _attributes("dim")),
-    nn.Softmax2d: ModuleCall("softmax", lambda m, path: (-3,)),
-    nn.GLU: ModuleCall("glu", _attributes("dim")),
-    **dict.fromkeys((nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), ModuleCall("interpolate", _attributes())),
-    **dict.fromkeys((nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d), ModuleCall("adaptive_max_pool2d", _attributes())),
-    nn.PixelShuffle: ModuleCall("pixel_shuffle", _attributes()),
-    nn.PixelUnshuffle: ModuleCall("pixel_unshuffle", _attributes()),
-    nn.ChannelShuffle: ModuleCall("channel_shuffle", _attributes("groups")),
-    nn.Unflatten: ModuleCall("unflatten", _attributes()),
-    **dict.fromkeys(
-        (nn.SELU, nn.CELU, nn.Softplus, nn.Softsign, nn.LogSigmoid, nn.Hardshrink, nn.Softshrink, nn.Threshold),
-        ModuleCall("selu", _attributes()),
-    ),
-}
-"""The same for modules that other passes than pruning leave alone (`frontends/torch/ops/coupling_models.py`)."""
+def _softmax(m: Any, path: str) -> tuple[Any, ...]:
+    return (-3,) if isinstance(m, nn.Softmax2d) else (m.dim,)
 
 
-def module_call(module: nn.Module, table: dict[type, ModuleCall] = MODULES) -> ModuleCall | None:
-    """What a leaf module calls, or None where it is not one of the table or does more than its class says."""
+def _weight(m: Any, path: str) -> tuple[Any, ...]:
+    return _tensors(path, "weight")
+
+
+def _weight_and_bias(m: Any, path: str) -> tuple[Any, ...]:
+    return _tensors(path, "weight", "bias")
+
+
+_ARGUMENTS: dict[Row, Callable[[Any, str], tuple[Any, ...]]] = by_row_name(
+    {
+        **{f"conv{n}d": _conv for n in (1, 2, 3)},
+        **{f"conv_transpose{n}d": _conv_transpose for n in (1, 2, 3)},
+        "padded_conv": _padded_conv,
+        "linear": _weight_and_bias,
+        "batch_norm": _batch_norm,
+        "pad": _pad,
+        "layer_norm": _layer_norm,
+        "rms_norm": _rms_norm,
+        "group_norm": _group_norm,
+        "functional.instance_norm": _instance_norm,
+        "embedding": _weight,
+        "prelu": _weight,
+        "softmax": _softmax,
+        "log_softmax": _softmax,
+    }
+)
+"""What follows the first argument of the function, for modules with tensors, or of which several are one function."""
+
+
+def called_module(module: nn.Module) -> Resolved:
+    """What a leaf module calls: no row where it does more than its class says."""
     kind = type(module)
     if parametrize.is_parametrized(module):
         kind = kind.__mro__[1]
     if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, "forward" in module.__dict__)):
-        return None
+        return unread_module(kind)
     if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d) and module.return_indices:
-        return None
-    return table.get(kind)
+        return unread_module(kind)
+    return Resolved("padded_conv", ROWS["padded_conv"]) if kind is PaddedConv else resolve_module(kind)
+
+
+def module_arguments(row: Row, module: nn.Module, path: str) -> tuple[Any, ...]:
+    """What follows the first argument, in the call that a module of this row makes."""
+    own = _ARGUMENTS.get(row)
+    return own(module, path) if own else tuple(getattr(module, name) for name in row.of_module)

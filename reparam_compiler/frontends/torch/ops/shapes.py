@@ -174,7 +174,7 @@ def _one_slice(call: Call, axis: int, start: Any, stop: Any, step: Any) -> Read:
 
 
 SHAPES: dict[str, Reader] = {
-    **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
+    "cat": _concat,
     "stack": _stack,
     "unsqueeze": _unsqueeze,
     "squeeze": _squeeze,

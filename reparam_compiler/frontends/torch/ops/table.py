@@ -1,11 +1,11 @@
 """What torch's functions, tensor methods, modules and aten ops mean in `ir.ops`: one table for torch.fx and torch.export.
 
-A call is named as the function is (`conv2d`, `add`, `flatten` …), however it was spelled: `F.conv2d(x, w)`,
-`torch.ops.aten.conv2d.default`, `x.add(y)`, `operator.add`. Its reader gives an op and its operands, or raises `Unsupported`:
-then the node is opaque, and nothing that touches it is rewritten.
+A call is that of a row of the vocabulary, however it was spelled: `F.conv2d(x, w)`, `torch.ops.aten.conv2d.default`,
+`operator.add`, `x.add(y)`. The row's reader gives an op and its operands, or raises `Unsupported`: then the node is opaque, and
+nothing that touches it is rewritten.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,8 @@ from reparam_compiler.frontends.torch.ops.shapes import SHAPES
 from reparam_compiler.frontends.torch.ops.windows import WINDOWS
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Operand, Param
+from reparam_compiler.vocabulary.resolve import ROWS, by_row_name
+from reparam_compiler.vocabulary.row import Form, Row
 
 
 def _batch_norm(training: int | None, order: tuple[int, int, int, int], eps: int, call: Call) -> Read:
@@ -69,9 +71,21 @@ def _dropout(call: Call) -> Read:
     return ops.Identity(), (call.x,)
 
 
-def _elementwise(function: str, keys: Sequence[tuple[str, float | None]], call: Call) -> Read:
-    arguments = tuple(call.constant(i, key, default) for i, (key, default) in enumerate(keys, start=1))
-    return ops.Elementwise(function, tuple(None if a is None else float(a) for a in arguments)), (call.x,)
+def _pointwise(row: Row, call: Call) -> Read:
+    return ops.Elementwise(row.name, tuple(None if a is None else float(a) for a in _parameters(row, call))), (call.x,)
+
+
+def _move(row: Row, call: Call) -> Read:
+    return ops.Move(row.name, tuple(int(argument) for argument in _parameters(row, call))), (call.x,)
+
+
+def _parameters(row: Row, call: Call) -> list[Any]:
+    """The arguments that the row knows; with others the call is another function."""
+    keys = [key for key, _ in row.parameters]
+    others = set(call.kwargs) - {*keys, "input", "self"}
+    if len(call.args) > 1 + len(keys) or others:
+        raise Unsupported(f"{row.name} with further arguments")
+    return [call.constant(i, key, default) for i, (key, default) in enumerate(row.parameters, start=1)]
 
 
 def _gelu(call: Call) -> Read:
@@ -94,11 +108,8 @@ def _reduce(function: Any, call: Call) -> Read:
     return ops.Reduce(function, tuple(sorted(call.axis(a) for a in axes)), keepdim), (call.x,)
 
 
-def _clamp(call: Call) -> Read:
-    return _elementwise("clamp", (("min", None), ("max", None)), call)
-
-
-READERS: dict[str, Reader] = {
+_FORMS: dict[Form, Callable[[Row, Call], Read]] = {"pointwise": _pointwise, "move": _move}
+_READERS: dict[str, Reader] = {
     **WINDOWS,
     **LINEARS,
     **SHAPES,
@@ -107,38 +118,21 @@ READERS: dict[str, Reader] = {
     "_native_batch_norm_legit_no_training": partial(_batch_norm, None, (1, 2, 3, 4), 6),
     "add": partial(_add, 1.0),
     "sub": partial(_add, -1.0),
-    "subtract": partial(_add, -1.0),
     "rsub": _rsub,
     "neg": lambda call: (ops.Add((-1.0,)), (call.x,)),
-    **dict.fromkeys(("mul", "multiply"), _mul),
-    **dict.fromkeys(("div", "divide", "truediv", "true_divide"), _div),
+    "mul": _mul,
+    "div": _div,
     **dict.fromkeys(("identity", "contiguous", "clone", "detach", "alias", "lift_fresh_copy"), _identity),
-    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout", "alpha_dropout"), _dropout),
-    **{
-        name: partial(_elementwise, name, ())
-        for name in (
-            "abs",
-            "exp",
-            "hardsigmoid",
-            "hardswish",
-            "log",
-            "mish",
-            "relu",
-            "relu6",
-            "sigmoid",
-            "silu",
-            "sqrt",
-            "tanh",
-        )
-    },
-    "leaky_relu": partial(_elementwise, "leaky_relu", (("negative_slope", 0.01),)),
-    "elu": partial(_elementwise, "elu", (("alpha", 1.0),)),
-    "softplus": partial(_elementwise, "softplus", (("beta", 1.0), ("threshold", 20.0))),
-    **dict.fromkeys(("clamp", "clip"), _clamp),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), _dropout),
+    **dict.fromkeys(("feature_dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout),
     "gelu": _gelu,
     "hardtanh": _hardtanh,
     "mean": partial(_reduce, "mean"),
     "sum": partial(_reduce, "sum"),
     "amax": partial(_reduce, "max"),
 }
-"""For each function its reader."""
+READERS: dict[Row, Reader] = {
+    **{row: partial(_FORMS[row.form], row) for row in ROWS.values() if row.form in _FORMS},
+    **by_row_name(_READERS),
+}
+"""For each row its reader. One whose op is a function of elements, or a move, needs none of its own."""

@@ -164,7 +164,7 @@ class Trace:
 
     def _is_width_of(self, node: Node, number: NodeId, narrower: Mapping[NodeId, tuple[Dim, ...]]) -> bool:
         """True for the sizes of a resize that takes its channels from what it reads: they come out right by themselves."""
-        if not isinstance(node.op, ops.Opaque) or node.op.target != "Resize" or node.id not in narrower:
+        if not isinstance(node.op, ops.Opaque) or ops.Facts.WIDTH_OF_INPUT not in node.op.facts or node.id not in narrower:
             return False
         sizes = number_values(self.graph, narrower)[number]
         return isinstance(sizes, Tensor) and sizes.ndim == 1 and int(sizes[1]) == narrower[node.id][1]
