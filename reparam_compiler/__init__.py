@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from reparam_compiler.lowering import load
     from reparam_compiler.models.calibration import PreprocessingWarning
     from reparam_compiler.passes.fusion.registry import register_linear
+    from reparam_compiler.passes.pruning.coupling.registry import register_coupling
+    from reparam_compiler.passes.pruning.criteria.base import register_criterion
     from reparam_compiler.passes.pruning.manifest import Manifest
 
 __version__ = "0.1.0"
@@ -61,6 +63,8 @@ __all__ = [
     "load",
     "measure_costs",
     "prune",
+    "register_coupling",
+    "register_criterion",
     "register_linear",
     "tune",
 ]
@@ -75,6 +79,8 @@ _HOMES = {
     "PreprocessingWarning": "reparam_compiler.models.calibration",
     "load": "reparam_compiler.lowering",
     "measure_costs": "reparam_compiler.cost.measure",
+    "register_coupling": "reparam_compiler.passes.pruning.coupling.registry",
+    "register_criterion": "reparam_compiler.passes.pruning.criteria.base",
     "register_linear": "reparam_compiler.passes.fusion.registry",
     **dict.fromkeys(("FuseReport", "PruneReport"), "reparam_compiler.api.report"),
 }

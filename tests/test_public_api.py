@@ -35,6 +35,8 @@ PUBLIC = [
     "load",
     "measure_costs",
     "prune",
+    "register_coupling",
+    "register_criterion",
     "register_linear",
     "tune",
 ]

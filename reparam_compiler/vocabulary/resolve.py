@@ -147,6 +147,20 @@ def onnx_facts(onnx_type: str) -> Facts:
     return Facts.NONE if known is None else known[0].facts
 
 
+def check_registered(name: str) -> None:
+    """Raises ValueError for a name that no op goes by: what is none of torch's or ONNX's has a qualified one."""
+    own = name in ROWS or name in _ONNX or _own_op(name)
+    if not own and "::" not in name and "." not in name:
+        raise ValueError(
+            f"{name} is no op of torch's, ONNX's or ours; an operator goes by its qualified name (mylib::{name}),"
+            f" a function or a module by that of its package (package.module.{name})"
+        )
+
+
+def _own_op(name: str) -> bool:
+    return any(hasattr(namespace, name) for namespace in (*_OWN, torch.ops.aten))
+
+
 def qualified(thing: Any) -> str:
     """`package.module.name`, of a function or a class; of any other callable that of its class."""
     named = thing if hasattr(thing, "__qualname__") else type(thing)

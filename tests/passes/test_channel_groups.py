@@ -10,7 +10,7 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, TensorType
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, channel_groups
-from reparam_compiler.passes.pruning.coupling.rules import register_coupling
+from reparam_compiler.passes.pruning.coupling.rules import coupling_rule
 from tests.support.pruning_nets import SIZE, Net
 
 
@@ -220,7 +220,7 @@ def test_unknown_shape_is_an_error_that_says_what_to_pass() -> None:
 
 def test_second_rule_for_an_op_is_refused() -> None:
     with pytest.raises(ValueError, match="Conv has a coupling rule already"):
-        register_coupling(ops.Conv)(lambda node, op, trace: trace.source(node))
+        coupling_rule(ops.Conv)(lambda node, op, trace: trace.source(node))
 
 
 def test_even_and_odd_channels_go_in_pairs() -> None:

@@ -34,6 +34,7 @@ from reparam_compiler.frontends.torch.tensors import lazy_param, param_of, type_
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
 from reparam_compiler.ir.ops import Facts
+from reparam_compiler.passes.pruning.coupling.registry import COUPLING_RULES, registered_coupling
 from reparam_compiler.vocabulary.resolve import Resolved
 
 
@@ -223,13 +224,25 @@ class TorchReader:
 
     def _coupling_model(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
         """What pruning sees in an opaque node, and the operands of that."""
+        if node in self._numbers or node in self.writes.opaque:
+            return None, ()
+        if called.name in COUPLING_RULES:
+            return self._registered_coupling(node, called)
         model = COUPLING_MODELS.get(called.row) if called.row else None
-        if model is None or node in self._numbers or node in self.writes.opaque:
+        if model is None:
             return None, ()
         try:
             return model(self._call(node, self._value_or_node), type_of(self.values.get(node.name)))
         except Unsupported:
             return None, ()
+
+    def _registered_coupling(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
+        """The same for an op that a caller registered a rule for."""
+        tensors = [s for s in node.all_input_nodes if s not in self._numbers and isinstance(self._number_or_node(s), fx.Node)]
+        operands = tuple(self._operand(source, "const") for source in tensors)
+        seen = ops.Opaque(called.name, facts=called.facts, arguments=scalar_arguments(node, self._value_or_node))
+        model = registered_coupling(Node(node.name, seen, operands, type_of(self.values.get(node.name))))
+        return (None, ()) if model is None else (model, operands)
 
     def _value_or_node(self, node: fx.Node) -> Any:
         """A number as it was when the model was traced, where that is known."""

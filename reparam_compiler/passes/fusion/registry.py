@@ -17,6 +17,7 @@ from reparam_compiler.passes.fusion import linear_rules as rules
 from reparam_compiler.passes.fusion import merge_rules as merges
 from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from reparam_compiler.passes.fusion.merge_rules import MergeRule
+from reparam_compiler.vocabulary.resolve import check_registered
 
 LinearRule = Callable[[Node, SourceLayout], ConvKernel]
 
@@ -49,10 +50,29 @@ _OWN = frozenset({*RULES, *MERGES})
 
 
 def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRule], LinearRule]:
-    """Registers the rule of the op that the printer calls `name`; an opaque op goes by its target's name.
+    """Registers the rule that makes an op a convolution.
 
-    Raises ValueError where there is a rule already and `override` is not set.
+        @register_linear("mine::scale")                      # mine::scale(x, factor), a custom op
+        def scale(node: Node, reads: SourceLayout) -> ConvKernel:
+            factor = np.full(reads.channels, node.op.arguments["factor"])
+            return diagonal(factor, np.zeros(reads.channels), reads.rank)
+
+    Args:
+        name: of a custom op with its namespace (`mine::scale`), of a function or of a leaf module with its package
+            (`package.module.scale`), or of an op of torch's or ours as reports call it (`cumsum`, `batch_norm`). A function or
+            op of the same name from elsewhere is another op.
+        override: exchange the rule that there is.
+
+    Returns:
+        What registers a rule: a function from the node (`node.op.arguments`: the numbers and words of the call, by the names of
+        the parameters, or by their positions where these have no names; `node.params`: its tensors) and the layout of what it
+        reads to the operator that it is. The rule raises `NotFusable` where it is none.
+
+    Raises:
+        ValueError: there is a rule already and `override` is not set, or nothing is called so.
     """
+    if name not in _OWN:
+        check_registered(name)
 
     def register(rule: LinearRule) -> LinearRule:
         if not override and (name in RULES or name in MERGES):

@@ -14,6 +14,8 @@ from torch import Tensor
 from reparam_compiler.frontends.onnx.call import Call, Unsupported
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import TensorType
+from reparam_compiler.vocabulary.resolve import ROWS
+from reparam_compiler.vocabulary.row import Form
 
 Like = tuple[ops.Op, int]
 """The op, and how many inputs it has."""
@@ -185,13 +187,14 @@ def _instance_norm(call: Call, result: TensorType | None) -> Like:
     return ops.GroupNorm(None, float(call.attribute("epsilon", 1e-5))), 3
 
 
-_ELEMENTWISE = (
-    "Add Sub Mul Div Pow Min Max Mod Where Equal Less LessOrEqual Greater GreaterOrEqual And Or Xor Not Neg Abs Exp Log Sqrt "
-    "Reciprocal Sign Sin Cos Tan Asin Acos Atan Sinh Cosh Erf Floor Ceil Round IsNaN IsInf Softsign Selu Celu HardSigmoid "
-    "ThresholdedRelu Shrink PRelu"
-)
+_FORMS: dict[Form, Callable[[Call, TensorType | None], Like]] = {
+    "pointwise": _elementwise,
+    "elementwise": _elementwise,
+    "move": _rearranged,
+}
 COUPLING_MODELS: dict[str, Callable[[Call, TensorType | None], Like]] = {
-    **dict.fromkeys(_ELEMENTWISE.split(), _elementwise),
+    **{stated.name: _FORMS[row.form] for row in ROWS.values() if row.form is not None for stated in row.onnx},
+    "PRelu": _elementwise,
     **dict.fromkeys(("Cast", "CastLike", "Clip"), _of_first),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
     "CumSum": _cumulated,

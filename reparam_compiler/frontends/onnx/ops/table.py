@@ -19,6 +19,9 @@ from reparam_compiler.frontends.onnx.ops.windows import avg_pool, conv, conv_tra
 from reparam_compiler.frontends.onnx.tensors import decimal, dtype_word
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Param
+from reparam_compiler.ir.ops import Facts
+from reparam_compiler.vocabulary.resolve import ROWS
+from reparam_compiler.vocabulary.row import Form, OnnxType, Row
 
 PAD_MODES: dict[str, PaddingMode] = {"constant": "zeros", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
@@ -85,9 +88,26 @@ def _cast(call: Call) -> Read:
     return ops.Identity(), (call.x,)
 
 
-def _elementwise(function: str, keys: Sequence[tuple[str, float]], call: Call) -> Read:
+def _pointwise(row: Row, stated: OnnxType, call: Call) -> Read:
     call.floating()
-    return ops.Elementwise(function, tuple(decimal(call.attribute(key, default)) for key, default in keys)), (call.x,)
+    return ops.Elementwise(row.name, _arguments(stated, call)), (call.x,)
+
+
+def _move(row: Row, stated: OnnxType, call: Call) -> Read:
+    return ops.Move(row.name, tuple(int(argument) for argument in _arguments(stated, call))), (call.x,)
+
+
+def _arguments(stated: OnnxType, call: Call) -> tuple[float, ...]:
+    """What a type states for the parameters of its row; raises Unsupported where its attributes make it another op."""
+    for key, default, value in stated.requires:
+        if (found := call.attribute(key, default)) != value:
+            raise Unsupported(f"{stated.name} whose {key} is {found}")
+    return tuple(decimal(call.attribute(key, default)) for key, default in stated.arguments)
+
+
+def _elementwise(function: str, call: Call) -> Read:
+    call.floating()
+    return ops.Elementwise(function), (call.x,)
 
 
 def _softplus(call: Call) -> Read:
@@ -100,17 +120,11 @@ def _hard_sigmoid(call: Call) -> Read:
     slope, offset = np.float32(call.attribute("alpha", 0.2)), np.float32(call.attribute("beta", 0.5))
     if (slope, offset) != (np.float32(1 / 6), np.float32(0.5)):
         raise Unsupported(f"HardSigmoid of slope {slope}")
-    return _elementwise("hardsigmoid", (), call)
+    return _elementwise("hardsigmoid", call)
 
 
 def _gelu(call: Call) -> Read:
-    return _elementwise("gelu_tanh" if call.attribute("approximate", "none") == "tanh" else "gelu", (), call)
-
-
-def _swish(call: Call) -> Read:
-    if call.attribute("alpha", 1.0) != 1:
-        raise Unsupported("Swish of another slope")
-    return _elementwise("silu", (), call)
+    return _elementwise("gelu_tanh" if call.attribute("approximate", "none") == "tanh" else "gelu", call)
 
 
 def _clip(call: Call) -> Read:
@@ -305,7 +319,9 @@ def _split(call: Call) -> Read:
     return ops.Split(axis, sizes), (call.x,)
 
 
+_FORMS: dict[Form, Callable[[Row, OnnxType, Call], Read]] = {"pointwise": _pointwise, "move": _move}
 READERS: dict[str, Callable[[Call], Read]] = {
+    **{t.name: partial(_FORMS[row.form], row, t) for row in ROWS.values() if row.form in _FORMS for t in row.onnx},
     "Conv": conv,
     "ConvTranspose": conv_transpose,
     "BatchNormalization": _batch_norm,
@@ -320,26 +336,9 @@ READERS: dict[str, Callable[[Call], Read]] = {
     "Identity": _identity,
     "Dropout": _dropout,
     "Cast": _cast,
-    **{
-        name: partial(_elementwise, function, ())
-        for name, function in (
-            ("Abs", "abs"),
-            ("Exp", "exp"),
-            ("HardSwish", "hardswish"),
-            ("Log", "log"),
-            ("Mish", "mish"),
-            ("Relu", "relu"),
-            ("Sigmoid", "sigmoid"),
-            ("Sqrt", "sqrt"),
-            ("Tanh", "tanh"),
-        )
-    },
-    "Elu": partial(_elementwise, "elu", (("alpha", 1.0),)),
-    "LeakyRelu": partial(_elementwise, "leaky_relu", (("alpha", 0.01),)),
     "Softplus": _softplus,
     "HardSigmoid": _hard_sigmoid,
     "Gelu": _gelu,
-    "Swish": _swish,
     "Clip": _clip,
     "Pad": _pad,
     "AveragePool": avg_pool,
@@ -360,12 +359,10 @@ READERS: dict[str, Callable[[Call], Read]] = {
     "ScatterND": scatter,
     "Split": _split,
 }
-"""For each op of ONNX's own domain its reader."""
+"""For each op of ONNX's own domain its reader. One that is a function of elements, or a move, needs none of its own."""
 
 NOT_FOLDED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 """Ops of constants that stay ops: a quantized model keeps its integers."""
 
-RANDOM = frozenset(
-    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-)
+RANDOM = frozenset(stated.name for row in ROWS.values() if Facts.RANDOM in row.facts for stated in row.onnx)
 """Ops that may give something else each time."""

@@ -45,7 +45,7 @@ COUPLINGS: dict[type[ops.Kind], Coupling[ops.Op]] = {}
 """For each kind of op how it treats labels."""
 
 
-def register_coupling(*kinds: type[Kind]) -> Callable[[Coupling[Kind]], Coupling[Kind]]:
+def coupling_rule(*kinds: type[Kind]) -> Callable[[Coupling[Kind]], Coupling[Kind]]:
     """Registers a rule for these kinds of op; raises ValueError for a kind that has one."""
 
     def register(rule: Coupling[Kind]) -> Coupling[Kind]:
@@ -58,13 +58,13 @@ def register_coupling(*kinds: type[Kind]) -> Callable[[Coupling[Kind]], Coupling
     return register
 
 
-@register_coupling(ops.Input)
+@coupling_rule(ops.Input)
 def _input(node: Node, op: ops.Input, trace: Trace) -> Found:
     trace.shape(node.id)
     return NOTHING
 
 
-@register_coupling(ops.Conv)
+@coupling_rule(ops.Conv)
 def _conv(node: Node, op: ops.Conv, trace: Trace) -> Found:
     weight = node.operand("weight")
     if not isinstance(weight, Param) or not node.has_constant_params:
@@ -89,7 +89,7 @@ def _conv(node: Node, op: ops.Conv, trace: Trace) -> Found:
     return trace.value(node, 1, made)
 
 
-@register_coupling(ops.ConvTranspose)
+@coupling_rule(ops.ConvTranspose)
 def _conv_transpose(node: Node, op: ops.ConvTranspose, trace: Trace) -> Found:
     weight = node.operand("weight")
     if not isinstance(weight, Param) or not node.has_constant_params:
@@ -114,7 +114,7 @@ def _conv_transpose(node: Node, op: ops.ConvTranspose, trace: Trace) -> Found:
     return trace.value(node, 1, made)
 
 
-@register_coupling(ops.Linear)
+@coupling_rule(ops.Linear)
 def _linear(node: Node, op: ops.Linear, trace: Trace) -> Found:
     weight, x = node.operand("weight"), trace.source(node)
     if not isinstance(weight, Param) or not node.has_constant_params:
@@ -131,7 +131,7 @@ def _linear(node: Node, op: ops.Linear, trace: Trace) -> Found:
     return trace.value(node, last, made)
 
 
-@register_coupling(ops.BatchNorm)
+@coupling_rule(ops.BatchNorm)
 def _batch_norm(node: Node, op: ops.BatchNorm, trace: Trace) -> Found:
     x = trace.source(node)
     if not node.has_constant_params:
@@ -143,7 +143,7 @@ def _batch_norm(node: Node, op: ops.BatchNorm, trace: Trace) -> Found:
     return x
 
 
-@register_coupling(ops.Add, ops.Mul, ops.Div)
+@coupling_rule(ops.Add, ops.Mul, ops.Div)
 def _add(node: Node, op: ops.Op, trace: Trace) -> Found:
     return _broadcast(node, trace)
 
@@ -217,18 +217,18 @@ def _broadcast(node: Node, trace: Trace, axes: Ints | None = None) -> Found:
     return Value(axis, leader.labels)
 
 
-@register_coupling(ops.Elementwise)
+@coupling_rule(ops.Elementwise)
 def _elementwise(node: Node, op: ops.Elementwise, trace: Trace) -> Found:
     return trace.source(node)
 
 
-@register_coupling(ops.AvgPool, ops.MaxPool, ops.AdaptiveAvgPool)
+@coupling_rule(ops.AvgPool, ops.MaxPool, ops.AdaptiveAvgPool)
 def _pool(node: Node, op: ops.Op, trace: Trace) -> Found:
     x = trace.source(node)
     return x if x.axis in (None, 1) else trace.freeze(node, f"{called(node)} slides along the channels")
 
 
-@register_coupling(ops.Pad)
+@coupling_rule(ops.Pad)
 def _pad(node: Node, op: ops.Pad, trace: Trace) -> Found:
     x = trace.source(node)
     if x.axis is None or op.padding[x.axis] == (0, 0):
@@ -239,7 +239,7 @@ def _pad(node: Node, op: ops.Pad, trace: Trace) -> Found:
     return Value(x.axis, np.pad(x.labels, (low, high), constant_values=FIXED))
 
 
-@register_coupling(ops.Reduce)
+@coupling_rule(ops.Reduce)
 def _reduce(node: Node, op: ops.Reduce, trace: Trace) -> Found:
     x = trace.source(node)
     if x.axis is None:
@@ -250,14 +250,14 @@ def _reduce(node: Node, op: ops.Reduce, trace: Trace) -> Found:
     return Value(x.axis if op.keepdim else x.axis - sum(axis < x.axis for axis in op.axes), x.labels)
 
 
-@register_coupling(ops.TupleGet)
+@coupling_rule(ops.TupleGet)
 def _item(node: Node, op: ops.TupleGet, trace: Trace) -> Found:
     """All results of one op have the same labels (a pool and its indices), where they are not pieces."""
     found = trace.values[node.sources[0]]
     return found[op.index] if isinstance(found, tuple) else found
 
 
-register_coupling(
+coupling_rule(
     ops.Identity,
     ops.Concat,
     ops.Stack,
@@ -272,12 +272,12 @@ register_coupling(
 )(move)
 
 
-@register_coupling(ops.Slicewise)
+@coupling_rule(ops.Slicewise)
 def _slicewise(node: Node, op: ops.Slicewise, trace: Trace) -> Found:
     return _broadcast(node, trace, op.axes)
 
 
-@register_coupling(ops.PerChannel)
+@coupling_rule(ops.PerChannel)
 def _per_channel(node: Node, op: ops.PerChannel, trace: Trace) -> Found:
     x = trace.source(node)
     for index, operand in enumerate(node.inputs[1:], start=1):
@@ -288,7 +288,7 @@ def _per_channel(node: Node, op: ops.PerChannel, trace: Trace) -> Found:
     return x
 
 
-@register_coupling(ops.Glu)
+@coupling_rule(ops.Glu)
 def _gate(node: Node, op: ops.Glu, trace: Trace) -> Found:
     x = trace.source(node)
     if x.axis != op.axis:
@@ -298,7 +298,7 @@ def _gate(node: Node, op: ops.Glu, trace: Trace) -> Found:
     return trace.value(node, op.axis, first)
 
 
-@register_coupling(ops.Expand)
+@coupling_rule(ops.Expand)
 def _expand(node: Node, op: ops.Expand, trace: Trace) -> Found:
     """Along an axis that is repeated to the width of another value, the labels are those of that one."""
     operand = node.operand("x")
@@ -327,7 +327,7 @@ def _expand_constant(node: Node, operand: Param, op: ops.Expand, trace: Trace) -
     return trace.value(node, long[0] + len(op.shape) - len(operand.shape), made)
 
 
-@register_coupling(ops.Embedding)
+@coupling_rule(ops.Embedding)
 def _embedding(node: Node, op: ops.Embedding, trace: Trace) -> Found:
     weight = node.operand("weight")
     if not isinstance(weight, Param) or trace.source(node).axis is not None or node.type is None:
@@ -337,7 +337,7 @@ def _embedding(node: Node, op: ops.Embedding, trace: Trace) -> Found:
     return trace.value(node, len(node.type.shape) - 1, made)
 
 
-@register_coupling(ops.SliceUpdate)
+@coupling_rule(ops.SliceUpdate)
 def _assign(node: Node, op: ops.SliceUpdate, trace: Trace) -> Found:
     """What is written goes with what it is written into, where it is written from end to end of the channels."""
     labelled = {value.axis for value in (trace.source(node, "x"), trace.source(node, "value")) if value.axis is not None}
@@ -346,7 +346,7 @@ def _assign(node: Node, op: ops.SliceUpdate, trace: Trace) -> Found:
     return _broadcast(node, trace)
 
 
-register_coupling(ops.LayerNorm)(across.layer_norm)
-register_coupling(ops.GroupNorm)(across.group_norm)
-register_coupling(ops.Einsum)(across.einsum)
-register_coupling(ops.Attention)(across.attention)
+coupling_rule(ops.LayerNorm)(across.layer_norm)
+coupling_rule(ops.GroupNorm)(across.group_norm)
+coupling_rule(ops.Einsum)(across.einsum)
+coupling_rule(ops.Attention)(across.attention)
