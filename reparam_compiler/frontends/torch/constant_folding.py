@@ -68,11 +68,13 @@ class _Pure(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def folded(node: fx.Node, module: nn.Module, sources: Mapping[fx.Node, Constant], *, writes: bool) -> Constant:
     """A call of constants as a constant; raises Unread where it is random. One that writes gets copies."""
 
+    arguments = node.args, dict(node.kwargs)  # those of now: the node may be erased when the model is written in place
+
     def evaluate(value_of: Callable[[Constant], Any]) -> Any:
         values = {source: value_of(constant) for source, constant in sources.items()}
         if writes:
             values = {source: v.clone() if isinstance(v, Tensor) else v for source, v in values.items()}
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+        args, kwargs = fx.map_arg(arguments, values.__getitem__)
         with torch.no_grad():
             return call(node, module, args, kwargs)
 

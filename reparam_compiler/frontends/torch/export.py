@@ -20,24 +20,11 @@ from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.torch.fx import compare_copies
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch.reader import TorchReader
+from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call
+from reparam_compiler.frontends.torch.tensor_arguments import exchanged_params, set_tensor_argument
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
-from reparam_compiler.frontends.torch.writer import (
-    exchanged_params,
-    set_tensor_argument,
-    stale_in,
-    transposed_padding,
-    update_arguments,
-)
-from reparam_compiler.ir import ops
+from reparam_compiler.frontends.torch.writer import new_call
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param, diff
-
-_CONVS = {1: torch.ops.aten.conv1d.default, 2: torch.ops.aten.conv2d.default, 3: torch.ops.aten.conv3d.default}
-_CONVS_TRANSPOSED = {
-    1: torch.ops.aten.conv_transpose1d.default,
-    2: torch.ops.aten.conv_transpose2d.input,
-    3: torch.ops.aten.conv_transpose3d.input,
-}
-_PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 _LIKE_THEIR_INPUT = frozenset(
     {
@@ -118,7 +105,7 @@ class ExportReading:
 
     def _write(self, after: Graph, *, exact: bool, share: bool) -> ExportedProgram:
         changes = diff(self.graph, after)
-        writer = _Writer(self.model, self.graph, self.in_place, exact, stale_in(self.graph, after))
+        writer = _Writer(self.model, self.graph, self.in_place, exact, ComputedSizes.after_cut(self.graph, after))
         for node in changes.changed:
             writer.replace(node) if node.replaces else writer.update(node)
         return writer.program(changes, share=share)
@@ -132,7 +119,7 @@ class _Writer:
     before: Graph
     in_place: InPlace
     exact: bool
-    stale: frozenset[str]
+    sizes: ComputedSizes
     graph: fx.Graph = field(init=False)
     nodes: NativeNodes = field(init=False)
     first: fx.Node = field(init=False)
@@ -152,25 +139,10 @@ class _Writer:
     def replace(self, node: Node) -> None:
         """A new conv or linear in place of the node of the same id."""
         stem = self._free_name(node)
-        weight, bias = ((p and self._parameter(f"{stem}.{p.role}", p)) for p in (node.param("weight"), node.param("bias")))
+        weight, bias = (self._parameter(f"{stem}.{p.role}", p) if p else None for p in (node.param("weight"), node.param("bias")))
         x = self.nodes[node.sources[0]]
         with self.graph.inserting_before(self.nodes.first_reader(self.before, node)):
-            match node.op:
-                case ops.Linear():
-                    new = self._call(torch.ops.aten.linear.default, x, weight, bias)
-                case ops.Conv(stride, padding, dilation, groups, mode):
-                    symmetric = mode == "zeros" and all(low == high >= 0 for low, high in padding)
-                    if not symmetric:
-                        amounts = [amount for pair in reversed(padding) for amount in pair]
-                        x = self._call(torch.ops.aten.pad.default, x, amounts, _PAD_MODE[mode])
-                    lows = [low if symmetric else 0 for low, _ in padding]
-                    new = self._call(_CONVS[len(stride)], x, weight, bias, list(stride), lows, list(dilation), groups)
-                case ops.ConvTranspose() as op:
-                    cut, extra = map(list, transposed_padding(node.id, op))
-                    rest = (list(op.stride), cut, extra, op.groups, list(op.dilation))
-                    new = self._call(_CONVS_TRANSPOSED[len(op.stride)], x, weight, bias, *rest)
-                case _:
-                    raise RewriteError(f"{node.id}: {node.op.name} has no aten call; a pass may make convs and linears only")
+            new = new_call(node, self._call, (x, weight, bias))
         self.nodes.replace(node.id, new)
 
     def update(self, node: Node) -> None:
@@ -185,7 +157,7 @@ class _Writer:
             if old is not None and not torch.equal(old, tensor):
                 raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
             self.new_tensors[param.origin] = tensor
-        update_arguments(fx_node, self.before[node.id], node, self.stale)
+        update_call(fx_node, self.before[node.id], node, self.sizes)
         self.updated.add(fx_node)
 
     def program(self, changes: Diff, *, share: bool) -> ExportedProgram:

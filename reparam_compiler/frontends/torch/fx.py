@@ -17,18 +17,14 @@ from torch.nn.utils import parametrize
 
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.base import Comparison
+from reparam_compiler.frontends.torch.module_widths import update_module
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch.padded_conv import conv_of
 from reparam_compiler.frontends.torch.reader import TorchReader
+from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call
+from reparam_compiler.frontends.torch.tensor_arguments import exchanged_params, set_tensor_argument
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
-from reparam_compiler.frontends.torch.writer import (
-    exchanged_params,
-    new_module,
-    set_tensor_argument,
-    stale_in,
-    update_arguments,
-    update_module,
-)
+from reparam_compiler.frontends.torch.writer import new_module
 from reparam_compiler.interpreter.difference import EXACT, Difference, difference
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param, diff
 
@@ -134,7 +130,9 @@ class FxReading:
         if changes:
             names = [node.name for node in self.model.graph.nodes]  # a copy renames what is called as a builtin is
             nodes = dict(zip(names, model.graph.nodes, strict=True))
-            _Writer(model, self.graph, changes, exact, stale_in(self.graph, after)).write(NativeNodes(nodes, self.in_place))
+            _Writer(model, self.graph, changes, exact, ComputedSizes.after_cut(self.graph, after)).write(
+                NativeNodes(nodes, self.in_place)
+            )
         return model
 
 
@@ -146,7 +144,7 @@ class _Writer:
     before: Graph
     changes: Diff
     exact: bool
-    stale: frozenset[str]
+    sizes: ComputedSizes
     _holders: dict[int, list[tuple[nn.Module, str]]] = field(default_factory=dict, init=False)
 
     def write(self, nodes: NativeNodes) -> None:
@@ -214,7 +212,7 @@ class _Writer:
         if fx_node.op == "call_module":
             update_module(self.model.get_submodule(str(fx_node.target)), node)
         else:
-            update_arguments(fx_node, self.before[node.id], node, self.stale)
+            update_call(fx_node, self.before[node.id], node, self.sizes)
 
     def _set_tensor(self, path: str, tensor: Tensor) -> None:
         """Puts a tensor of another shape in place of one, under all its names, as a parameter where that was one."""

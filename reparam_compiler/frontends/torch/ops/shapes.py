@@ -94,7 +94,8 @@ def _transpose(call: Call) -> Read:
 
 
 def _split(call: Call) -> Read:
-    pieces, axis = call.constant(1, "split_size"), call.axis(call.constant(2, "dim", 0))
+    key = "split_sizes" if call.name == "split_with_sizes" else "split_size"
+    pieces, axis = call.constant(1, key), call.axis(call.constant(2, "dim", 0))
     whole = call.shape[axis]
     if isinstance(pieces, int):
         if not isinstance(whole, int):
