@@ -6,27 +6,22 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.utils import parametrize
 
-from reparam_compiler.errors import RewriteError, UnsupportedModelError
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.base import Comparison
-from reparam_compiler.frontends.torch.module_widths import update_module
+from reparam_compiler.frontends.torch.graph_module_writer import GraphModuleWriter, attribute
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
-from reparam_compiler.frontends.torch.padded_conv import conv_of
 from reparam_compiler.frontends.torch.reader import TorchReader
-from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call
-from reparam_compiler.frontends.torch.tensor_arguments import exchanged_params, set_tensor_argument
-from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
-from reparam_compiler.frontends.torch.writer import new_module
+from reparam_compiler.frontends.torch.spellings import ComputedSizes
+from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.interpreter.difference import EXACT, Difference, difference
-from reparam_compiler.ir.graph import Diff, Graph, Node, Param, diff
+from reparam_compiler.ir.graph import Graph, diff
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +43,7 @@ class FxFrontend:
         values = _propagate(model, example_inputs) if example_inputs is not None else _recorded(model)
         tensors = {}
         for node in model.graph.nodes:
-            if node.op == "get_attr" and isinstance(tensor := _attribute(model, str(node.target)), Tensor):
+            if node.op == "get_attr" and isinstance(tensor := attribute(model, str(node.target)), Tensor):
                 tensors[node.name] = (str(node.target), tensor)
         reader = TorchReader(model.graph, model, tensors, values)
         graph = replace(reader.read(), sizes_are_fixed=False)  # a trace runs on other sizes as well
@@ -122,7 +117,7 @@ class FxReading:
             elif node.op == "get_attr" and any(user.name not in goes for user in node.users):
                 holder = self.model.get_submodule(str(node.target).rpartition(".")[0])  # which stays, with all that it holds
                 tensors = (*holder.parameters(), *holder.buffers()) if holder is not self.model else ()
-                read.update(id(tensor) for tensor in (*tensors, _attribute(self.model, str(node.target))))
+                read.update(id(tensor) for tensor in (*tensors, attribute(self.model, str(node.target))))
         return read
 
     def _write(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> fx.GraphModule:
@@ -130,136 +125,10 @@ class FxReading:
         if changes:
             names = [node.name for node in self.model.graph.nodes]  # a copy renames what is called as a builtin is
             nodes = dict(zip(names, model.graph.nodes, strict=True))
-            _Writer(model, self.graph, changes, exact, ComputedSizes.after_cut(self.graph, after)).write(
+            GraphModuleWriter(model, self.graph, changes, exact, ComputedSizes.after_cut(self.graph, after)).write(
                 NativeNodes(nodes, self.in_place)
             )
         return model
-
-
-@dataclass
-class _Writer:
-    """Writes a difference into a GraphModule, which it changes."""
-
-    model: fx.GraphModule
-    before: Graph
-    changes: Diff
-    exact: bool
-    sizes: ComputedSizes
-    _holders: dict[int, list[tuple[nn.Module, str]]] = field(default_factory=dict, init=False)
-
-    def write(self, nodes: NativeNodes) -> None:
-        """nodes: those of the model."""
-        for module in self.model.modules():
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                self._holders.setdefault(id(tensor), []).append((module, name))
-        old_targets = self._targets()
-        updated: dict[str, Param] = {}
-        for node in self.changes.changed:
-            if node.replaces:
-                nodes.replace(node.id, self._replace(nodes, node))
-            else:
-                self._update(nodes.call(node.id), node, updated)
-        nodes.erase_unread(self.model.graph, self.changes.removed)
-        self.model.graph.lint()
-        self._delete(old_targets - self._targets())
-        self.model.recompile()
-
-    def _trains(self, node: Node) -> bool:
-        """Whether any parameter of what a new module replaces takes a gradient; True where there is none."""
-        origins = {param.origin for old in (node.replaces or (node.id,)) for param in self.before[old].params}
-        tensors = [_attribute(self.model, origin) for origin in origins if origin]
-        found = [tensor.requires_grad for tensor in tensors if isinstance(tensor, nn.Parameter)]
-        return any(found) or not found
-
-    def _replace(self, nodes: NativeNodes, node: Node) -> fx.Node:
-        sink = nodes[node.id]
-        called = [str(nodes.call(i).target) for i in node.replaces if nodes.call(i).op == "call_module"]
-        like = self._like(node)
-        with torch.no_grad():
-            built = new_module(node, lambda param: tensor_from(param, device=like, exact=self.exact), trains=self._trains(node))
-        target = self._free_name(_common_name(called), called)
-        self.model.add_submodule(target, built)
-        with self.model.graph.inserting_before(nodes.first_reader(self.before, node)):
-            new = self.model.graph.call_module(target, (nodes[node.sources[0]],))
-        if "tensor_meta" in sink.meta:
-            new.meta["tensor_meta"] = sink.meta["tensor_meta"]
-        if "val" in sink.meta:
-            new.meta["val"] = sink.meta["val"]
-        return new
-
-    def _like(self, node: Node) -> torch.device:
-        """The device of what is replaced."""
-        for node_id in node.replaces:
-            for param in self.before[node_id].params:
-                if param.origin and isinstance(tensor := _attribute(self.model, param.origin), Tensor):
-                    return tensor.device
-        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
-
-    def _update(self, fx_node: fx.Node, node: Node, updated: dict[str, Param]) -> None:
-        if fx_node.op == "call_module" and parametrize.is_parametrized(self.model.get_submodule(str(fx_node.target))):
-            # A plain module instead: removing a parametrization edits its class, which the caller's module has as well.
-            plain = new_module(node, lambda param: tensor_from(param, exact=self.exact), trains=self._trains(node))
-            self.model.set_submodule(str(fx_node.target), plain)
-            return
-        for index, param in exchanged_params(self.before, node, fx_node):
-            if param.origin is None:
-                self._exchange(fx_node, node, index, param)
-            elif param.origin not in updated:
-                updated[param.origin] = param
-                self._set_tensor(param.origin, tensor_from(param, exact=self.exact))
-            elif updated[param.origin] is not param:
-                raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
-        if fx_node.op == "call_module":
-            update_module(self.model.get_submodule(str(fx_node.target)), node)
-        else:
-            update_call(fx_node, self.before[node.id], node, self.sizes)
-
-    def _set_tensor(self, path: str, tensor: Tensor) -> None:
-        """Puts a tensor of another shape in place of one, under all its names, as a parameter where that was one."""
-        holder, _, leaf = path.rpartition(".")
-        old = getattr(self.model.get_submodule(holder), leaf)
-        new = tensor.to(old.device)
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        for module, name in self._holders.get(id(old), [(self.model.get_submodule(holder), leaf)]):
-            setattr(module, name, new)
-
-    def _exchange(self, fx_node: fx.Node, node: Node, index: int, param: Param) -> None:
-        """A tensor that the model had no name for: a bias where there was none, or what was computed from parameters."""
-        tensor = nn.Parameter(tensor_from(param, exact=self.exact), requires_grad=self._trains(node))
-        if fx_node.op == "call_module":
-            module, name = conv_of(self.model.get_submodule(str(fx_node.target))), ("weight", "bias")[index - 1]
-            setattr(module, name, tensor)
-            return
-        name = self._free_name(f"{fx_node.name}_{param.role}", [])
-        self.model.register_parameter(name, tensor)
-        with self.model.graph.inserting_before(fx_node):
-            got = self.model.graph.get_attr(name)
-        set_tensor_argument(fx_node, self.before, node, index, got)
-
-    def _free_name(self, wanted: str, replaced: Sequence[str]) -> str:
-        """The wanted path, or one beside it: a path is free where nothing stands, or only what is replaced."""
-        taken = {name for name, _ in self.model.named_modules()} | {name for name, _ in self.model.named_parameters()}
-        numbered = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(taken) + 1))
-        return next(name for name in numbered if name not in taken and not hasattr(self.model, name))
-
-    def _targets(self) -> set[str]:
-        return {str(node.target) for node in self.model.graph.nodes if node.op in ("call_module", "get_attr")}
-
-    def _delete(self, targets: set[str]) -> None:
-        """Removes modules and attributes that nothing calls any more, and what is left empty by that."""
-        kept = self._targets()
-        for target in sorted(targets, key=lambda t: -t.count(".")):
-            path, _, leaf = target.rpartition(".")
-            if any(name == target or name.startswith(f"{target}.") for name in kept):
-                continue
-            holder = self.model.get_submodule(path)
-            if hasattr(holder, leaf):
-                delattr(holder, leaf)
-            while path and not any((holder._modules, holder._parameters, holder._buffers)):
-                path, _, leaf = path.rpartition(".")
-                holder = self.model.get_submodule(path)
-                delattr(holder, leaf)
 
 
 def compare_copies(copies: Callable[[bool], tuple[nn.Module, nn.Module]], inputs: Sequence[Any]) -> tuple[Difference, str]:
@@ -339,16 +208,3 @@ def _recorded(model: fx.GraphModule) -> dict[str, Any]:
         elif meta is not None and hasattr(meta, "shape") and hasattr(meta, "dtype"):
             values[node.name] = torch.empty(meta.shape, dtype=meta.dtype, device="meta")
     return values
-
-
-def _common_name(targets: Sequence[str]) -> str:
-    """`stage1.0.fused` for `stage1.0.conv3.conv` and `stage1.0.conv1.bn`: a name beside theirs, never below one."""
-    levels = zip(*(target.split(".")[:-1] for target in targets), strict=False)
-    return ".".join([*(level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)), "fused"])
-
-
-def _attribute(model: nn.Module, path: str) -> object:
-    found: object = model
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found

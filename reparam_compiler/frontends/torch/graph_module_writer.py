@@ -1,0 +1,160 @@
+"""Writes changes into a GraphModule: new modules beside those that they replace, pruned tensors where the old ones stood."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from reparam_compiler.core.names import common_path, free_name
+from reparam_compiler.errors import RewriteError
+from reparam_compiler.frontends.torch.module_widths import update_module
+from reparam_compiler.frontends.torch.native import NativeNodes
+from reparam_compiler.frontends.torch.padded_conv import conv_of
+from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call
+from reparam_compiler.frontends.torch.tensor_arguments import exchanged_params, set_tensor_argument
+from reparam_compiler.frontends.torch.tensors import tensor_from
+from reparam_compiler.frontends.torch.writer import new_module
+from reparam_compiler.ir.graph import Diff, Graph, Node, Param
+
+
+@dataclass
+class GraphModuleWriter:
+    """Writes changes into a GraphModule.
+
+    model: the module, which it changes. before: what was read of it. exact: leave the new tensors in float64. sizes: those that
+    the model computes, after the cut.
+    """
+
+    model: fx.GraphModule
+    before: Graph
+    changes: Diff
+    exact: bool
+    sizes: ComputedSizes
+    _holders: dict[int, list[tuple[nn.Module, str]]] = field(default_factory=dict, init=False)
+
+    def write(self, nodes: NativeNodes) -> None:
+        """Writes the changes. nodes: those of the model."""
+        for module in self.model.modules():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                self._holders.setdefault(id(tensor), []).append((module, name))
+        old_targets = self._targets()
+        updated: dict[str, Param] = {}
+        for node in self.changes.changed:
+            if node.replaces:
+                nodes.replace(node.id, self._replace(nodes, node))
+            else:
+                self._update(nodes.call(node.id), node, updated)
+        nodes.erase_unread(self.model.graph, self.changes.removed)
+        self.model.graph.lint()
+        self._delete(old_targets - self._targets())
+        self.model.recompile()
+
+    def _trains(self, node: Node) -> bool:
+        """Whether any parameter of what a new module replaces takes a gradient; True where there is none."""
+        origins = {param.origin for old in (node.replaces or (node.id,)) for param in self.before[old].params}
+        tensors = [attribute(self.model, origin) for origin in origins if origin]
+        trained = [tensor.requires_grad for tensor in tensors if isinstance(tensor, nn.Parameter)]
+        return any(trained) or not trained
+
+    def _replace(self, nodes: NativeNodes, node: Node) -> fx.Node:
+        sink = nodes[node.id]
+        called = [str(nodes.call(i).target) for i in node.replaces if nodes.call(i).op == "call_module"]
+        device = self._device(node)
+        with torch.no_grad():
+            built = new_module(
+                node, lambda param: tensor_from(param, device=device, exact=self.exact), trains=self._trains(node)
+            )
+        target = self._free_name(_beside(called))
+        self.model.add_submodule(target, built)
+        with self.model.graph.inserting_before(nodes.first_reader(self.before, node)):
+            new = self.model.graph.call_module(target, (nodes[node.sources[0]],))
+        new.meta.update({key: sink.meta[key] for key in ("tensor_meta", "val") if key in sink.meta})
+        return new
+
+    def _device(self, node: Node) -> torch.device:
+        """The device of what is replaced."""
+        for node_id in node.replaces:
+            for param in self.before[node_id].params:
+                if param.origin and isinstance(tensor := attribute(self.model, param.origin), Tensor):
+                    return tensor.device
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
+    def _update(self, fx_node: fx.Node, node: Node, updated: dict[str, Param]) -> None:
+        if fx_node.op == "call_module" and parametrize.is_parametrized(self.model.get_submodule(str(fx_node.target))):
+            # A plain module instead: removing a parametrization edits its class, which the caller's module has as well.
+            plain = new_module(node, lambda param: tensor_from(param, exact=self.exact), trains=self._trains(node))
+            self.model.set_submodule(str(fx_node.target), plain)
+            return
+        for index, param in exchanged_params(self.before, node, fx_node):
+            if param.origin is None:
+                self._exchange(fx_node, node, index, param)
+            elif param.origin not in updated:
+                updated[param.origin] = param
+                self._set_tensor(param.origin, tensor_from(param, exact=self.exact))
+            elif updated[param.origin] is not param:
+                raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
+        if fx_node.op == "call_module":
+            update_module(self.model.get_submodule(str(fx_node.target)), node)
+        else:
+            update_call(fx_node, self.before[node.id], node, self.sizes)
+
+    def _set_tensor(self, path: str, tensor: Tensor) -> None:
+        """Puts a tensor of another shape in place of one, under all its names, as a parameter where that was one."""
+        holder, _, leaf = path.rpartition(".")
+        old = getattr(self.model.get_submodule(holder), leaf)
+        new = tensor.to(old.device)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
+        for module, name in self._holders.get(id(old), [(self.model.get_submodule(holder), leaf)]):
+            setattr(module, name, new)
+
+    def _exchange(self, fx_node: fx.Node, node: Node, index: int, param: Param) -> None:
+        """A tensor that the model had no name for: a bias where there was none, or what was computed from parameters."""
+        tensor = nn.Parameter(tensor_from(param, exact=self.exact), requires_grad=self._trains(node))
+        if fx_node.op == "call_module":
+            module, name = conv_of(self.model.get_submodule(str(fx_node.target))), ("weight", "bias")[index - 1]
+            setattr(module, name, tensor)
+            return
+        name = self._free_name(f"{fx_node.name}_{param.role}")
+        self.model.register_parameter(name, tensor)
+        with self.model.graph.inserting_before(fx_node):
+            stored = self.model.graph.get_attr(name)
+        set_tensor_argument(fx_node, self.before, node, index, stored)
+
+    def _free_name(self, wanted: str) -> str:
+        """The wanted path, or one beside it where something stands already."""
+        taken = {name for name, _ in (*self.model.named_modules(), *self.model.named_parameters())}
+        return free_name(wanted, lambda name: name in taken or hasattr(self.model, name))
+
+    def _targets(self) -> set[str]:
+        return {str(node.target) for node in self.model.graph.nodes if node.op in ("call_module", "get_attr")}
+
+    def _delete(self, targets: set[str]) -> None:
+        """Removes modules and attributes that nothing calls any more, and what is left empty by that."""
+        kept = self._targets()
+        for target in sorted(targets, key=lambda t: -t.count(".")):
+            path, _, leaf = target.rpartition(".")
+            if any(name == target or name.startswith(f"{target}.") for name in kept):
+                continue
+            holder = self.model.get_submodule(path)
+            if hasattr(holder, leaf):
+                delattr(holder, leaf)
+            while path and not any((holder._modules, holder._parameters, holder._buffers)):
+                path, _, leaf = path.rpartition(".")
+                holder = self.model.get_submodule(path)
+                delattr(holder, leaf)
+
+
+def _beside(targets: Sequence[str]) -> str:
+    """`stage1.0.fused` for `stage1.0.conv3.conv` and `stage1.0.conv1.bn`: a name beside theirs, never below one."""
+    return ".".join([*common_path([target.split(".")[:-1] for target in targets]), "fused"])
+
+
+def attribute(model: nn.Module, path: str) -> object:
+    """What stands at a path; None where nothing does."""
+    value: object = model
+    for name in path.split("."):
+        value = getattr(value, name, None)
+    return value
