@@ -14,6 +14,7 @@ from reparam_compiler.frontends.torch.padded_conv import conv_of
 from reparam_compiler.frontends.torch.spellings import stated
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
+from reparam_compiler.ir.kind import Kind, Place
 from reparam_compiler.vocabulary.resolve import ROWS, resolve_module
 from reparam_compiler.vocabulary.row import Row
 
@@ -21,11 +22,11 @@ Widths = Mapping[str, object]
 """Attributes and their values."""
 ModuleWriter = Callable[[Any, Any, Node], Widths]
 """The widths of a module, from the module, its op and the node, whose tensors are those after the cut."""
-MODULE_WRITERS: dict[Row, tuple[type[ops.Op], ModuleWriter]] = {}
+MODULE_WRITERS: dict[Row, tuple[type[Kind], ModuleWriter]] = {}
 """For each row of the vocabulary, as its modules spell it, the op that they are, and their writer."""
 
 
-def writes_module(op: type[ops.Op], *names: str) -> Callable[[ModuleWriter], ModuleWriter]:
+def writes_module(op: type[Kind], *names: str) -> Callable[[ModuleWriter], ModuleWriter]:
     """Registers the writer of these rows' modules; raises ValueError for a row that has one, KeyError for no row's name."""
 
     def register(writer: ModuleWriter) -> ModuleWriter:
@@ -46,22 +47,22 @@ def update_module(module: nn.Module, node: Node) -> None:
     """
     module, op = conv_of(module), stated(node.op)
     row = resolve_module(type(module)).row
-    kind, writer = (ops.Op, None) if row is None else MODULE_WRITERS.get(row, (ops.Op, None))
-    if writer is None or not isinstance(op, kind):
+    entry = MODULE_WRITERS.get(row) if row is not None else None
+    if entry is None or not isinstance(op, entry[0]):
         raise RewriteError(f"{node.id}: a {type(module).__name__} module cannot be made to do {node.op.name}")
-    for name, value in writer(module, op, node).items():
+    for name, value in entry[1](module, op, node).items():
         setattr(module, name, value)
 
 
-def _shape(node: Node, index: int = 1) -> tuple[int, ...] | None:
+def _shape(node: Node, operand: Place = "weight") -> tuple[int, ...] | None:
     """The shape of a parameter; None where the module has none."""
-    param = node.inputs[index] if index < len(node.inputs) else None
+    param = node.operand(operand)
     return param.shape if isinstance(param, Param) else None
 
 
-def _weight(node: Node) -> tuple[int, ...]:
+def _weight(node: Node, operand: Place = "weight") -> tuple[int, ...]:
     """The shape of the weight; raises RewriteError where it is no parameter."""
-    shape = _shape(node)
+    shape = _shape(node, operand)
     if shape is None:
         raise RewriteError(f"{node.id}: the weight of {node.op.name} is computed; its module states the widths of a parameter")
     return shape
@@ -87,7 +88,7 @@ def _linear(module: nn.Module, op: ops.Linear, node: Node) -> Widths:
 
 @writes_module(ops.BatchNorm, "batch_norm")
 def _batch_norm(module: nn.Module, op: ops.BatchNorm, node: Node) -> Widths:
-    mean = _shape(node, 3)
+    mean = _shape(node, "mean")
     return {"num_features": mean[0]} if mean else {}
 
 
@@ -117,7 +118,7 @@ def _embedding(module: nn.Module, op: ops.Embedding, node: Node) -> Widths:
 
 @writes_module(ops.PerChannel, "prelu")
 def _prelu(module: nn.Module, op: ops.PerChannel, node: Node) -> Widths:
-    return {"num_parameters": math.prod(_weight(node))}
+    return {"num_parameters": math.prod(_weight(node, 1))}
 
 
 @writes_module(ops.Reshape, "unflatten")

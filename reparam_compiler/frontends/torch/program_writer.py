@@ -58,7 +58,9 @@ class ProgramWriter:
     def replace(self, node: Node) -> None:
         """A new conv or linear in place of the node of the same id."""
         stem = self._stem(node)
-        weight, bias = (self._parameter(f"{stem}.{p.role}", p) if p else None for p in (node.param("weight"), node.param("bias")))
+        weight, bias = (
+            self._parameter(f"{stem}.{p.role}", p) if p else None for p in (node.param("weight"), node.param("bias"))
+        )
         x = self.nodes[node.sources[0]]
         with self.graph.inserting_before(self.nodes.first_reader(self.before, node)):
             new = new_call(node, self._call, (x, weight, bias))

@@ -25,8 +25,6 @@ from reparam_compiler.vocabulary.row import Row
 
 _END = 2**63 - 1
 """The end of a slice that reads to the end, as aten writes it."""
-_STATES_SIZES = (ops.Reshape, ops.Expand, ops.LayerNorm)
-"""Ops whose sizes the model may compute: the same op may need other numbers."""
 aten = torch.ops.aten
 
 
@@ -141,8 +139,8 @@ def update_call(fx_node: fx.Node, before: Node, node: Node, sizes: ComputedSizes
         RewriteError: the call has no writer, or its spelling cannot say what the node states.
     """
     was, now = stated(before.op), stated(node.op)
-    told_otherwise = before.op != node.op and isinstance(now, _STATES_SIZES) and not isinstance(node.op, ops.Opaque)
-    if was == now and not told_otherwise:
+    told_in_numbers = before.op != node.op and now.states_sizes and not isinstance(node.op, ops.Opaque)
+    if was == now and not told_in_numbers:
         return
     row = row_of(fx_node)
     writer = WRITERS.get(row) if row is not None else None

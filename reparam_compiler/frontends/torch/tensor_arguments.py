@@ -14,13 +14,14 @@ from reparam_compiler.frontends.torch.arguments import argument, set_argument
 from reparam_compiler.frontends.torch.spellings import is_aten, row_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
+from reparam_compiler.ir.kind import OperandName
 
-Places = Mapping[int, tuple[int, str]]
-"""For an input of the node the place and the name of its argument."""
+Places = Mapping[OperandName | None, int]
+"""For an operand the place of its argument, which is called as the operand is."""
 
 
 def _places(weight: int, bias: int) -> Places:
-    return {1: (weight, "weight"), 2: (bias, "bias")}
+    return {"weight": weight, "bias": bias}
 
 
 _PLACES: dict[str, Places] = {
@@ -28,7 +29,7 @@ _PLACES: dict[str, Places] = {
     **dict.fromkeys(("convolution", "linear", "instance_norm"), _places(1, 2)),
     **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), _places(2, 3)),
     "functional.instance_norm": _places(3, 4),
-    "embedding": {1: (0, "weight")},
+    "embedding": {"weight": 0},
 }
 """Where the calls of a row have their weight and bias."""
 
@@ -60,11 +61,12 @@ def set_tensor_argument(fx_node: fx.Node, before: Graph, node: Node, index: int,
     Raises:
         RewriteError: the parameter stands in no argument that is known.
     """
-    place = _PLACES.get(_row_name(fx_node), {}).get(index)
+    operand = node.op.signature.name(index)
+    place = _PLACES.get(_row_name(fx_node), {}).get(operand)
     if fx_node.target is F.embedding:
-        place = (1, "weight")  # behind the indices; torch.embedding and aten have it before them
+        place = 1  # behind the indices; torch.embedding and aten have it before them
     if place is not None:
-        set_argument(fx_node, *place, value=value)
+        set_argument(fx_node, place, str(operand), value=value)
     elif isinstance(before[node.id].op, ops.Opaque | ops.Concat | ops.Stack):
         _set_nth_tensor(fx_node, before, node, index, value)
     elif isinstance(node.op, ops.Add | ops.Mul | ops.Div):
