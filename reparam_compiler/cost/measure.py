@@ -66,8 +66,8 @@ def _medians(*runs: Callable[[], object]) -> list[float]:
     times: list[list[float]] = [[] for _ in runs]
     began = perf_counter()
     while len(times[0]) < FEWEST or (len(times[0]) < MOST and perf_counter() - began < SECONDS):
-        for run, found in zip(runs, times, strict=True):
+        for run, seconds in zip(runs, times, strict=True):
             start = perf_counter()
             run()
-            found.append(perf_counter() - start)
-    return [max(median(found), _SHORTEST) for found in times]
+            seconds.append(perf_counter() - start)
+    return [max(median(seconds), _SHORTEST) for seconds in times]

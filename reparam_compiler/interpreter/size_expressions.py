@@ -25,61 +25,61 @@ _FAILURES = (ReparamError, ArithmeticError, AssertionError, AttributeError, Look
 
 
 def numbers_of(graph: Graph) -> tuple[NodeId, ...]:
-    """The nodes that compute numbers from sizes, in order, and those that check something and give nothing."""
-    found: dict[NodeId, None] = {}
+    """The nodes that compute numbers from sizes (`x.shape[1] // 8`), and those that only check something, in order."""
+    numbers: dict[NodeId, None] = {}
     for node in graph:
         if node.id in graph.outputs or not node.sources:
             continue
         facts = node.op.facts if isinstance(node.op, ops.Opaque) else Facts.NONE
         checks = Facts.CHECK in facts and node.type is None and not graph.users[node.id]
-        if Facts.SIZE_QUERY in facts or checks or (_is_small(node) and all(source in found for source in node.sources)):
-            found[node.id] = None
-    return tuple(found)
+        if Facts.SIZE_QUERY in facts or checks or (_is_small(node) and all(source in numbers for source in node.sources)):
+            numbers[node.id] = None
+    return tuple(numbers)
 
 
 def _is_small(node: Node) -> bool:
-    """True for numbers, and for lists of whole ones; a mask or a position embedding is none."""
+    """True for a number and for a list of integers; False for a mask or a position embedding."""
     return node.type is None or len(node.type.shape) == 0 or (node.type.dtype not in FLOATING and len(node.type.shape) == 1)
 
 
 def number_values(graph: Graph, shapes: Shapes = MappingProxyType({})) -> dict[NodeId, Any]:
-    """Each number; an object that equals nothing where one cannot be computed.
+    """The value of each number; an object that equals no other where it cannot be computed.
 
     shapes: of values that have others than their types say.
     """
     values: dict[NodeId, Any] = {}
     for node_id in numbers_of(graph):
         node = graph[node_id]
-        given = {source: values[source] if source in values else _hollow(graph, source, shapes) for source in node.sources}
+        operands = {source: values[source] if source in values else _hollow(graph, source, shapes) for source in node.sources}
         try:
-            values[node_id] = evaluate_node(node, given)
+            values[node_id] = evaluate_node(node, operands)
         except _FAILURES:
             values[node_id] = object()
     return values
 
 
 def stale_numbers(graph: Graph, shapes: Shapes) -> frozenset[NodeId]:
-    """The numbers that come out otherwise where these values have these shapes."""
+    """The numbers that have another value when these values have these shapes."""
     before, after = number_values(graph), number_values(graph, shapes)
     return frozenset(node_id for node_id, value in before.items() if not _same(value, after[node_id]))
 
 
 def asked(graph: Graph, number: NodeId) -> Iterable[NodeId]:
     """The values whose sizes a number is computed from."""
-    numbers, waiting, found = set(numbers_of(graph)), [number], dict[NodeId, None]()
+    numbers, waiting, values = set(numbers_of(graph)), [number], dict[NodeId, None]()
     while waiting:
         for source in graph[waiting.pop()].sources:
             if source in numbers:
                 waiting.append(source)
             else:
-                found[source] = None
-    return found
+                values[source] = None
+    return values
 
 
 def _hollow(graph: Graph, node_id: NodeId, shapes: Shapes) -> Tensor:
-    """A value of zeros that is one number in memory."""
-    known = graph[node_id].type
-    shape = shapes.get(node_id, known.shape if known else ())
+    """Zeros of the value's shape, which share one number in memory."""
+    value_type = graph[node_id].type
+    shape = shapes.get(node_id, value_type.shape if value_type else ())
     return torch.zeros(()).expand([size if isinstance(size, int) else BATCH for size in shape])
 
 

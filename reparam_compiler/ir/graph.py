@@ -86,7 +86,7 @@ class Node:
 
     @property
     def sources(self) -> tuple[NodeId, ...]:
-        """The ids that it reads, in order, each as often as it is read."""
+        """The ids that it reads, in order; an id that it reads twice stands there twice."""
         return tuple(operand for operand in self.inputs if isinstance(operand, str))
 
     @property
@@ -178,12 +178,12 @@ class Graph:
         return MappingProxyType({param: tuple(readers) for param, readers in users.items()})
 
     def rewrite(self, replacements: Mapping[NodeId, Node], dead: Set[NodeId] = frozenset()) -> "Graph":
-        """The graph with these nodes in place of those of the same ids, less what is read by nothing any more.
+        """Replaces nodes by those of the same ids, and drops what only the replaced ones read.
 
-        Only what the rewrite itself leaves without a reader is dropped: model inputs stay, and so does a node that had no
-        reader before. A replacement may read only what stood before the node that it replaces.
+        Model inputs stay, and so does a node that nothing read before. A replacement may read only nodes that come before the
+        one that it replaces.
 
-        dead: ids that no output depends on. They keep nothing alive, and go with what they read.
+        dead: ids that no output depends on. They keep no node alive, and go where a node that they read goes.
         """
         if not replacements:
             return self
@@ -196,7 +196,7 @@ class Graph:
         return Graph(MappingProxyType(table), self.outputs, self.sizes_are_fixed)
 
     def _collect(self, table: dict[NodeId, Node], unread: list[NodeId], dead: Set[NodeId]) -> None:
-        """Deletes from the table what no node that is alive reads any more, beginning with what may be unread."""
+        """Deletes the nodes that no living node reads any more, from those that may be `unread` on to what they read."""
         readers = dict.fromkeys(table, 0)
         for node in table.values():
             for source in node.sources if node.id not in dead else ():
@@ -231,7 +231,7 @@ class Diff:
 
 
 def diff(before: Graph, after: Graph) -> Diff:
-    """The difference of two graphs of which the second came from the first by passes."""
+    """What passes changed that made the second graph of the first."""
     changed, retyped = [], []
     for node in after:
         old = before.nodes.get(node.id)

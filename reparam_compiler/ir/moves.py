@@ -110,7 +110,7 @@ class ChannelShuffle(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Rearrange(Kind):
-    """(values …): elements are moved or repeated by a rule that is the same after some have left: pixel shuffle, unbind …
+    """(values …): moves or repeats elements by a rule that stays the same when some channels leave: a flip of rows …
 
     by_number: axes whose positions the rule calls by their numbers, so that none may leave there.
     """

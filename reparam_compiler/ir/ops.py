@@ -276,7 +276,7 @@ class Embedding(Kind):
 class PerChannel(Kind):
     """(x `N C …`, parameters …), each `C` or a single number: a function of each element and the parameters of its channel.
 
-    What it computes, and what the following three do, is told by the `Opaque` op that has this coupling model.
+    Like the following two it is a coupling model only: the `Opaque` op that has it says what is computed.
     """
 
     operands = Operands(("x",), more=True)
@@ -294,7 +294,7 @@ class Glu(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Slicewise(Kind):
-    """(values …): along `axes`, each slice of the result is made of the same slices of what is read, with broadcasting.
+    """(values …): each slice of the result along `axes` depends on the same slices of the operands alone, with broadcasting.
 
     A softmax over one axis does so along all others, a resize along batch and channels, a function of elements along all. The
     rank stays.

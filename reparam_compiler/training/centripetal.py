@@ -33,7 +33,7 @@ from reparam_compiler.training.coupled import Coupled, CoupledFamily
 class Merged:
     """What is left of clusters of equal channels: one of each.
 
-    keep: for `prune_channels.sliced`.
+    keep: for `slice_channels.sliced`.
     weights: new values of the tensors that read them, by name (`load_state_dict(…, strict=False)`): the slice of the channel
         that stays is the sum of those of its cluster, and the others are zero.
     """
@@ -109,13 +109,13 @@ class CentripetalSGD:
     @torch.no_grad()
     def gap(self) -> float:
         """The largest absolute difference of a parameter from the mean of its cluster: what merging now would still change."""
-        found = [0.0]
+        gaps = [0.0]
         for family in self._families:
             cluster = torch.from_numpy(self.clusters[family.family.name])
             for part in (*family.made, *family.statistics):
                 rows = part.rows()
-                found.append(float((rows - _means(rows, cluster)).abs().max()))
-        return max(found)
+                gaps.append(float((rows - _means(rows, cluster)).abs().max()))
+        return max(gaps)
 
     @torch.no_grad()
     def merge(self) -> Merged:
@@ -156,5 +156,5 @@ def _clustered(family: CoupledFamily, count: int, by: str, seed: int) -> Int64[n
 
     rows = torch.cat([part.rows().detach() for part in family.filters], 1).double().cpu().numpy()
     distinct = len(np.unique(rows, axis=0))
-    found = KMeans(min(count, distinct), n_init=3, random_state=seed).fit_predict(rows)
-    return np.asarray(found, np.int64)
+    clusters = KMeans(min(count, distinct), n_init=3, random_state=seed).fit_predict(rows)
+    return np.asarray(clusters, np.int64)

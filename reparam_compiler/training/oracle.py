@@ -110,11 +110,11 @@ class ApproximatedOracle:
 
     def _plan(self, threshold: float, rounds: int, trials: int) -> dict[str, str]:
         """Sets up a search for each family that has consumers to measure at; the others, with the reason."""
-        found = readers(self._coupled.graph, self._coupled.groups)
+        consumers = readers(self._coupled.graph, self._coupled.groups)
         left_out: dict[str, str] = {}
         measured: dict[int, _Consumer] = {}
         for family in self._coupled.groups.free:
-            own = [reader for reader in found if np.isin(reader.numbers, family.groups).any()]
+            own = [reader for reader in consumers if np.isin(reader.numbers, family.groups).any()]
             modules = [self._module(reader) for reader in own]
             if not own or None in modules:
                 missing = next((reader.node.id for reader, module in zip(own, modules, strict=True) if module is None), "")

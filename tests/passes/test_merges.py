@@ -223,7 +223,7 @@ def test_transposed_convs(size: int, stride: int, cut: int, dilation: int, group
         (merges.reduction, ops.Reduce("mean", (2,), False), ("k",), "mean over other axes than that of a stack"),
         (merges.cut, ops.Slice(2, 0, 1), ("s",), "a slice of stacked values"),
         (merges.split, ops.Split(2, (1, 1)), ("k",), "a split of other things than channels"),
-        (merges.item, ops.TupleGet(0), ("k",), "an item of a value that is none of several"),
+        (merges.tuple_get, ops.TupleGet(0), ("k",), "an item of a value that is none of several"),
         (merges.sum_of, ops.Add((1.0, 1.0)), ("s", "k"), "a sum of stacked values and others"),
     ],
 )
@@ -241,8 +241,8 @@ def test_what_no_rule_covers_may_be_probed(rule: object, op: ops.Op, operands: t
         (merges.product, ops.Mul(), ("k", "k"), "the product of two computed values is not linear"),
         (merges.quotient, ops.Div(), ("p", "k"), "a quotient by a computed value is not linear"),
         (merges.cut, ops.Slice(2, -1, None), ("k",), "a slice that starts at a position counted from the end"),
-        (merges.assignment, ops.SliceUpdate(((2, 0, 1),)), ("k", "k"), "writes computed values over computed ones"),
-        (merges.assignment, ops.SliceUpdate(((1, 0, 1),)), ("p", "k"), "writes some channels of a constant"),
+        (merges.slice_update, ops.SliceUpdate(((2, 0, 1),)), ("k", "k"), "writes computed values over computed ones"),
+        (merges.slice_update, ops.SliceUpdate(((1, 0, 1),)), ("p", "k"), "writes some channels of a constant"),
     ],
 )
 def test_what_is_not_linear_is_refused_for_good(rule: object, op: ops.Op, operands: tuple[str, ...], reason: str) -> None:

@@ -15,7 +15,7 @@ from reparam_compiler.ir.graph import Dim, Param
 
 
 class NoRule(NotFusable):
-    """An op is affine, but no rule says which operator it is here: probing may."""
+    """No rule says which operator an affine op is here; probing may find out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,10 @@ class Part:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stacked:
-    """Kernels side by side. axes: where the new axis may be (it is 1 long where there are several, and all are the same)."""
+    """Kernels side by side along a new axis.
+
+    axes: the axes that may be the new one. Where there are several, each is 1 long, and they are the same.
+    """
 
     kernels: tuple[ConvKernel, ...]
     axes: tuple[int, ...]
@@ -70,7 +73,7 @@ class Stacked:
 
 @dataclass(frozen=True, slots=True)
 class DataIndependent:
-    """A value that is the same whatever the source holds. shape: where it is known."""
+    """A value that depends on the sizes of the source alone. shape: None where it is not known."""
 
     shape: tuple[Dim, ...] | None = None
 

@@ -38,7 +38,7 @@ KEPT = 2**28
 class Options:
     """How to fuse.
 
-    verify: prove every region. policy, model: see `plan.Planner`.
+    verify: prove every region. policy, cost_model: see `planner.Planner`.
     keep_bn: leave a batch norm that ends a region, for quantization-aware training.
     """
 
@@ -140,12 +140,14 @@ class _Builder:
 
     def build(self, region: Region) -> Built:
         """The conv, transposed conv or linear that computes a region, under the id of its sink; raises NotFusable."""
-        found = self._understand(region)
-        node = self._node(region, found)
+        interpretation = self._understand(region)
+        node = self._node(region, interpretation)
         error = None
-        if self.options.verify or found.must_be_proven or acts_on_positions(region.nodes):
+        if self.options.verify or interpretation.must_be_proven or acts_on_positions(region.nodes):
             error = prove(
-                self._trial(region, found), node, max(region.rounding, TOLERANCE) if found.must_be_proven else TOLERANCE
+                self._trial(region, interpretation),
+                node,
+                max(region.rounding, TOLERANCE) if interpretation.must_be_proven else TOLERANCE,
             )
         weight = node.params[0]
         array = weight.load()
@@ -155,35 +157,35 @@ class _Builder:
             folds_anew = Param(weight.role, weight.dtype, weight.shape, lambda: self._weight(region))
             node = node.with_operands({"weight": folds_anew})
         logger.debug("%s: %d nodes can be one", region.sink, len(region.nodes))
-        return Built(node, found, error)
+        return Built(node, interpretation, error)
 
     def _understand(self, region: Region) -> Interpretation:
         _check_promotion(self.graph, region)
-        found = interpret(self.graph, region, self.data_independent, whatever_size=self.options.policy == "always")
-        if not found.kernel.weight.size:
+        interpretation = interpret(self.graph, region, self.data_independent, whatever_size=self.options.policy == "always")
+        if not interpretation.kernel.weight.size:
             raise NotFusable("nothing is left")
-        if not found.kernel.bias_varies:
-            return found
-        bias = measured_bias(self._trial(region, found), max(region.rounding, TOLERANCE))
+        if not interpretation.kernel.bias_varies:
+            return interpretation
+        bias = measured_bias(self._trial(region, interpretation), max(region.rounding, TOLERANCE))
         if bias is None:
-            raise NotFusable(found.varies_at)
-        return replace(found, kernel=replace(found.kernel, bias=bias), must_be_proven=True)
+            raise NotFusable(interpretation.varies_at)
+        return replace(interpretation, kernel=replace(interpretation.kernel, bias=bias), must_be_proven=True)
 
-    def _trial(self, region: Region, found: Interpretation) -> Trial:
+    def _trial(self, region: Region, interpretation: Interpretation) -> Trial:
         known, fixed = self.graph[region.source].type, self.graph.sizes_are_fixed
-        return Trial(region.nodes, region.source, found.kernel, found.layout, known, fixed=fixed)
+        return Trial(region.nodes, region.source, interpretation.kernel, interpretation.layout, known, fixed=fixed)
 
     def _weight(self, region: Region) -> np.ndarray:
         return self._node(region, self._understand(region)).params[0].load()
 
-    def _node(self, region: Region, found: Interpretation) -> Node:
+    def _node(self, region: Region, interpretation: Interpretation) -> Node:
         sink, first = self.graph[region.sink], region.kernels[0].params[0]
-        op, array = _op(found.kernel, last=found.layout.last)
+        op, array = _op(interpretation.kernel, last=interpretation.layout.last)
         weight = Param.of(array, role="weight", dtype=first.dtype)
         _check_range(weight, array)
-        _check_range(weight, found.kernel.bias)
-        bias = Param.of(found.kernel.bias, role="bias", dtype=first.dtype)
-        has_bias = bool(found.kernel.bias.any()) or any(_may_have_bias(node) for node in region.nodes)
+        _check_range(weight, interpretation.kernel.bias)
+        bias = Param.of(interpretation.kernel.bias, role="bias", dtype=first.dtype)
+        has_bias = bool(interpretation.kernel.bias.any()) or any(_may_have_bias(node) for node in region.nodes)
         ids = tuple(replaced for node in region.nodes for replaced in (node.replaces or (node.id,)))
         return replace(sink, op=op, inputs=(region.source, weight, bias if has_bias else None), replaces=ids)
 
@@ -198,7 +200,7 @@ def _op(kernel: ConvKernel, *, last: bool) -> tuple[ops.Op, np.ndarray]:
 
 
 def _transposed(kernel: ConvKernel) -> tuple[ops.Op, np.ndarray]:
-    """The inverse of the rule of a transposed conv (`linear_rules.py`); raises NotFusable for what it cannot say."""
+    """The transposed conv of a kernel that upsamples; inverts `linear_rules.conv_transpose`. Raises NotFusable for others."""
     if any(s != 1 for s in kernel.stride):
         raise NotFusable("upsampling and a stride are not one op")
     cuts, extras = [], []
@@ -216,13 +218,13 @@ def _transposed(kernel: ConvKernel) -> tuple[ops.Op, np.ndarray]:
 
 
 def _check_promotion(graph: Graph, region: Region) -> None:
-    """A value of a wider dtype than the convs' makes wider values, which one conv in their dtype would not give."""
+    """Raises NotFusable where a wider dtype than the weights' enters the region: one conv would give a narrower result."""
     weight = region.kernels[0].params[0]
     if weight.dtype not in _BITS:
         raise NotFusable(f"the weights are {weight.dtype}; expected {', '.join(_BITS)}")
-    known = graph[region.source].type
-    if known is not None and known.dtype != weight.dtype:
-        raise NotFusable(f"{region.source} is {known.dtype}, and the weights are {weight.dtype}")
+    source_type = graph[region.source].type
+    if source_type is not None and source_type.dtype != weight.dtype:
+        raise NotFusable(f"{region.source} is {source_type.dtype}, and the weights are {weight.dtype}")
     for node in region.nodes:
         if node.type is not None and node.type.dtype not in _NARROW and _BITS.get(node.type.dtype, 0) != _BITS[weight.dtype]:
             raise NotFusable(f"{node.id} is {node.type.dtype}, and the weights are {weight.dtype}")
@@ -233,7 +235,7 @@ def _check_promotion(graph: Graph, region: Region) -> None:
 
 
 def _check_range(weight: Param, array: np.ndarray) -> None:
-    """Weights that are too large or too small for their dtype would be lost when they are rounded."""
+    """Raises NotFusable where rounding the weights to their dtype would lose them: they are too large or too small."""
     if not np.isfinite(array).all():
         raise NotFusable("the weights of one conv would not be finite")
     stored = FLOATING[weight.dtype]

@@ -125,7 +125,7 @@ class _Interpreter:
         raise NoRule(f"{node.op.name} has no rule")
 
     def _by_linear_rule(self, node: Node, rule: LinearRule, layout: SourceLayout) -> Value:
-        """The operator of an op with one computed input, behind that of this input."""
+        """Composes the operator of an op with the kernel of its one computed input."""
         computed = [source for source in node.sources if not isinstance(self._values[source], DataIndependent)]
         if len(computed) != 1:
             raise NotFusable(f"{node.op.name} of {len(node.sources)} computed values")
@@ -155,7 +155,7 @@ class _Interpreter:
         return rule(node, operands, layout)
 
     def _check_rank(self, node: Node) -> None:
-        """A constant of more axes than the value that it meets adds axes to it."""
+        """Raises NotFusable for a constant with more axes than the values that it meets: the result would have more too."""
         ranks = [len(known.shape) for source in node.sources if (known := self._graph[source].type) is not None]
         if node.op.arithmetic and ranks:
             for param in node.params:
@@ -163,7 +163,7 @@ class _Interpreter:
                     raise NotFusable(f"a constant of {len(param.shape)} axes meets a value of {max(ranks)}")
 
     def _check_positions(self) -> None:
-        """All axes but the last must come out of a region as they went in, in every run."""
+        """Raises NoRule where the region may change another axis than the last one."""
         graph, region = self._graph, self._region
         if not graph.sizes_are_fixed and any(isinstance(node.op, ops.Reshape) for node in region.nodes):
             raise NoRule("a reshape to sizes that may be others in another run")

@@ -34,7 +34,7 @@ MergeRule = Callable[[Node, Sequence[Operand], SourceLayout], AbstractValue]
 
 
 def per_channel(constant: Param, channels: int, rank: int, source: SourceLayout | None = None) -> Bias:
-    """A constant that is broadcast against a value of so many channels, as one number for each.
+    """The number that a broadcast constant has for each of so many channels.
 
     Raises NotFusable where it varies over the batch or over positions.
     """
@@ -112,10 +112,10 @@ def concatenation(node: Node, operands: Sequence[Operand], source: SourceLayout)
 
 
 def of_parts(rule: MergeRule, node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
-    """A rule where some operands read some channels of the source only.
+    """Applies a rule to operands of which some read only a part of the source's channels.
 
-    Those that come one after another stand side by side in a concat; an op of one alone, or of several that read the same
-    channels, is one of those channels; otherwise they are written out.
+    There are three forms: in a concat, parts that follow each other stand side by side; an op of parts that read the same
+    channels reads these alone; in all other cases each part is written out as an operator on all channels.
     """
     parts = [operand for operand in operands if isinstance(operand, Part)]
     first = parts[0]
@@ -161,7 +161,7 @@ def _extended(kernel: ConvKernel, operands: Sequence[Operand], axis: int) -> Con
 
 
 def _border_value(constant: Operand, kernel: ConvKernel) -> Bias:
-    """One number for each channel, or NaN where there is more than one, or where it is known only when it is run."""
+    """The number that a constant border has in each channel; NaN where it has several, or depends on sizes."""
     if not isinstance(constant, Param) or not constant.count:
         return np.full(kernel.channels[1], np.nan)
     elements = constant.float64()
@@ -193,7 +193,7 @@ def reduction(node: Node, operands: Sequence[Operand], source: SourceLayout) -> 
 
 
 def reshape(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
-    """A new axis of size 1, or one taken away again; where channels are last, whatever keeps them there.
+    """Adds an axis of size 1 or removes it; where channels are last, any reshape that keeps them there.
 
     A second operand gives its shape only.
     """
@@ -224,7 +224,7 @@ def _words(node: Node) -> tuple[int, ...]:
 
 
 def _keeps(node: Node, new: int) -> bool:
-    """True where a reshape leaves all sizes before the new axis at their places, as far as its own words say."""
+    """True where the shape that the reshape states leaves all sizes before the new axis as they are."""
     shape, known = _words(node), node.type.shape if node.type is not None else ()
     return len(shape) == len(known) and all(size == 0 or size == known[axis] for axis, size in enumerate(shape[:new]))
 
@@ -290,7 +290,7 @@ def split(node: Node, operands: Sequence[Operand], source: SourceLayout) -> Abst
 
 
 def _piece(kernel: ConvKernel, start: int, stop: int) -> ConvKernel | Part:
-    """Some channels of a kernel: by themselves where they are whole groups, which read channels of their own."""
+    """Some output channels of a kernel; a `Part` where they are whole groups, which read some channels only."""
     per_group = kernel.weight.shape[0] // kernel.groups
     if kernel.groups == 1 or start % per_group or stop % per_group:
         return rows(kernel, start, stop)
@@ -298,8 +298,8 @@ def _piece(kernel: ConvKernel, start: int, stop: int) -> ConvKernel | Part:
     return Part(groups(kernel, first, stop // per_group), first * kernel.weight.shape[1], kernel.channels[0])
 
 
-def item(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
-    """One piece."""
+def tuple_get(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
+    """One of several values."""
     (pieces,) = operands
     if not isinstance(pieces, tuple) or not isinstance(node.op, ops.TupleGet):
         raise NoRule("an item of a value that is none of several")
@@ -307,7 +307,7 @@ def item(node: Node, operands: Sequence[Operand], source: SourceLayout) -> Abstr
 
 
 def padding(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
-    """Padding by a number, which the kernel must give there itself, or by what it gives elsewhere."""
+    """Pads a kernel by a number, or by values from elsewhere in its output."""
     (kernel,) = operands
     op = node.op
     if not isinstance(op, ops.Pad) or not isinstance(kernel, ConvKernel) or source.last:
@@ -318,7 +318,7 @@ def padding(node: Node, operands: Sequence[Operand], source: SourceLayout) -> Ab
     return pad(kernel, spatial, np.full(kernel.channels[1], op.value), op.mode)
 
 
-def assignment(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
+def slice_update(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """A constant written over a border where the kernel gives only its bias, or a kernel written into a constant."""
     op = node.op
     if not isinstance(op, ops.SliceUpdate) or source.last:

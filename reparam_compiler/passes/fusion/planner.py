@@ -40,7 +40,7 @@ class Built:
     """The op that can do a region. error: the measured difference of both forms, where it was asked for."""
 
     node: Node
-    found: Interpretation
+    interpretation: Interpretation
     error: Difference | None
 
 
@@ -94,14 +94,14 @@ class Planner:
 
     def plan(self, nodes: Sequence[Node]) -> Plan:
         """The cheapest way to compute these nodes, which come in order."""
-        found, done = Plan(0.0), set[NodeId]()
+        total, done = Plan(0.0), set[NodeId]()
         for node in reversed(nodes):
             if node.id not in done:
                 chain, zone, blocked = self._zone(node)
                 done.update(zone)
-                found += self._along(chain)
+                total += self._along(chain)
                 self._explain(chain, blocked)
-        return found
+        return total
 
     def _explain(self, chain: list[list[Region]], blocked: str) -> None:
         """What has no reason of its own stays for that of what comes after it, or for what ends the chain."""
@@ -182,11 +182,11 @@ class Planner:
         key = region.source, region.sink
         if key not in self._tried:
             self._tried[key] = self._try(region)
-        found = self._tried[key]
-        if isinstance(found, Candidate):
-            return found
-        if found:
-            self.reasons[region.sink] = found
+        tried = self._tried[key]
+        if isinstance(tried, Candidate):
+            return tried
+        if tried:
+            self.reasons[region.sink] = tried
         return None
 
     def _try(self, region: Region) -> Candidate | str:
@@ -197,7 +197,7 @@ class Planner:
             built = self.build(region)
         except NotFusable as refusal:
             return str(refusal)
-        self._measure(region, built.found)
+        self._measure(region, built.interpretation)
         parts = [self._work(one) for one in region.nodes]
         before = sum(parts, NO_WORK)
         after = work(built.node.op, built.node.params, self._count(region.source), self._count(region.sink))
@@ -217,16 +217,16 @@ class Planner:
 
     def _count(self, node_id: NodeId) -> int:
         """The elements of a value."""
-        known = self._elements.get(node_id) or _known_elements(self.graph[node_id].type)
-        return _UNKNOWN if known is None else known
+        elements = self._elements.get(node_id) or _known_elements(self.graph[node_id].type)
+        return _UNKNOWN if elements is None else elements
 
-    def _measure(self, region: Region, found: Interpretation) -> None:
+    def _measure(self, region: Region, interpretation: Interpretation) -> None:
         """Notes the elements of values whose types are not known, from their kernels and a source of nominal size."""
-        layout = found.layout
+        layout = interpretation.layout
         sizes = (_POSITIONS,) if layout.last else NOMINAL[layout.rank]
         if _known_elements(self.graph[region.source].type) is None:
             self._elements.setdefault(region.source, layout.channels * prod(sizes))
-        for node_id, kernel in found.kernels.items():
+        for node_id, kernel in interpretation.kernels.items():
             if node_id not in self._elements and _known_elements(self.graph[node_id].type) is None:
                 positions = sizes if layout.last else output_sizes(kernel, sizes) or ()
                 self._elements[node_id] = kernel.channels[1] * prod(max(n, 1) for n in positions)
@@ -252,8 +252,8 @@ def _alone(node: Node, graph: Graph) -> Region:
     return Region(node.sources[0] if node.sources else node.id, node.id, (node,))
 
 
-def _known_elements(known: TensorType | None) -> int | None:
+def _known_elements(value_type: TensorType | None) -> int | None:
     """The elements of a value for a batch of one where the batch is symbolic; None where another size is not known."""
-    if known is None or any(not isinstance(size, int) for size in known.shape[1:]):
+    if value_type is None or any(not isinstance(size, int) for size in value_type.shape[1:]):
         return None
-    return prod(size if isinstance(size, int) else 1 for size in known.shape)
+    return prod(size if isinstance(size, int) else 1 for size in value_type.shape)

@@ -46,7 +46,7 @@ _NOISE = 1e-13
 
 
 def is_affine(node: Node) -> bool:
-    """True for an op that is affine in what it reads, whatever its rule says, and that can be run."""
+    """True for an op that is affine in what it reads and can be run, even where its own rule refuses it."""
     op = node.op
     if isinstance(op, ops.Opaque):
         computed = len(node.sources)
@@ -107,10 +107,10 @@ def _runner(nodes: Sequence[Node], source: NodeId) -> Run:
         with torch.no_grad():
             for node in nodes:
                 values[node.id] = evaluate_node(node, values)
-        found = values[nodes[-1].id]
-        if not isinstance(found, Tensor):
+        value = values[nodes[-1].id]
+        if not isinstance(value, Tensor):
             raise NotFusable("it gives several values")
-        return found
+        return value
 
     return run
 
@@ -149,14 +149,14 @@ def _sizes(
     if recorded and fixed:
         tries.append((recorded[0], recorded[1:]))
     for batch, sizes in tries:
-        found = _tried(run, torch.zeros(batch, channels, *sizes, dtype=torch.float64))
-        if found is not None and found.shape[:1] == (batch,):
+        y = _tried(run, torch.zeros(batch, channels, *sizes, dtype=torch.float64))
+        if y is not None and y.shape[:1] == (batch,):
             return sizes, batch
     raise NotFusable("it does not run on its own, or not on every batch alike")
 
 
 def larger(channels: int, sizes: Ints) -> Iterator[Ints]:
-    """Multiples of sizes, on which what runs on these runs too: twice, three times, and each axis by itself as long as pays."""
+    """Sizes that a region which runs on `sizes` runs on too: twice, three times, and each axis by itself as long as pays."""
     yield tuple(2 * size for size in sizes)
     yield tuple(3 * size for size in sizes)
     for axis, size in enumerate(sizes):
@@ -217,8 +217,8 @@ class _Responses:
             x = torch.zeros(count if self.free_batch else self.batch, self.channels, *self.sizes, dtype=torch.float64)
             for index in range(count):
                 x[index, start + index][place] = 1.0
-            found = self.run(x) - self.at_zero[:1]
-            yield from ((start + index, found[index]) for index in range(count))
+            responses = self.run(x) - self.at_zero[:1]
+            yield from ((start + index, responses[index]) for index in range(count))
 
     def taps(self, stride: Ints) -> tuple[np.ndarray, Ints]:
         """W[o, c, u] on all offsets u that the responses show, and the first of them for each axis."""
@@ -303,7 +303,7 @@ def _gives(kernel: ConvKernel, x: Tensor, y: Tensor, tolerance: float) -> bool:
     op = ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode)
     weight, bias = (Param.of(a, role="weight", dtype="f64") for a in (kernel.weight, kernel.bias))
     try:
-        found = evaluate_node(Node("probe", op, ("x", weight, bias)), {"x": x})
+        result = evaluate_node(Node("probe", op, ("x", weight, bias)), {"x": x})
     except ReparamError:
         return False
-    return difference(y, found).relative <= tolerance
+    return difference(y, result).relative <= tolerance

@@ -60,16 +60,16 @@ class Trial:
 
         Raises NotFusable where the region runs on none.
         """
-        found = []
+        runs = []
         for shapes in self._tries:
             for number, shape in enumerate(shapes):
                 x = draw(shape, number)
                 try:
-                    found.append((x, evaluate_region(self.nodes, self.source, x)))
+                    runs.append((x, evaluate_region(self.nodes, self.source, x)))
                 except ReparamError:  # a reshape to other sizes, say; the next shape may do
                     continue
-            if found:
-                return found
+            if runs:
+                return runs
         raise NotFusable("the proof failed: the region does not run on its own")
 
 
@@ -87,7 +87,7 @@ def _small_shapes(kernel: ConvKernel, layout: SourceLayout) -> list[Ints]:
 
 
 def acts_on_positions(nodes: Sequence[Node]) -> bool:
-    """True where an op of a region may mean certain positions, a whole axis or the batch, so that rules do not tell all."""
+    """True where an op may treat certain positions, a whole axis or the batch in its own way, which rules do not see."""
     return not all(map(_is_alike_everywhere, nodes))
 
 

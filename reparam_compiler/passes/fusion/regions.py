@@ -48,7 +48,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
-    """Why a region does not reach any further up."""
+    """Why a region cannot begin further up."""
 
     reason: str
 
@@ -59,7 +59,10 @@ def is_merge(node: Node) -> bool:
 
 
 class Regions:
-    """The regions of one graph. still: values that do not depend on any element. dead: nodes that nothing depends on."""
+    """The regions of one graph.
+
+    data_independent: values that depend on sizes alone. dead: nodes that no output depends on.
+    """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -110,6 +113,6 @@ class Regions:
         return f"{node_id} is also read by {readers[0]}" if readers else None
 
     def _asks_outside(self, node_id: NodeId, inside: Set[NodeId]) -> bool:
-        """True for a size that comes of values outside a region alone."""
+        """True for a size that is computed from values outside the region alone."""
         sources = self.graph[node_id].sources
         return all(s not in inside or (s in self.data_independent and self._asks_outside(s, inside)) for s in sources)

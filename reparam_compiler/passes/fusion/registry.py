@@ -42,9 +42,9 @@ MERGES: dict[str, MergeRule] = {
     "flatten": merges.reshape,
     "slice": merges.cut,
     "split": merges.split,
-    "tuple_get": merges.item,
+    "tuple_get": merges.tuple_get,
     "pad": merges.padding,
-    "slice_update": merges.assignment,
+    "slice_update": merges.slice_update,
 }
 _OWN = frozenset({*RULES, *MERGES})
 

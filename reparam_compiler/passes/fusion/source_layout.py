@@ -17,44 +17,44 @@ def source_layout(graph: Graph, region: Region) -> SourceLayout:
         NoRule: the ops of the region take different axes for the channels.
         NotFusable: it is not known how many axes or channels there are, or ops disagree.
     """
-    known = graph[region.source].type
+    source_type = graph[region.source].type
     last = any(isinstance(node.op, ops.Linear) for node in region.nodes)
-    if last and known is not None and len(known.shape) > 2 and any(map(_reads_second_axis, region.nodes)):
+    if last and source_type is not None and len(source_type.shape) > 2 and any(map(_reads_second_axis, region.nodes)):
         raise NoRule("linear layers and ops whose channels are on the second axis meet")
-    rank = _rank(region, known, last)
-    channels = _channels(region, known, last)
-    sizes = _spatial_sizes(known) if graph.sizes_are_fixed and not last else None
-    return SourceLayout(channels, rank, last, None if known is None else len(known.shape), sizes)
+    rank = _rank(region, source_type, last)
+    channels = _channels(region, source_type, last)
+    sizes = _spatial_sizes(source_type) if graph.sizes_are_fixed and not last else None
+    return SourceLayout(channels, rank, last, None if source_type is None else len(source_type.shape), sizes)
 
 
 def channels_second(graph: Graph, region: Region) -> SourceLayout:
     """The layout of a source whose channels are second, whatever the ops of the region say; raises NotFusable."""
-    known = graph[region.source].type
+    source_type = graph[region.source].type
     counts, ranks = _counts(region), _ranks(region)
-    if known is not None:
-        ranks = {len(known.shape) - 2}
-        counts = {size} if len(known.shape) > 1 and isinstance(size := known.shape[1], int) else counts
+    if source_type is not None:
+        ranks = {len(source_type.shape) - 2}
+        counts = {size} if len(source_type.shape) > 1 and isinstance(size := source_type.shape[1], int) else counts
     if len(ranks) != 1 or len(counts) != 1:
         raise NotFusable(f"{region.source} has an unknown number of axes or channels")
     return SourceLayout(counts.pop(), ranks.pop())
 
 
-def _rank(region: Region, known: TensorType | None, last: bool) -> int:
+def _rank(region: Region, source_type: TensorType | None, last: bool) -> int:
     """How many spatial axes there are; none where the channels are last."""
     ranks = _ranks(region)
     if last:
         ranks.add(0)
-    elif known is not None:
-        ranks.add(len(known.shape) - 2)
+    elif source_type is not None:
+        ranks.add(len(source_type.shape) - 2)
     if len(ranks) != 1 or min(ranks) < 0:
         refusal = NoRule if last else NotFusable
         raise refusal(f"{region.source} has an unknown number of axes" if not ranks else f"axes {sorted(ranks)} meet")
     return ranks.pop()
 
 
-def _channels(region: Region, known: TensorType | None, last: bool) -> int:
+def _channels(region: Region, source_type: TensorType | None, last: bool) -> int:
     counts = _counts(region)
-    if known is not None and len(known.shape) > 1 and isinstance(size := known.shape[-1 if last else 1], int):
+    if source_type is not None and len(source_type.shape) > 1 and isinstance(size := source_type.shape[-1 if last else 1], int):
         counts.add(size)
     if len(counts) != 1:
         raise NotFusable(
@@ -63,11 +63,11 @@ def _channels(region: Region, known: TensorType | None, last: bool) -> int:
     return counts.pop()
 
 
-def _spatial_sizes(known: TensorType | None) -> Ints | None:
-    if known is None:
+def _spatial_sizes(source_type: TensorType | None) -> Ints | None:
+    if source_type is None:
         return None
-    sizes = tuple(size for size in known.shape[2:] if isinstance(size, int))
-    return sizes if len(sizes) == len(known.shape) - 2 else None
+    sizes = tuple(size for size in source_type.shape[2:] if isinstance(size, int))
+    return sizes if len(sizes) == len(source_type.shape) - 2 else None
 
 
 def _ranks(region: Region) -> set[int]:

@@ -112,11 +112,11 @@ def allocate(
     else:
         steps = removal_order(groups, scores, allocation, round_to=round_to, cumulative=cumulative)
         widths = widths_after(groups.free, steps[: _nearest_count(steps, ratio * sum(family.width for family in groups.free))])
-    found = kept(groups, scores, widths, targets, round_to)
-    if asked and bool(found.keep.all()):
-        reasons = [f"{name}: {note}" for name, note in found.notes.items()] or ["every family is at its least width"]
+    chosen = kept(groups, scores, widths, targets, round_to)
+    if asked and bool(chosen.keep.all()):
+        reasons = [f"{name}: {note}" for name, note in chosen.notes.items()] or ["every family is at its least width"]
         raise InfeasiblePruneError(f"ratio={asked} removes no channel: {'; '.join(reasons[:5])}")
-    return found
+    return chosen
 
 
 def kept(
@@ -157,17 +157,17 @@ def removal_order(
     free = groups.free if families is None else families
     if allocation == "sensitivity":
         return _least_error_first(free, scores, round_to, cumulative, saving or _channels)
-    found: list[Step] = []
+    steps: list[Step] = []
     for family in free:
         own = np.sort(scores[family.groups])
         mean = float(np.abs(own).mean()) or 1.0
         for before, after in _descent(family, round_to, FLOOR if allocation == "global" else 0.0):
             low, high = ((family.width - width) // family.positions for width in (before, after))
             uniform = 1 - (before + after) / 2 / family.width
-            found.append(
+            steps.append(
                 Step(family, before, after, uniform if allocation == "uniform" else float(own[low:high].mean()) / mean)
             )
-    return tuple(sorted(found, key=lambda step: step.rank))
+    return tuple(sorted(steps, key=lambda step: step.rank))
 
 
 def widths_after(families: Sequence[Family], steps: Iterable[Step]) -> dict[str, int]:
@@ -267,7 +267,7 @@ def _least_error_first(
 
     waiting = [(price(family), index) for index, family in enumerate(families) if ahead[family.name]]
     heapq.heapify(waiting)
-    found: list[Step] = []
+    steps: list[Step] = []
     while waiting:
         _, index = heapq.heappop(waiting)
         family = families[index]
@@ -276,11 +276,11 @@ def _least_error_first(
             heapq.heappush(waiting, (now, index))
             continue
         before, after, _ = ahead[family.name].pop()
-        found.append(Step(family, before, after, now))
+        steps.append(Step(family, before, after, now))
         widths[family.name] = after
         if ahead[family.name]:
             heapq.heappush(waiting, (price(family), index))
-    return tuple(found)
+    return tuple(steps)
 
 
 def family_ratios(graph: Graph | None, groups: ChannelGroups, allocation: RatioOf) -> dict[str, float]:
@@ -291,7 +291,7 @@ def family_ratios(graph: Graph | None, groups: ChannelGroups, allocation: RatioO
     """
     if graph is None:
         raise InfeasiblePruneError("allocation by pattern needs the graph, for the names of its nodes; give graph=")
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     for pattern, ratio in allocation.items():
         nodes = matching(graph, pattern, "allocation")
         numbers = _numbers_at(groups, nodes)
@@ -302,14 +302,14 @@ def family_ratios(graph: Graph | None, groups: ChannelGroups, allocation: RatioO
             raise InfeasiblePruneError(
                 f"allocation: {pattern!r} names no layer whose channels can be cut. {why or 'It makes none.'}"
             )
-        found |= {family.name: ratio for family in free}
-    return found
+        ratios |= {family.name: ratio for family in free}
+    return ratios
 
 
 def _numbers_at(groups: ChannelGroups, nodes: Iterable[NodeId]) -> np.ndarray:
     """The groups whose channels stand in the values of these nodes."""
-    found = [groups.values[node] for node in nodes]
-    values = [value for item in found for value in (item if isinstance(item, tuple) else (item,))]
+    labelled = [groups.values[node] for node in nodes]
+    values = [value for item in labelled for value in (item if isinstance(item, tuple) else (item,))]
     return groups.number[np.concatenate([value.labels for value in values])] if values else np.zeros(0, np.int64)
 
 
@@ -324,11 +324,11 @@ def ignored_nodes(graph: Graph, patterns: Iterable[str]) -> dict[NodeId, str]:
     Raises:
         InfeasiblePruneError: a pattern that matches nothing; the message lists names like it.
     """
-    found: dict[NodeId, str] = {}
+    ignored: dict[NodeId, str] = {}
     for pattern in patterns:
         for node_id in matching(graph, pattern, "ignore"):
-            found.setdefault(node_id, f"ignore asks for it ({pattern})")
-    return found
+            ignored.setdefault(node_id, f"ignore asks for it ({pattern})")
+    return ignored
 
 
 def matching(graph: Graph, pattern: str, option: str) -> dict[NodeId, None]:

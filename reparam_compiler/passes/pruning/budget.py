@@ -110,7 +110,7 @@ def fit_budget(
         groups: its coupling.
         scores: for each group; errors, for "sensitivity", which is by multiply-add saved (by parameter for a budget of these).
         budget: the shares that may remain.
-        cut: from a keep mask to the sliced graph (`prune_channels.sliced`).
+        cut: from a keep mask to the sliced graph (`slice_channels.sliced`).
         allocation: in which order channels go; with a mapping the families that it names have its ratios, and the others
             go as "uniform" says.
         round_to: widths go to multiples of this many channels.

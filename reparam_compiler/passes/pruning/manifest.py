@@ -89,7 +89,7 @@ class Manifest:
 
         Args:
             graph: the one that was pruned.
-            result: what `prune_plan.prune` made of it.
+            result: what `pipeline.prune` made of it.
         """
         cuts = _cuts(graph, result.groups, result.keep)
         params = {
@@ -183,7 +183,7 @@ def apply_manifest(model: Graph | Mapping[str, Weight], manifest: Manifest) -> G
 
 
 def _cut_state(state: Mapping[str, Weight], manifest: Manifest) -> dict[str, Weight]:
-    found = copy(state) if isinstance(state, dict) else dict(state)  # a copy keeps torch's versions of the modules
+    pruned = copy(state) if isinstance(state, dict) else dict(state)  # a copy keeps torch's versions of the modules
     cut: dict[tuple[object, ...], Weight] = {}
     for name, param in manifest.params.items():
         if name not in state:
@@ -194,12 +194,12 @@ def _cut_state(state: Mapping[str, Weight], manifest: Manifest) -> dict[str, Wei
         weight = state[name]
         _check_shape(name, tuple(weight.shape), param)
         if param.kept:
-            found[name] = _taken(weight, param)
-            cut[_storage(weight)] = found[name]
+            pruned[name] = _taken(weight, param)
+            cut[_storage(weight)] = pruned[name]
     for name, weight in state.items():  # a tied weight stands there under all of its names
         if name not in manifest.params and _storage(weight) in cut:
-            found[name] = cut[_storage(weight)]
-    return found
+            pruned[name] = cut[_storage(weight)]
+    return pruned
 
 
 def _storage(weight: Weight) -> tuple[object, ...]:

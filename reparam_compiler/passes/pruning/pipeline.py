@@ -1,7 +1,7 @@
 """Pruning, from what was asked to the pruned graph: rank the channels, allot them, cut, verify, repair.
 
     channel_groups   which channels leave together              importance, allocate, budget   which of them leave
-    prune_channels   the masked and the sliced graph, compared  reconstruct                    what reads them is refitted
+    slice_channels   the masked and the sliced graph, compared  reconstruct                    what reads them is refitted
 
 Without calibration data nothing is repaired. With it, three qualities, from cheap to good:
 
@@ -121,7 +121,7 @@ def prune(
         ratio: the share of channels to remove, at least 0 and below 1; 0 gives the same graph back.
         budget: what may remain, in place of a ratio.
         importance: a name in `importance.CRITERIA`, or a function; None is what the quality takes, and l1 without data.
-        allocation: a name in `allocate.ALLOCATIONS`, or the ratio of each family by pattern.
+        allocation: a name in `allocation.ALLOCATIONS`, or the ratio of each family by pattern.
         calibration: batches, each an array for each model input; they are gone over more than once.
         quality: what is done with them (`QUALITIES`).
         round_to: widths go to the nearest multiple of it; 1 is the exact ratio.

@@ -113,7 +113,7 @@ class _Slicing:
         return cut
 
     def _is_told_otherwise(self, node: Node, opaque: ops.Opaque, model: ops.Op) -> bool:
-        """True where a size that an op is told by the model comes out otherwise after the cut."""
+        """True where the model computes a size for the op that has another value after the cut."""
         if not model.states_sizes:
             return False
         numbers = [operand for operand in node.inputs[opaque.reads :] if isinstance(operand, str)]
@@ -127,7 +127,7 @@ def _repeats(node: Node, op: ops.Op, groups: ChannelGroups) -> bool:
 
 
 def _follows(node: Node, types: Types) -> bool:
-    """True for what takes its shape from another value, which comes out right by itself: a reshape to the shape of another."""
+    """True for an op that takes its shape from another value, which is cut as well: a reshape to the shape of another."""
     if not isinstance(node.op, ops.Opaque) or ops.Facts.SHAPED_AS_OTHER not in node.op.facts:
         return False
     other, own = node.inputs[-1], types[node.id]
@@ -171,7 +171,7 @@ def verify_pruned(
 
 
 def _without_opaque(graph: Graph) -> Graph:
-    """The graph with opaque nodes, and what is taken out of them, as inputs; what they read is an output.
+    """The graph with each opaque node replaced by an input; what it read becomes an output.
 
     Those that pruning understands stay, and so do the numbers that they are told.
     """
@@ -202,7 +202,7 @@ def _random(node: Node, seed: int) -> Tensor:
 
 
 class _Params:
-    """Cut parameters, one for each old one, however many nodes share it."""
+    """Cuts each parameter once, however many nodes share it."""
 
     def __init__(self, how: Cut) -> None:
         self._how = how
@@ -220,7 +220,7 @@ class _Params:
 
 
 def _narrowed(node: Node, op: ops.Op, groups: ChannelGroups, keep: Keep) -> ops.Op:
-    """The op with the widths that it states."""
+    """The op with the widths that it states set to those that are left."""
     value = groups.value(node.id)
     source = groups.value(node.sources[0]) if node.sources else value
     if isinstance(op, ops.Conv | ops.ConvTranspose | ops.GroupNorm):

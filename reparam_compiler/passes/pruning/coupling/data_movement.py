@@ -18,10 +18,10 @@ from reparam_compiler.errors import RewriteError
 from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, NodeId, Param
-from reparam_compiler.passes.pruning.coupling.labels import FIXED, NOTHING, Found, Ties, Trace, Value, called
+from reparam_compiler.passes.pruning.coupling.labels import FIXED, NOTHING, Labelled, Ties, Trace, Value, called
 
 
-def move(node: Node, op: ops.Op, trace: Trace) -> Found:
+def move(node: Node, op: ops.Op, trace: Trace) -> Labelled:
     """The labels of what an op that moves elements gives."""
     values = _operand_values(node, op, trace)
     labelled = {value.axis for value in values if value.axis is not None}
@@ -104,7 +104,7 @@ def _reshape(node: Node, x: Value, trace: Trace) -> Value:
 
 def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:
     """Ranges of axes that hold as many elements before as after, from the right; the last one holds what is left."""
-    found: list[tuple[range, range]] = []
+    blocks: list[tuple[range, range]] = []
     i, j = len(before), len(after)
     while i or j:
         low_i, low_j = max(i - 1, 0), max(j - 1, 0)
@@ -116,9 +116,9 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ra
             else:
                 low_j -= 1
                 other *= after[low_j]
-        found.append((range(low_i, i), range(low_j, j)))
+        blocks.append((range(low_i, i), range(low_j, j)))
         i, j = low_i, low_j
-    return found
+    return blocks
 
 
 def _settle(node: Node, labels: np.ndarray, trace: Trace) -> Value:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int64
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.kind import Place
-from reparam_compiler.passes.pruning.coupling.labels import Found, Labels, Pin, Slot, Trace, Value, coupling_model
+from reparam_compiler.passes.pruning.coupling.labels import Labelled, Labels, Pin, Slot, Trace, Value, coupling_model
 from reparam_compiler.passes.pruning.coupling.rules import COUPLINGS
 
 Keep = Bool[np.ndarray, "G"]
@@ -61,7 +61,7 @@ class ChannelGroups:
     families: all of them, those that are pinned too, in the order of the graph.
     """
 
-    values: Mapping[NodeId, Found]
+    values: Mapping[NodeId, Labelled]
     slots: Mapping[Slot, Mapping[int, Labels]]
     number: Int64[np.ndarray, "L"]
     families: tuple[Family, ...]

@@ -39,7 +39,8 @@ class Value:
 
 
 NOTHING = Value(None, np.zeros(0, np.int64))
-Found = Value | tuple[Value, ...]
+Labelled = Value | tuple[Value, ...]
+"""What a node gives: the labels of one value, or of each piece of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +74,8 @@ class Ties:
     def roots(self, labels: np.ndarray) -> np.ndarray:
         """For each label the least one that it is tied to."""
         distinct, inverse = np.unique(labels, return_inverse=True)
-        found = np.array([self._root(label) for label in distinct.tolist()], np.int64)
-        return found[inverse].reshape(labels.shape)
+        roots = np.array([self._root(label) for label in distinct.tolist()], np.int64)
+        return roots[inverse].reshape(labels.shape)
 
     def __len__(self) -> int:
         return len(self._parent)
@@ -115,7 +116,7 @@ class Trace:
         self.ties = Ties()
         self.ties.fresh(1)  # FIXED
         self.pins: list[tuple[Labels, Pin]] = []
-        self.values: dict[NodeId, Found] = {}
+        self.values: dict[NodeId, Labelled] = {}
         self.slots: dict[Slot, Mapping[int, Labels]] = {}
         self._params: dict[Param, Mapping[int, Labels]] = {}
         self.numbers = number_values(graph)
@@ -133,7 +134,7 @@ class Trace:
         if self.numbers:
             self._pin_asked_sizes()
 
-    def _follow(self, node: Node) -> Found:
+    def _follow(self, node: Node) -> Labelled:
         op, seen = coupling_model(node)
         rule = self._couplings.get(type(op))
         if rule is None:
@@ -149,7 +150,7 @@ class Trace:
             return self.freeze(node, f"{called(node)} has sizes that are not known")
 
     def _pin_asked_sizes(self) -> None:
-        """Keeps the width of what is asked for its size by an op that cannot be told another one."""
+        """Pins values whose size an op is computed with, where the op cannot be told another size."""
         narrower = {node_id: shape for node_id in self.values if (shape := self._narrower(node_id)) is not None}
         stale = stale_numbers(self.graph, narrower)
         for node in self.graph:
@@ -171,10 +172,10 @@ class Trace:
 
     def _narrower(self, node_id: NodeId) -> tuple[Dim, ...] | None:
         """The shape of a value with one label less."""
-        value, known = self.values[node_id], self.graph[node_id].type
-        if known is None or isinstance(value, tuple) or value.axis is None:
+        value, value_type = self.values[node_id], self.graph[node_id].type
+        if value_type is None or isinstance(value, tuple) or value.axis is None:
             return None
-        return tuple(len(value.labels) - 1 if axis == value.axis else size for axis, size in enumerate(known.shape))
+        return tuple(len(value.labels) - 1 if axis == value.axis else size for axis, size in enumerate(value_type.shape))
 
     def shape(self, node_id: NodeId) -> tuple[int, ...]:
         """The sizes of a value; a batch that is not known counts as one."""
@@ -190,7 +191,7 @@ class Trace:
         return numbers
 
     def _is_batch(self, axis: int, size: Dim) -> bool:
-        """True for an open size of the first axis, and for one that is made of the batch, wherever it has been moved."""
+        """True for an unknown size of the first axis, and for a size that names the batch, along whichever axis."""
         named = isinstance(size, str) and not self._batch.isdisjoint(re.findall(r"\w+", size))
         return named or (axis == 0 and not isinstance(size, int))
 
@@ -216,7 +217,7 @@ class Trace:
         return NOTHING
 
     def loose(self, count: int) -> Labels:
-        """New labels of copies of one number: where they stand along another axis than channels do, the channels have it."""
+        """New labels of copies of one number; where channels stand along another axis, that axis is taken."""
         made = self.ties.fresh(count)
         self._loose.update(made.tolist())
         return made
@@ -241,9 +242,9 @@ class Trace:
         both = (a != FIXED) & (b != FIXED)
         self.ties.tie(a[both], b[both])
 
-    def pin(self, found: Found, node_id: NodeId, reason: str) -> None:
+    def pin(self, labelled: Labelled, node_id: NodeId, reason: str) -> None:
         """Keeps every label of a value."""
-        for value in found if isinstance(found, tuple) else (found,):
+        for value in labelled if isinstance(labelled, tuple) else (labelled,):
             self._pin(value.labels, Pin(node_id, reason))
 
     def use(self, node: Node, place: Place, axes: Mapping[int, Labels]) -> None:
@@ -275,7 +276,7 @@ class Trace:
 
 
 Kind = TypeVar("Kind", bound=ops.Op)
-Coupling = Callable[[Node, Kind, Trace], Found]
+Coupling = Callable[[Node, Kind, Trace], Labelled]
 """What an op does with the labels of what it reads: it ties and pins them in the trace, and gives those of its own value."""
 
 

@@ -34,8 +34,8 @@ from reparam_compiler.passes.pruning.coupling.labels import (
     FIXED,
     NOTHING,
     Coupling,
-    Found,
     Kind,
+    Labelled,
     Trace,
     Value,
     called,
@@ -59,13 +59,13 @@ def coupling_rule(*kinds: type[Kind]) -> Callable[[Coupling[Kind]], Coupling[Kin
 
 
 @coupling_rule(ops.Input)
-def _input(node: Node, op: ops.Input, trace: Trace) -> Found:
+def _input(node: Node, op: ops.Input, trace: Trace) -> Labelled:
     trace.shape(node.id)
     return NOTHING
 
 
 @coupling_rule(ops.Conv)
-def _conv(node: Node, op: ops.Conv, trace: Trace) -> Found:
+def _conv(node: Node, op: ops.Conv, trace: Trace) -> Labelled:
     weight = node.operand("weight")
     if not isinstance(weight, Param) or not node.has_constant_params:
         return trace.freeze(node, f"the weight or bias of {called(node)} is computed")
@@ -90,7 +90,7 @@ def _conv(node: Node, op: ops.Conv, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.ConvTranspose)
-def _conv_transpose(node: Node, op: ops.ConvTranspose, trace: Trace) -> Found:
+def _conv_transpose(node: Node, op: ops.ConvTranspose, trace: Trace) -> Labelled:
     weight = node.operand("weight")
     if not isinstance(weight, Param) or not node.has_constant_params:
         return trace.freeze(node, f"the weight or bias of {called(node)} is computed")
@@ -115,7 +115,7 @@ def _conv_transpose(node: Node, op: ops.ConvTranspose, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.Linear)
-def _linear(node: Node, op: ops.Linear, trace: Trace) -> Found:
+def _linear(node: Node, op: ops.Linear, trace: Trace) -> Labelled:
     weight, x = node.operand("weight"), trace.source(node)
     if not isinstance(weight, Param) or not node.has_constant_params:
         return trace.freeze(node, f"the weight or bias of {called(node)} is computed")
@@ -132,7 +132,7 @@ def _linear(node: Node, op: ops.Linear, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.BatchNorm)
-def _batch_norm(node: Node, op: ops.BatchNorm, trace: Trace) -> Found:
+def _batch_norm(node: Node, op: ops.BatchNorm, trace: Trace) -> Labelled:
     x = trace.source(node)
     if not node.has_constant_params:
         return trace.freeze(node, f"a parameter of {called(node)} is computed")
@@ -144,7 +144,7 @@ def _batch_norm(node: Node, op: ops.BatchNorm, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.Add, ops.Mul, ops.Div)
-def _add(node: Node, op: ops.Op, trace: Trace) -> Found:
+def _add(node: Node, op: ops.Op, trace: Trace) -> Labelled:
     return _broadcast(node, trace)
 
 
@@ -187,7 +187,7 @@ def _aligned(node: Node, trace: Trace) -> list[_Aligned]:
     ]
 
 
-def _broadcast(node: Node, trace: Trace, axes: Ints | None = None) -> Found:
+def _broadcast(node: Node, trace: Trace, axes: Ints | None = None) -> Labelled:
     """One of the operands with labels says along which axis; the others follow, are the same for all, or pin it.
 
     axes: those along which the op goes slice by slice; all of them where it is None.
@@ -218,18 +218,18 @@ def _broadcast(node: Node, trace: Trace, axes: Ints | None = None) -> Found:
 
 
 @coupling_rule(ops.Elementwise)
-def _elementwise(node: Node, op: ops.Elementwise, trace: Trace) -> Found:
+def _elementwise(node: Node, op: ops.Elementwise, trace: Trace) -> Labelled:
     return trace.source(node)
 
 
 @coupling_rule(ops.AvgPool, ops.MaxPool, ops.AdaptiveAvgPool)
-def _pool(node: Node, op: ops.Op, trace: Trace) -> Found:
+def _pool(node: Node, op: ops.Op, trace: Trace) -> Labelled:
     x = trace.source(node)
     return x if x.axis in (None, 1) else trace.freeze(node, f"{called(node)} slides along the channels")
 
 
 @coupling_rule(ops.Pad)
-def _pad(node: Node, op: ops.Pad, trace: Trace) -> Found:
+def _pad(node: Node, op: ops.Pad, trace: Trace) -> Labelled:
     x = trace.source(node)
     if x.axis is None or op.padding[x.axis] == (0, 0):
         return x
@@ -240,7 +240,7 @@ def _pad(node: Node, op: ops.Pad, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.Reduce)
-def _reduce(node: Node, op: ops.Reduce, trace: Trace) -> Found:
+def _reduce(node: Node, op: ops.Reduce, trace: Trace) -> Labelled:
     x = trace.source(node)
     if x.axis is None:
         return x
@@ -251,10 +251,10 @@ def _reduce(node: Node, op: ops.Reduce, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.TupleGet)
-def _item(node: Node, op: ops.TupleGet, trace: Trace) -> Found:
+def _tuple_get(node: Node, op: ops.TupleGet, trace: Trace) -> Labelled:
     """All results of one op have the same labels (a pool and its indices), where they are not pieces."""
-    found = trace.values[node.sources[0]]
-    return found[op.index] if isinstance(found, tuple) else found
+    pieces = trace.values[node.sources[0]]
+    return pieces[op.index] if isinstance(pieces, tuple) else pieces
 
 
 coupling_rule(
@@ -273,12 +273,12 @@ coupling_rule(
 
 
 @coupling_rule(ops.Slicewise)
-def _slicewise(node: Node, op: ops.Slicewise, trace: Trace) -> Found:
+def _slicewise(node: Node, op: ops.Slicewise, trace: Trace) -> Labelled:
     return _broadcast(node, trace, op.axes)
 
 
 @coupling_rule(ops.PerChannel)
-def _per_channel(node: Node, op: ops.PerChannel, trace: Trace) -> Found:
+def _per_channel(node: Node, op: ops.PerChannel, trace: Trace) -> Labelled:
     x = trace.source(node)
     for index, operand in enumerate(node.inputs[1:], start=1):
         if isinstance(operand, str):
@@ -289,7 +289,7 @@ def _per_channel(node: Node, op: ops.PerChannel, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.Glu)
-def _gate(node: Node, op: ops.Glu, trace: Trace) -> Found:
+def _glu(node: Node, op: ops.Glu, trace: Trace) -> Labelled:
     x = trace.source(node)
     if x.axis != op.axis:
         return x
@@ -299,8 +299,8 @@ def _gate(node: Node, op: ops.Glu, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.Expand)
-def _expand(node: Node, op: ops.Expand, trace: Trace) -> Found:
-    """Along an axis that is repeated to the width of another value, the labels are those of that one."""
+def _expand(node: Node, op: ops.Expand, trace: Trace) -> Labelled:
+    """Labels pass; an axis that is repeated to the width of another value gets the labels of that value."""
     operand = node.operand("x")
     if isinstance(operand, Param):
         return _expand_constant(node, operand, op, trace)
@@ -316,7 +316,7 @@ def _expand(node: Node, op: ops.Expand, trace: Trace) -> Found:
     return trace.value(node, repeated[0], trace.loose(op.shape[repeated[0]])) if len(repeated) == 1 and not new else NOTHING
 
 
-def _expand_constant(node: Node, operand: Param, op: ops.Expand, trace: Trace) -> Found:
+def _expand_constant(node: Node, operand: Param, op: ops.Expand, trace: Trace) -> Labelled:
     """A constant (a class token) gets labels along the only axis that it has."""
     long = [axis for axis, size in enumerate(operand.shape) if size > 1]
     if len(long) != 1:
@@ -328,7 +328,7 @@ def _expand_constant(node: Node, operand: Param, op: ops.Expand, trace: Trace) -
 
 
 @coupling_rule(ops.Embedding)
-def _embedding(node: Node, op: ops.Embedding, trace: Trace) -> Found:
+def _embedding(node: Node, op: ops.Embedding, trace: Trace) -> Labelled:
     weight = node.operand("weight")
     if not isinstance(weight, Param) or trace.source(node).axis is not None or node.type is None:
         return trace.freeze(node, f"{called(node)} looks up what is computed")
@@ -338,8 +338,8 @@ def _embedding(node: Node, op: ops.Embedding, trace: Trace) -> Found:
 
 
 @coupling_rule(ops.SliceUpdate)
-def _assign(node: Node, op: ops.SliceUpdate, trace: Trace) -> Found:
-    """What is written goes with what it is written into, where it is written from end to end of the channels."""
+def _slice_update(node: Node, op: ops.SliceUpdate, trace: Trace) -> Labelled:
+    """Ties what is written to what it is written into, where it is written from end to end of the channels."""
     labelled = {value.axis for value in (trace.source(node, "x"), trace.source(node, "value")) if value.axis is not None}
     if labelled.intersection(axis for axis, _, _ in op.cuts):
         return trace.freeze(node, f"{called(node)} writes to channels by their numbers")

@@ -12,13 +12,13 @@ import numpy as np
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
 from reparam_compiler.ir.kind import OperandName
-from reparam_compiler.passes.pruning.coupling.labels import FIXED, NOTHING, Found, Labels, Trace, Value, called
+from reparam_compiler.passes.pruning.coupling.labels import FIXED, NOTHING, Labelled, Labels, Trace, Value, called
 
 _PARAMS: tuple[OperandName, ...] = ("weight", "bias")
 _QKV: tuple[OperandName, ...] = ("q", "k", "v")
 
 
-def layer_norm(node: Node, op: ops.LayerNorm, trace: Trace) -> Found:
+def layer_norm(node: Node, op: ops.LayerNorm, trace: Trace) -> Labelled:
     """Passes all on; along the axes of the statistics the params go with them."""
     x, rank = trace.source(node), len(trace.shape(node.sources[0]))
     if not node.has_constant_params:
@@ -32,7 +32,7 @@ def layer_norm(node: Node, op: ops.LayerNorm, trace: Trace) -> Found:
     return x
 
 
-def group_norm(node: Node, op: ops.GroupNorm, trace: Trace) -> Found:
+def group_norm(node: Node, op: ops.GroupNorm, trace: Trace) -> Labelled:
     """Passes all on; the same position in every group is one label, unless each channel is a group."""
     x, channels = trace.source(node), trace.shape(node.sources[0])[1]
     if not node.has_constant_params:
@@ -57,7 +57,7 @@ class _Side:
     value: Value
 
 
-def einsum(node: Node, op: ops.Einsum, trace: Trace) -> Found:
+def einsum(node: Node, op: ops.Einsum, trace: Trace) -> Labelled:
     """For each letter the labels of both sides are tied; a letter that `out` has passes on, one that it lacks ends here."""
     a, b = _Side("a", op.a, trace.source(node, "a")), _Side("b", op.b, trace.source(node, "b"))
     passed: dict[str, Labels] = {}
@@ -95,7 +95,7 @@ def _spans(node: Node, name: OperandName, axis: int, trace: Trace) -> bool:
     return shape[axis] > 1
 
 
-def attention(node: Node, op: ops.Attention, trace: Trace) -> Found:
+def attention(node: Node, op: ops.Attention, trace: Trace) -> Labelled:
     """Labels along the width of q and k end here; those along the width of v, and along heads, pass on."""
     if any(isinstance(node.operand(name), Param) for name in _QKV):
         return trace.freeze(node, f"{called(node)} reads constants")

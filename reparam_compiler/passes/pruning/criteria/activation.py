@@ -44,9 +44,9 @@ _MIXED_TOGETHER = 16
 @register_criterion("energy")
 def energy(scoring: Scoring) -> Scores:
     """Share of the consumers' variance; raises InfeasiblePruneError without calibration data."""
-    found = readers(scoring.graph, scoring.groups)
-    unread = _unread(scoring, found)
-    axes: dict[NodeId, int] = {reader.source: reader.axis for reader in found}
+    consumers = readers(scoring.graph, scoring.groups)
+    unread = _unread(scoring, consumers)
+    axes: dict[NodeId, int] = {reader.source: reader.axis for reader in consumers}
     for family in unread:
         for producer in family.producers:
             axes.setdefault(producer, scoring.groups.value(producer).axis or 1)
@@ -58,7 +58,7 @@ def energy(scoring: Scoring) -> Scores:
 
     _run(scoring, "energy", see)
     scores = np.zeros(scoring.groups.count)
-    for reader in found:
+    for reader in consumers:
         shares = spreads[reader.source].variance * (reader.slices() ** 2).sum((1, 3)).ravel()
         total = float(shares.sum())
         np.add.at(scores, reader.numbers, shares / total if total else shares)
@@ -76,15 +76,15 @@ def lasso(scoring: Scoring) -> Scores:
 
     Raises InfeasiblePruneError without calibration data, or where no conv or linear reads a family.
     """
-    found = readers(scoring.graph, scoring.groups)
-    if unread := _unread(scoring, found):
+    consumers = readers(scoring.graph, scoring.groups)
+    if unread := _unread(scoring, consumers):
         raise InfeasiblePruneError(
             f"importance 'lasso' predicts what convs and linears read, but none reads "
             f"{', '.join(family.name for family in unread[:5])}; use 'energy', or add them to ignore"
         )
     shared: dict[NodeId, list[_Contributions]] = {}
     sources: dict[NodeId, list[Reader]] = {}
-    for reader in found:
+    for reader in consumers:
         sources.setdefault(reader.source, []).append(reader)
         for family in scoring.groups.free:
             if np.isin(reader.numbers, family.groups).any():
@@ -234,8 +234,8 @@ def _patches(reader: Reader, value: Tensor, draw: np.random.Generator) -> Tensor
     return seen[(samples, *places)].flatten(2).double()
 
 
-def _unread(scoring: Scoring, found: tuple[Reader, ...]) -> list[Family]:
-    read = np.unique(np.concatenate([reader.numbers for reader in found])) if found else np.zeros(0, np.int64)
+def _unread(scoring: Scoring, consumers: tuple[Reader, ...]) -> list[Family]:
+    read = np.unique(np.concatenate([reader.numbers for reader in consumers])) if consumers else np.zeros(0, np.int64)
     return [family for family in scoring.groups.free if not np.isin(family.groups, read).all()]
 
 

@@ -36,7 +36,7 @@ class Scoring:
     seed: for criteria that draw.
     batches: calibration data, an array for each model input, or one array alone; None where there is none. A criterion may go
         over them more than once.
-    loss: what gradients are taken of; None is the default of `criteria_gradient`.
+    loss: what gradients are taken of; None is `gradient.default_loss`.
     """
 
     graph: Graph
@@ -169,11 +169,11 @@ def filters(scoring: Scoring) -> Iterator[Filters]:
 
 def family_filters(scoring: Scoring) -> Iterator[tuple[Family, Float64[np.ndarray, "F D"]]]:
     """For each family that can be cut all its filters, a row for each of its groups."""
-    found = list(filters(scoring))
+    every = list(filters(scoring))
     for family in scoring.groups.free:
         rows = [
             own.rows()[places].reshape(len(family.groups), -1)
-            for own in found
+            for own in every
             if (places := places_of(family, scoring.groups.number[own.labels])).size
         ]
         if rows:
@@ -188,9 +188,9 @@ def places_of(family: Family, numbers: Int64[np.ndarray, "C"]) -> Int64[np.ndarr
     return own.reshape(len(family.groups), -1)[rank] if own.size else own.reshape(len(family.groups), 0)
 
 
-def summed(scoring: Scoring, found: Iterable[tuple[Labels, Float64[np.ndarray, "O"]]]) -> Scores:
+def summed(scoring: Scoring, values_of: Iterable[tuple[Labels, Float64[np.ndarray, "O"]]]) -> Scores:
     """For each group the sum of what stands at its labels."""
     scores = np.zeros(scoring.groups.count)
-    for labels, values in found:
+    for labels, values in values_of:
         np.add.at(scores, scoring.groups.number[labels], values)
     return scores

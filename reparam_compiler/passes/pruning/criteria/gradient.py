@@ -75,15 +75,15 @@ def default_loss(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 def _trained(scoring: Scoring) -> dict[Param, tuple[int, Labels]]:
     """Weights and biases of convs and linears with the axis of their outputs and the labels along it."""
-    found: dict[Param, tuple[int, Labels]] = {}
+    trained: dict[Param, tuple[int, Labels]] = {}
     for (node_id, index), axes in scoring.groups.slots.items():
         node = scoring.graph[node_id]
         operand = node.inputs[index] if index < len(node.inputs) else None
         if isinstance(node.op, ops.Weighted) and isinstance(operand, Param):
             for axis, labels in axes.items():
                 if stands(node, index, axis, axes) != "read":
-                    found.setdefault(operand, (axis, labels))
-    return found
+                    trained.setdefault(operand, (axis, labels))
+    return trained
 
 
 def _gradients(running: Running, inputs: Inputs, scoring: Scoring) -> Iterator[tuple[Param, Tensor]]:

@@ -1,9 +1,9 @@
 """How much each channel group matters: criteria that give every group a score. The least important go first.
 
-    criteria_magnitude     l1, l2, bn_scale, fpgm, geometric, random: of the weights alone
-    criteria_gradient      taylor, hessian: of a loss on calibration data
-    criteria_activation    energy, lasso: of what the consumers read on calibration data
-    selection              obs, obs_patches: of what the consumers cannot make good for
+    magnitude        l1, l2, bn_scale, fpgm, geometric, random: of the weights alone
+    gradient         taylor, hessian: of a loss on calibration data
+    activation       energy, lasso: of what the consumers read on calibration data
+    optimal_brain    obs, obs_patches: of what the consumers cannot make good for
 
 A group's filters are the slices, along the output axis, of all convs and linears that it runs through.
 """
@@ -64,7 +64,7 @@ def importance(
         seed: for criteria that draw.
         batches: calibration data, an array for each model input; for criteria that need it.
         loss: from the model's output, or a tuple of its outputs, to a scalar, for criteria by gradient; None is
-            `criteria_gradient.default_loss`.
+            `gradient.default_loss`.
 
     Returns:
         `G`, finite.

@@ -43,8 +43,8 @@ def l2(scoring: Scoring) -> Scores:
 @register_criterion("bn_scale")
 def bn_scale(scoring: Scoring) -> Scores:
     """Raises InfeasiblePruneError where a family has no batch norm with a scale: there is nothing to rank it by."""
-    found = list(_scales(scoring))
-    scaled = {int(group) for labels, _ in found for group in scoring.groups.number[labels]}
+    scales = list(_scales(scoring))
+    scaled = {int(group) for labels, _ in scales for group in scoring.groups.number[labels]}
     without = [family.name for family in scoring.groups.free if not scaled.issuperset(family.groups.tolist())]
     if without:
         raise InfeasiblePruneError(
@@ -52,7 +52,7 @@ def bn_scale(scoring: Scoring) -> Scores:
             f"{f' and {len(without) - 5} more' if len(without) > 5 else ''} have none; "
             "use 'l1', prune before fusing, or add them to ignore"
         )
-    return summed(scoring, ((labels, np.abs(scale.float64())) for labels, scale in found))
+    return summed(scoring, ((labels, np.abs(scale.float64())) for labels, scale in scales))
 
 
 @register_criterion("fpgm")

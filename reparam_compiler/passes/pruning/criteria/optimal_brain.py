@@ -1,7 +1,7 @@
 """Which channels to remove, told by what their loss does to those who read them: optimal brain selection on calibration data.
 
     obs            the features of a consumer are its channels, whose covariance all taps share: what `fold` can make good
-    obs_patches    its features are channels x taps: what `least_squares` can make good. Dearer by the square of the taps
+    obs_patches    its features are channels x taps: what `least_squares` can make good. It costs the square of the taps more
 
 The score of a group is the relative error, at all outputs of all its consumers, that has come together in its family when it
 leaves (`core/optimal_brain.py`), so that scores of different families compare. Consumers that share families are solved
@@ -80,7 +80,7 @@ def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch],
 
 @dataclass(slots=True, eq=False)
 class _Coupled:
-    """Consumers that share families, and these. nodes: those that are still to come."""
+    """Consumers that share families, and these families. nodes: the consumers that have not been reached yet."""
 
     nodes: set[NodeId]
     families: list[Int64[np.ndarray, "_"]]

@@ -49,16 +49,16 @@ class Running:
         self.leaves = {param: tensor_of(param, dtype).requires_grad_() for param in dict.fromkeys(trained)}
         self._tensors: dict[NodeId, Tensor] = {}
         self._bare: list[Node] = []
-        known: dict[Param, NodeId] = {}
+        names: dict[Param, NodeId] = {}
         for node in graph:
             operands: list[Any] = []
             for operand in node.inputs:
                 if isinstance(operand, Param):
-                    if operand not in known:
-                        known[operand] = f"parameter {len(known)}"
+                    if operand not in names:
+                        names[operand] = f"parameter {len(names)}"
                         leaf = self.leaves.get(operand)
-                        self._tensors[known[operand]] = tensor_of(operand, dtype) if leaf is None else leaf
-                    operands.append(known[operand])
+                        self._tensors[names[operand]] = tensor_of(operand, dtype) if leaf is None else leaf
+                    operands.append(names[operand])
                 else:
                     operands.append(operand)
             self._bare.append(replace(node, inputs=tuple(operands)))
@@ -90,10 +90,10 @@ class Running:
                 left[source] -= 1
                 if not left[source] and source not in self._graph.outputs:
                     del values[source]
-        found = tuple(values[node_id] for node_id in self._graph.outputs if isinstance(values[node_id], Tensor))
-        if not found:
+        outputs = tuple(values[node_id] for node_id in self._graph.outputs if isinstance(values[node_id], Tensor))
+        if not outputs:
             raise UnsupportedModelError("the model gives no tensor; there is nothing to take a loss of")
-        return found
+        return outputs
 
 
 def samples_of(graph: Graph, inputs: Inputs) -> Iterator[Inputs]:

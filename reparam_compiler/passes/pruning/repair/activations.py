@@ -46,9 +46,9 @@ class Activations:
         self._left = {node_id: len(readers) for node_id, readers in graph.users.items()}
         self._before = self._inputs(graph, batches)
         self._now = dict(self._before)
-        given = next(iter(self._before.values()))
-        self._batches = range(len(given))
-        self.samples = sum(len(batch) for batch in given)
+        first = next(iter(self._before.values()))
+        self._batches = range(len(first))
+        self.samples = sum(len(batch) for batch in first)
 
     def __contains__(self, node_id: NodeId) -> bool:
         return node_id in self._before

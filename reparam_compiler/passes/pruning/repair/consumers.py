@@ -136,8 +136,8 @@ def _patches(node: Node, x: Tensor, channels: Int64[np.ndarray, "I"], pieces: "_
     if not isinstance(node.op, ops.Conv):
         return _rows_at(x[..., torch.from_numpy(channels), None], x.ndim - 1, pieces.chosen(x.shape[:-1]))
     seen, lead = windows(node.op, node.params[0].shape[2:], x[:, torch.from_numpy(channels)]), 1 + len(node.op.stride)
-    found = _rows_at(seen, lead, pieces.chosen(seen.shape[:lead]))
-    return found.reshape(len(found), len(channels), -1)
+    patches = _rows_at(seen, lead, pieces.chosen(seen.shape[:lead]))
+    return patches.reshape(len(patches), len(channels), -1)
 
 
 def windows(op: ops.Conv, size: Ints, x: Tensor) -> Tensor:
@@ -166,8 +166,8 @@ class _Pieces:
 
     def split(self, x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
         """The samples of a value, as many at a time as PIECE allows; or as many as those of another value."""
-        given = x if like is None else like
-        return torch.split(x, max(1, PIECE * self._stretch // max(1, given[:1].numel() * self._taps)))
+        sized = x if like is None else like
+        return torch.split(x, max(1, PIECE * self._stretch // max(1, sized[:1].numel() * self._taps)))
 
     def chosen(self, shape: tuple[int, ...]) -> Int64[np.ndarray, "M"] | None:
         """The rows to take of so many samples and positions, counted through; None for all."""
@@ -185,8 +185,8 @@ def _rows_at(x: Tensor, lead: int, at: Int64[np.ndarray, "M"] | None) -> Float64
         chosen = x.reshape(-1, *x.shape[lead:])
     else:
         chosen = x[tuple(torch.from_numpy(index) for index in np.unravel_index(at, tuple(x.shape[:lead])))]
-    found: Float64[np.ndarray, "M ..."] = chosen.double().numpy()
-    return found
+    picked: Float64[np.ndarray, "M ..."] = chosen.double().numpy()
+    return picked
 
 
 def rows(node: Node, x: Tensor) -> int:

@@ -183,11 +183,11 @@ class _Repair:
         widest = max((len(block.places) for block in own), default=0)
         return f"reads {widest} channels; at most {WIDEST} are regressed" if widest > WIDEST else ""
 
-    def _stored(self, node: Node, removed: int, found: "_Refitted") -> Node:
-        self.done.append(Repaired(node.id, removed, found.unexplained))
+    def _stored(self, node: Node, removed: int, refitted: "_Refitted") -> Node:
+        self.done.append(Repaired(node.id, removed, refitted.unexplained))
         old, shift = node.params[0], node.param("bias")
-        weight = Param.of(found.weight, role=old.role, dtype=old.dtype, origin=old.origin)
-        bias = Param.of(found.bias, role="bias", dtype=old.dtype, origin=shift.origin if shift else None)
+        weight = Param.of(refitted.weight, role=old.role, dtype=old.dtype, origin=old.origin)
+        bias = Param.of(refitted.bias, role="bias", dtype=old.dtype, origin=shift.origin if shift else None)
         return node.with_operands({"weight": weight, "bias": bias})
 
     def _scaled(self, node: Node, hidden: Node) -> "_Refitted":
@@ -207,8 +207,8 @@ class _Repair:
         """Each filter of a depthwise conv refitted to its own channel."""
         weight, _ = _params(node)
         channels = node.op.blocks if isinstance(node.op, ops.Weighted) else 1
-        found = refit_each(depthwise_rows(node, self.values), weight.reshape(channels, len(weight) // channels, -1), self.ridge)
-        return _Refitted(found.matrix.reshape(weight.shape), found.constant.reshape(-1), found.unexplained)
+        refit = refit_each(depthwise_rows(node, self.values), weight.reshape(channels, len(weight) // channels, -1), self.ridge)
+        return _Refitted(refit.matrix.reshape(weight.shape), refit.constant.reshape(-1), refit.unexplained)
 
     def _all_blocks(self, node: Node, own: tuple[Block, ...]) -> "_Refitted":
         weight, bias = _params(node)
@@ -216,11 +216,11 @@ class _Repair:
         count = sum(rows(node, x) for x in self.values.before(node.sources[0]))  # fewer than features say too little of them
         for block in own:
             apart = self.how == "least_squares" and len(block.channels) * taps(node) <= min(WIDEST, count)
-            found = (self._from_patches if apart else self._from_channels)(
+            own_fit = (self._from_patches if apart else self._from_channels)(
                 node, block, weight[block.outputs], bias[block.outputs]
             )
-            new_weight[block.outputs], new_bias[block.outputs] = found.weight, found.bias
-            worst = max(worst, found.unexplained or 0.0)
+            new_weight[block.outputs], new_bias[block.outputs] = own_fit.weight, own_fit.bias
+            worst = max(worst, own_fit.unexplained or 0.0)
         return _Refitted(new_weight, new_bias, worst)
 
     def _from_channels(
@@ -241,10 +241,10 @@ class _Repair:
             return patch_rows(node, self.values, block.outputs, block.channels[kept])
 
         rectified = node.id not in self.graph.outputs and all(map(self._is_relu, self.graph.users[node.id]))
-        found = refit_rectified(pieces, start, self.ridge) if rectified else refit(moments(pieces()), start, self.ridge)
+        fit = refit_rectified(pieces, start, self.ridge) if rectified else refit(moments(pieces()), start, self.ridge)
         refitted = np.zeros_like(weight)
-        refitted[:, kept] = found.matrix.reshape(len(weight), -1, *weight.shape[2:])
-        return _Refitted(refitted, found.constant, found.unexplained)
+        refitted[:, kept] = fit.matrix.reshape(len(weight), -1, *weight.shape[2:])
+        return _Refitted(refitted, fit.constant, fit.unexplained)
 
     def _is_relu(self, node_id: NodeId) -> bool:
         return self.graph[node_id].op == ops.Elementwise("relu")
