@@ -36,7 +36,7 @@ FLOAT32 = 1e-5
 """Relative to the largest output, for up to four outputs a tile."""
 EPILOGUES = {
     "bias and ReLU": (Step("add", "channels"), Step("relu")),
-    "residual on the left": (Step("subtract", "tensor", swapped=True), Step("multiply", "scalar", value=0.5)),
+    "residual on the left": (Step("sub", "tensor", swapped=True), Step("mul", "scalar", value=0.5)),
     "none": (),
 }
 SHAPES = {

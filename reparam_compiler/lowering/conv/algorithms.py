@@ -95,7 +95,7 @@ class ConvShape:
 class Step:
     """One elementwise op of the epilogue, applied to the sum before it is written.
 
-    op: the Relax name without its prefix (`add`, `relu`, `sigmoid` …).
+    op: the name of its row in `pointwise.POINTWISE` (`add`, `relu`, `sigmoid` …).
     operand: what the other side of a binary op is; "channels" has an element a channel, "tensor" one an output element.
     swapped: the operand is the left side.
     value: the scalar operand.

@@ -23,7 +23,7 @@ from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Dire
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.schedules import depthwise_columns, depthwise_conv, direct_conv
 from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
-from reparam_compiler.lowering.relax.conv_sites import ConvSite, SiteRewriter, Weights, find_sites, rewritten
+from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, Weights, find_conv_sites, rewritten
 
 AlgorithmRule = Callable[[ConvShape, VectorUnit], Sequence[Algorithm]]
 
@@ -34,7 +34,7 @@ def convs_to_kernels(module: Any, unit: VectorUnit, rule: AlgorithmRule = candid
     rule: gives the algorithms of a shape, best first.
     max_error: the relative error that an algorithm may have on a layer's weights; the direct form where none is within it.
     """
-    sites = find_sites(module["main"])
+    sites = find_conv_sites(module["main"])
     if not sites:
         return module
     return rewritten(module, ConvsToKernels(module, sites, unit, rule, max_error))
@@ -89,7 +89,7 @@ class _Plan:
 
 
 @mutator
-class ConvsToKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
+class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
     """One kernel call a site."""
 
     def __init__(self, module: Any, sites: list[ConvSite], unit: VectorUnit, rule: AlgorithmRule, max_error: float) -> None:

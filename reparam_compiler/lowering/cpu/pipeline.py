@@ -13,7 +13,7 @@ from tvm.s_tir import meta_schedule
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
 from reparam_compiler.lowering.conv.algorithms import candidates
-from reparam_compiler.lowering.cpu.elementary import legalizations
+from reparam_compiler.lowering.conv.pointwise import legalizations
 from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.cpu.machine import vector_unit
 from reparam_compiler.lowering.cpu.schedules import schedule_rest

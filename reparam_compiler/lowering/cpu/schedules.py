@@ -10,7 +10,7 @@ A padded conv reads from a scratch copy with a halo of zeros: a select in the in
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
@@ -18,12 +18,10 @@ import tvm_ffi
 from tvm import ir, te, tirx
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, round_up, vector_step
-from reparam_compiler.lowering.cpu import elementary
+from reparam_compiler.lowering.conv.pointwise import epilogue_operands, epilogue_value
+from reparam_compiler.lowering.conv.scheduled import REDUCED, SCHEDULED, SPATIAL, finished
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 
-SCHEDULED = "tirx.is_scheduled"
-OPAQUE = 8  # relax's OpPatternKind.kOpaque: FuseOps leaves the function alone
-SPATIAL, REDUCED = 0, 2  # IterVar types of a block's axes
 CHEAP = 16  # elements read, up to which an arithmetic expression may be computed more than once
 FREE_CALLS = ("tirx.if_then_else", "tirx.likely")
 SMALL = 4096  # elements below which starting threads costs more than it saves
@@ -121,11 +119,6 @@ def depthwise_columns(shape: ConvShape, unit: VectorUnit) -> int:
     return round_up(shape.channels_out, unit.lanes(shape.dtype))
 
 
-def finished(func: Any) -> Any:
-    """Mark a scheduled function, so that neither FuseOps nor a later schedule rule touches it."""
-    return func.with_attrs({SCHEDULED: True, "op_pattern": OPAQUE})
-
-
 def _source_pixel(p: Any, r: Any, s: Any, shape: ConvShape, rows: int) -> tuple[Any, Any, Any]:
     """The pixel of the (padded) source that tap (r, s) of output pixel `p` reads; rows beyond the last repeat it."""
     last = tirx.min(p, shape.pixels - 1) if rows != shape.pixels else p
@@ -162,45 +155,6 @@ def _write_back(sums: Any, shape: ConvShape, epilogue: Sequence[Step]) -> tuple[
         return epilogue_value(total, shape, epilogue, operands, (p, g, c))
 
     return te.compute(size, value, "out"), operands
-
-
-def epilogue_operands(shape: ConvShape, epilogue: Sequence[Step], size: tuple[int, ...]) -> list[Any]:
-    """What an epilogue reads, in order: tensors `O`, or of the output's `size`, whose last axes are group and channel."""
-    return [
-        te.placeholder((shape.channels_out,) if step.operand == "channels" else size, shape.dtype, f"operand_{index}")
-        for index, step in enumerate(epilogue)
-        if step.operand in {"channels", "tensor"}
-    ]
-
-
-def epilogue_value(total: Any, shape: ConvShape, epilogue: Sequence[Step], operands: Sequence[Any], at: tuple[Any, ...]) -> Any:
-    """The output element `at` from its sum."""
-    rest = iter(operands)
-    for step in epilogue:
-        if step.operand in {"channels", "tensor"}:
-            operand = next(rest)
-            other = operand[at[-2] * shape.group_out + at[-1]] if step.operand == "channels" else operand[at]
-        else:
-            other = tirx.const(step.value, shape.dtype)
-        total = ELEMENTWISE[step.op](*((other, total) if step.swapped else (total, other)))
-    return total
-
-
-ELEMENTWISE: dict[str, Callable[[Any, Any], Any]] = {
-    "add": lambda a, b: a + b,
-    "subtract": lambda a, b: a - b,
-    "multiply": lambda a, b: a * b,
-    "divide": lambda a, b: a / b,
-    "maximum": tirx.max,
-    "minimum": tirx.min,
-    "relu": tirx.max,  # with value 0
-    "prelu": lambda a, b: elementary.named(a, lambda a: tirx.Select(a > 0, a, a * b)),
-    "sigmoid": lambda a, b: elementary.sigmoid(a),
-    "silu": lambda a, b: elementary.silu(a),
-    "tanh": lambda a, b: elementary.tanh(a),
-    "gelu": lambda a, b: elementary.gelu(a),
-    "gelu_tanh": lambda a, b: elementary.gelu_tanh(a),
-}
 
 
 def _schedule_halo(sch: Any, step: int) -> None:

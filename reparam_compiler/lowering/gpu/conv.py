@@ -20,7 +20,8 @@ import tvm
 from tvm import te, tirx
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
-from reparam_compiler.lowering.cpu.schedules import ELEMENTWISE, finished
+from reparam_compiler.lowering.conv.pointwise import epilogue_operands, epilogue_value
+from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.gpu.tiles import GpuTile
 
 SUMS = "float32"  # what every conv sums in
@@ -100,23 +101,10 @@ def gathered_width(shape: ConvShape) -> int:
 def write_back(shape: ConvShape, epilogue: Sequence[Step], total: Any) -> tuple[Any, list[Any]]:
     """The output `pixels G O/G` from `total(m, g, n)`, in float32 until it is written, and the operands that it reads."""
     size = (shape.pixels, shape.groups, shape.group_out)
-    operands = [
-        te.placeholder((shape.channels_out,) if step.operand == "channels" else size, shape.dtype, f"operand_{index}")
-        for index, step in enumerate(epilogue)
-        if step.operand in {"channels", "tensor"}
-    ]
+    operands = epilogue_operands(shape, epilogue, size)
 
     def value(m: Any, g: Any, n: Any) -> Any:
-        result = total(m, g, n)
-        rest = iter(operands)
-        for step in epilogue:
-            if step.operand in {"channels", "tensor"}:
-                operand = next(rest)
-                read = operand[g * shape.group_out + n] if step.operand == "channels" else operand[m, g, n]
-                other = read if shape.dtype == SUMS else read.astype(SUMS)
-            else:
-                other = tirx.const(step.value, SUMS)
-            result = ELEMENTWISE[step.op](*((other, result) if step.swapped else (result, other)))
+        result = epilogue_value(total(m, g, n), shape, epilogue, operands, (m, g, n), SUMS)
         return result if shape.dtype == SUMS else result.astype(shape.dtype)
 
     return te.compute(size, value, "out"), operands

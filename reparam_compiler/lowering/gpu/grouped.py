@@ -14,7 +14,7 @@ import tvm
 from tvm import te, tirx
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
-from reparam_compiler.lowering.cpu.schedules import finished
+from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.gpu.conv import SUMS, vector_width, write_back
 
 FEW = 16  # channels of a group below which no tile of a GEMM is filled

@@ -2,8 +2,8 @@
 
     conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(kernel, x, packed W, b, residual)
 
-The sites are those of `sites.find_sites`. Weights are packed in numpy, once, so that a tile's columns are contiguous and
-no tile needs a guard on them:
+The sites are those of `conv_sites.find_conv_sites`. Weights are packed in numpy, once, so that a tile's columns are contiguous
+and no tile needs a guard on them:
 
     O kh kw Ig -> [pieces G, K'/pieces, O']   zero rows and columns up to whole tiles        implicit GEMM
     O kh kw Ig -> [kh, kw, Ig, O]                                                          few channels a group
@@ -30,7 +30,7 @@ from reparam_compiler.lowering.gpu.winograd import (
     transformed_weights,
     winograd_gemm,
 )
-from reparam_compiler.lowering.relax.conv_sites import ConvSite, SiteRewriter, Weights, find_sites, rewritten
+from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, Weights, find_conv_sites, rewritten
 
 DTYPES = ("float32", "float16")
 FEW_ROWS = 16  # rows of a dense layer below which a matrix-vector kernel reads the weights as fast and wastes no tile
@@ -41,7 +41,7 @@ def convs_to_gpu_kernels(module: Any, chip: Chip, max_error: float = MAX_ERROR) 
 
     max_error: the relative error that a Winograd form may have on a layer's weights; the implicit GEMM where none is within it.
     """
-    sites = [site for site in find_sites(module["main"], DTYPES) if not _is_vector(site)]
+    sites = [site for site in find_conv_sites(module["main"], DTYPES) if not _is_vector(site)]
     if not sites:
         return module
     return rewritten(module, ConvsToGpuKernels(module, sites, chip, max_error))
@@ -69,7 +69,7 @@ def gemm_name(shape: ConvShape, tile: GpuTile) -> str:
 
 
 @mutator
-class ConvsToGpuKernels(SiteRewriter):  # type: ignore[misc, unused-ignore]
+class ConvsToGpuKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
     """One kernel call a site, or several."""
 
     def __init__(self, module: Any, sites: list[ConvSite], chip: Chip, max_error: float) -> None:

@@ -18,7 +18,7 @@ from tvm.s_tir import dlight
 from tvm.tirx.analysis import undefined_vars
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.cpu.schedules import REDUCED, SCHEDULED, SPATIAL
+from reparam_compiler.lowering.conv.scheduled import REDUCED, SCHEDULED, SPATIAL
 from reparam_compiler.lowering.gpu.tensor_cores import cheap_stack_frames
 
 THREADS = 256

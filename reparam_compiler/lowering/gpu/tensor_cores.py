@@ -21,7 +21,7 @@ from typing import Any
 import tvm
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
-from reparam_compiler.lowering.cpu.schedules import finished
+from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.gpu.conv import declare_conv, gathered_width, has_block, stage, vector_width
 from reparam_compiler.lowering.gpu.tiles import GpuTile
 
@@ -47,13 +47,34 @@ def tensor_partial_conv(shape: ConvShape, tile: GpuTile) -> Any:
 def scheduled_tensor_conv(func: Any, shape: ConvShape, tile: GpuTile, *, intrinsics: bool = True) -> Any:
     """The schedule of `declare_conv`; without `intrinsics` the fragments are plain loops, for the tests."""
     sch = tvm.s_tir.Schedule(func)
-    sums, patches = sch.get_sblock("sums"), sch.get_sblock("patches")
+    product = sch.get_sblock("sums")
+    outer, warp, step, inner = _split_into_fragments(sch, product, tile)
+    _prefetch(sch, step, inner)
+    _stage_in_shared(sch, outer, step, shape, tile)
+    fragments = []
+    for index, scope in ((0, "wmma.matrix_a"), (1, "wmma.matrix_b")):
+        fragments.append(sch.cache_read(outer, index, scope))
+        sch.compute_at(fragments[-1], inner)
+    in_float32 = sch.cache_write(outer, 0, SHARED)
+    accumulators = sch.cache_write(outer, 0, "wmma.accumulator")
+    sch.reverse_compute_at(accumulators, warp)
+    sch.reverse_compute_at(in_float32, warp)
+    tiles = [_fragment_loops(sch, block) for block in (*fragments, accumulators)]
+    init = sch.get_child_blocks(sch.decompose_reduction(outer, step))[0]
+    if intrinsics:
+        accumulators = _put_intrinsics_in(sch, tiles, init, product, accumulators)
+    sch.storage_align(accumulators, 0, -2, *SUMS_STRIDE)
+    _write_back(sch, in_float32, shape)
+    return sch
+
+
+def _split_into_fragments(sch: Any, sums: Any, tile: GpuTile) -> tuple[Any, Any, Any, Any]:
+    """Bind blocks and warps of fragments; the block of one fragment, and the loops over warps, steps and fragments of k."""
     z, m, n, k = sch.get_loops(sums)
     m, m_in = sch.split(m, [None, FRAGMENT])
     n, n_in = sch.split(n, [None, FRAGMENT])
     k, k_in = sch.split(k, [None, FRAGMENT])
     sch.reorder(m, n, k, m_in, n_in, k_in)
-    product = sums
     outer = sch.blockize(m_in)
     block_m, warp_m, row = sch.split(m, [None, tile.rows // tile.thread_rows, tile.thread_rows // FRAGMENT])
     block_n, warp_n, column = sch.split(n, [None, tile.columns // tile.thread_columns, tile.thread_columns // FRAGMENT])
@@ -62,9 +83,12 @@ def scheduled_tensor_conv(func: Any, shape: ConvShape, tile: GpuTile, *, intrins
     warp = sch.fuse(warp_m, warp_n)
     for loop, axis in ((z, "blockIdx.z"), (block_m, "blockIdx.x"), (block_n, "blockIdx.y"), (warp, "threadIdx.y")):
         sch.bind(loop, axis)
-    _prefetch(sch, step, inner)
+    return outer, warp, step, inner
 
-    width = gathered_width(shape)
+
+def _stage_in_shared(sch: Any, outer: Any, step: Any, shape: ConvShape, tile: GpuTile) -> None:
+    """Patches and weights of one step, copied to shared memory by all threads of a block, through registers."""
+    patches, width = sch.get_sblock("patches"), gathered_width(shape)
     sch.set_scope(patches, 0, SHARED)
     sch.transform_layout(patches, ("write", 0), lambda g, m, k, lane: (g, m, k * width + lane))
     staged = sch.cache_read(outer, 1, SHARED)
@@ -74,28 +98,16 @@ def scheduled_tensor_conv(func: Any, shape: ConvShape, tile: GpuTile, *, intrins
         sch.storage_align(block, 0, axis=-2, factor=16, offset=8)
         sch.annotate(block, "tirx.manifest_shared_memory_local_stage", 1)
         sch.annotate(block, "double_buffer_scope", 0)
-    fragments = []
-    for index, scope in ((0, "wmma.matrix_a"), (1, "wmma.matrix_b")):
-        fragments.append(sch.cache_read(outer, index, scope))
-        sch.compute_at(fragments[-1], inner)
 
-    in_float32 = sch.cache_write(outer, 0, SHARED)
-    accumulators = sch.cache_write(outer, 0, "wmma.accumulator")
-    sch.reverse_compute_at(accumulators, warp)
-    sch.reverse_compute_at(in_float32, warp)
-    tiles = [_fragment_loops(sch, block) for block in (*fragments, accumulators)]
-    init = sch.get_child_blocks(sch.decompose_reduction(outer, step))[0]
-    store_name = sch.get(accumulators).name_hint
-    if intrinsics:
-        names = _intrinsics()
-        for loop, name in zip(tiles, (names["load_a"], names["load_b"], names["store"]), strict=True):
-            sch.tensorize(loop, name)
-        sch.tensorize(sch.get_loops(init)[-2], names["init"])
-        sch.tensorize(sch.get_loops(product)[-3], names["compute"])
-        accumulators = sch.get_sblock(f"{store_name}_o")  # an intrinsic takes the block's place, without what was noted on it
-    sch.storage_align(accumulators, 0, -2, *SUMS_STRIDE)
-    _write_back(sch, in_float32, shape)
-    return sch
+
+def _put_intrinsics_in(sch: Any, tiles: Sequence[Any], init: Any, product: Any, accumulators: Any) -> Any:
+    """Tensor-core instructions for the loops over one fragment; the block that now stores the accumulators."""
+    store_name, names = sch.get(accumulators).name_hint, _intrinsics()
+    for loop, name in zip(tiles, (names["load_a"], names["load_b"], names["store"]), strict=True):
+        sch.tensorize(loop, name)
+    sch.tensorize(sch.get_loops(init)[-2], names["init"])
+    sch.tensorize(sch.get_loops(product)[-3], names["compute"])
+    return sch.get_sblock(f"{store_name}_o")  # an intrinsic takes the block's place, without what was noted on it
 
 
 def _prefetch(sch: Any, step: Any, inner: Any) -> None:

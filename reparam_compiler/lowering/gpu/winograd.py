@@ -19,8 +19,8 @@ from tvm import te, tirx
 
 from reparam_compiler.core import winograd
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, Winograd
-from reparam_compiler.lowering.cpu.schedules import finished
-from reparam_compiler.lowering.cpu.winograd import matrix_element, placed, source_pixel, tile_sums
+from reparam_compiler.lowering.conv.scheduled import finished
+from reparam_compiler.lowering.conv.tiles import matrix_element, placed, source_pixel, tile_sums
 from reparam_compiler.lowering.gpu.tiles import DRAM_BYTES, LAUNCH, Chip, choose_gpu_tile, gpu_cycles
 
 THREADS = 128

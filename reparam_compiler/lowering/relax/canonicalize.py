@@ -1,4 +1,4 @@
-"""What TVM's importers leave said so that its own passes misread it, said so that they do not; Relax in, Relax out.
+"""Brings ops that TVM's own passes misread into forms that they read rightly; Relax in, Relax out.
 
 clip(x, a, b)    = min(max(x, a), b)                         ConvertLayout puts transposes round clip
 leaky_relu(x)    = prelu(x), one slope for all channels      likewise
@@ -29,10 +29,10 @@ RULES = {
 }
 
 
-def respelled(module: Any) -> Any:
-    """The module with the spellings of the table above."""
+def canonicalized(module: Any) -> Any:
+    """The module in which each op of the table above has the form on the right."""
     module = module.clone()
-    module["main"] = _Respell(module).visit_expr(module["main"])
+    module["main"] = _Canonicalize(module).visit_expr(module["main"])
     return module
 
 
@@ -42,7 +42,7 @@ def op_name(expr: Any) -> str:
 
 
 @mutator
-class _Respell(PyExprMutator):  # type: ignore[misc, unused-ignore]
+class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
         name = op_name(call)

@@ -2,8 +2,8 @@
 
     conv2d(x, W) -> add(b) -> add(residual) -> relu        is one ConvSite
 
-`find_sites` reads the graph and changes nothing. `SiteRewriter` emits what a target's pass makes of each site and drops the
-bindings that the site absorbed: `lowering/cpu/kernels.py` for a CPU, `lowering/gpu/kernels.py` for a GPU.
+`find_conv_sites` reads the graph and changes nothing. `ConvSiteRewriter` emits what a target's pass makes of each site and
+drops the bindings that the site absorbed: `cpu/kernels.py` for a CPU, `gpu/kernels.py` for a GPU.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Operand, Step
+from reparam_compiler.lowering.conv.pointwise import FUSED, POINTWISE
 from reparam_compiler.lowering.relax.canonicalize import op_name
 
 Weights = Shaped[np.ndarray, "..."]
@@ -27,14 +28,6 @@ ALGORITHM, FLOPS, ERROR = "reparam.algorithm", "reparam.flops", "reparam.error"
 """Attributes of kernels: what they compute by, twice the multiply-adds of the direct form, the largest measured error."""
 
 DTYPES = ("float32", "float64")
-BINARY = {f"relax.{name}" for name in ("add", "subtract", "multiply", "divide", "maximum", "minimum")}
-UNARY = {
-    "relax.nn.relu": "relu",
-    "relax.sigmoid": "sigmoid",
-    "relax.tanh": "tanh",
-    **{f"relax.nn.{name}": name for name in ("silu", "gelu", "gelu_tanh")},
-}
-FUNCTIONS = set(UNARY.values()) - {"relu"}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +56,7 @@ class ConvSite:
         return f"{kind}_{size}" if kind != "dense" else f"dense_{s.channels_in}_{s.channels_out}"
 
 
-def find_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[ConvSite]:
+def find_conv_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[ConvSite]:
     """Every conv2d (NHWC, OHWI) and matmul of `main` whose weight is a constant of a dtype that the recipe takes."""
     bindings = [b for block in main.body.blocks for b in block.bindings if isinstance(b, relax.VarBinding)]
     uses: Counter[Any] = Counter(_read_by(main.body.body))
@@ -89,7 +82,7 @@ def find_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[ConvSite]:
     return sites
 
 
-class SiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
+class ConvSiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
     """Emits the kernel calls of each site, made by `calls`, and drops the bindings that the sites absorbed.
 
     kernels: those made so far, by what they depend on. errors: the largest measured one of each kernel.
@@ -162,7 +155,7 @@ class SiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
 
 
 def rewritten(module: Any, rewriter: Any) -> Any:
-    """The module with `main` as a SiteRewriter leaves it; each kernel has its error noted on it."""
+    """The module with `main` as a ConvSiteRewriter leaves it; each kernel has its error noted on it."""
     rewriter.builder_.update_func(module.get_global_var("main"), rewriter.visit_expr(module["main"]))
     module = relax.transform.DeadCodeElimination()(rewriter.builder_.get())
     for variable, error in rewriter.errors.items():
@@ -239,40 +232,38 @@ def _dense_site(binding: Any) -> ConvSite | None:
 
 def _absorb(site: ConvSite, reader: Any) -> ConvSite | None:
     """The site with the op of `reader` in its epilogue; nothing where that op is not one for an epilogue."""
-    call = reader.value
-    name = op_name(call)
-    steps: tuple[Step, ...]
-    operands: tuple[Any, ...] = ()
-    if _sizes(reader.var) != _sizes(site.result) or reader.var.ty.dtype != site.result.ty.dtype:
+    word = FUSED.get(op_name(reader.value))
+    if word is None or _sizes(reader.var) != _sizes(site.result) or reader.var.ty.dtype != site.result.ty.dtype:
         return None
-    if name in UNARY:
-        if name != "relax.nn.relu" and any(step.op in FUNCTIONS for step in site.epilogue):
-            return None  # nested functions compile in time that grows exponentially
-        steps = (Step(UNARY[name]),)
-    elif (
-        name == "relax.nn.prelu" and (slopes := _constant(call.args[1])) is not None and slopes.size == site.shape.channels_out
-    ):
-        if int(call.attrs.axis) not in (-1, len(site.result.ty.shape) - 1):
-            return None
-        steps, operands = (Step("prelu", "channels"),), (np.ascontiguousarray(slopes.reshape(-1)),)
-    elif name in BINARY:
-        swapped = bool(call.args[1].same_as(site.result))
-        other = call.args[0] if swapped else call.args[1]
-        kind, operand = _operand(other, site)
-        if kind == "none":
-            return None
-        step = Step(name.removeprefix("relax."), kind, swapped)
-        steps = (replace(step, value=float(operand)) if kind == "scalar" else step,)
-        operands = () if kind == "scalar" else (operand,)
-    else:
+    if POINTWISE[word].function is not None and any(POINTWISE[step.op].function is not None for step in site.epilogue):
+        return None  # nested functions compile in time that grows exponentially
+    step, operands = _step(word, reader.value, site)
+    if step is None:
         return None
     return replace(
         site,
-        epilogue=(*site.epilogue, *steps),
+        epilogue=(*site.epilogue, step),
         operands=(*site.operands, *operands),
         absorbed=(*site.absorbed, site.result),
         result=reader.var,
     )
+
+
+def _step(word: str, call: Any, site: ConvSite) -> tuple[Step | None, tuple[Any, ...]]:
+    """The step that an op behind a site is, and the operands that it reads; none where the kernel cannot read them."""
+    takes = POINTWISE[word].takes
+    if takes == "nothing":
+        return Step(word), ()
+    if takes == "slopes":
+        slopes, last = _constant(call.args[1]), len(site.result.ty.shape) - 1
+        if slopes is None or slopes.size != site.shape.channels_out or int(call.attrs.axis) not in (-1, last):
+            return None, ()
+        return Step(word, "channels"), (np.ascontiguousarray(slopes.reshape(-1)),)
+    swapped = bool(call.args[1].same_as(site.result))
+    kind, operand = _operand(call.args[0] if swapped else call.args[1], site)
+    if kind == "scalar":
+        return Step(word, kind, swapped, float(operand)), ()
+    return (None, ()) if kind == "none" else (Step(word, kind, swapped), (operand,))
 
 
 def _operand(other: Any, site: ConvSite) -> tuple[Operand, Any]:

@@ -16,7 +16,7 @@ from tvm.ir import GenericConst
 from tvm.ir.transform import Sequential
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
-from reparam_compiler.lowering.relax.canonicalize import op_name, respelled
+from reparam_compiler.lowering.relax.canonicalize import canonicalized, op_name
 
 TRANSPOSE = "relax.permute_dims"
 
@@ -49,7 +49,7 @@ def channels_last(module: Any) -> Any:
     convert = relax.transform.ConvertLayout(
         {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
     )
-    return _folded(Sequential([relax.transform.CanonicalizeBindings(), convert])(respelled(module)))
+    return _folded(Sequential([relax.transform.CanonicalizeBindings(), convert])(canonicalized(module)))
 
 
 def _folded(module: Any) -> Any:

@@ -40,12 +40,12 @@ from reparam_compiler.lowering.conv.algorithms import (
     candidates,
     unroll_of,
 )
+from reparam_compiler.lowering.conv.scheduled import SCHEDULED
 from reparam_compiler.lowering.cpu.kernels import kernel_of
 from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.pipeline import prepared, with_kernels
-from reparam_compiler.lowering.cpu.schedules import SCHEDULED
 from reparam_compiler.lowering.importing.importer import to_relax
-from reparam_compiler.lowering.relax.conv_sites import ConvSite, find_sites
+from reparam_compiler.lowering.relax.conv_sites import ConvSite, find_conv_sites
 from reparam_compiler.lowering.runtime.executable import export_library
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
@@ -110,7 +110,7 @@ def tune(
     with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), resolved, filter_stderr():
         imported = to_relax(model, example_inputs, input_shapes=input_shapes)
         module = prepared(imported.module)
-        sites = _distinct(find_sites(module["main"]))
+        sites = _distinct(find_conv_sites(module["main"]))
         config = meta_schedule.runner.EvaluatorConfig(number, repeat, 0, enable_cpu_cache_flush=True)
         runner = meta_schedule.runner.LocalRunner(timeout, config, initializer=_skip_intrinsics)
         convs = _tune_convs(sites, resolved, trials, folder, runner, advance)
@@ -192,7 +192,7 @@ def _tune_rest(module: Any, target: Any, trials: int, folder: Path, runner: Any,
     before = len(store)
     advance(min(before, max(0, trials)))
     if functions and trials - before > 0:
-        with _quiet_logging(), tempfile.TemporaryDirectory(prefix="reparam-") as work:
+        with _filter_logging(), tempfile.TemporaryDirectory(prefix="reparam-") as work:
             contexts = [
                 meta_schedule.TuneContext(
                     tvm.IRModule({"main": func.with_attr("global_symbol", "main")}),
@@ -265,7 +265,7 @@ def _without_intrinsics() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet_logging() -> Iterator[None]:
+def _filter_logging() -> Iterator[None]:
     """MetaSchedule logs every round at level INFO and resets the handlers of its loggers; give them back."""
     logger = logging.getLogger("tvm.s_tir.meta_schedule")
     before = (logger.level, logger.handlers[:], logger.propagate)

@@ -14,8 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tvm import te, tirx
-from tvm.ir import Op
+from tvm import tirx
 
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
 EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
@@ -80,34 +79,6 @@ def gelu_tanh(x: Any) -> Any:
     """The same by tanh: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
     half, scale, cubic = (_number(value, _dtype(x)) for value in (0.5, math.sqrt(2 / math.pi), 0.044715))
     return named(x, lambda x: x * (half + half * tanh(scale * (x + cubic * x * x * x))))
-
-
-FUNCTIONS: dict[str, Callable[[Any], Any]] = {
-    "relax.exp": exp,
-    "relax.sigmoid": sigmoid,
-    "relax.nn.silu": silu,
-    "relax.tanh": tanh,
-    "relax.erf": erf,
-    "relax.nn.gelu": gelu,
-    "relax.nn.gelu_tanh": gelu_tanh,
-}
-
-
-def legalizations() -> dict[str, Callable[[Any, Any], Any]]:
-    """For `relax.transform.LegalizeOps`: these functions where the tensor is float32, TVM's own elsewhere."""
-    return {name: _legalization(name, function) for name, function in FUNCTIONS.items()}
-
-
-def _legalization(name: str, function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    def elementwise(x: Any) -> Any:
-        return te.compute(x.shape, lambda *at: function(x[at]), name.rpartition(".")[2])
-
-    def legalize(builder: Any, call: Any) -> Any:
-        if call.ty.dtype == "float32":
-            return builder.call_te(elementwise, call.args[0], primfunc_name_hint=name.rpartition(".")[2])
-        return Op.get(name).get_attr("FLegalize")(builder, call)
-
-    return legalize
 
 
 def _odd_rational(x: Any, coefficients: tuple[Sequence[float], Sequence[float]], limit: float, one: float) -> Any:

@@ -1,0 +1,121 @@
+"""The pointwise functions that kernels compute: one row each, for every kind of target.
+
+    Z = f_n(… f_1(sums, operand_1) …, operand_n)           the epilogue of a conv, before its output is written
+
+A row stands under the vocabulary's name of the op. A new activation is one line here: what TVM's importers call it, and the
+expression; a function in `elementary` takes the place of TVM's own where the op stands alone, too.
+"""
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tvm import te, tirx
+from tvm.ir import Op
+
+from reparam_compiler.lowering.conv import elementary
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
+
+READ = ("channels", "tensor")  # operands of a step that the kernel takes as arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Pointwise:
+    """One function.
+
+    relax: the Relax op, without its prefix.
+    takes: beside its first operand nothing, another value, or a slope for each channel.
+    expression: of both operands; of a function of one value the second is 0.
+    function: the same for a function that would be a call of the C library. Of those one kernel holds at most one.
+    fused: whether it is computed in the epilogue of a conv.
+    """
+
+    relax: str
+    takes: Literal["nothing", "value", "slopes"]
+    expression: Callable[[Any, Any], Any]
+    function: Callable[[Any], Any] | None = None
+    fused: bool = True
+
+
+def _binary(relax: str, expression: Callable[[Any, Any], Any]) -> Pointwise:
+    return Pointwise(relax, "value", expression)
+
+
+def _function(relax: str, function: Callable[[Any], Any], *, fused: bool = True) -> Pointwise:
+    return Pointwise(relax, "nothing", lambda value, _: function(value), function, fused)
+
+
+def _prelu(value: Any, slope: Any) -> Any:
+    return elementary.named(value, lambda value: tirx.Select(value > 0, value, value * slope))
+
+
+POINTWISE: dict[str, Pointwise] = {
+    "add": _binary("add", operator.add),
+    "sub": _binary("subtract", operator.sub),
+    "mul": _binary("multiply", operator.mul),
+    "div": _binary("divide", operator.truediv),
+    "maximum": _binary("maximum", tirx.max),
+    "minimum": _binary("minimum", tirx.min),
+    "prelu": Pointwise("nn.prelu", "slopes", _prelu),
+    "relu": Pointwise("nn.relu", "nothing", tirx.max),
+    "sigmoid": _function("sigmoid", elementary.sigmoid),
+    "silu": _function("nn.silu", elementary.silu),
+    "tanh": _function("tanh", elementary.tanh),
+    "gelu": _function("nn.gelu", elementary.gelu),
+    "gelu_tanh": _function("nn.gelu_tanh", elementary.gelu_tanh),
+    "exp": _function("exp", elementary.exp, fused=False),
+    "erf": _function("erf", elementary.erf, fused=False),
+}
+"""By the vocabulary's name: `POINTWISE["sub"].expression(a, b)` is `a - b`."""
+
+FUSED = {f"relax.{row.relax}": name for name, row in POINTWISE.items() if row.fused}
+"""Of each Relax op that an epilogue can compute, its row: `FUSED["relax.subtract"]` is "sub"."""
+
+
+def epilogue_operands(shape: ConvShape, epilogue: Sequence[Step], size: tuple[int, ...]) -> list[Any]:
+    """What an epilogue reads, in order: tensors `O`, or of the output's `size`, whose last axes are group and channel."""
+    return [
+        te.placeholder((shape.channels_out,) if step.operand == "channels" else size, shape.dtype, f"operand_{index}")
+        for index, step in enumerate(epilogue)
+        if step.operand in READ
+    ]
+
+
+def epilogue_value(
+    total: Any, shape: ConvShape, epilogue: Sequence[Step], operands: Sequence[Any], at: tuple[Any, ...], dtype: str = ""
+) -> Any:
+    """The output element `at` from its sum, in `dtype`, or that of the conv: what the sum has."""
+    dtype, rest = dtype or shape.dtype, iter(operands)
+    for step in epilogue:
+        if step.operand in READ:
+            operand = next(rest)
+            other = operand[at[-2] * shape.group_out + at[-1]] if step.operand == "channels" else operand[at]
+            other = other if shape.dtype == dtype else other.astype(dtype)
+        else:
+            other = tirx.const(step.value, dtype)
+        total = POINTWISE[step.op].expression(*((other, total) if step.swapped else (total, other)))
+    return total
+
+
+def legalizations() -> dict[str, Callable[[Any, Any], Any]]:
+    """For `relax.transform.LegalizeOps`: our functions where the tensor is float32, TVM's own elsewhere."""
+    return {
+        f"relax.{row.relax}": _legalization(f"relax.{row.relax}", row.function)
+        for row in POINTWISE.values()
+        if row.function is not None
+    }
+
+
+def _legalization(name: str, function: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    hint = name.rpartition(".")[2]
+
+    def elementwise(x: Any) -> Any:
+        return te.compute(x.shape, lambda *at: function(x[at]), hint)
+
+    def legalize(builder: Any, call: Any) -> Any:
+        if call.ty.dtype == "float32":
+            return builder.call_te(elementwise, call.args[0], primfunc_name_hint=hint)
+        return Op.get(name).get_attr("FLegalize")(builder, call)
+
+    return legalize
