@@ -2,12 +2,9 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +18,6 @@ from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.runtime.archive import LIBRARY, MANIFEST, MARK, write_tar
 from reparam_compiler.lowering.runtime.executable import Kernel, filled
-from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 
 pytestmark = pytest.mark.tvm
 
@@ -321,20 +317,3 @@ def test_array_of_any_order_is_taken(compiled: lowering.Executable, array: np.nd
 def test_what_numpy_cannot_hold_is_refused(compiled: lowering.Executable, given: object) -> None:
     with pytest.raises(LoweringError, match=r"numpy cannot hold the .* expected float32 \(2, 3, 7, 5\)"):
         compiled.run(given)
-
-
-def test_threads_that_are_quiet_at_once_leave_stderr_as_it_was() -> None:
-    before = os.fstat(2)
-
-    def swap() -> None:
-        for _ in range(20):
-            with filter_stderr():
-                time.sleep(0.001)
-
-    threads = [threading.Thread(target=swap) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    after = os.fstat(2)
-    assert (after.st_dev, after.st_ino) == (before.st_dev, before.st_ino)

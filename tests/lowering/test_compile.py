@@ -10,7 +10,7 @@ from torch import nn
 pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
-from tests.support.compiled_nets import CONVS, NETS, Residual, seeded
+from tests.support.compiled_nets import CONVS, NETS, Residual, Results, rectified, results_of, seeded
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -31,16 +31,30 @@ def check(module: nn.Module, *shapes: tuple[int, ...]) -> Any:
     return compiled
 
 
+def compile_and_run(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[np.ndarray]:
+    return lowering.compile(model, inputs).run(*inputs)
+
+
+@pytest.fixture(scope="module")
+def convs() -> Results:
+    return results_of(rectified(CONVS), compile_and_run)
+
+
 @pytest.mark.parametrize("name", CONVS)
-def test_conv_matches_torch(name: str) -> None:
-    conv, shape = CONVS[name]
-    check(nn.Sequential(conv, nn.ReLU()), shape)
+def test_conv_matches_torch(name: str, convs: Results) -> None:
+    ((found, expected),) = convs[name]
+    np.testing.assert_allclose(found, expected, **FLOAT32)
+
+
+@pytest.fixture(scope="module")
+def nets() -> Results:
+    return results_of(NETS, compile_and_run)
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_net_matches_torch(name: str) -> None:
-    net, shape = NETS[name]
-    check(net, shape)
+def test_net_matches_torch(name: str, nets: Results) -> None:
+    for found, expected in nets[name]:
+        np.testing.assert_allclose(found, expected, **FLOAT32)
 
 
 class DynamicWeights(nn.Module):

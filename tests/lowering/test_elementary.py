@@ -40,15 +40,16 @@ RELATIVE, ABSOLUTE = 1e-6, 2e-7
 @functools.cache
 def library(dtype: str) -> Any:
     """Each function in a kernel of its own, in vectors, of `SIZE` numbers."""
-    kernels = {}
-    for name in EXACT:
-        data = te.placeholder((SIZE,), dtype, "data")
-        out = te.compute((SIZE,), lambda i, name=name, data=data: getattr(elementary, name)(data[i]), "out")
-        schedule = tvm.s_tir.Schedule(te.create_prim_func([data, out]).without_attr("global_symbol"))
-        _, lane = schedule.split(schedule.get_loops(schedule.get_sblock("out"))[0], [None, 8])
-        schedule.vectorize(lane)
-        kernels[name] = schedule.mod["main"].with_attr("global_symbol", name)
-    return tvm.compile(tvm.IRModule(kernels), target=resolve(None))
+    return tvm.compile(tvm.IRModule({name: kernel(name, dtype) for name in EXACT}), target=resolve(None))
+
+
+def kernel(name: str, dtype: str) -> Any:
+    data = te.placeholder((SIZE,), dtype, "data")
+    out = te.compute((SIZE,), lambda i: getattr(elementary, name)(data[i]), "out")
+    schedule = tvm.s_tir.Schedule(te.create_prim_func([data, out]).without_attr("global_symbol"))
+    _, lane = schedule.split(schedule.get_loops(schedule.get_sblock("out"))[0], [None, 8])
+    schedule.vectorize(lane)
+    return schedule.mod["main"].with_attr("global_symbol", name)
 
 
 def evaluated(name: str, x: np.ndarray) -> np.ndarray:

@@ -14,19 +14,16 @@ import tvm
 import tvm_ffi
 from torch import nn
 from tvm import te
-from tvm.ir.transform import PassContext
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 
 from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import gpu_conv
-from reparam_compiler.lowering.gpu.cuda_graphs import SETTING
 from reparam_compiler.lowering.gpu.schedules import schedule_gpu, unbound
 from reparam_compiler.lowering.gpu.tensor_cores import tensor_conv
-from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile, choose_gpu_tile
+from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, GpuTile
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.runtime.executable import LIBRARY
 from reparam_compiler.lowering.target import resolve
@@ -155,20 +152,6 @@ def test_tensor_core_tile_multiplies_fragments_within_launch_limits(tile: GpuTil
     assert_within_limits(launch)
 
 
-def test_sums_are_cut_into_pieces_only_where_the_chip_would_idle() -> None:
-    chip = Chip.of("sm_80")
-    small = ConvShape(1, 14, 14, 192, 192, (3, 3), padding=(1, 1, 1, 1))
-    large = ConvShape(128, 14, 14, 192, 192, (3, 3), padding=(1, 1, 1, 1))
-    assert choose_gpu_tile(small, chip, tensor_cores=False).pieces > 1
-    assert choose_gpu_tile(large, chip, tensor_cores=False).pieces == 1
-    assert choose_gpu_tile(large, chip, tensor_cores=False).rows == 128
-
-
-def test_unknown_architecture_is_taken_for_an_a100() -> None:
-    assert Chip.of("sm_61") == Chip.of("sm_80")
-    assert Chip.of("sm_90a") == Chip.of("sm_90") != Chip.of("sm_80")
-
-
 def imports(module: Any) -> list[Any]:
     return [module, *(inner for part in module.imports for inner in imports(part))]
 
@@ -190,23 +173,6 @@ def test_function_without_bindings_is_found_and_refused() -> None:
     assert unbound(module) == ["left"]
     with resolve("cuda"), pytest.raises(LoweringError, match="left: no GPU schedule rule"):
         schedule_gpu(module)
-
-
-@pytest.mark.parametrize(("batch", "setting", "captured"), [(1, {}, True), (2, {}, False), (1, {SETTING: False}, False)])
-def test_kernels_between_input_and_output_are_captured_at_batch_one(
-    batch: int, setting: dict[str, bool], captured: bool
-) -> None:
-    target = resolve("cuda")
-    model = nn.Sequential(*(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))).eval()
-    with target, PassContext(config=setting):
-        module = lower(to_relax(model, torch.zeros(batch, 8, 9, 9)).module, target)
-        final = backend_for(target).vm_passes()(module)
-    names = [str(variable.name_hint) for variable, _ in final.functions_items()]
-    assert any("cuda_graph_capture" in name for name in names) == captured
-    if captured:
-        (body,) = (str(func) for variable, func in final.functions_items() if "capture" in variable.name_hint)
-        assert body.count("conv_3x3_8_8_at_9x9") == 4
-        assert "transpose" not in body  # what reads the caller's input or makes the output stays outside
 
 
 def test_image_whose_fused_index_would_exceed_int32_compiles() -> None:

@@ -1,5 +1,8 @@
 """Convs and small nets over shapes that hide nothing (H != W, ragged widths, groups), to compile and compare with torch."""
 
+from collections.abc import Callable, Iterable
+
+import numpy as np
 import torch
 from torch import nn
 
@@ -106,3 +109,35 @@ NETS = {
     ),
     "no conv at all": (nn.ReLU(), (2, 3)),
 }  # fmt: skip
+
+
+class Together(nn.Module):
+    """Several nets, each with an input of its own: one compilation for all."""
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+        found = [net(x) for net, x in zip(self.nets, inputs, strict=True)]
+        return tuple(each if isinstance(each, tuple) else (each,) for each in found)
+
+
+Nets = dict[str, tuple[nn.Module, tuple[int, ...]]]
+Results = dict[str, list[tuple[np.ndarray, np.ndarray]]]
+"""Of each net its outputs: what was found, and what torch computes."""
+
+
+def results_of(nets: Nets, run: Callable[..., list[np.ndarray]]) -> Results:
+    """What `run(model, inputs)` and torch compute for each output of each net."""
+    torch.manual_seed(1)
+    model = seeded(Together(net for net, _ in nets.values()))
+    inputs = tuple(torch.randn(shape) for _, shape in nets.values())
+    with torch.no_grad():
+        expected = model(*inputs)
+    found = iter(run(model, inputs))
+    return {name: [(next(found), value.numpy()) for value in values] for name, values in zip(nets, expected, strict=True)}
+
+
+def rectified(nets: Nets) -> Nets:
+    return {name: (nn.Sequential(net, nn.ReLU()), shape) for name, (net, shape) in nets.items()}

@@ -1,0 +1,71 @@
+"""What a caller may set of TVM's passes is checked before anything is compiled."""
+
+import logging
+
+import pytest
+
+pytest.importorskip("tvm")
+
+import tvm
+
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.options import CompileOptions, all_sources
+
+pytestmark = pytest.mark.tvm
+GRAPHS = "relax.backend.use_cuda_graph"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (CompileOptions(opt_level=4), "opt_level: found 4; expected 0 to 3"),
+        (CompileOptions(max_error=-1.0), "max_error: found -1.0"),
+        (CompileOptions(sources=("relax", "wasm")), "sources: found wasm; expected some of relax, tir, ll, asm, cu"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(options: CompileOptions, message: str) -> None:
+    with pytest.raises(LoweringError, match=message):
+        options.watch()
+
+
+@pytest.mark.parametrize(("text", "value"), [("1", True), ("false", False), (True, True), ("0", False)])
+def test_a_pass_setting_is_read_as_tvm_wants_it(text: object, value: bool) -> None:
+    options = CompileOptions(pass_config={GRAPHS: text})
+    assert bool(options.context(options.watch()).config[GRAPHS]) == value
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"relax.backend.use_cuda_grap": "1"}, "does not know 'relax.backend.use_cuda_grap'; near it are .*use_cuda_graph"),
+        ({GRAPHS: "yes"}, "found relax.backend.use_cuda_graph='yes'; TVM expects a value of type"),
+    ],
+)
+def test_a_pass_setting_that_tvm_does_not_have_is_refused(config: dict[str, str], message: str) -> None:
+    options = CompileOptions(pass_config=config)
+    with pytest.raises(LoweringError, match=message):
+        options.context(options.watch())
+
+
+def test_a_watch_keeps_the_texts_and_times_that_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    options = CompileOptions(before=("One", "Tw"), after=("One",), pass_times=True)
+    watch, module = options.watch(), tvm.IRModule({})
+    for name in ("One", "Two", "One"):
+        watch.started(name, module)
+        watch.ended(name, module)
+    with caplog.at_level(logging.WARNING, "reparam_compiler"):
+        listings = watch.finished()
+    assert set(listings) == {"before One", "after One", "pass times"}
+    assert listings["before One"].count(module.script()) == 2
+    assert [line.split()[-1] for line in listings["pass times"].splitlines()] == ["One", "Two", "One"]
+    assert "pass Tw did not run; near it are" in caplog.text
+
+
+def test_the_advice_blames_no_one_wrongly() -> None:
+    assert "limit of TVM or a defect of this package" in CompileOptions().advice
+    assert "should compile" not in CompileOptions().advice
+    assert "without disabled passes" in CompileOptions(disabled_passes=("FuseOps",)).advice
+
+
+def test_code_is_listed_for_every_kind_of_target() -> None:
+    assert {"relax", "tir", "asm", "cu"} <= set(all_sources())
