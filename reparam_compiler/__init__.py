@@ -22,35 +22,45 @@ from reparam_compiler.errors import (
 )
 
 if TYPE_CHECKING:
+    from reparam_compiler.api.comparing import equivalent
     from reparam_compiler.api.compiling import compile, tune
     from reparam_compiler.api.fusing import fuse, inspect
     from reparam_compiler.api.pruning import IterativePruner, apply_manifest, prune
     from reparam_compiler.api.report import FuseReport, PruneReport
-    from reparam_compiler.checking.equivalent import Equivalence, equivalent
+    from reparam_compiler.checking.equivalent import Equivalence
     from reparam_compiler.cost.measure import measure_costs
     from reparam_compiler.cost.model import CostModel
-    from reparam_compiler.lowering import load
+    from reparam_compiler.lowering import CompileOptions, Executable, TuneResult, load
     from reparam_compiler.models.calibration import PreprocessingWarning
-    from reparam_compiler.passes.fusion.registry import register_linear
-    from reparam_compiler.passes.pruning.coupling.registry import register_coupling
-    from reparam_compiler.passes.pruning.criteria.base import register_criterion
+    from reparam_compiler.passes.fusion.registry import LinearRule, register_linear
+    from reparam_compiler.passes.pruning.coupling.registry import CouplingRule, register_coupling
+    from reparam_compiler.passes.pruning.criteria.base import Criterion, Loss, Scores, Scoring, register_criterion
     from reparam_compiler.passes.pruning.manifest import Manifest
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompileOptions",
     "CostModel",
+    "CouplingRule",
+    "Criterion",
     "Equivalence",
+    "Executable",
     "FuseReport",
     "InfeasiblePruneError",
     "InvalidGraphError",
     "IterativePruner",
+    "LinearRule",
+    "Loss",
     "LoweringError",
     "Manifest",
     "PreprocessingWarning",
     "PruneReport",
     "ReparamError",
     "RewriteError",
+    "Scores",
+    "Scoring",
+    "TuneResult",
     "TvmMissingError",
     "UnrepairedPruneWarning",
     "UnsupportedModelError",
@@ -73,15 +83,18 @@ _HOMES = {
     **dict.fromkeys(("fuse", "inspect"), "reparam_compiler.api.fusing"),
     **dict.fromkeys(("compile", "tune"), "reparam_compiler.api.compiling"),
     **dict.fromkeys(("IterativePruner", "apply_manifest", "prune"), "reparam_compiler.api.pruning"),
-    **dict.fromkeys(("Equivalence", "equivalent"), "reparam_compiler.checking.equivalent"),
+    "Equivalence": "reparam_compiler.checking.equivalent",
+    "equivalent": "reparam_compiler.api.comparing",
     "CostModel": "reparam_compiler.cost.model",
     "Manifest": "reparam_compiler.passes.pruning.manifest",
     "PreprocessingWarning": "reparam_compiler.models.calibration",
-    "load": "reparam_compiler.lowering",
+    **dict.fromkeys(("CompileOptions", "Executable", "TuneResult", "load"), "reparam_compiler.lowering"),
     "measure_costs": "reparam_compiler.cost.measure",
-    "register_coupling": "reparam_compiler.passes.pruning.coupling.registry",
-    "register_criterion": "reparam_compiler.passes.pruning.criteria.base",
-    "register_linear": "reparam_compiler.passes.fusion.registry",
+    **dict.fromkeys(("CouplingRule", "register_coupling"), "reparam_compiler.passes.pruning.coupling.registry"),
+    **dict.fromkeys(("LinearRule", "register_linear"), "reparam_compiler.passes.fusion.registry"),
+    **dict.fromkeys(
+        ("Criterion", "Loss", "Scores", "Scoring", "register_criterion"), "reparam_compiler.passes.pruning.criteria.base"
+    ),
     **dict.fromkeys(("FuseReport", "PruneReport"), "reparam_compiler.api.report"),
 }
 

@@ -87,7 +87,7 @@ def test_what_fuse_cannot_read_is_compiled_as_it_is(
     def refuse(*_: Any, **__: Any) -> Any:
         raise UnsupportedModelError("node 7: no such thing")
 
-    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_model", refuse)
+    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_source", refuse)
     with caplog.at_level(logging.WARNING, "reparam_compiler"):
         compiled = reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5))
     assert convs(compiled) == 2
@@ -98,6 +98,47 @@ def test_what_fuse_cannot_read_is_compiled_as_it_is(
 def test_what_is_no_model_is_refused(native: object) -> None:
     with pytest.raises(UnsupportedModelError):
         reparam_compiler.compile(native)
+
+
+def test_the_path_of_an_onnx_file_is_loaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx = pytest.importorskip("onnx")
+    from reparam_compiler.frontends.onnx import io as onnx_io
+
+    x = onnx.helper.make_tensor_value_info("pixels/0", onnx.TensorProto.FLOAT, (1, 5, 8, 7))
+    y = onnx.helper.make_tensor_value_info("scores", onnx.TensorProto.FLOAT, (1, 5, 8, 7))
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["pixels/0"], ["scores"])], "g", [x], [y])
+    proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(proto, tmp_path / "m.onnx")
+    loaded: list[Any] = []
+    load = onnx_io.load
+    monkeypatch.setattr(onnx_io, "load", lambda path: (loaded.append(path), load(path))[1])
+    assert reparam_compiler.compile(tmp_path / "m.onnx").inputs[0].shape == (1, 5, 8, 7)
+    assert loaded == [tmp_path / "m.onnx"]
+
+
+def test_file_that_is_no_onnx_is_unsupported(tmp_path: Path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"\x00not a model" * 9)
+    with pytest.raises(UnsupportedModelError, match=r"bad\.onnx"):
+        reparam_compiler.compile(tmp_path / "bad.onnx")
+
+
+SLOW = reparam_compiler.CostModel(1.0, 1.0)
+
+
+@pytest.mark.parametrize("keyword", [{"policy": "always"}, {"keep_bn": True}, {"cost_model": SLOW}])
+def test_compile_fuses_as_fuse_is_told_to(model: nn.Module, keyword: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+
+    def fuse_source(source: Any, options: Any) -> Any:
+        told.append(options)
+        return source.model, None
+
+    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_source", fuse_source)
+    reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), **keyword)
+    ((name, value),) = keyword.items()
+    assert getattr(told[0], name) == value
+    with pytest.raises(TypeError, match=r"compile\(\) got an unexpected keyword argument 'ratio'"):
+        reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), ratio=0.5)
 
 
 def test_missing_shapes_and_training_mode_are_refused(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from reparam_compiler import UnsupportedModelError, equivalent, fuse
 from reparam_compiler.checking import runners as runs
-from reparam_compiler.checking.equivalent import CEILING, FLOOR
+from reparam_compiler.checking.tolerances import BY_DTYPE
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 onnx = pytest.importorskip("onnx")
@@ -94,7 +94,7 @@ def test_any_two_kinds_of_one_model_are_equal_in_float64(a: str, b: str, kinds: 
     assert found, found.to_text()
     assert found.equal
     assert found.dtype == "float64"
-    assert found.relative <= found.tolerance == FLOOR["f32"]
+    assert found.relative <= found.tolerance == BY_DTYPE["f32"].floor
     assert found.tried[:2] == ("example inputs 2x3x9x7", "random inputs 2x3x9x7")
     assert "random inputs 3x3x9x7" in found.tried
 
@@ -169,7 +169,7 @@ def test_the_tolerance_is_that_of_the_coarsest_weights(dtype: torch.dtype, word:
     found = equivalent(model, other, X)
     assert found, found.to_text()
     assert found.dtype == "float64"
-    assert FLOOR[word] <= found.tolerance <= CEILING[word]
+    assert BY_DTYPE[word].floor <= found.tolerance <= BY_DTYPE[word].ceiling
 
 
 def test_what_is_rounding_in_float32_is_an_error_in_float64() -> None:
@@ -203,7 +203,7 @@ def test_what_a_model_amplifies_rounding_to_is_measured() -> None:
         rounded.scale.mul_(1 + 1e-7)  # one step of float32
     found = equivalent(model.eval(), rounded.eval(), (torch.randn(64),))
     assert found.rounding is not None
-    assert FLOOR["f32"] < found.relative < found.tolerance < CEILING["f32"]
+    assert BY_DTYPE["f32"].floor < found.relative < found.tolerance < BY_DTYPE["f32"].ceiling
     assert found
     assert "rounding the weights moves the outputs by" in found.to_text()
 
@@ -212,7 +212,7 @@ def test_where_rounding_hides_errors_it_says_that_nothing_can_be_told() -> None:
     found = equivalent(Amplifies(1e-5).eval(), Amplifies(1e-5, shift=2e-7).eval(), (torch.randn(64),))
     assert not found
     assert "cannot be told" in found.reason
-    assert found.tolerance == CEILING["f32"]
+    assert found.tolerance == BY_DTYPE["f32"].ceiling
 
 
 def test_a_tolerance_of_the_callers_own_is_taken_as_it_is() -> None:

@@ -4,25 +4,37 @@ import inspect
 import pickle
 import subprocess
 import sys
+from typing import get_type_hints
 
 import pytest
+from torch import nn
 
 import reparam_compiler
 from reparam_compiler import errors
+from reparam_compiler.api.options import FuseKeywords, FuseOptions, PruneKeywords, PruneOptions
 
 PUBLIC = [
+    "CompileOptions",
     "CostModel",
+    "CouplingRule",
+    "Criterion",
     "Equivalence",
+    "Executable",
     "FuseReport",
     "InfeasiblePruneError",
     "InvalidGraphError",
     "IterativePruner",
+    "LinearRule",
+    "Loss",
     "LoweringError",
     "Manifest",
     "PreprocessingWarning",
     "PruneReport",
     "ReparamError",
     "RewriteError",
+    "Scores",
+    "Scoring",
+    "TuneResult",
     "TvmMissingError",
     "UnrepairedPruneWarning",
     "UnsupportedModelError",
@@ -42,14 +54,20 @@ PUBLIC = [
 ]
 
 
+NEED_TVM = {"CompileOptions", "Executable", "TuneResult", "compile", "load", "tune"}
+TYPES = {"CouplingRule", "Criterion", "LinearRule", "Loss", "Scores"}
+"""Aliases of types, which have no docstring of their own: their modules describe them."""
+
+
 def test_these_names_are_public_and_no_others() -> None:
     assert reparam_compiler.__all__ == PUBLIC
     assert set(PUBLIC) <= set(dir(reparam_compiler))
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in ("compile", "load", "tune")])
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in NEED_TVM])
 def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
-    assert (getattr(reparam_compiler, name).__doc__ or "").strip()
+    named = getattr(reparam_compiler, name)
+    assert name in TYPES or (named.__doc__ or "").strip()
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -76,6 +94,49 @@ def test_fuse_takes_these_options_with_these_defaults() -> None:
         "inplace": False,
         "return_report": False,
     }
+
+
+def test_prune_takes_these_options_with_these_defaults() -> None:
+    parameters = list(inspect.signature(reparam_compiler.prune).parameters.values())[2:]
+    assert {parameter.name: parameter.default for parameter in parameters} == {
+        **dict.fromkeys(("ratio", "flops", "params", "latency", "importance", "calibration", "mean", "std", "loss", "measure")),
+        "allocation": "uniform",
+        "quality": "standard",
+        "round_to": 8,
+        "ignore": (),
+        "verify": True,
+        "inplace": False,
+        "return_report": False,
+    }
+
+
+@pytest.mark.parametrize(("keywords", "kind"), [(FuseKeywords, FuseOptions), (PruneKeywords, PruneOptions)])
+def test_keywords_and_the_options_that_they_make_are_the_same(keywords: type, kind: type) -> None:
+    assert get_type_hints(keywords) == get_type_hints(kind)
+
+
+@pytest.mark.parametrize("name", ["fuse", "prune", "inspect", "compile", "tune"])
+def test_an_unknown_keyword_is_a_type_error(name: str) -> None:
+    if name in NEED_TVM:
+        pytest.importorskip("tvm")
+    more = {"database": "records"} if name == "tune" else {}
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got an unexpected keyword argument 'sped'$"):
+        getattr(reparam_compiler, name)(nn.ReLU().eval(), sped=1, **more)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fuse", {"verify", "inplace", "return_report"}),
+        ("prune", {"verify", "inplace", "return_report"}),
+        ("apply_manifest", {"verify", "inplace"}),
+        ("compile", {"verify"}),
+    ],
+)
+def test_what_means_the_same_everywhere_has_the_same_default(name: str, words: set[str]) -> None:
+    parameters = inspect.signature(getattr(reparam_compiler, name)).parameters
+    every = {"verify": True, "inplace": False, "return_report": False}
+    assert {word: parameters[word].default for word in every if word in parameters} == {word: every[word] for word in words}
 
 
 def test_equivalent_takes_two_models_and_what_both_are_called_with() -> None:

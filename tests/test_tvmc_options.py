@@ -21,7 +21,6 @@ from reparam_compiler.tvmc.options import (
     Refused,
     Without,
     parse,
-    parse_shapes,
     target_of,
 )
 from tests.support.tvmc_runs import tvmc, write_onnx
@@ -148,11 +147,6 @@ def test_lists_of_layouts_leave_the_model(tmp_path: Path) -> None:
     found = parse(words)
     assert found.MODEL == "m.onnx"
     assert len(found.notes) == 2
-
-
-def test_shapes_are_read_as_the_old_tvmc_wrote_them() -> None:
-    assert parse_shapes("x:[1,3,224,224]") == {"x": (1, 3, 224, 224)}
-    assert parse_shapes("in:0:[1, 3] mask:[7],s:[]") == {"in:0": (1, 3), "mask": (7,), "s": ()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

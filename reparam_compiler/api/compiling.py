@@ -3,22 +3,26 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
 
-from reparam_compiler.api.fusing import fuse as fuse_model
+from reparam_compiler.api.fusing import fuse_source
+from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.checking.compiled import verify_compiled
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.models.opening import frontend_for, given_inputs, opened
+from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
 
 log = logging.getLogger(__name__)
+Shapes = Mapping[str, Sequence[int]]
 
 
+@takes(FuseOptions)
 def compile(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
@@ -26,23 +30,29 @@ def compile(
     target: str | Mapping[str, Any] | None = None,
     fuse: bool = True,
     database: str | os.PathLike[str] | None = None,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Shapes | None = None,
     options: "CompileOptions | None" = None,
     verify: bool = True,
+    **fusing: Unpack[FuseKeywords],
 ) -> "Executable":
     """Machine code for a model, through TVM, by schedules that need no search.
+
+    >>> import torch
+    >>> executable = compile(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval(), torch.zeros(1, 3, 8, 8))
+    >>> executable.run(torch.zeros(1, 3, 8, 8))[0].shape
+    (1, 8, 6, 6)
 
     Args:
         model: as for `fuse`.
         example_inputs: for models that do not know their input shapes.
         target: "llvm", "cuda", an old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict; None is this machine.
-        fuse: fuse the model first, as `reparam_compiler.fuse` does by default. A model that `fuse` cannot read is compiled as
-            it is, and a log line says so.
+        fuse: fuse the model first. A model that `fuse` cannot read is compiled as it is, and a log line says so.
+        policy, cost_model, keep_bn: how to fuse it; as for `fuse`.
         database: a folder that `tune` wrote.
         input_shapes: a shape for each input, by name, that has none or a symbolic one.
         options: how TVM's passes run, and what of their work is kept as text.
-        verify: run the result once, and the model as it was given in its own runtime, and compare the outputs. Done where this
-            machine can run both; a log line says where it was not.
+        verify: check the fused model as `fuse` does; run the result once, and the model as it was given in its own runtime,
+            and compare the outputs. Done where this machine can run both; a log line says where it was not.
 
     Raises:
         TvmMissingError: apache-tvm is not installed.
@@ -52,24 +62,24 @@ def compile(
             compiled one is, where TVM misreads an op: `verify=False` gives it all the same.
     """
     from reparam_compiler import lowering
-    from reparam_compiler.lowering.importing.importer import checked_shapes
 
-    shapes = checked_shapes(input_shapes)
-    given = _inputs_to_lower(model, example_inputs, shapes)
+    how = made(FuseOptions, "compile", fusing)
+    source = _open(model, example_inputs, input_shapes)
     settings = options or lowering.CompileOptions()
-    made = lowering.compile(
-        _fused_to_lower(model, given) if fuse else model,
-        given,
+    executable = lowering.compile(
+        _fused(source, how, verify=verify) if fuse else source.model,
+        source.inputs,
         target=target,
         database=None if database is None else Path(database),
-        input_shapes=shapes,
+        input_shapes=input_shapes,
         options=settings,
     )
     if verify:
-        verify_compiled(made, model, given, max_error=settings.max_error)
-    return made
+        verify_compiled(executable, source.model, source.inputs, name=source.name, max_error=settings.max_error)
+    return executable
 
 
+@takes(FuseOptions)
 def tune(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
@@ -81,8 +91,9 @@ def tune(
     repeat: int = 3,
     number: int = 1,
     timeout: float = 30.0,
-    input_shapes: Mapping[str, Sequence[int]] | None = None,
+    input_shapes: Shapes | None = None,
     progress: bool = True,
+    **fusing: Unpack[FuseKeywords],
 ) -> "TuneResult":
     """Measures candidates for every kernel of a model on this machine; `compile(database=…)` takes the best of them.
 
@@ -90,47 +101,42 @@ def tune(
     `number` runs each, at most `timeout` seconds for one candidate. The other arguments: see `compile`.
     """
     from reparam_compiler import lowering
-    from reparam_compiler.lowering.importing.importer import checked_shapes
 
-    shapes = checked_shapes(input_shapes)
-    given = _inputs_to_lower(model, example_inputs, shapes)
+    how = made(FuseOptions, "tune", fusing)
+    source = _open(model, example_inputs, input_shapes)
     return lowering.tune(
-        _fused_to_lower(model, given) if fuse else model,
-        given,
+        _fused(source, how, verify=True) if fuse else source.model,
+        source.inputs,
         target=target,
         trials=trials,
         database=Path(database),
         repeat=repeat,
         number=number,
         timeout=timeout,
-        input_shapes=shapes,
+        input_shapes=input_shapes,
         progress=progress,
     )
 
 
-def _inputs_to_lower(model: Any, example_inputs: Any, shapes: Mapping[str, Sequence[int]]) -> Sequence[Any] | None:
-    """The example inputs as a tuple; zeros of these shapes where a module has none. Raises LoweringError as `zeros_of`."""
-    from reparam_compiler.lowering.importing.importer import zeros_of
+def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Source:
+    """The model, opened, with zeros of these shapes where a module has no inputs. Raises LoweringError as `zeros_of`."""
+    from reparam_compiler.lowering.importing.importer import checked_shapes, zeros_of
 
-    if example_inputs is None and shapes and isinstance(model, nn.Module):
-        return zeros_of(model, shapes)
-    return given_inputs(example_inputs)
+    shapes = checked_shapes(input_shapes)
+    source = open(model, example_inputs)
+    if source.inputs is None and shapes and source.kind in ("torch.nn", "torch.fx"):
+        return replace(source, inputs=zeros_of(source.model, shapes))
+    return source
 
 
-def _fused_to_lower(model: Any, inputs: Sequence[Any] | None) -> Any:
-    """The fused model; the model itself where `fuse` cannot read or run it: what is wrong then, the importer says.
-
-    Raises: UnsupportedModelError for what is no model at all.
-    """
-    if isinstance(model, str | os.PathLike) and not Path(model).is_file():
-        return model
-    model = opened(model)
-    if not isinstance(model, nn.Module):
-        frontend_for(model)
-    elif inputs is None or any(child.training for child in model.modules() if type(child) is not nn.Module):
-        return model  # fx holds children in bare Modules, which say nothing of the mode
+def _fused(source: Source, options: FuseOptions, *, verify: bool) -> Any:
+    """The fused model; the model itself where `fuse` cannot read or run it: what is wrong then, the importer says."""
+    if source.kind in ("torch.nn", "torch.fx"):
+        children = (child for child in source.model.modules() if type(child) is not nn.Module)
+        if source.inputs is None or any(child.training for child in children):
+            return source.model  # fx holds children in bare Modules, which say nothing of the mode
     try:
-        return fuse_model(model, inputs)
+        return fuse_source(source, options.of_passes(verify=verify))[0]
     except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward
-        log.warning("%s is compiled as it is, unfused: %s", type(model).__name__, refusal)
-        return model
+        log.warning("%s is compiled as it is, unfused: %s", type(source.model).__name__, refusal)
+        return source.model

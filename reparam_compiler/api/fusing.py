@@ -1,33 +1,26 @@
-"""The public functions: they pick a frontend, run a pipeline, verify, write back and report."""
+"""`fuse` and `inspect`: a model is opened, its graph fused, the result written, checked and reported."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
-from torch import fx, nn
+from torch import nn
 
+from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.api.report import FuseReport, WholeModel, merged, prefixed
-from reparam_compiler.cost.model import USUAL, CostModel, cost
-from reparam_compiler.errors import UnsupportedModelError, VerificationError
-from reparam_compiler.frontends.base import Frontend, Reading
-from reparam_compiler.frontends.torch.fx import compare_copies
-from reparam_compiler.frontends.torch.tensors import deep_copy
-from reparam_compiler.frontends.torch.tracing.modules import fuse_parts, traced
-from reparam_compiler.models.opening import frontend_for, given_inputs, opened
+from reparam_compiler.api.writing import write_fused, write_fused_onnx
+from reparam_compiler.checking.runners import TorchRunner
+from reparam_compiler.checking.tolerances import ROUNDED_TOLERANCE
+from reparam_compiler.checking.written import Comparison, Inputs, checked, compare
+from reparam_compiler.cost.model import cost
+from reparam_compiler.frontends.torch.tracing.modules import fuse_parts
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.models.opening import Source, open
 from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult
-from reparam_compiler.passes.fusion.planner import Policy
-
-if TYPE_CHECKING:
-    pass
-
 
 Model = TypeVar("Model")
-WHOLE_TOLERANCE = 1e-6
-"""The largest relative difference of the whole model, compared in float64 with the fused weights not yet rounded."""
-ROUNDED_TOLERANCE = 1e-4
-"""The same with weights that are rounded to float32 already."""
 
 
 @overload
@@ -35,37 +28,39 @@ def fuse(
     model: Model,
     example_inputs: Sequence[Any] | None = None,
     *,
-    policy: Policy = "cost",
-    cost_model: CostModel | None = None,
-    keep_bn: bool = False,
     verify: bool = True,
     inplace: bool = False,
     return_report: Literal[False] = False,
+    **options: Unpack[FuseKeywords],
 ) -> Model: ...
 @overload
 def fuse(
     model: Model,
     example_inputs: Sequence[Any] | None = None,
     *,
-    policy: Policy = "cost",
-    cost_model: CostModel | None = None,
-    keep_bn: bool = False,
     verify: bool = True,
     inplace: bool = False,
     return_report: Literal[True],
+    **options: Unpack[FuseKeywords],
 ) -> tuple[Model, FuseReport]: ...
+@takes(FuseOptions)
 def fuse(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
     *,
-    policy: Policy = "cost",
-    cost_model: CostModel | None = None,
-    keep_bn: bool = False,
     verify: bool = True,
     inplace: bool = False,
     return_report: bool = False,
+    **options: Unpack[FuseKeywords],
 ) -> Any:
     """Rewrites every block of parallel conv-BN branches into one conv, and folds the conv-BN pairs that remain.
+
+    >>> from reparam_compiler.zoo import repvgg_a0
+    >>> import torch
+    >>> x = torch.zeros(1, 3, 32, 32)
+    >>> fused, report = fuse(repvgg_a0().eval(), (x,), return_report=True)
+    >>> report.before.convs, report.after.convs
+    (44, 22)
 
     Args:
         model: an `fx.GraphModule`, an `ExportedProgram`, an `onnx.ModelProto` (or the path of an .onnx file), or any
@@ -90,84 +85,76 @@ def fuse(
 
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
-    options = Options(verify=verify, policy=policy, cost_model=cost_model or USUAL, keep_bn=keep_bn)
-    fused, report = _fused(opened(model), given_inputs(example_inputs), options, inplace=inplace)
+    source = open(model, example_inputs, copy=not inplace)
+    fused, report = fuse_source(source, made(FuseOptions, "fuse", options).of_passes(verify=verify), inplace=inplace)
     return (fused, report) if return_report else fused
 
 
-def _fused(model: Any, example_inputs: Sequence[Any] | None, options: Options, *, inplace: bool) -> tuple[Any, FuseReport]:
-    if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
-        graph_module = traced(model, example_inputs, copy=not inplace)
-        if graph_module is None:
-            return _fuse_parts(model, example_inputs, options, copy=not inplace)
-        frontend, inplace = frontend_for(graph_module), True
-        remarks = tuple(f"fixed while tracing, as the weights have it: {name}" for name in graph_module.meta.get("frozen", ()))
-        remarks += graph_module.meta.get("remarks", ())
-        try:
-            reading = frontend.read(graph_module, example_inputs)
-        except UnsupportedModelError:  # a check of its own data that shapes alone do not pass: what the tracer noted will do
-            reading = frontend.read(graph_module, None)
-    else:
-        frontend = frontend_for(model)
-        if frontend.name == "onnx":
-            return _fused_onnx(frontend, model, example_inputs, options, inplace=inplace, compare=options.verify)
-        reading, remarks = frontend.read(model, example_inputs), ()
-    found = pipeline.run(reading.graph, options)
-    report = _report(frontend, reading, found, example_inputs, compare=options.verify)
-    return reading.write(found.graph, inplace=inplace), replace(report, remarks=(*report.remarks, *remarks))
+@takes(FuseOptions)
+def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: Unpack[FuseKeywords]) -> FuseReport:
+    """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`.
+
+    >>> from torch import nn
+    >>> report = inspect(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())
+    >>> [(fusion.node, fusion.nodes) for fusion in report.fusions]
+    [('_1', ('_0', '_1'))]
+    """
+    source, passes = open(model, example_inputs), made(FuseOptions, "inspect", options).of_passes(verify=True)
+    if source.kind == "onnx":
+        return _fuse_onnx(source, passes, inplace=False, verify=False)[1]
+    if source.kind == "torch.nn" and source.trace is None:
+        return _fuse_parts(replace(source, inputs=None), passes)[1]
+    return _report(source, source.graph, pipeline.run(source.graph, passes), None)
 
 
-def _fused_onnx(
-    frontend: Frontend[Any], model: Any, inputs: Sequence[Any] | None, options: Options, *, inplace: bool, compare: bool
-) -> tuple[Any, FuseReport]:
+def fuse_source(source: Source, options: Options, *, inplace: bool = False) -> tuple[Any, FuseReport]:
+    """What `fuse` does to a model that was opened."""
+    if source.kind == "onnx":
+        return _fuse_onnx(source, options, inplace=inplace, verify=options.verify)
+    if source.kind == "torch.nn" and source.trace is None:
+        return _fuse_parts(source, options)
+    graph = source.graph
+    result = pipeline.run(graph, options)
+    written, whole = write_fused(source, result.graph, inplace=inplace, verify=options.verify and bool(result.fusions))
+    return written, _report(source, graph, result, whole)
+
+
+def _fuse_onnx(source: Source, options: Options, *, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
     """Functions are inlined where that lets more be fused, and the bodies of If, Loop and Scan are fused after the graph."""
     from reparam_compiler.frontends.onnx.subgraphs import fuse_bodies, with_functions_inlined
 
     unproven = replace(options, verify=False)
-    inlined = with_functions_inlined(model, lambda m: len(pipeline.run(frontend.read(m).graph, unproven).fusions))
-    reading = frontend.read(model if inlined is None else inlined, inputs)
-    found = pipeline.run(reading.graph, options)
-    report = _report(frontend, reading, found, inputs, compare=compare)
-    written = reading.write(found.graph, inplace=inplace or inlined is not None)
-    parts, remarks = fuse_bodies(written, lambda body: _fused(body, None, options, inplace=True)[1])
+    inlined = with_functions_inlined(source.model, lambda m: len(pipeline.run(open(m).graph, unproven).fusions))
+    subject = source if inlined is None else replace(source, model=inlined)
+    result = pipeline.run(subject.graph, options)
+    parts: dict[str, FuseReport] = {}
+    remarks: list[str] = []
+
+    def write(in_place: bool) -> Any:
+        written = subject.reading.write(result.graph, inplace=in_place and inlined is None)
+        reports, left = fuse_bodies(written, lambda body: _fuse_onnx(open(body), options, inplace=True, verify=False)[1])
+        parts.update(reports)
+        remarks[:] = left
+        return written
+
+    def changed() -> bool:
+        return bool(result.fusions) or any(part.fusions for part in parts.values())
+
+    written, whole = write_fused_onnx(source, write, changed, inplace=inplace, verify=verify)
+    if inlined is not None and inplace and not verify:
+        source.model.CopyFrom(written)
+        written = source.model
+    report = _report(subject, subject.graph, result, whole)
     if parts or remarks:
         reports = [report, *(prefixed(part, path) for path, part in parts.items())]
         report = replace(merged(report.kind, reports, [*report.remarks, *remarks]), whole_model=report.whole_model)
-    if inlined is not None and inplace:
-        model.CopyFrom(written)
-        written = model
     return written, report
 
 
-def inspect(
-    model: Any,
-    example_inputs: Sequence[Any] | None = None,
-    *,
-    policy: Policy = "cost",
-    cost_model: CostModel | None = None,
-    keep_bn: bool = False,
-) -> FuseReport:
-    """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`."""
-    options = Options(policy=policy, cost_model=cost_model or USUAL, keep_bn=keep_bn)
-    model, example_inputs = opened(model), given_inputs(example_inputs)
-    if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
-        graph_module = traced(model, example_inputs, copy=True)
-        if graph_module is None:
-            return _fuse_parts(model, None, options, copy=True)[1]
-        model = graph_module
-    frontend = frontend_for(model)
-    if frontend.name == "onnx":
-        return _fused_onnx(frontend, model, example_inputs, options, inplace=False, compare=False)[1]
-    reading = frontend.read(model, example_inputs)
-    return _report(frontend, reading, pipeline.run(reading.graph, options), example_inputs, compare=False)
-
-
-def _fuse_parts(
-    model: nn.Module, example_inputs: Sequence[Any] | None, options: Options, *, copy: bool
-) -> tuple[nn.Module, FuseReport]:
+def _fuse_parts(source: Source, options: Options) -> tuple[nn.Module, FuseReport]:
     """A model that no tracer takes whole."""
-    parts = fuse_parts(model, lambda part: _fused(part, None, options, inplace=True), copy=copy)
-    result, kind = parts.model, type(model).__name__
+    parts = fuse_parts(source.model, lambda part: fuse_source(open(part), options, inplace=True), copy=source.copy)
+    result, kind = parts.model, type(source.model).__name__
     fused = f"{len(parts.reports)} of its parts were fused: {', '.join(parts.reports) or 'none'}"
     kept = [f"{path} was not fused as a whole: {why}" for path, why in parts.kept.items()]
     report = merged(
@@ -175,39 +162,23 @@ def _fuse_parts(
         [prefixed(part, path) for path, part in parts.reports.items()],
         [f"{kind} cannot be traced whole; {fused}", *kept],
     )
-    if not (options.verify and copy and example_inputs is not None and report.fusions):
+    if not (options.verify and source.copy and source.inputs is not None and report.fusions):
         return result, report
-
-    def copies(exact: bool) -> tuple[nn.Module, nn.Module]:
-        before, after = deep_copy(model), deep_copy(result)
-        return (before.double(), after.double()) if exact else (before, after)
-
-    found, dtype = compare_copies(copies, example_inputs)
-    whole = WholeModel(f"torch, {dtype}, example inputs, the fused weights as they are stored", found)
-    return result, replace(report, whole_model=checked(whole, ROUNDED_TOLERANCE if dtype == "float64" else math.inf))
-
-
-def checked(whole: WholeModel, tolerance: float) -> WholeModel:
-    """The comparison; raises VerificationError where it is off by more than this, or of another shape, or NaN elsewhere.
-
-    What a model makes in float32 may be chaotic (a top-k of near ties): there the proofs of the regions decide.
-    """
-    found = whole.difference
-    if math.isinf(found.max_abs):
-        advice = "Shapes differ, or the places of NaN and infinities. Please report the model: this is a defect of a rewrite."
-        raise VerificationError("output", found.max_abs, 0.0, advice)
-    if not found.relative <= tolerance:
-        allowed = tolerance * found.max_abs / found.relative if math.isfinite(found.relative) else 0.0
-        raise VerificationError("output", found.max_abs, allowed)
-    return whole
+    apart, dtype = compare(
+        lambda exact: TorchRunner(source.model, exact=exact),
+        lambda exact: TorchRunner(result, exact=exact),
+        Inputs(source.inputs),
+    )
+    checked(apart, ROUNDED_TOLERANCE if dtype == "float64" else math.inf)
+    how = f"torch, {dtype}, example inputs, the fused weights as they are stored"
+    return result, replace(report, whole_model=WholeModel(how, apart))
 
 
-def _report(
-    frontend: Frontend[Any], reading: Reading[Any], found: PassResult, inputs: Sequence[Any] | None, *, compare: bool
-) -> FuseReport:
-    comparison = reading.compare(found.graph, inputs) if compare and found.fusions else None
+def _report(source: Source, before: Graph, result: PassResult, comparison: Comparison | None) -> FuseReport:
     whole = None
     if comparison is not None:
-        whole = WholeModel(f"{comparison.runtime}, {comparison.dtype}, {comparison.inputs}", comparison.difference)
-        checked(whole, WHOLE_TOLERANCE if comparison.dtype == "float64" else math.inf)
-    return FuseReport(frontend.name, found.fusions, found.refusals, cost(reading.graph), cost(found.graph), whole)
+        how = f"{comparison.runtime}, {comparison.dtype}, {comparison.inputs}"
+        whole = WholeModel(how, comparison.difference)
+    return FuseReport(
+        source.frontend.name, result.fusions, result.refusals, cost(before), cost(result.graph), whole, source.remarks
+    )

@@ -8,34 +8,27 @@ IterativePruner   in rounds, between which the caller trains
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
-import torch
-from torch import Tensor, fx, nn
+from torch import nn
 
-from reparam_compiler.api.fusing import ROUNDED_TOLERANCE, checked
-from reparam_compiler.api.report import UNREPAIRED, PruneReport, WholeModel
+from reparam_compiler.api.options import PruneKeywords, PruneOptions, RoundKeywords, made, takes
+from reparam_compiler.api.report import UNREPAIRED, PruneReport
+from reparam_compiler.api.writing import write_pruned
 from reparam_compiler.cost.model import cost
-from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning, UnsupportedModelError
-from reparam_compiler.frontends.base import Reading
-from reparam_compiler.frontends.torch.tensors import deep_copy
-from reparam_compiler.frontends.torch.tracing.modules import traced
-from reparam_compiler.interpreter.difference import difference
-from reparam_compiler.interpreter.evaluate import evaluate
+from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.models.calibration import Calibration, batches, fixed_batch
+from reparam_compiler.models.calibration import batches, fixed_batch
 from reparam_compiler.models.io import save_model
-from reparam_compiler.models.opening import frontend_for, given_inputs, opened
-from reparam_compiler.passes.pruning import pipeline as prune_plan
-from reparam_compiler.passes.pruning.allocation import AllocationName, RatioOf
-from reparam_compiler.passes.pruning.budget import Budget, Schedule, schedule
-from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss
+from reparam_compiler.models.opening import Source, open
+from reparam_compiler.passes.pruning import pipeline
+from reparam_compiler.passes.pruning.budget import Schedule
+from reparam_compiler.passes.pruning.budget import schedule as ratios_of
 from reparam_compiler.passes.pruning.manifest import Manifest
 from reparam_compiler.passes.pruning.manifest import apply_manifest as apply_to_graph
-from reparam_compiler.passes.pruning.pipeline import Quality
 
 Model = TypeVar("Model")
 
@@ -45,67 +38,41 @@ def prune(
     model: Model,
     example_inputs: Sequence[Any] | None = None,
     *,
-    ratio: float | None = None,
-    flops: float | None = None,
-    params: float | None = None,
-    latency: float | None = None,
-    importance: str | Criterion | None = None,
-    allocation: AllocationName | RatioOf = "uniform",
-    calibration: Calibration | None = None,
-    quality: Quality = "standard",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    round_to: int = 8,
-    ignore: Iterable[str] = (),
-    loss: Loss | None = None,
-    measure: Callable[[Any], float] | None = None,
+    verify: bool = True,
+    inplace: bool = False,
     return_report: Literal[False] = False,
+    **options: Unpack[PruneKeywords],
 ) -> Model: ...
 @overload
 def prune(
     model: Model,
     example_inputs: Sequence[Any] | None = None,
     *,
-    ratio: float | None = None,
-    flops: float | None = None,
-    params: float | None = None,
-    latency: float | None = None,
-    importance: str | Criterion | None = None,
-    allocation: AllocationName | RatioOf = "uniform",
-    calibration: Calibration | None = None,
-    quality: Quality = "standard",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    round_to: int = 8,
-    ignore: Iterable[str] = (),
-    loss: Loss | None = None,
-    measure: Callable[[Any], float] | None = None,
+    verify: bool = True,
+    inplace: bool = False,
     return_report: Literal[True],
+    **options: Unpack[PruneKeywords],
 ) -> tuple[Model, PruneReport]: ...
+@takes(PruneOptions)
 def prune(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
     *,
-    ratio: float | None = None,
-    flops: float | None = None,
-    params: float | None = None,
-    latency: float | None = None,
-    importance: str | Criterion | None = None,
-    allocation: AllocationName | RatioOf = "uniform",
-    calibration: Calibration | None = None,
-    quality: Quality = "standard",
-    mean: float | Sequence[float] | None = None,
-    std: float | Sequence[float] | None = None,
-    round_to: int = 8,
-    ignore: Iterable[str] = (),
-    loss: Loss | None = None,
-    measure: Callable[[Any], float] | None = None,
+    verify: bool = True,
+    inplace: bool = False,
     return_report: bool = False,
+    **options: Unpack[PruneKeywords],
 ) -> Any:
-    """Removes channels of every layer that can spare them; the caller's model is not touched.
+    """Removes channels of every layer that can spare them.
 
     A fused model has more to give than one in training form, whose identity branches tie the layers of a stage together: call
     `fuse` first. This function never does.
+
+    >>> import torch
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval(), torch.randn(16, 3, 9, 9)
+    >>> small, report = prune(net, x[:1], ratio=0.5, calibration=x.numpy(), return_report=True)
+    >>> [(family.name, family.before, family.after) for family in report.plan.families]
+    [('0', 32, 16)]
 
     Args:
         model: as for `fuse`, but traced whole; shapes must be known.
@@ -123,59 +90,82 @@ def prune(
             of a conv apart and solves least squares on patches (slower, and better at high ratios); "fast" matches moments.
         mean, std: what images of a folder are normalised with, a number for each channel or one for all.
         round_to: widths go to the nearest multiple, 8 for what runtimes block channels by; 1 is the exact ratio.
-        ignore: node ids, parameter names or patterns of layers that keep their width.
+        ignore: layers that keep their width: modules of the model, node ids, names of parameters or modules, or patterns of
+            these; several in a list, or one alone.
         loss: for importance by gradient, from the model's output to a scalar.
         measure: from a pruned model, of the caller's kind, to its time.
+        verify: run what was written, and compare it with the pruned graph, where there are inputs; an ONNX model must pass
+            onnx.checker and be loaded by ONNX Runtime. The graph itself is always proven.
+        inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
+            then shares its tensors.)
         return_report: give `(model, PruneReport)`.
 
     Raises:
         InfeasiblePruneError: nothing can be pruned, with what pins each family; a budget that cannot be met; or `ratio`,
             `ignore` … make no sense.
         UnsupportedModelError: the model cannot be read, a shape is not known, or calibration data does not fit.
-        VerificationError: before repair, the pruned graph is not the original with those channels masked (float64, 1e-9).
+        VerificationError: before repair, the pruned graph is not the original with those channels masked (float64, 1e-9); or
+            what was written does not compute that graph. The caller's model is as it was.
+        RewriteError: what was written does not run, or is no valid ONNX model.
 
     Source: coupling, selection and repair as in docs/pruning.md.
     """
-    reading, inputs, inplace, kind = _read(model, example_inputs)
-    limits = {name: share for name, share in (("flops", flops), ("params", params), ("latency", latency)) if share is not None}
-    sources = [node for node in reading.graph if isinstance(node.op, ops.Input)]
-    data = None
-    if calibration is not None:
-        data = batches(calibration, sources, exact=fixed_batch(reading.graph), mean=mean, std=std)
-    timed = measure or (lambda written: _milliseconds(written, reading.graph, inputs))
-    found = prune_plan.prune(
-        reading.graph,
-        ratio=ratio,
-        budget=Budget(**limits) if limits else None,
-        importance=importance,
-        allocation=allocation,
-        calibration=data,
-        quality=quality,
-        round_to=round_to,
-        ignore=ignore,
-        measure=lambda graph: timed(reading.write(graph)),
-        loss=loss,
-    )
-    if calibration is None and found.graph is not reading.graph:
+    source = open(model, example_inputs, copy=not inplace)
+    settings = made(PruneOptions, "prune", options)
+    before = source.graph
+    result = _pruned(source, settings)
+    if settings.calibration is None and result.graph is not before:
         warnings.warn(UNREPAIRED, UnrepairedPruneWarning, stacklevel=2)
-    written = reading.write(found.graph, inplace=inplace)
-    if inputs is not None and isinstance(written, nn.Module):
-        _check_written(written, found.graph, inputs)
+    written = write_pruned(source, result.graph, inplace=inplace, verify=verify)
     if not return_report:
         return written
-    manifest = Manifest.of(reading.graph, found)
-    return written, PruneReport(kind, found.plan, cost(reading.graph), cost(found.graph), manifest)
+    manifest = Manifest.of(before, result)
+    return written, PruneReport(source.frontend.name, result.plan, cost(before), cost(result.graph), manifest)
 
 
-def apply_manifest(model: Any, manifest: Manifest | str | os.PathLike[str], example_inputs: Sequence[Any] | None = None) -> Any:
+def _pruned(source: Source, options: PruneOptions) -> pipeline.PruneResult:
+    graph, data = source.graph, None
+    if options.calibration is not None:
+        nodes = [node for node in graph if isinstance(node.op, ops.Input)]
+        data = batches(options.calibration, nodes, exact=fixed_batch(graph), mean=options.mean, std=options.std)
+    timed = options.measure or (lambda written: _milliseconds(written, graph, source.inputs))
+    return pipeline.prune(
+        graph,
+        ratio=options.ratio,
+        budget=options.budget,
+        importance=options.importance,
+        allocation=options.allocation,
+        calibration=data,
+        quality=options.quality,
+        round_to=options.round_to,
+        ignore=options.ignored(source.model),
+        measure=lambda candidate: timed(source.reading.write(candidate)),
+        loss=options.loss,
+    )
+
+
+def apply_manifest(
+    model: Any,
+    manifest: Manifest | str | os.PathLike[str],
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    verify: bool = True,
+    inplace: bool = False,
+) -> Any:
     """Cuts another checkpoint of a pruned architecture where the first one was cut.
 
     What repair added to the first one's biases is not in a manifest: calibrate anew (`prune` with data), or fine-tune.
 
+    >>> import torch
+    >>> net, x = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval(), torch.randn(16, 3, 9, 9)
+    >>> _, report = prune(net, x[:1], ratio=0.5, calibration=x.numpy(), return_report=True)
+    >>> apply_manifest(net, report.manifest, x[:1])(x).shape
+    torch.Size([16, 8, 5, 5])
+
     Args:
         model: as for `prune`, with the weights to cut (fine-tuned, averaged); or a state_dict of the unpruned architecture.
         manifest: one, or the path of one that was saved.
-        example_inputs: as for `prune`.
+        example_inputs, verify, inplace: as for `prune`. A state_dict is never changed.
 
     Returns:
         The pruned model, of the same kind; for a state_dict one that the pruned model loads.
@@ -183,12 +173,13 @@ def apply_manifest(model: Any, manifest: Manifest | str | os.PathLike[str], exam
     Raises:
         UnsupportedModelError: the file is no manifest of this version.
         InfeasiblePruneError: the model has another architecture; the message names the first parameter that differs.
+        VerificationError, RewriteError: as for `prune`.
     """
-    found = manifest if isinstance(manifest, Manifest) else Manifest.load(Path(manifest))
+    cut = manifest if isinstance(manifest, Manifest) else Manifest.load(Path(manifest))
     if isinstance(model, Mapping):
-        return apply_to_graph(model, found)
-    reading, _, inplace, _ = _read(model, example_inputs)
-    return reading.write(apply_to_graph(reading.graph, found), inplace=inplace)
+        return apply_to_graph(model, cut)
+    source = open(model, example_inputs, copy=not inplace)
+    return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
 
 
 class IterativePruner:
@@ -210,7 +201,8 @@ class IterativePruner:
         ratio: float,
         steps: int,
         schedule: Schedule = "linear",
-        **options: Any,
+        verify: bool = True,
+        **options: Unpack[RoundKeywords],
     ) -> None:
         """Prunes nothing yet.
 
@@ -219,12 +211,14 @@ class IterativePruner:
             ratio: the share of channels that is gone after the last round.
             steps: how many rounds.
             schedule: how the share grows (`passes/pruning/budget.py`).
-            options: what else `prune` takes, in every round.
+            verify, options: what else `prune` takes, in every round.
         """
+        if "ignore" in options:  # a module of this model is none of the next round's
+            options["ignore"] = made(PruneOptions, "IterativePruner", options).ignored(model)
         self.model: nn.Module = model
         self.report: PruneReport | None = None
-        self._inputs, self._options = example_inputs, options
-        self._ratios = list(_schedule(ratio, steps, schedule))
+        self._inputs, self._options, self._verify = example_inputs, options, verify
+        self._ratios = list(ratios_of(ratio, steps, schedule))
         self._gone = 0.0
 
     @property
@@ -238,30 +232,15 @@ class IterativePruner:
             raise InfeasiblePruneError("the last round has been made; start another IterativePruner to go on")
         training, of_the_rest = self.model.training, 1 - (1 - self._ratios[0]) / (1 - self._gone)
         try:
-            pruned, self.report = prune(self.model.eval(), self._inputs, ratio=of_the_rest, return_report=True, **self._options)
+            self.model.eval()
+            pruned, self.report = prune(
+                self.model, self._inputs, ratio=of_the_rest, verify=self._verify, return_report=True, **self._options
+            )
         finally:
             self.model.train(training)
         self._gone = self._ratios.pop(0)
         self.model = pruned.train(training)
         return self.model
-
-
-_schedule = schedule
-
-
-def _read(model: Any, example_inputs: Sequence[Any] | None) -> tuple[Reading[Any], Sequence[Any] | None, bool, str]:
-    """A model that was read, its inputs, whether what was read is a copy already, and its kind."""
-    model, inputs, inplace = opened(model), given_inputs(example_inputs), False
-    if isinstance(model, nn.Module) and not isinstance(model, fx.GraphModule):
-        graph_module = traced(model, inputs, copy=True)
-        if graph_module is None:
-            raise UnsupportedModelError(
-                f"{type(model).__name__} cannot be traced as a whole, and channels are coupled across the whole model; "
-                "pass example_inputs, or export the model yourself and pass the ExportedProgram"
-            )
-        model, inplace = graph_module, True
-    frontend = frontend_for(model)
-    return frontend.read(model, inputs), inputs, inplace, frontend.name
 
 
 def _milliseconds(written: Any, graph: Graph, inputs: Sequence[Any] | None) -> float:
@@ -273,19 +252,3 @@ def _milliseconds(written: Any, graph: Graph, inputs: Sequence[Any] | None) -> f
         path = Path(folder) / "candidate.onnx"
         save_model(written, path, example_inputs=inputs)
         return milliseconds(path, [[size if isinstance(size, int) else 1 for size in shape] for shape in shapes])
-
-
-def _check_written(written: nn.Module, graph: Graph, example_inputs: Sequence[Any]) -> None:
-    """What was written back computes the graph: raises VerificationError where it does not (the new weights are rounded)."""
-    ids = [node.id for node in graph if isinstance(node.op, ops.Input)]
-    if len(ids) != len(example_inputs) or not all(isinstance(x, Tensor) for x in example_inputs):
-        return
-    expected = evaluate(graph, dict(zip(ids, example_inputs, strict=True)))
-    model = deep_copy(written).double()
-    with torch.no_grad():
-        given = model(*(x.double() if x.is_floating_point() else x for x in example_inputs))
-    found = [value for value in torch.utils._pytree.tree_leaves(given) if isinstance(value, Tensor)]
-    if len(found) != len(graph.outputs):  # an output given twice, or one that is no tensor
-        return
-    for node_id, value in zip(graph.outputs, found, strict=True):
-        checked(WholeModel("torch, float64", difference(expected[node_id], value)), ROUNDED_TOLERANCE)

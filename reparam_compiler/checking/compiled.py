@@ -8,8 +8,7 @@ The model is run in its own dtype by its own runtime, not as `fuse` left it. It 
 
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +18,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree
 
-from reparam_compiler.checking.runners import Outputs, coarsest, leaves
+from reparam_compiler.checking.runners import OnnxRunner, Outputs, TorchRunner, coarsest, leaves
+from reparam_compiler.checking.tolerances import BY_DTYPE, LAYERS
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError, class_and_line
-from reparam_compiler.frontends.torch.tensors import deep_copy, dtype_word
+from reparam_compiler.frontends.torch.tensors import dtype_word
 from reparam_compiler.interpreter.difference import difference
 
 if TYPE_CHECKING:
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = {"f64": 1e-3, "f32": 1e-3, "f16": 2e-2, "bf16": 0.1}
-"""The largest difference relative to the largest value, by the coarsest dtype: it tells rounding from another function."""
-LAYERS = 10
-"""How many times the error that one layer may have, `CompileOptions.max_error`, the whole model may have."""
 ADVICE = (
     "{found}. TVM's importer or a kernel computes something else than the model; please report it. Where the model is chaotic "
     "in its own dtype, verify=False (--no-verify) compiles it all the same"
@@ -41,39 +37,44 @@ ADVICE = (
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """The caller's model, ready to run.
+    """The caller's model and what it is called with. arrays: an input for each of the compiled model's, in its order."""
 
-    arrays: an input for each of the compiled model's, in its order.
-    run: what the model gives for them.
-    stored: the coarsest dtype of its weights ("f32").
-    """
-
+    runner: TorchRunner | OnnxRunner
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
     arrays: Sequence[Any]
-    run: Callable[[], Outputs]
-    stored: str
+
+    def run(self, *, seed: int) -> Outputs:
+        return self.runner.run(self.args, self.kwargs, seed=seed)
 
 
 def verify_compiled(
-    executable: "Executable", model: Any, example_inputs: Sequence[Any] | None, *, max_error: float = 0.0
+    executable: "Executable",
+    model: Any,
+    example_inputs: Sequence[Any] | None,
+    *,
+    name: str = "",
+    max_error: float = 0.0,
 ) -> None:
     """Compare one run of a compiled model with one of the model; a log line says where they could not be compared.
 
     Args:
-        model: what the caller gave: an nn.Module in evaluation mode, an ExportedProgram, a ModelProto or its path.
+        model: what the caller gave: an nn.Module in evaluation mode, an ExportedProgram or a ModelProto.
         example_inputs: what both run on; random inputs stand for missing ones, for those of another shape or dtype, and for
             floating ones that are of one number everywhere, on which most functions are the same.
+        name: what log lines call the model; its class where that is empty.
         max_error: the relative error that a layer's algorithm may have.
 
     Raises:
         VerificationError: an output is another, in number, shape, kind of dtype, or by more than rounding.
         LoweringError: the compiled model does not run.
     """
-    name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
+    name = name or type(model).__name__
     if not executable.runs_here:
         log.info("%s is compiled for another machine or device, and was not compared with the model", name)
         return
     try:
-        reference, expected, again = _first_run(model, executable.inputs, example_inputs)
+        reference, expected = _first_run(model, executable.inputs, example_inputs)
     except ImportError as missing:
         log.info("%s is compiled, and was not compared with the model: %s", name, missing)
         return
@@ -87,41 +88,30 @@ def verify_compiled(
             f"main: the compiled model does not run: {failure}. Please report the model; verify=False compiles it all the same"
         ) from failure
     found = leaves(dict(enumerate(arrays)))
-    words = [reference.stored, *(dtype_word(x.dtype) for x in (*expected.values(), *found.values()))]
-    tolerance = max(TOLERANCE[coarsest(words)], LAYERS * max_error)
+    words = [reference.runner.stored, *(dtype_word(x.dtype) for x in (*expected.values(), *found.values()))]
+    tolerance = max(BY_DTYPE[coarsest(words)].compiled, LAYERS * max_error)
     wrong = _mismatch(expected, found, executable.outputs, tolerance)
     if wrong is None:
         return
-    if _mismatch(expected, again(), executable.outputs, tolerance) is not None:
+    if _mismatch(expected, reference.run(seed=1), executable.outputs, tolerance) is not None:
         log.warning("%s is compiled, and was not compared with the model, two runs of which differ", name)
         return
     raise wrong
 
 
-def _first_run(
-    model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None
-) -> tuple[_Reference, Outputs, Callable[[], Outputs]]:
-    """The reference, what it gives, and a second run, which goes on with the random numbers of the first.
+def _first_run(model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None) -> tuple[_Reference, Outputs]:
+    """The model, ready to run, and what it gives.
 
     Raises: UnsupportedModelError where it does not run; ImportError where its runtime is not installed.
     """
     try:
-        torch_kind = isinstance(model, nn.Module | ExportedProgram)
-        reference = _torch_reference(model, specs, inputs) if torch_kind else _onnx_reference(model, specs, inputs)
-        with torch.random.fork_rng(devices=[]):
-            expected = reference.run()
-            state = torch.get_rng_state()
+        is_torch = isinstance(model, nn.Module | ExportedProgram)
+        reference = _torch_reference(model, specs, inputs) if is_torch else _onnx_reference(model, specs, inputs)
+        return reference, reference.run(seed=0)
     except ImportError:
         raise
     except Exception as refusal:  # whatever the caller's code raises on these inputs
-        raise UnsupportedModelError(class_and_line(refusal)) from refusal
-
-    def again() -> Outputs:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            return reference.run()
-
-    return reference, expected, again
+        raise UnsupportedModelError(class_and_line(refusal.__cause__ or refusal)) from refusal
 
 
 def _mismatch(expected: Outputs, found: Outputs, specs: "Sequence[TensorSpec]", tolerance: float) -> VerificationError | None:
@@ -164,13 +154,12 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _torch_reference(
-    model: nn.Module | ExportedProgram, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None
+    model: nn.Module | ExportedProgram, specs: "Sequence[TensorSpec]", example_inputs: Sequence[Any] | None
 ) -> _Reference:
-    given: Any = None if inputs is None else (tuple(inputs), {})
-    module: Any = model
+    given: Any = None if example_inputs is None else (tuple(example_inputs), {})
     layout = None
     if isinstance(model, ExportedProgram):
-        module, layout = model.module(), model.call_spec.in_spec
+        layout = model.call_spec.in_spec
         if given is None or not _fit(given, specs):
             given = model.example_inputs
     if given is not None and _fit(given, specs):
@@ -182,41 +171,22 @@ def _torch_reference(
     places = [index for index, value in enumerate(values) if isinstance(value, Tensor)]
     for seed, (index, spec) in enumerate(zip(places, specs, strict=True)):
         values[index] = _informative(values[index].detach().cpu(), spec, seed)
-    # what a forward writes to, buffers and attributes, is the copy's own; the weights are shared
-    copy = deep_copy(module, {id(parameter): parameter for parameter in module.parameters()})
-    tensors = [*module.parameters(), *module.buffers()]
-    device = tensors[0].device if tensors else torch.device("cpu")
-
-    def run() -> Outputs:
-        own = [value.to(device, copy=True) if isinstance(value, Tensor) else value for value in values]
-        positional, named = _pytree.tree_unflatten(own, layout)
-        with torch.no_grad():
-            return leaves(copy(*positional, **named))
-
-    return _Reference([values[i] for i in places], run, coarsest(dtype_word(tensor.dtype) for tensor in tensors))
+    args, kwargs = _pytree.tree_unflatten(values, layout)
+    return _Reference(TorchRunner(model, copy="weights shared"), args, kwargs, [values[index] for index in places])
 
 
-def _onnx_reference(model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None) -> _Reference:
-    from reparam_compiler.frontends.onnx.frontend import named_inputs, run_model
-    from reparam_compiler.frontends.onnx.io import load
-    from reparam_compiler.frontends.onnx.tensors import dtype_word as word_of
+def _onnx_reference(model: Any, specs: "Sequence[TensorSpec]", example_inputs: Sequence[Any] | None) -> _Reference:
+    from reparam_compiler.frontends.onnx.frontend import named_inputs
 
-    proto = load(model) if isinstance(model, str | os.PathLike) else model
     try:
-        given = {} if inputs is None else named_inputs(proto, inputs)
+        given = {} if example_inputs is None else named_inputs(model, example_inputs)
     except UnsupportedModelError:  # another number of them: the compiled model does not depend on them
         given = {}
-    feeds = {}
+    arrays = []
     for seed, spec in enumerate(specs):
         array = torch.from_numpy(np.array(given.get(spec.name, np.empty(0))))
-        feeds[spec.name] = _informative(array, spec, seed).numpy()
-    names = [value.name for value in proto.graph.output]
-
-    def run() -> Outputs:
-        return leaves(dict(zip(names, run_model(proto, feeds), strict=True)), names)
-
-    stored = coarsest(word_of(tensor.data_type) for tensor in proto.graph.initializer)
-    return _Reference([*feeds.values()], run, stored)
+        arrays.append(_informative(array, spec, seed).numpy())
+    return _Reference(OnnxRunner(model), arrays, {}, arrays)
 
 
 def _fit(given: Any, specs: "Sequence[TensorSpec]") -> bool:

@@ -1,4 +1,4 @@
-"""Do two models compute the same? For any conversion script, the user's or ours.
+"""Do two models compute the same? For any conversion script, the user's or ours (`api/comparing.py` opens them).
 
 Both run on the example inputs, on random ones of the same shapes, and, where both take them, on other sizes and another batch:
 a kernel that is wrong at the border hides behind some sizes. What they may differ by is what rounding does to *these* models:
@@ -10,11 +10,9 @@ A deployed form holds folded weights rounded to float32, and a deep net amplifie
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,19 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from reparam_compiler.checking.runners import EPS, Outputs, Run, runnable
+from reparam_compiler.checking.runners import Outputs
+from reparam_compiler.checking.subjects import Subject, subject
+from reparam_compiler.checking.tolerances import BY_DTYPE, COMPUTED_FLOOR, EPS, MARGIN
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.interpreter.difference import EXACT, Difference, difference
 from reparam_compiler.vocabulary.dtypes import FLOATING
-
-FLOOR = {"f64": 1e-9, "f32": 1e-6, "f16": 1e-3, "bf16": 8e-3}
-"""By the coarsest dtype of the weights: what rounding does to any model; a smaller difference needs no measurement."""
-CEILING = {"f64": 1e-6, "f32": 1e-3, "f16": 5e-2, "bf16": 0.2}
-"""The largest tolerance, however much a model amplifies: beyond it rounding and error cannot be told apart."""
-COMPUTED_FLOOR = 1e-5
-"""The floor where models run in float32."""
-MARGIN = 8
-"""A conversion rounds a few times on its way (each branch, their sum), and a measurement is one sample."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +76,12 @@ class Equivalence:
         return "\n".join(lines + [f"  skipped  {words}" for words in self.skipped])
 
 
-def equivalent(a: Any, b: Any, example_inputs: Sequence[Any], *, tolerance: float | None = None) -> Equivalence:
-    """Whether two models compute the same but for rounding; neither is changed.
-
-    Args:
-        a: an `nn.Module` in evaluation mode, an `fx.GraphModule`, an `ExportedProgram`, an `onnx.ModelProto`, or the path of an
-            .onnx or .pt2 file. The differences are relative to what it gives.
-        b: another of any of those kinds. Outputs are paired by their keys where these are the same, else in order.
-        example_inputs: what both are called with, in a tuple: tensors or arrays. Random inputs are drawn like them.
-        tolerance: the largest relative difference that counts as equal. None is what rounding explains: 1e-6 for float32
-            weights (1e-9 float64, 1e-3 float16, 8e-3 bfloat16) or, where these models amplify it to more, 8 times the measured
-            response to moving every weight by its rounding, up to 1e-3 (1e-6, 5e-2, 0.2).
-
-    Returns:
-        An `Equivalence`, which is true where they are equal. Another number or shape of outputs is not equal, and no error.
-
-    Raises:
-        UnsupportedModelError: one of them is of no known kind, in training mode, or does not run on the example inputs.
-    """
+def compare_models(a: Any, b: Any, example_inputs: Sequence[Any], *, tolerance: float | None = None) -> Equivalence:
+    """What `equivalent` says of two native models."""
     inputs = _pytree.tree_map_only(np.ndarray, lambda array: torch.from_numpy(np.array(array)), tuple(example_inputs))
-    runs = runnable(_opened(a), inputs), runnable(_opened(b), inputs)
-    comparison = _Comparison(runs)
-    comparison.add(f"example inputs {_shapes(inputs)}", runs[0].examples, runs[1].examples)
+    subjects = subject(a, inputs), subject(b, inputs)
+    comparison = _Comparison(subjects)
+    comparison.add(f"example inputs {_shapes(inputs)}", subjects[0].examples, subjects[1].examples)
     for alternatives in _trials(inputs):
         for given in alternatives:
             if comparison.reason or comparison.run(f"random inputs {_shapes(given)}", given):
@@ -117,8 +92,8 @@ def equivalent(a: Any, b: Any, example_inputs: Sequence[Any], *, tolerance: floa
 class _Comparison:
     """What has been found so far."""
 
-    def __init__(self, runs: tuple[Run, Run]) -> None:
-        self._runs = runs
+    def __init__(self, subjects: tuple[Subject, Subject]) -> None:
+        self._subjects = subjects
         self.reason, self._finite = "", False
         self._worst, self._output, self._where = EXACT, 0, ""
         self._tried: list[str] = []
@@ -127,9 +102,9 @@ class _Comparison:
     def run(self, words: str, inputs: Sequence[Any]) -> bool:
         """Compares them on these inputs; False where one does not take them."""
         found: list[Outputs] = []
-        for name, model in zip("ab", self._runs, strict=True):
+        for name, model in zip("ab", self._subjects, strict=True):
             try:
-                found.append(model(inputs))
+                found.append(model.runner.run(inputs))
             except UnsupportedModelError as error:
                 self._skipped.append(f"{words}: {name} does not take them ({error})")
                 return False
@@ -155,17 +130,18 @@ class _Comparison:
                 self._worst, self._output, self._where = apart, index, words
 
     def result(self, inputs: Sequence[Any], wanted: float | None) -> Equivalence:
-        a, b = self._runs
+        a, b = (subject.runner for subject in self._subjects)
         computed = max(a.computed, b.computed, key=EPS.__getitem__)
         stored = max(a.stored, b.stored, computed, key=EPS.__getitem__)
         if not self.reason and not self._finite:
             self.reason = "neither gives a finite number, so that nothing can be told"
         tolerance, rounding = wanted, None
         if tolerance is None:
-            tolerance = FLOOR[stored] if computed == "f64" else max(FLOOR[stored], COMPUTED_FLOOR)
+            floor = BY_DTYPE[stored].floor
+            tolerance = floor if computed == "f64" else max(floor, COMPUTED_FLOOR)
             if not self.reason and tolerance < self._worst.relative < math.inf:
-                rounding = max(_response(run, inputs) for run in self._runs)
-                tolerance = max(tolerance, min(MARGIN * rounding, CEILING[stored]))
+                rounding = max(_response(subject, inputs) for subject in self._subjects)
+                tolerance = max(tolerance, min(MARGIN * rounding, BY_DTYPE[stored].ceiling))
                 if tolerance < self._worst.relative <= MARGIN * rounding:
                     self.reason = "it cannot be told: the models amplify rounding to as much as they differ by"
         found = self._worst if not self.reason or self._where else Difference(math.inf, math.inf)
@@ -185,10 +161,10 @@ class _Comparison:
         )
 
 
-def _response(run: Run, inputs: Sequence[Any]) -> float:
+def _response(subject: Subject, inputs: Sequence[Any]) -> float:
     """How far moving the weights by a rounding moves the outputs, relative to the largest value of each."""
-    moved = run.nudged(inputs)
-    apart = (difference(value, moved[name]).relative for name, value in run.examples.items() if name in moved)
+    moved = subject.runner.nudged().run(inputs)
+    apart = (difference(value, moved[name]).relative for name, value in subject.examples.items() if name in moved)
     return max((found for found in apart if math.isfinite(found)), default=0.0)
 
 
@@ -232,14 +208,3 @@ def _shapes(inputs: Sequence[Any]) -> str:
     """ "2x3x9x7, 5" for tensors of those sizes."""
     tensors = (x for x in _pytree.tree_leaves(tuple(inputs)) if isinstance(x, Tensor))
     return ", ".join("x".join(map(str, x.shape)) or "scalar" for x in tensors)
-
-
-def _opened(model: Any) -> Any:
-    """The model of a file; everything else as it is."""
-    if not isinstance(model, str | os.PathLike):
-        return model
-    from reparam_compiler.models.io import WRITTEN, load_model
-
-    if Path(model).suffix not in WRITTEN:
-        raise UnsupportedModelError(f"found the path {os.fspath(model)}; expected one that ends in .onnx or .pt2, or a model")
-    return load_model(model)

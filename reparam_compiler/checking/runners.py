@@ -1,29 +1,30 @@
-"""A native model as something that runs, in float64 where it can, and once more with its weights moved by a rounding.
+"""A native model as something that runs: the one place where models are run to be compared.
 
-    torch     a deep copy in float64, else (a model that converts to another dtype on its way) in its own dtype
-    ONNX      the graph of `ir/`, evaluated in float64, where every node can be and ONNX Runtime agrees; else ONNX Runtime
+    TorchRunner   a module or a program, in float64 or in its own dtype
+    GraphRunner   a graph of `ir/`, in float64
+    OnnxRunner    a ModelProto in ONNX Runtime, in its own dtype
 
-ONNX Runtime is asked because the reader is ours: what it misread would be misread before and after a rewrite alike.
-Models and inputs are never changed; random ops draw the same numbers in every run.
+Models and inputs are never changed. Every run starts from the same random numbers, and leaves the caller's as they were; so
+does it the caller's autocast and gradients.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils import _pytree
 
-from reparam_compiler.errors import ReparamError, UnsupportedModelError
+from reparam_compiler.checking.tolerances import EPS
+from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.torch.tensors import deep_copy, dtype_word
-from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
+from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
@@ -32,180 +33,183 @@ if TYPE_CHECKING:
 
 Outputs = Mapping[str, Tensor]
 """The tensors and numbers that a model gives, by where they stand in what it returns ("['logits']", "[0]", "")."""
-EPS = {word: row.eps for word, row in FLOATING.items()}
-"""The distance of 1 and the next number; rounding moves a number by half of it at most."""
-_AGREE = 1e-3
-"""The largest relative difference of a float32 model in ONNX Runtime and its graph in float64; coarser dtypes get more."""
+Copy = Literal["deep", "weights shared", "none"]
+"""What of a module is copied before it runs: all; all but its parameters; or only its buffers, anew for each run."""
 _FEW = 8
 """A constant of so few elements is no weight: bounds, scales, exponents."""
 
 
-class Run(Protocol):
-    """A model that runs on its example inputs.
+class Runner(Protocol):
+    """A model that runs.
 
-    stored: the coarsest dtype of its weights ("f32"). computed: the one that it runs in. runtime: what runs it, in words.
-    examples: what it gives for the example inputs.
+    name: what it is, for messages. runtime: what runs it, in words.
+    stored: the coarsest dtype of its weights ("f32"). computed: the one that it runs in.
     """
 
-    stored: str
-    computed: str
-    runtime: str
-    examples: Outputs
+    @property
+    def name(self) -> str: ...
+    @property
+    def runtime(self) -> str: ...
+    @property
+    def stored(self) -> str: ...
+    @property
+    def computed(self) -> str: ...
 
-    def __call__(self, inputs: Sequence[Any]) -> Outputs:
-        """What the model gives; raises UnsupportedModelError where it does not take these inputs."""
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0) -> Outputs:
+        """What the model gives for these inputs, tensors or trees of them.
+
+        Raises: UnsupportedModelError where it does not take them.
+        """
         ...
 
-    def nudged(self, inputs: Sequence[Any]) -> Outputs:
-        """The same with every weight moved at random by no more than its rounding."""
+    def nudged(self) -> "Runner":
+        """The same model with every weight moved at random by no more than its rounding."""
         ...
 
 
-def runnable(model: object, example_inputs: Sequence[Any]) -> Run:
-    """The model as something that runs; raises UnsupportedModelError for one that does not run on the example inputs."""
-    if isinstance(model, nn.Module | ExportedProgram):
-        return TorchRun(model, example_inputs)
-    if type(model).__module__.partition(".")[0] == "onnx" and type(model).__name__ == "ModelProto":
-        proto: Any = model
-        return OnnxRun(proto, example_inputs)
-    raise UnsupportedModelError(
-        f"found a {type(model).__module__}.{type(model).__qualname__}; expected an nn.Module, an fx.GraphModule, an "
-        "ExportedProgram, an onnx.ModelProto, or the path of an .onnx or .pt2 file"
-    )
+class TorchRunner:
+    """A module, or the module of a program, run by torch on the device of its tensors.
 
+    >>> TorchRunner(nn.ReLU(), exact=True).run([torch.tensor([-1.0, 2.0])])
+    {'': tensor([0., 2.], dtype=torch.float64)}
+    """
 
-class TorchRun:
-    """A module or a program, run by torch."""
+    def __init__(self, model: nn.Module | ExportedProgram, *, exact: bool = False, copy: Copy = "deep") -> None:
+        """The model is run in float64 where `exact`; one that is not copied is of float64 already then.
 
-    def __init__(self, model: nn.Module | ExportedProgram, example_inputs: Sequence[Any]) -> None:
-        if isinstance(model, nn.Module):
-            _check_mode(model)
-        self._name = type(model).__name__
-        self._model = model.module() if isinstance(model, ExportedProgram) else model
-        self._dtypes = {name: dtype_word(tensor.dtype) for name, tensor in _tensors(self._model)}
+        Raises: UnsupportedModelError where no copy of it can be made.
+        """
+        module: nn.Module = model.module() if isinstance(model, ExportedProgram) else model
+        self.name = type(model).__name__
+        self._dtypes = {name: dtype_word(tensor.dtype) for name, tensor in _tensors(module)}
         self.stored = coarsest(self._dtypes.values())
-        try:
-            self._copy = self._fresh(exact=True)
-            self.computed = "f64"
-            self.examples = self(example_inputs)
-        except UnsupportedModelError:
-            self._copy = self._fresh(exact=False)
-            self.computed = self.stored
-            self.examples = self(example_inputs)
+        self.computed = "f64" if exact else self.stored
         self.runtime = f"torch, {FLOATING[self.computed].name}"
+        self._copy = copy
+        if copy != "none":
+            # what a forward writes to, buffers and attributes, is the copy's own
+            shared = {id(p): p for p in module.parameters()} if copy == "weights shared" else {}
+            module = _copied(module, shared)
+        self._module = module.double() if exact and copy != "none" else module
 
-    def __call__(self, inputs: Sequence[Any]) -> Outputs:
-        return self._run(self._copy, inputs)
-
-    def nudged(self, inputs: Sequence[Any]) -> Outputs:
-        moved = self._fresh(exact=self.computed == "f64")
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, tensor in _tensors(moved):
-                if tensor.is_floating_point():
-                    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-                    tensor.mul_(_moved(noise, self._dtypes[name], exact=self.computed == "f64").to(tensor.dtype))
-        return self._run(moved, inputs)
-
-    def _fresh(self, *, exact: bool) -> nn.Module:
-        try:
-            model = deep_copy(self._model)
-        except Exception as error:
-            raise UnsupportedModelError(f"{self._name} cannot be copied, and it must not be changed: {error}") from error
-        return model.double() if exact else model
-
-    def _run(self, model: nn.Module, inputs: Sequence[Any]) -> Outputs:
-        device = next((tensor.device for _, tensor in _tensors(model)), torch.device("cpu"))
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0) -> Outputs:
+        device = next((tensor.device for _, tensor in _tensors(self._module)), torch.device("cpu"))
 
         def prepared(tensor: Tensor) -> Tensor:
             wide = self.computed == "f64" and tensor.is_floating_point()
             return tensor.detach().to(device, torch.float64 if wide else tensor.dtype, copy=True)
 
-        given = _pytree.tree_map_only(Tensor, prepared, tuple(inputs))
+        given, named = _pytree.tree_map_only(Tensor, prepared, (tuple(args), dict(kwargs or {})))
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return leaves(model(*given))
+            with _apart(device, seed):
+                if self._copy == "none":
+                    buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
+                    return leaves(torch.func.functional_call(self._module, buffers, given, named))
+                return leaves(self._module(*given, **named))
         except Exception as error:
-            shapes = [tuple(x.shape) for x in _pytree.tree_leaves(given) if isinstance(x, Tensor)]
-            raise UnsupportedModelError(f"{self._name} does not run on inputs of shapes {shapes}: {_line(error)}") from error
+            shapes = [tuple(x.shape) for x in _pytree.tree_leaves((given, named)) if isinstance(x, Tensor)]
+            raise UnsupportedModelError(
+                f"{self.name} does not run on inputs of shapes {shapes}: {first_line(error)}"
+            ) from error
+
+    def nudged(self) -> "TorchRunner":
+        """A copy with moved weights."""
+        exact = self.computed == "f64"
+        moved, generator = _copied(self._module, {}), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, tensor in _tensors(moved):
+                if tensor.is_floating_point():
+                    noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+                    tensor.mul_(_moved(noise, self._dtypes[name], exact=exact).to(tensor.dtype))
+        return TorchRunner(moved, exact=exact, copy="none")
 
 
-class OnnxRun:
-    """An ONNX model: its graph in float64, else ONNX Runtime in the model's dtype."""
+@dataclass(frozen=True, slots=True, eq=False)
+class GraphRunner:
+    """A graph, evaluated in float64.
 
-    def __init__(self, model: "ModelProto", example_inputs: Sequence[Any]) -> None:
+    read: the graph for these inputs, and the inputs by the ids of its `Input` nodes.
+    names: the keys under which the outputs are given, in their order; None gives them by position.
+    """
+
+    read: Callable[[Sequence[Any]], tuple[Graph, Mapping[str, Tensor]]]
+    stored: str = "f32"
+    names: Sequence[str] | None = None
+    name: str = "the graph"
+    runtime: str = "the graph, float64"
+    computed: str = "f64"
+    moves_weights: bool = False
+
+    @classmethod
+    def of(cls, graph: Graph) -> "GraphRunner":
+        """A graph that is there already, which takes its inputs in order."""
+        ids = [node.id for node in graph if isinstance(node.op, ops.Input)]
+
+        def read(args: Sequence[Any]) -> tuple[Graph, Mapping[str, Tensor]]:
+            if len(ids) != len(args) or not all(isinstance(x, Tensor) for x in args):
+                raise UnsupportedModelError(f"the graph takes {len(ids)} tensors; found {len(args)} inputs")
+            return graph, dict(zip(ids, args, strict=True))
+
+        return cls(read, coarsest(param.dtype for param in graph.param_users))
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0) -> Outputs:
+        graph, feeds = self.read([*args, *(kwargs or {}).values()])
+        with _apart(torch.device("cpu"), seed):
+            values = evaluate(_nudged_graph(graph) if self.moves_weights else graph, feeds)
+        if self.names is not None:
+            return leaves(values, self.names)
+        return leaves([values[node_id] for node_id in graph.outputs])
+
+    def nudged(self) -> "GraphRunner":
+        """The graph with moved parameters."""
+        return replace(self, moves_weights=True)
+
+
+class OnnxRunner:
+    """An ONNX model in ONNX Runtime, with the runtime's own fusions off: it is a rewrite that is measured.
+
+    A model that should not be held twice is given as the path of a file.
+    """
+
+    def __init__(self, model: "ModelProto | Path") -> None:
+        import onnx
+
         from reparam_compiler.frontends.onnx.tensors import dtype_word as word_of
 
-        self._model = model
-        self.stored = coarsest(word_of(tensor.data_type) for tensor in model.graph.initializer if _is_weight(tensor))
-        self.computed, self.runtime = "f64", "the graph of the ONNX model, float64"
-        try:
-            exact = self._evaluated(example_inputs, nudge=False)
-        except ReparamError as error:
-            self._use_runtime(f"not in float64: {_line(error)}")
-            self.examples = self(example_inputs)
-            return
-        self.examples = exact
-        try:
-            own = self._native(self._model, example_inputs)
-        except UnsupportedModelError:  # a dtype that its kernels do not take, say: there is nothing to check against
-            return
-        same = exact.keys() == own.keys()
-        apart = max((difference(exact[name], own[name]).relative for name in exact), default=0.0) if same else math.inf
-        if not apart <= max(_AGREE, 64 * EPS[self.stored]):
-            self._use_runtime(f"the graph as read gives something else, by {apart:.1e}")
-            self.examples = own
-
-    def __call__(self, inputs: Sequence[Any]) -> Outputs:
-        self._check_sizes(inputs)
-        return self._evaluated(inputs, nudge=False) if self.computed == "f64" else self._native(self._model, inputs)
-
-    def nudged(self, inputs: Sequence[Any]) -> Outputs:
-        return self._evaluated(inputs, nudge=True) if self.computed == "f64" else self._native(self._nudged_model(), inputs)
-
-    def _use_runtime(self, why: str) -> None:
+        self._source = model
+        self._model = onnx.load(model, load_external_data=False) if isinstance(model, Path) else model
+        self.name = "ModelProto"
+        weights = filter(_is_weight, self._model.graph.initializer)
+        self.stored = coarsest(word_of(tensor.data_type) for tensor in weights)
         self.computed = self.stored
-        self.runtime = f"ONNX Runtime, {FLOATING[self.stored].name} ({why})"
+        self.runtime = f"ONNX Runtime, {FLOATING[self.stored].name}"
 
-    def _check_sizes(self, inputs: Sequence[Any]) -> None:
-        """The graph would run on sizes that the file excludes, and constants made of sizes would be wrong there."""
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the outputs, in their order."""
+        return [value.name for value in self._model.graph.output]
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0) -> Outputs:
+        from reparam_compiler.checking.onnx_runtime import RUNTIME_ERRORS, run_model
         from reparam_compiler.frontends.onnx.frontend import named_inputs
         from reparam_compiler.frontends.onnx.tensors import type_of
 
-        declared = {value.name: type_of(value.type)[1] for value in self._model.graph.input}
-        for name, array in named_inputs(self._model, inputs).items():
-            known = declared[name]
-            if known is None:
-                continue
-            fixed = [size for size in zip(known.shape, array.shape, strict=False) if isinstance(size[0], int)]
-            if len(known.shape) != array.ndim or any(size != given for size, given in fixed):
-                raise UnsupportedModelError(f"the ONNX model fixes {name} to {list(known.shape)}; found {list(array.shape)}")
-
-    def _evaluated(self, inputs: Sequence[Any], *, nudge: bool) -> Outputs:
-        from reparam_compiler.frontends.onnx.frontend import OnnxFrontend, named_inputs
-
-        feeds = {name: torch.from_numpy(np.array(array)) for name, array in named_inputs(self._model, inputs).items()}
-        graph = OnnxFrontend().read(self._model, [*feeds.values()]).graph
-        return leaves(evaluate(_nudged_graph(graph) if nudge else graph, feeds), self._names())
-
-    def _native(self, model: "ModelProto", inputs: Sequence[Any]) -> Outputs:
-        from reparam_compiler.frontends.onnx.frontend import RUNTIME_ERRORS, named_inputs, run_model
-        from reparam_compiler.frontends.onnx.tensors import type_of
-
-        rows = {value.name: DTYPES.get(type_of(value.type)[0] or "") for value in model.graph.input}
-        arrays = named_inputs(model, inputs)
-        feeds = {name: array.astype(row.numpy if (row := rows[name]) else array.dtype) for name, array in arrays.items()}
+        rows = {value.name: DTYPES.get(type_of(value.type)[0] or "") for value in self._model.graph.input}
+        given = named_inputs(self._model, [*args, *(kwargs or {}).values()])
+        feeds = {
+            name: array.astype(row.numpy if (row := rows[name]) else array.dtype, copy=False) for name, array in given.items()
+        }
         try:
-            return leaves(dict(zip(self._names(), run_model(model, feeds), strict=True)), self._names())
+            outputs = run_model(self._source, feeds)
         except RUNTIME_ERRORS as error:
             shapes = [array.shape for array in feeds.values()]
-            raise UnsupportedModelError(f"ONNX Runtime does not run the model on shapes {shapes}: {_line(error)}") from error
+            raise UnsupportedModelError(
+                f"ONNX Runtime does not run the model on shapes {shapes}: {first_line(error)}"
+            ) from error
+        return leaves(dict(zip(self.output_names, outputs, strict=True)), self.output_names)
 
-    def _names(self) -> list[str]:
-        return [value.name for value in self._model.graph.output]
-
-    def _nudged_model(self) -> "ModelProto":
+    def nudged(self) -> "OnnxRunner":
+        """A copy with moved initializers; those that lie in a file stay."""
         from onnx import ModelProto, TensorProto, numpy_helper
 
         model, generator = ModelProto(), torch.Generator().manual_seed(0)
@@ -215,11 +219,28 @@ class OnnxRun:
                 array = numpy_helper.to_array(tensor)
                 noise = _moved(torch.rand(array.shape, generator=generator, dtype=torch.float64), self.stored, exact=False)
                 tensor.CopyFrom(numpy_helper.from_array((array * noise.numpy()).astype(array.dtype), tensor.name))
-        return model
+        return OnnxRunner(model)
+
+
+@contextlib.contextmanager
+def _apart(device: torch.device, seed: int) -> Iterator[None]:
+    """No gradients, no autocast, and random numbers from this seed; the caller's are as they were afterwards."""
+    cuda = [*range(torch.cuda.device_count())] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for kind in {"cpu", device.type} & {"cpu", "cuda"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        torch.manual_seed(seed)
+        yield
 
 
 def leaves(value: Any, order: Iterable[str] | None = None) -> Outputs:
-    """The tensors, arrays and numbers in a value, by their places; those of a mapping in this order of its keys."""
+    """The tensors, arrays and numbers in a value, by their places; those of a mapping in this order of its keys.
+
+    >>> leaves({"scores": torch.zeros(2), "more": [True, None]})
+    {"['scores']": tensor([0., 0.]), "['more'][0]": tensor(True)}
+    """
     if order is not None:
         value = {name: value[name] for name in order}
     found = {}
@@ -234,8 +255,19 @@ def leaves(value: Any, order: Iterable[str] | None = None) -> Outputs:
 
 
 def coarsest(dtypes: Iterable[str]) -> str:
-    """The coarsest of the floating dtypes among these; float32 where there is none."""
+    """The coarsest of the floating dtypes among these; float32 where there is none.
+
+    >>> coarsest(["f64", "f16", "i64"])
+    'f16'
+    """
     return max((dtype for dtype in dtypes if dtype in EPS), key=EPS.__getitem__, default="f32")
+
+
+def _copied(module: nn.Module, shared: dict[int, Any]) -> nn.Module:
+    try:
+        return deep_copy(module, shared)
+    except Exception as error:
+        raise UnsupportedModelError(f"{type(module).__name__} cannot be copied, and it must not be changed: {error}") from error
 
 
 def _moved(noise: Tensor, dtype: str, *, exact: bool) -> Tensor:
@@ -264,22 +296,3 @@ def _is_weight(tensor: "TensorProto") -> bool:
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
-
-
-def _check_mode(model: nn.Module) -> None:
-    """Raises where a module would behave as in training. (A traced module's own flag says nothing: it runs what was traced.)"""
-    for name, module in model.named_modules():
-        if module.training and isinstance(module, _NormBase | _DropoutNd):
-            raise UnsupportedModelError(
-                f"{name or 'the model'} ({type(module).__name__}): training=True; expected a model in evaluation mode: "
-                "call model.eval() before equivalent()"
-            )
-    if model.training and not isinstance(model, fx.GraphModule):
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: training=True; expected a model in evaluation mode: call model.eval() before equivalent()"
-        )
-
-
-def _line(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,7 +13,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from reparam_compiler.api.compiling import compile
 from reparam_compiler.api.fusing import fuse
@@ -65,44 +65,18 @@ def run(console: Console, output: Path | None, options: Mapping[str, Any]) -> di
         What `--json` prints: the steps, and what was left out.
     """
     started = time.perf_counter()
-    model, one = digits_repvgg(), (torch.from_numpy(np.array(digits_split().test_images[:1])),)
+    one = (torch.from_numpy(np.array(digits_split().test_images[:1])),)
+    demo = _Demo(console, one, digits_split().test_images)
     if output is not None:
-        check_output(model, output, example_inputs=one)
-    images = digits_split().test_images
+        check_output(digits_repvgg(), output, example_inputs=one)
     console.print("[bold]A RepVGG trained on 1,078 handwritten digits[/]; accuracy is that on 719 others\n", highlight=False)
-    left_out = []
     with _one_thread():
-        steps: list[tuple[Step, Run]] = []
-
-        def add(name: str, subject: nn.Module, reference: nn.Module | None, words: str) -> None:
-            steps.append(_torch_step(name, subject, reference, images))
-            _say(console, steps[-1][0], words)
-
-        add("training form", model, model, "a block is a 3x3, a 1x1 and an identity, each with its batch norm")
-        fused, fusions = fuse(model, one, return_report=True)
-        convs = f"{fusions.before.convs} convs and their batch norms are {fusions.after.convs} convs now: the same function"
-        add("fused", fused, model, convs)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnrepairedPruneWarning)
-            unrepaired = prune(fused, one, **dict(options) | {"importance": options.get("importance") or "l1"})
-        cut = "pruned" if options.get("ratio") is None else f"pruned {options['ratio']:.0%}"
-        add(f"{cut}, no repair", unrepaired, None, "channels ranked by their filters alone and cut, nothing else")
-        pruned, plan = prune(fused, one, calibration=calibration_images(CALIBRATION), return_report=True, **options)
-        mended = 0 if plan.plan.repair is None else len(plan.plan.repair.repaired)
-        add(cut, pruned, pruned, f"ranked by {plan.plan.importance}, and {mended} layers refitted on {CALIBRATION} images")
+        demo.fuse()
+        demo.prune(options)
         if output is not None:
-            save_model(pruned, output, example_inputs=one)
-        try:
-            for title, subject, reference in (("fused", fused, model), (cut, pruned, pruned)):
-                seconds = time.perf_counter()
-                executable = compile(subject, one, fuse=False)
-                seconds = time.perf_counter() - seconds
-                steps.append(_step(title, "TVM", _tvm_run(executable), subject, reference, images, batch=1))
-                _say(console, steps[-1][0], f"machine code for this CPU, made in {seconds:.0f} s without a search")
-        except TvmMissingError as missing:
-            left_out.append(str(missing))
-            console.print(f"[yellow]not compiled[/]: {missing}", highlight=False)
-        timed = _timed(steps, images[:1])
+            save_model(demo.pruned, output, example_inputs=one)
+        demo.compile()
+        timed = _timed(demo.steps, demo.images[:1])
     console.print(_table(timed))
     for line in _closing(timed, time.perf_counter() - started, output):
         console.print(line, highlight=False, soft_wrap=True)
@@ -110,9 +84,69 @@ def run(console: Console, output: Path | None, options: Mapping[str, Any]) -> di
         "model": "digits RepVGG",
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()},
         "steps": [asdict(step) for step in timed],
-        "left_out": left_out,
+        "left_out": demo.left_out,
         "output": str(output) if output else None,
     }
+
+
+@dataclass
+class _Demo:
+    """The demonstration, step by step; each is said as it is done.
+
+    one: what the models are called with, one image. images: what they are tested on.
+    fused, pruned: the models that earlier steps made. cut: what the pruned one is called.
+    """
+
+    console: Console
+    one: tuple[Tensor]
+    images: Images
+    steps: list[tuple[Step, Run]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    model: nn.Module = field(default_factory=digits_repvgg)
+    fused: nn.Module = field(init=False)
+    pruned: nn.Module = field(init=False)
+    cut: str = "pruned"
+
+    def fuse(self) -> None:
+        """Training form and fused form."""
+        self._add("training form", self.model, self.model, "a block is a 3x3, a 1x1 and an identity, each with its batch norm")
+        self.fused, fusions = fuse(self.model, self.one, return_report=True)
+        convs = f"{fusions.before.convs} convs and their batch norms are {fusions.after.convs} convs now: the same function"
+        self._add("fused", self.fused, self.model, convs)
+
+    def prune(self, options: Mapping[str, Any]) -> None:
+        """The fused form pruned without repair, and with it; options: arguments of `prune`."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnrepairedPruneWarning)
+            unrepaired = prune(self.fused, self.one, **dict(options) | {"importance": options.get("importance") or "l1"})
+        self.cut = "pruned" if options.get("ratio") is None else f"pruned {options['ratio']:.0%}"
+        self._add(f"{self.cut}, no repair", unrepaired, None, "channels ranked by their filters alone and cut, nothing else")
+        images = calibration_images(CALIBRATION)
+        self.pruned, report = prune(self.fused, self.one, calibration=images, return_report=True, **options)
+        plan = report.plan
+        mended = 0 if plan.repair is None else len(plan.repair.repaired)
+        words = f"ranked by {plan.importance}, and {mended} layers refitted on {CALIBRATION} images"
+        self._add(self.cut, self.pruned, self.pruned, words)
+
+    def compile(self) -> None:
+        """The fused and the pruned form as machine code, where TVM is installed."""
+        try:
+            for title, subject, reference in (("fused", self.fused, self.model), (self.cut, self.pruned, self.pruned)):
+                seconds = time.perf_counter()
+                executable = compile(subject, self.one, fuse=False)
+                seconds = time.perf_counter() - seconds
+                self.steps.append(_step(title, "TVM", _tvm_run(executable), subject, reference, self.images, batch=1))
+                self._say(f"machine code for this CPU, made in {seconds:.0f} s without a search")
+        except TvmMissingError as missing:
+            self.left_out.append(str(missing))
+            self.console.print(f"[yellow]not compiled[/]: {missing}", highlight=False)
+
+    def _add(self, name: str, subject: nn.Module, reference: nn.Module | None, words: str) -> None:
+        self.steps.append(_torch_step(name, subject, reference, self.images))
+        self._say(words)
+
+    def _say(self, words: str) -> None:
+        self.console.print(f"[green]✓[/] [bold]{_title(self.steps[-1][0])}[/]: {words}", highlight=False, soft_wrap=True)
 
 
 def _torch_step(name: str, subject: nn.Module, reference: nn.Module | None, images: Images) -> tuple[Step, Run]:
@@ -183,10 +217,6 @@ def _one_thread() -> Iterator[None]:
 
 def _title(step: Step) -> str:
     return step.name if step.engine == "torch" else f"{step.name}, {step.engine}"
-
-
-def _say(console: Console, step: Step, words: str) -> None:
-    console.print(f"[green]✓[/] [bold]{_title(step)}[/]: {words}", highlight=False, soft_wrap=True)
 
 
 def _table(steps: list[Step]) -> Table:

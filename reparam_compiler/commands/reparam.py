@@ -16,7 +16,6 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,9 +23,23 @@ import numpy as np
 import torch
 import typer
 
+from reparam_compiler.api.comparing import equivalent
 from reparam_compiler.api.fusing import fuse, inspect
 from reparam_compiler.api.pruning import apply_manifest, prune
-from reparam_compiler.checking.equivalent import equivalent
+from reparam_compiler.commands.options import (
+    Allocation,
+    FusePolicy,
+    Importance,
+    Json,
+    KeepBn,
+    MeasureCosts,
+    Model,
+    Output,
+    Policy,
+    Quality,
+    Shapes,
+    UnsafeLoad,
+)
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_pruning, status
 from reparam_compiler.cost.measure import measure_costs
 from reparam_compiler.errors import (
@@ -36,7 +49,8 @@ from reparam_compiler.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from reparam_compiler.models.io import check_output, inputs_of_shapes, load_model, parse_shapes, save_model
+from reparam_compiler.models.io import check_output, inputs_of_shapes, load_model, save_model
+from reparam_compiler.models.shapes import parse_shapes
 from reparam_compiler.tvmc import commands as tvmc_commands
 
 EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
@@ -65,60 +79,6 @@ app = typer.Typer(
     epilog=f"Example: reparam fuse repvgg.onnx -o fused.onnx\n\n{MODELS}\n\n{CODES}",
     **STYLE,
 )
-
-
-class FusePolicy(StrEnum):
-    """What is fused."""
-
-    cost = "cost"
-    always = "always"
-
-
-class Importance(StrEnum):
-    """How channels are ranked."""
-
-    l1 = "l1"
-    l2 = "l2"
-    bn_scale = "bn_scale"
-    fpgm = "fpgm"
-    geometric = "geometric"
-    random = "random"
-    taylor = "taylor"
-    hessian = "hessian"
-    energy = "energy"
-    lasso = "lasso"
-    obs = "obs"
-    obs_patches = "obs_patches"
-
-
-class Allocation(StrEnum):
-    """Where channels are taken from."""
-
-    uniform = "uniform"
-    whole = "global"
-    sensitivity = "sensitivity"
-
-
-class Quality(StrEnum):
-    """What is done with calibration data."""
-
-    fast = "fast"
-    standard = "standard"
-    high = "high"
-
-
-Model = Annotated[str, typer.Argument(help="An .onnx, a .pt2, or package.module:factory.", show_default=False)]
-Output = typer.Option("--output", "-o", help="The file to write: .onnx or .pt2.", show_default=False)
-Shapes = Annotated[
-    str | None, typer.Option("--input-shapes", help="Shapes that the model leaves open: 'x:[1,3,224,224] mask:[1,10]'.")
-]
-UnsafeLoad = Annotated[bool, typer.Option("--unsafe-load", help="Open pickles too: they can run any code.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Policy = Annotated[FusePolicy, typer.Option("--policy", help="Fuse what makes the model faster, or all that is exact.")]
-KeepBn = Annotated[bool, typer.Option("--keep-bn", help="Leave the last batch norm of each block, to train on quantized.")]
-MeasureCosts = Annotated[
-    bool, typer.Option("--measure-costs", help="Decide by the speed of this machine, not of a usual CPU; takes a second.")
-]
 
 
 @app.command(
@@ -423,7 +383,7 @@ def _first_arrays(path: Path) -> list[np.ndarray[Any, Any]]:
 
 
 def _inputs(model: Any, shapes: str | None) -> tuple[Any, ...] | None:
-    return None if shapes is None else inputs_of_shapes(model, parse_shapes(shapes))
+    return inputs_of_shapes(model, parse_shapes(shapes)) if shapes and shapes.strip() else None
 
 
 def _inputs_of_either(one: Any, other: Any, shapes: str) -> tuple[Any, ...]:

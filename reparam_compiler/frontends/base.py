@@ -1,33 +1,44 @@
-"""What a frontend is: it reads a native model into a Graph, and writes the difference of two graphs back.
+"""The kinds of native models, and what a frontend is: it reads one into a Graph, and writes the difference of two graphs back.
 
-matches(model)                     is this model mine?
-read(model, example_inputs)        Reading: the graph, and what is needed to write
-Reading.write(after)               a new native model; with inplace=True the caller's own
-Reading.compare(after, inputs)     both models run whole in their own runtime, or None where no inputs are known
+kind_of(model)                             which kind this is, without importing onnx
+Frontend.read(model, example_inputs)       Reading: the graph, and what is needed to write
+Reading.write(after)                       a new native model; with inplace=True the caller's own
+
+Nothing is run here: `checking/` runs models and compares them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
-from reparam_compiler.interpreter.difference import Difference
+from torch import fx, nn
+from torch.export import ExportedProgram
+
 from reparam_compiler.ir.graph import Graph
 
 Model = TypeVar("Model")
 ModelOut = TypeVar("ModelOut", covariant=True)
+Kind = Literal["torch.nn", "torch.fx", "torch.export", "onnx"]
+"""A plain nn.Module, which must be traced before it is read; an fx.GraphModule; an ExportedProgram; an onnx.ModelProto."""
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The whole model before and after, run by `runtime` in `dtype` on `inputs` ("example inputs", "random inputs …").
+def kind_of(model: object) -> Kind | None:
+    """The kind of a native model; None for what is no model.
 
-    difference: the largest over all outputs.
+    >>> kind_of(nn.ReLU())
+    'torch.nn'
+    >>> kind_of(fx.symbolic_trace(nn.ReLU()))
+    'torch.fx'
+    >>> kind_of(nn.ReLU().state_dict()) is None
+    True
     """
-
-    difference: Difference
-    dtype: str
-    runtime: str
-    inputs: str
+    if isinstance(model, fx.GraphModule):
+        return "torch.fx"
+    if isinstance(model, nn.Module):
+        return "torch.nn"
+    if isinstance(model, ExportedProgram):
+        return "torch.export"
+    is_onnx = type(model).__module__.partition(".")[0] == "onnx" and type(model).__name__ == "ModelProto"
+    return "onnx" if is_onnx else None
 
 
 class Reading(Protocol[ModelOut]):
@@ -38,28 +49,22 @@ class Reading(Protocol[ModelOut]):
         """The model as a graph; its `Input` nodes come in the order of the model's inputs."""
         ...
 
-    def write(self, after: Graph, *, inplace: bool = False) -> ModelOut:
+    def write(self, after: Graph, *, inplace: bool = False, exact: bool = False) -> ModelOut:
         """The model that computes `after`, a graph that passes made of `graph`.
 
         What is not in `diff(graph, after)` is as it was in the caller's model, which is not touched unless `inplace`.
+        With `exact` the new weights are not rounded: a torch model is given in float64, to be compared in it. ONNX has no
+        such form, as ONNX Runtime has no float64 convs: its weights are rounded all the same.
         """
-        ...
-
-    def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
-        """The model before and after, whole; None where there are no inputs to run it on."""
         ...
 
 
 class Frontend(Protocol[Model]):
-    """A kind of native model."""
+    """A reader and writer of one kind of native model."""
 
     @property
     def name(self) -> str:
         """The kind, as reports print it."""
-        ...
-
-    def matches(self, model: object) -> bool:
-        """True for models of this kind."""
         ...
 
     def read(self, model: Model, example_inputs: Sequence[Any] | None = None) -> Reading[Model]:

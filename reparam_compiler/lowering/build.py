@@ -42,7 +42,7 @@ def compile(
     """Compile a model for a target, by schedules that need no search.
 
     Args:
-        model: nn.Module, fx.GraphModule, ExportedProgram, onnx.ModelProto or the path of an `.onnx`; in eval mode.
+        model: nn.Module, fx.GraphModule, ExportedProgram or onnx.ModelProto; in eval mode.
         example_inputs: a tensor or a tuple, for nn.Module and fx.GraphModule.
         target: see `lowering.target`; None is this machine.
         database: a folder that `tune` wrote; its measurements choose tiles and schedules where they are faster.

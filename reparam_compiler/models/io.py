@@ -23,26 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 
-from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.errors import UnsupportedModelError, first_line
+from reparam_compiler.frontends.base import kind_of
 from reparam_compiler.models import pt2_archive
 
 PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
 WRITTEN = (".onnx", ".pt2")
 """The suffixes that `save_model` writes."""
-SHAPE = re.compile(r"(?P<name>[^\s\[\],:][^\s\[\],]*?)\s*:\s*\[(?P<sizes>\s*[1-9]\d*\s*(,\s*[1-9]\d*\s*)*)\]")
-SHAPES = re.compile(rf"\s*{SHAPE.pattern}([\s,]+{re.sub(r'[?]P<[a-z]+>', '', SHAPE.pattern)})*\s*")
 FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*):(?P<factory>[A-Za-z_]\w*(\.\w+)*)")
 
 
-def load_model(spec: str | os.PathLike[str], *, unsafe: bool = False) -> Any:
+def load_model(spec: str | os.PathLike[str], *, unsafe: bool = False, is_onnx: bool = False) -> Any:
     """The model that a spec names.
 
     Args:
         spec: the path of an .onnx or .pt2 file, or `package.module:factory`; the working folder is importable.
         unsafe: open pickles too, .pt files and those inside a .pt2. They can run any code.
+        is_onnx: a file is an ONNX file whatever its suffix.
 
     Returns:
         An `onnx.ModelProto`, an `ExportedProgram` or an `nn.Module`, in the mode that it was made in.
@@ -52,6 +52,8 @@ def load_model(spec: str | os.PathLike[str], *, unsafe: bool = False) -> Any:
     """
     text = os.fspath(spec)
     path = Path(text)
+    if is_onnx and path.is_file():
+        return _onnx(path)
     if path.suffix.lower() in PICKLES or path.suffix.lower() in WRITTEN:
         if not path.is_file():
             raise UnsupportedModelError(f"{text}: no such file")
@@ -78,10 +80,11 @@ def save_model(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequ
     """
     target = Path(path)
     check_output(model, target, example_inputs=example_inputs)
-    if _is_onnx(model) or target.suffix == ".onnx":
+    is_onnx = kind_of(model) == "onnx"
+    if is_onnx or target.suffix == ".onnx":
         from reparam_compiler.frontends.onnx import io as onnx_io
 
-        onnx_io.save(model if _is_onnx(model) else _to_onnx(_program(model, target, example_inputs), target), target)
+        onnx_io.save(model if is_onnx else _to_onnx(_program(model, target, example_inputs), target), target)
         return
     program = _program(model, target, example_inputs)
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.pt2")
@@ -95,32 +98,18 @@ def save_model(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequ
 
 def check_output(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequence[Any] | None = None) -> None:
     """Raises UnsupportedModelError where `save_model` cannot write such a model to such a path: to be asked before work."""
-    target = Path(path)
+    target, kind = Path(path), kind_of(model)
     if target.suffix not in WRITTEN:
         raise UnsupportedModelError(f"{target}: found the suffix {target.suffix!r}; expected .onnx or .pt2")
-    if _is_onnx(model) and target.suffix == ".pt2":
+    if kind == "onnx" and target.suffix == ".pt2":
         raise UnsupportedModelError(f"{target}: an ONNX model cannot become a .pt2; give a path that ends in .onnx")
-    if isinstance(model, nn.Module) and example_inputs is None:
+    if kind in ("torch.nn", "torch.fx") and example_inputs is None:
         raise UnsupportedModelError(
             f"{target}: writing a torch module means exporting it, and that needs its input shapes: "
             "--input-shapes 'x:[1,3,224,224]' (save_model(..., example_inputs=...))"
         )
-    if not (_is_onnx(model) or isinstance(model, nn.Module | ExportedProgram)):
+    if kind is None:
         raise UnsupportedModelError(f"{target}: a {type(model).__module__}.{type(model).__qualname__} cannot be written")
-
-
-def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
-    """{"x": (1, 3), "y": (1,)} of "x:[1,3] y:[1]", which is how command lines state input shapes.
-
-    Raises:
-        UnsupportedModelError: the text cannot be read so.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    if SHAPES.fullmatch(text) is None:
-        raise UnsupportedModelError(f"cannot read the input shapes {text!r}; expected 'x:[1,3,224,224]'")
-    for match in SHAPE.finditer(text):
-        shapes[match["name"]] = tuple(int(size) for size in match["sizes"].split(","))
-    return shapes
 
 
 def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...]:
@@ -143,22 +132,19 @@ def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[A
     ordered = [name for name in names if name in shapes] if names is not None else list(shapes)
     source = torch.Generator().manual_seed(0)
     tensors = [torch.randn(tuple(shapes[name]), generator=source) for name in ordered]
-    return tuple(tensor.numpy() for tensor in tensors) if _is_onnx(model) else tuple(tensors)
+    return tuple(tensor.numpy() for tensor in tensors) if kind_of(model) == "onnx" else tuple(tensors)
 
 
 def _input_names(model: Any) -> list[str] | None:
+    """The names of the inputs, in their order; None for a forward(*args), which has none."""
+    if kind_of(model) == "onnx":
+        from reparam_compiler.frontends.onnx.frontend import unset_inputs
+
+        return [value.name for value in unset_inputs(model)]
     if isinstance(model, ExportedProgram):
         return list(model.graph_signature.user_inputs)
-    if isinstance(model, nn.Module):
-        parameters = inspect.signature(model.forward).parameters.values()
-        return None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else [p.name for p in parameters]
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return [value.name for value in model.graph.input if value.name not in weights]
-
-
-def _is_onnx(model: object) -> bool:
-    """True for a ModelProto, without importing onnx."""
-    return type(model).__module__.partition(".")[0] == "onnx" and type(model).__name__ == "ModelProto"
+    parameters = inspect.signature(model.forward).parameters.values()
+    return None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else [p.name for p in parameters]
 
 
 def _onnx(path: Path) -> Any:
@@ -179,8 +165,7 @@ def _exported(path: Path, unsafe: bool) -> ExportedProgram:
         with _quiet_export():
             return torch.export.load(io.BytesIO(data))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{path}: torch.export cannot load it: {reason}") from error
+        raise UnsupportedModelError(f"{path}: torch.export cannot load it: {first_line(error)}") from error
 
 
 def _unpickled(path: Path, unsafe: bool) -> Any:
@@ -192,8 +177,7 @@ def _unpickled(path: Path, unsafe: bool) -> Any:
     try:
         found = torch.load(path, map_location="cpu", weights_only=False)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{path}: torch cannot load it: {reason}") from error
+        raise UnsupportedModelError(f"{path}: torch cannot load it: {first_line(error)}") from error
     return _checked(found, str(path))
 
 
@@ -211,12 +195,11 @@ def _made(spec: str, module_name: str, factory_name: str) -> Any:
             if not hasattr(found, name):
                 raise UnsupportedModelError(f"{spec}: {module_name} has no {factory_name}")
             found = getattr(found, name)
-        is_model = isinstance(found, nn.Module | ExportedProgram) or not callable(found)
-        return _checked(found if is_model else found(), spec)
+        return _checked(found if kind_of(found) or not callable(found) else found(), spec)
 
 
 def _checked(found: Any, spec: str) -> Any:
-    if _is_onnx(found) or isinstance(found, nn.Module | ExportedProgram):
+    if kind_of(found) is not None:
         return found
     raise UnsupportedModelError(
         f"{spec}: found a {type(found).__module__}.{type(found).__qualname__}; expected an nn.Module, an ExportedProgram or an "
@@ -232,8 +215,7 @@ def _program(model: Any, target: Path, example_inputs: Sequence[Any] | None) -> 
         with _quiet_export():
             return torch.export.export(model, inputs)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{target}: torch.export cannot take the model: {reason}") from error
+        raise UnsupportedModelError(f"{target}: torch.export cannot take the model: {first_line(error)}") from error
 
 
 def _to_onnx(program: ExportedProgram, target: Path) -> Any:
@@ -241,8 +223,7 @@ def _to_onnx(program: ExportedProgram, target: Path) -> Any:
         with _quiet_export():
             written = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UnsupportedModelError(f"{target}: torch.onnx cannot export the model: {reason}") from error
+        raise UnsupportedModelError(f"{target}: torch.onnx cannot export the model: {first_line(error)}") from error
     if written is None:
         raise UnsupportedModelError(f"{target}: torch.onnx gave no model")
     return written.model_proto

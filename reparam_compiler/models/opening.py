@@ -1,36 +1,152 @@
-"""Which kind of model this is, and what reads it."""
+"""`open`: a model of any kind, opened once. Every public function and command takes its model from here.
+
+    open(model, inputs) -> Source     kind, native model, inputs; and, when they are asked for, the trace and the graph
+
+A path is loaded, a plain module is traced, a graph is read: each at most once, and only where somebody asks.
+"""
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 
+from reparam_compiler.checking.written import Inputs, same_function
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.base import Frontend
+from reparam_compiler.frontends.base import Frontend, Kind, Reading, kind_of
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.frontends.torch.tracing.modules import traced
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.models.io import WRITTEN, load_model
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model that was opened.
+
+    kind: what the caller gave; "onnx" for an .onnx file.
+    model: the native model, as the caller has it or as its file holds it.
+    inputs: the example inputs, a tuple or a list; None where there are none.
+    copy: whether the trace of a plain module shares no tensor with it.
+    name: the path that it was opened from, else its class.
+    """
+
+    kind: Kind
+    model: Any
+    inputs: Sequence[Any] | None
+    copy: bool = True
+    name: str = ""
+
+    @cached_property
+    def trace(self) -> fx.GraphModule | None:
+        """A plain module as a GraphModule; None where no tracer takes it whole."""
+        return traced(self.model, self.inputs, copy=self.copy, agree=same_function)
+
+    @property
+    def native(self) -> Any:
+        """What is read and written: the model itself, or the trace of a plain module.
+
+        Raises UnsupportedModelError for a module that no tracer takes whole.
+        """
+        if self.kind != "torch.nn":
+            return self.model
+        if self.trace is None:
+            raise UnsupportedModelError(
+                f"{type(self.model).__name__} cannot be traced as a whole, and channels are coupled across the whole model; "
+                "pass example_inputs, or export the model yourself and pass the ExportedProgram"
+            )
+        return self.trace
+
+    @property
+    def is_own(self) -> bool:
+        """True where `native` is a trace, which nobody else holds: what is written of it need not be a copy."""
+        return self.kind == "torch.nn"
+
+    @cached_property
+    def frontend(self) -> Frontend[Any]:
+        """What reads and writes `native`."""
+        return frontend_for(self.native)
+
+    @cached_property
+    def reading(self) -> Reading[Any]:
+        """`native`, read; raises UnsupportedModelError for a model that cannot be read."""
+        try:
+            return self.frontend.read(self.native, self.inputs)
+        except UnsupportedModelError:
+            if not self.is_own or self.inputs is None:
+                raise
+        return self.frontend.read(self.native, None)  # a check of its own data fails on shapes: the tracer noted what will do
+
+    @property
+    def graph(self) -> Graph:
+        """The model as a graph."""
+        return self.reading.graph
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a report should say of how the model was traced."""
+        if not self.is_own or self.trace is None:
+            return ()
+        meta = self.trace.meta
+        frozen = tuple(f"fixed while tracing, as the weights have it: {name}" for name in meta.get("frozen", ()))
+        return (*frozen, *meta.get("remarks", ()))
+
+    @property
+    def run_inputs(self) -> Inputs | None:
+        """What the model can be run on: the example inputs, or those that a program brings with it."""
+        return Inputs.of(self.model, self.inputs)
+
+
+def open(model: Any, example_inputs: Any = None, *, copy: bool = True) -> Source:
+    """A model of any kind, or the path of an .onnx or .pt2 file.
+
+    >>> from torch import nn
+    >>> source = open(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()).eval())
+    >>> source.kind, len(source.graph.nodes)
+    ('torch.nn', 3)
+
+    Args:
+        model: an nn.Module, fx.GraphModule, ExportedProgram, onnx.ModelProto, or a path.
+        example_inputs: what it is called with, in a tuple; a tensor alone is one input.
+        copy: leave the caller's module alone; without, its trace shares its tensors.
+
+    Raises:
+        UnsupportedModelError: it is no model, or its file cannot be read; or the inputs are no tuple.
+    """
+    native = _loaded(model)
+    kind = kind_of(native)
+    if kind is None:
+        raise _no_model(native)
+    name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
+    return Source(kind, native, _given(example_inputs), copy, name)
 
 
 def frontend_for(model: object) -> Frontend[Any]:
-    """The frontend that reads a model; raises UnsupportedModelError where there is none."""
-    frontends: list[Frontend[Any]] = [FxFrontend(), ExportFrontend()]
-    if type(model).__module__.partition(".")[0] == "onnx":
+    """The frontend that reads a native model; raises UnsupportedModelError where there is none."""
+    kind = kind_of(model)
+    if kind == "torch.fx":
+        return FxFrontend()
+    if kind == "torch.export":
+        return ExportFrontend()
+    if kind == "onnx":
         from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 
-        frontends.append(OnnxFrontend())
-    for frontend in frontends:
-        if frontend.matches(model):
-            return frontend
-    raise UnsupportedModelError(
+        return OnnxFrontend()
+    raise _no_model(model)
+
+
+def _no_model(model: object) -> UnsupportedModelError:
+    return UnsupportedModelError(
         f"found a {type(model).__module__}.{type(model).__qualname__}; expected an fx.GraphModule, an ExportedProgram, "
-        "an onnx.ModelProto, the path of an .onnx file, or an nn.Module. For a .pt2 file call torch.export.load first"
+        "an onnx.ModelProto, the path of an .onnx or .pt2 file, or an nn.Module"
     )
 
 
-def given_inputs(example_inputs: Any) -> Sequence[Any] | None:
-    """Example inputs as a tuple: a tensor alone is one input."""
+def _given(example_inputs: Any) -> Sequence[Any] | None:
     if isinstance(example_inputs, Tensor):
         return (example_inputs,)
     if example_inputs is None or isinstance(example_inputs, tuple | list):
@@ -40,12 +156,11 @@ def given_inputs(example_inputs: Any) -> Sequence[Any] | None:
     )
 
 
-def opened(model: Any) -> Any:
-    """The ModelProto of an .onnx file; everything else as it is."""
+def _loaded(model: Any) -> Any:
     if not isinstance(model, str | os.PathLike):
         return model
-    if Path(model).suffix != ".onnx":
-        raise UnsupportedModelError(f"found the path {os.fspath(model)}; expected one that ends in .onnx, or a model object")
-    from reparam_compiler.frontends.onnx.io import load
-
-    return load(model)
+    if Path(model).suffix not in WRITTEN:
+        raise UnsupportedModelError(
+            f"found the path {os.fspath(model)}; expected one that ends in .onnx or .pt2, or a model object"
+        )
+    return load_model(model)

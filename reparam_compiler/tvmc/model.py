@@ -156,11 +156,7 @@ def load(
         raise UnsupportedModelError(f"{path}: found the model format {model_format!r}; expected onnx or pytorch")
     from reparam_compiler.models.io import load_model
 
-    if model_format == "onnx" and Path(path).suffix.lower() != ".onnx" and Path(path).is_file():
-        from reparam_compiler.frontends.onnx import io as onnx_io
-
-        return TVMCModel(onnx_io.load(Path(path)), shape_dict, fuse)
-    return TVMCModel(load_model(path, unsafe=unsafe), shape_dict, fuse)
+    return TVMCModel(load_model(path, unsafe=unsafe, is_onnx=model_format == "onnx"), shape_dict, fuse)
 
 
 def tune(

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reparam_compiler.errors import LoweringError
+from reparam_compiler.errors import LoweringError, UnsupportedModelError
+from reparam_compiler.models.shapes import parse_shapes
 
-SHAPE = re.compile(r"\s*,?\s*(?P<name>[^\s\[\]]+?)\s*:\s*\[(?P<dims>[^\[\]]*)\]")
 LAYOUT_OR_OP = re.compile(r"[A-Z][A-Za-z0-9]*(:[A-Za-z0-9]+)?|default|(nn|qnn|image)\.[\w.]+")
 LISTS = ("--desired-layout", "--desired-layout-ops", "--mixed-precision-ops")
 """Options that take several words; the words are told from MODEL by `LAYOUT_OR_OP`."""
@@ -150,21 +150,11 @@ def parse(arguments: Sequence[str], prog: str = "tvmc") -> argparse.Namespace:
     return found
 
 
-def parse_shapes(text: str) -> dict[str, tuple[int, ...]]:
-    """{"x": (1, 3)} of "x:[1,3]".
-
-    Raises: argparse.ArgumentTypeError where the text is not of that form.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    position = 0
-    while text[position:].strip(" ,"):
-        match = SHAPE.match(text, position)
-        sizes = [size.strip() for size in match["dims"].split(",")] if match else []
-        if match is None or not all(size.isdigit() and int(size) for size in sizes if size or len(sizes) > 1):
-            raise argparse.ArgumentTypeError(f"cannot read {text!r}; expected 'x:[1,3,224,224]', every size at least 1")
-        shapes[match["name"]] = tuple(int(size) for size in sizes if size)
-        position = match.end()
-    return shapes
+def _shapes(text: str) -> dict[str, tuple[int, ...]]:
+    try:
+        return parse_shapes(text)
+    except UnsupportedModelError as refusal:
+        raise argparse.ArgumentTypeError(str(refusal)) from refusal
 
 
 def target_of(found: argparse.Namespace) -> str | dict[str, Any] | None:
@@ -290,7 +280,7 @@ def _tune(command: argparse.ArgumentParser) -> None:
 def _model(command: argparse.ArgumentParser) -> None:
     command.add_argument("MODEL", help="an .onnx, a .pt2, or package.module:factory")
     command.add_argument("--model-format", choices=("onnx", "pytorch", *GONE_FORMATS), help="default: by the name of MODEL")
-    command.add_argument("--input-shapes", type=parse_shapes, help="shapes that the model leaves open: 'x:[1,3,224,224]'")
+    command.add_argument("--input-shapes", type=_shapes, help="shapes that the model leaves open: 'x:[1,3,224,224]'")
     command.add_argument("--no-fuse", action="store_true", help="do not fuse the branches of MODEL first")
     command.add_argument("--unsafe-load", action="store_true", help="open pickles too: they can run any code")
     _json(command)

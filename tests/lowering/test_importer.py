@@ -74,11 +74,6 @@ def test_onnx_keeps_its_names_and_matches_torch() -> None:
     np.testing.assert_allclose(compiled.run(**{"pixels/0": x})[0], conv_reference(model, x), **FLOAT32)
 
 
-def test_onnx_path_is_read(tmp_path: Path) -> None:
-    onnx.save(conv_onnx(), tmp_path / "m.onnx")
-    assert lowering.compile(tmp_path / "m.onnx").inputs[0].shape == (1, 5, 8, 7)
-
-
 def test_float64_stays_float64() -> None:
     model, x = conv_onnx(np.float64), np.random.default_rng(1).standard_normal((1, 5, 8, 7))
     np.testing.assert_allclose(lowering.compile(model).run(x)[0], conv_reference(model, x), **FLOAT64)
@@ -172,12 +167,6 @@ def test_open_batches_are_those_inputs_that_only_lack_their_first_size() -> None
 def test_other_kinds_are_unsupported(model: object) -> None:
     with pytest.raises(UnsupportedModelError):
         lowering.compile(model)
-
-
-def test_file_that_is_no_onnx_is_unsupported(tmp_path: Path) -> None:
-    (tmp_path / "bad.onnx").write_bytes(b"\x00not a model" * 9)
-    with pytest.raises(UnsupportedModelError, match=r"bad\.onnx"):
-        lowering.compile(tmp_path / "bad.onnx")
 
 
 def test_caller_s_model_is_unchanged() -> None:

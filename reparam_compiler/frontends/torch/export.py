@@ -12,8 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from reparam_compiler.frontends.base import Comparison
-from reparam_compiler.frontends.torch.fx import compare_copies
 from reparam_compiler.frontends.torch.native import InPlace
 from reparam_compiler.frontends.torch.program_writer import ProgramWriter
 from reparam_compiler.frontends.torch.reader import TorchReader
@@ -26,10 +24,6 @@ class ExportFrontend:
     """Reads and writes `torch.export.ExportedProgram`."""
 
     name = "torch.export"
-
-    def matches(self, model: object) -> bool:
-        """True for an ExportedProgram."""
-        return isinstance(model, ExportedProgram)
 
     def read(self, model: ExportedProgram, example_inputs: Sequence[Any] | None = None) -> "ExportReading":
         """The graph; shapes come from the program itself."""
@@ -55,29 +49,18 @@ class ExportReading:
     graph: Graph
     in_place: InPlace
 
-    def write(self, after: Graph, *, inplace: bool = False) -> ExportedProgram:
-        """The program that computes `after`."""
+    def write(self, after: Graph, *, inplace: bool = False, exact: bool = False) -> Any:
+        """The program that computes `after`; with `exact` its module in float64, the new weights not rounded.
+
+        A program states the dtype of every value: it is a module that can be of another dtype.
+        """
+        if exact:
+            return deep_copy(self._write(after, exact=True, share=True).module()).double()
         written = self._write(after, exact=False, share=inplace)
         if not inplace:
             return written
         self.model.__dict__.update(written.__dict__)
         return self.model
-
-    def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
-        """Both programs as modules, as `FxReading.compare` does it, on the example inputs or the program's own."""
-        inputs, kind = example_inputs, "example inputs"
-        if inputs is None and self.model.example_inputs is not None:
-            inputs, kind = self.model.example_inputs[0], "the program's own example inputs"
-        if inputs is None:
-            return None
-
-        def copies(exact: bool) -> tuple[nn.Module, nn.Module]:
-            models = (self.model.module(), self._write(after, exact=exact, share=True).module())
-            before_model, after_model = (deep_copy(model).double() if exact else deep_copy(model) for model in models)
-            return before_model, after_model
-
-        worst, dtype = compare_copies(copies, inputs)
-        return Comparison(worst, dtype, "torch", kind)
 
     def _write(self, after: Graph, *, exact: bool, share: bool) -> ExportedProgram:
         changes = diff(self.graph, after)

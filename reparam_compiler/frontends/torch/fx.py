@@ -4,8 +4,7 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 `Conv3d`, `Linear`) under the name of what it replaces, and pruned tensors stand in the modules that had them before.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,26 +13,19 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.base import Comparison
 from reparam_compiler.frontends.torch.graph_module_writer import GraphModuleWriter, attribute
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
 from reparam_compiler.frontends.torch.tensors import deep_copy
-from reparam_compiler.interpreter.difference import EXACT, Difference, difference
 from reparam_compiler.ir.graph import Graph, diff
 
-logger = logging.getLogger(__name__)
 
 
 class FxFrontend:
     """Reads and writes `torch.fx.GraphModule`."""
 
     name = "torch.fx"
-
-    def matches(self, model: object) -> bool:
-        """True for a GraphModule."""
-        return isinstance(model, fx.GraphModule)
 
     def read(self, model: fx.GraphModule, example_inputs: Sequence[Any] | None = None) -> "FxReading":
         """The graph; shapes are known where example inputs are given or the nodes carry them (`tensor_meta`, `val`).
@@ -50,8 +42,6 @@ class FxFrontend:
         return FxReading(model, graph, InPlace.of(reader.writes, reader.written_into))
 
 
-_SUSPECT = 1e-5
-"""A relative difference of two float64 runs above which they are run in the model's dtype as well."""
 _HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
@@ -71,23 +61,11 @@ class FxReading:
     graph: Graph
     in_place: InPlace
 
-    def write(self, after: Graph, *, inplace: bool = False) -> fx.GraphModule:
-        """The model that computes `after`."""
+    def write(self, after: Graph, *, inplace: bool = False, exact: bool = False) -> fx.GraphModule:
+        """The model that computes `after`; with `exact` in float64, the new weights not rounded."""
+        if exact:
+            return self._write(after, deep_copy(self.model).double(), exact=True)
         return self._write(after, self.model if inplace else self._copy(after))
-
-    def compare(self, after: Graph, example_inputs: Sequence[Any] | None) -> Comparison | None:
-        """Both models in float64 where they run in it, the new weights not rounded, on the example inputs."""
-        if example_inputs is None:
-            return None
-
-        def copies(exact: bool) -> tuple[nn.Module, nn.Module]:
-            before, after_model = deep_copy(self.model), deep_copy(self.model)
-            if exact:
-                before, after_model = before.double(), after_model.double()
-            return before, self._write(after, after_model, exact=exact)
-
-        worst, dtype = compare_copies(copies, example_inputs)
-        return Comparison(worst, dtype, "torch", "example inputs")
 
     def _copy(self, after: Graph) -> fx.GraphModule:
         """A deep copy, without the weights that are about to go: they are never copied."""
@@ -129,47 +107,6 @@ class FxReading:
                 NativeNodes(nodes, self.in_place)
             )
         return model
-
-
-def compare_copies(copies: Callable[[bool], tuple[nn.Module, nn.Module]], inputs: Sequence[Any]) -> tuple[Difference, str]:
-    """The largest difference of two modules' outputs, and the dtype that they ran in.
-
-    That is float64, but for a model that converts to another dtype on its way and fails in float64, or that is another function
-    in float64 (it rounds its weights to steps): both run in its own dtype. A wrong rewrite is as wrong in any dtype.
-
-    Args:
-        copies: gives both modules, in float64 where it is asked for that.
-        inputs: what they are called with.
-    """
-    exact = None
-    try:
-        exact = compare_modules(*copies(True), inputs, exact=True)
-    except Exception as error:  # noqa: BLE001 - the model's own code, which raises what it likes
-        logger.info("the model does not run in float64: %s", error)
-    if exact is not None and exact.relative <= _SUSPECT:
-        return exact, "float64"
-    own = compare_modules(*copies(False), inputs, exact=False)
-    if exact is None or own.relative <= min(_SUSPECT, exact.relative / 10):
-        return own, "the model's own dtype"
-    return exact, "float64"
-
-
-def compare_modules(before: nn.Module, after: nn.Module, inputs: Sequence[Any], *, exact: bool) -> Difference:
-    """The largest difference of two modules' outputs on copies of these inputs; floating ones in float64 where `exact`."""
-    results = []
-    for model in (before, after):
-        given = torch.utils._pytree.tree_map_only(Tensor, lambda t: _prepared(t, exact), tuple(inputs))
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # an op that draws draws the same in both
-            results.append([v for v in torch.utils._pytree.tree_leaves(model(*given)) if isinstance(v, Tensor)])
-    worst = EXACT
-    for a, b in zip(*results, strict=True):
-        worst = max(worst, difference(a, b), key=lambda d: d.relative)
-    return worst
-
-
-def _prepared(tensor: Tensor, exact: bool) -> Tensor:
-    return tensor.to(torch.float64, copy=True) if exact and tensor.is_floating_point() else tensor.clone()
 
 
 def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, Any]:

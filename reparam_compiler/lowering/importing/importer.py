@@ -1,7 +1,7 @@
 """A written-back model -> a Relax module with fixed shapes, by TVM's own importers.
 
     nn.Module, fx.GraphModule --torch.export--> ExportedProgram --from_exported_program--> Relax
-    onnx.ModelProto, path     ---------------------from_onnx-----------------------------> Relax
+    onnx.ModelProto           ---------------------from_onnx-----------------------------> Relax
 
 What TVM can import can be lowered: there is no table of ops here. Parameters become constants. Neither torch nor onnx
 is imported unless a model of theirs comes in. Shapes are fixed here, the batch's too (docs/adr/0005-fixed-shapes.md).
@@ -12,13 +12,11 @@ import gc
 import inspect
 import io
 import operator
-import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import tvm
@@ -46,7 +44,7 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
     """Import `model` with every shape fixed.
 
     Args:
-        model: nn.Module, fx.GraphModule, torch.export.ExportedProgram, onnx.ModelProto or the path of an `.onnx`.
+        model: nn.Module, fx.GraphModule, torch.export.ExportedProgram or onnx.ModelProto.
         example_inputs: a tensor or a tuple of them, for the torch kinds that have no shapes of their own.
         input_shapes: a shape for each input that has none, or that has symbolic dimensions.
 
@@ -54,8 +52,6 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
     any other kind of model.
     """
     shapes = checked_shapes(input_shapes)
-    if isinstance(model, str | os.PathLike):
-        model = _read_onnx(Path(model))
     torch, onnx = sys.modules.get("torch"), sys.modules.get("onnx")
     if onnx is not None and isinstance(model, onnx.ModelProto):
         imported = _from_onnx(model, shapes)
@@ -66,7 +62,7 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
     else:
         raise UnsupportedModelError(
             f"compile: found a {type(model).__module__}.{type(model).__qualname__}; expected an nn.Module, "
-            "an fx.GraphModule, an ExportedProgram, an onnx.ModelProto or the path of an .onnx file"
+            "an fx.GraphModule, an ExportedProgram or an onnx.ModelProto"
         )
     unknown = sorted(set(shapes) - {spec.name for spec in imported.inputs})
     if unknown:
@@ -133,19 +129,6 @@ def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
             f"input_shapes: no shape for {', '.join(missing)}; the inputs are {', '.join(names)}, in this order"
         )
     return tuple(torch.zeros(tuple(shapes[name])) for name in names[: last + 1])
-
-
-def _read_onnx(path: Path) -> Any:
-    import onnx
-
-    if path.suffix != ".onnx":
-        raise UnsupportedModelError(f"{path}: found the suffix {path.suffix!r}; a path must be that of an .onnx file")
-    if not path.is_file():
-        raise UnsupportedModelError(f"{path}: no such file")
-    try:
-        return onnx.load(path)
-    except Exception as refusal:  # protobuf's DecodeError is not importable by a stable name
-        raise UnsupportedModelError(f"{path}: onnx cannot read it: {class_and_line(refusal)}") from refusal
 
 
 def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:

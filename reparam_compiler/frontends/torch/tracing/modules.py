@@ -17,24 +17,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree
 
 from reparam_compiler.errors import ReparamError, VerificationError
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, plain_attributes
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
-from reparam_compiler.interpreter.difference import difference
 
 logger = logging.getLogger(__name__)
-_SAME = 1e-3
-"""The largest relative difference of a model and its trace, which run the same ops in the same dtype."""
+Agree = Callable[[nn.Module, nn.Module, Sequence[Any]], bool]
+"""Whether two modules compute the same on these inputs: `checking` runs them."""
 
 
-def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool) -> fx.GraphModule | None:
+def traced(
+    model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool, agree: Agree | None = None
+) -> fx.GraphModule | None:
     """The whole model as a GraphModule, or None where no tracer takes it.
 
     With `copy` it shares no tensor with the model. (Tracing can leave a Proxy in a module: but for `copy=False` the
-    model itself is never traced.)
+    model itself is never traced.) Where there are example inputs, `agree` is asked whether a symbolic trace is the model.
     """
     if does_more_than_forward(model):
         logger.info("%s has hooks or a forward() of its own, which a tracer does not see", type(model).__name__)
@@ -48,7 +48,7 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
                 holder.training = model.training
         if _versions(subject) != versions:
             logger.info("%s writes to its own tensors, which symbolic tracing does not record", type(model).__name__)
-        elif example_inputs is None or _agree(model, graph_module, example_inputs):
+        elif example_inputs is None or agree is None or agree(model, graph_module, example_inputs):
             return graph_module
         else:
             logger.info("the symbolic trace of %s computes something else on the example inputs", type(model).__name__)
@@ -85,26 +85,6 @@ def _absent(model: nn.Module, given: int) -> dict[str, None]:
     """The arguments of a model's forward() that are None where only the first so many are given."""
     arguments = list(inspect.signature(model.forward).parameters.values())
     return {a.name: None for i, a in enumerate(arguments) if a.default is None and (i >= given or a.kind is a.KEYWORD_ONLY)}
-
-
-def _agree(model: nn.Module, trace: nn.Module, example_inputs: Sequence[Any]) -> bool:
-    """Whether a trace computes what its model does; neither is changed. True where the model itself fails on the inputs.
-
-    It is a copy of the model that runs: a forward() may write to parameters, or count its calls.
-    """
-    results: list[list[Tensor]] = []
-    for module in (deep_copy(model), trace):
-        inputs = _pytree.tree_map_only(Tensor, torch.clone, tuple(example_inputs))
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                values = _pytree.tree_leaves(torch.func.functional_call(module, buffers, inputs))
-        except Exception as error:  # noqa: BLE001 - the model's own code, which raises what it likes
-            logger.info("%s does not run on the example inputs: %s", type(module).__name__, error)
-            return not results
-        results.append([value for value in values if isinstance(value, Tensor)])
-    return len(results[0]) == len(results[1]) and all(difference(a, b).relative <= _SAME for a, b in zip(*results, strict=True))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,152 @@
+"""What the public functions can be told, each keyword written once.
+
+    fuse(model, inputs, policy="always")     **options: Unpack[FuseKeywords]   ->   FuseOptions(policy="always")
+
+A TypedDict says to a type checker which keywords there are; a frozen dataclass of the same fields has their defaults. What
+means the same everywhere stands in the functions themselves:
+
+    verify          check what is rewritten, and what was written; False leaves every check out
+    inplace         change the caller's model instead of a copy; with verify it is checked before it is changed
+    return_report   give `(result, report)`
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ParamSpec, TypedDict, TypeVar
+
+from torch import nn
+
+from reparam_compiler.cost.model import USUAL, CostModel
+from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.models.calibration import Calibration
+from reparam_compiler.passes.fusion.fuse_branches import Options
+from reparam_compiler.passes.fusion.planner import Policy
+from reparam_compiler.passes.pruning.allocation import AllocationName, RatioOf
+from reparam_compiler.passes.pruning.budget import Budget
+from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss
+from reparam_compiler.passes.pruning.pipeline import Quality
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Made = TypeVar("Made")
+
+
+class FuseKeywords(TypedDict, total=False):
+    """How to fuse: keywords of `fuse`, `inspect`, `compile` and `tune`; see `fuse`."""
+
+    policy: Policy
+    cost_model: CostModel | None
+    keep_bn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FuseOptions:
+    """What `FuseKeywords` make."""
+
+    policy: Policy = "cost"
+    cost_model: CostModel | None = None
+    keep_bn: bool = False
+
+    def of_passes(self, *, verify: bool) -> Options:
+        """The same for the passes."""
+        return Options(verify=verify, policy=self.policy, cost_model=self.cost_model or USUAL, keep_bn=self.keep_bn)
+
+
+class RoundKeywords(TypedDict, total=False):
+    """How to prune: keywords of `prune` and `IterativePruner`; see `prune`."""
+
+    importance: str | Criterion | None
+    allocation: AllocationName | RatioOf
+    calibration: Calibration | None
+    quality: Quality
+    mean: float | Sequence[float] | None
+    std: float | Sequence[float] | None
+    round_to: int
+    ignore: str | nn.Module | Iterable[str | nn.Module]
+    loss: Loss | None
+    measure: Callable[[Any], float] | None
+
+
+class PruneKeywords(RoundKeywords, total=False):
+    """How much to prune, and how: keywords of `prune`."""
+
+    ratio: float | None
+    flops: float | None
+    params: float | None
+    latency: float | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PruneOptions:
+    """What `PruneKeywords` make."""
+
+    ratio: float | None = None
+    flops: float | None = None
+    params: float | None = None
+    latency: float | None = None
+    importance: str | Criterion | None = None
+    allocation: AllocationName | RatioOf = "uniform"
+    calibration: Calibration | None = None
+    quality: Quality = "standard"
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
+    round_to: int = 8
+    ignore: str | nn.Module | Iterable[str | nn.Module] = ()
+    loss: Loss | None = None
+    measure: Callable[[Any], float] | None = None
+
+    @property
+    def budget(self) -> Budget | None:
+        """What may remain, where that was said in place of a ratio."""
+        shares = {"flops": self.flops, "params": self.params, "latency": self.latency}
+        limits = {name: share for name, share in shares.items() if share is not None}
+        return Budget(**limits) if limits else None
+
+    def ignored(self, model: object) -> tuple[str, ...]:
+        """The patterns of `ignore`: a text alone is one name, and a module of the model stands for the names that it has there.
+
+        Raises InfeasiblePruneError for a module that is none of the model's.
+        """
+        alone = isinstance(self.ignore, str | nn.Module)
+        found: list[str] = []
+        for entry in (self.ignore,) if alone else self.ignore:  # type: ignore[union-attr]
+            found += [entry] if isinstance(entry, str) else _names_of(entry, model)
+        return tuple(found)
+
+
+def _names_of(module: object, model: object) -> list[str]:
+    held = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
+    names = [name for name, other in held if other is module and name]
+    if not names:
+        raise InfeasiblePruneError(
+            f"ignore: found a {type(module).__name__} that is none of the model's modules; expected names, patterns, or "
+            "modules that the model holds"
+        )
+    return names
+
+
+def made(kind: type[Made], function: str, keywords: Any) -> Made:
+    """The options that keywords make; raises TypeError for one that there is not, as Python does."""
+    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    if unknown := [name for name in keywords if name not in known]:
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown[0]!r}")
+    return kind(**keywords)
+
+
+def takes(kind: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Shows the fields of these options, and their defaults, in the signature of a function that takes them as keywords."""
+
+    def shown(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+        own = [item for item in signature.parameters.values() if item.kind is not inspect.Parameter.VAR_KEYWORD]
+        keywords = [
+            inspect.Parameter(item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=item.type)
+            for item in fields(kind)
+        ]
+        places = {name: place for place, name in enumerate(("verify", "inplace", "return_report"), 1)}
+        ordered = sorted([*own, *keywords], key=lambda item: places.get(item.name, 0))  # those of every function come last
+        function.__signature__ = signature.replace(parameters=ordered)  # type: ignore[attr-defined]
+        return function
+
+    return shown

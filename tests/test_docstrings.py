@@ -1,0 +1,62 @@
+"""The examples in the docstrings of what is public, run; and every public function has one."""
+
+import doctest
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+
+import reparam_compiler
+
+MODULES = [
+    "api.options",
+    "checking.runners",
+    "checking.tolerances",
+    "frontends.base",
+    "models.opening",
+    "models.shapes",
+]
+"""Modules that nobody but the house itself imports, whose docstrings have examples too."""
+NEED_TVM = {"CompileOptions", "Executable", "TuneResult", "compile", "load", "tune"}
+PUBLIC = [name for name in reparam_compiler.__all__ if name not in NEED_TVM]
+
+
+def outcome(found: list[doctest.DocTest]) -> tuple[int, str]:
+    """How many examples ran, and what was wrong with them."""
+    runner, said = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS), list[str]()
+    for test in found:
+        runner.run(test, out=said.append)
+    return runner.tries, "".join(said)
+
+
+def examples_of(name: str) -> list[doctest.DocTest]:
+    named: Any = getattr(reparam_compiler, name)
+    module = inspect.getmodule(named)
+    assert module is not None
+    names = {**vars(module), **vars(reparam_compiler)}
+    return doctest.DocTestFinder().find(named, name, module=module, globs=names)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_examples_of_public_names_hold(name: str) -> None:
+    tries, wrong = outcome(examples_of(name))
+    assert not wrong, wrong
+    assert tries or not inspect.isfunction(getattr(reparam_compiler, name)), f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", sorted(NEED_TVM))
+@pytest.mark.tvm
+def test_examples_of_what_needs_tvm_hold(name: str) -> None:
+    pytest.importorskip("tvm")
+    tries, wrong = outcome(examples_of(name))
+    assert not wrong, wrong
+    assert tries or name not in ("compile", "load")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_modules_hold(name: str) -> None:
+    module = importlib.import_module(f"reparam_compiler.{name}")
+    tries, wrong = outcome(doctest.DocTestFinder().find(module))
+    assert not wrong, wrong
+    assert tries

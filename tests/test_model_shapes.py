@@ -1,0 +1,41 @@
+"""How command lines state shapes: what the two parsers accepted that there were once, this one accepts."""
+
+import subprocess
+import sys
+
+import pytest
+
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.models.shapes import parse_shapes
+
+
+@pytest.mark.parametrize(
+    ("text", "shapes"),
+    [
+        ("x:[1,3,224,224]", {"x": (1, 3, 224, 224)}),
+        ("x:[1,3] y:[1]", {"x": (1, 3), "y": (1,)}),
+        ("x:[1, 3],\n mask : [7]", {"x": (1, 3), "mask": (7,)}),
+        ("x:[1],,y:[2]", {"x": (1,), "y": (2,)}),  # of the reparam command alone, by these names
+        ("in:0:[1, 3] mask:[7],s:[]", {"in:0": (1, 3), "mask": (7,), "s": ()}),  # from here on of tvmc alone
+        ("x:[1,3]y:[2]", {"x": (1, 3), "y": (2,)}),
+        ("a,b:[1]", {"a,b": (1,)}),
+        (":x:[1] ,", {":x": (1,)}),
+        ("x:[1] x:[2]", {"x": (2,)}),
+        (" ", {}),
+    ],
+)
+def test_shapes_are_read_by_name(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    assert parse_shapes(text) == shapes
+
+
+@pytest.mark.parametrize(
+    "text", ["x=3", "x", "x:3", "x:[0]", "x:[-1]", "x:[1,]", "x:[,]", "x:[a]", "x:[1]:[2]", "x:[.5]", "[1]"]
+)
+def test_what_states_no_shapes_is_refused(text: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"cannot read the input shapes .*; expected 'x:\[1,3,224,224\]'"):
+        parse_shapes(text)
+
+
+def test_reading_shapes_loads_neither_torch_nor_numpy() -> None:
+    code = "import sys, reparam_compiler.models.shapes; print({'torch', 'numpy', 'onnx'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
