@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 
 import reparam_compiler
+from reparam_compiler.passes.fusion import registry
+from reparam_compiler.passes.pruning.coupling import registry as coupling
+from reparam_compiler.passes.pruning.criteria import base
 
 MODULES = [
     "api.options",
@@ -36,6 +39,14 @@ def examples_of(name: str) -> list[doctest.DocTest]:
     assert module is not None
     names = {**vars(module), **vars(reparam_compiler)}
     return doctest.DocTestFinder().find(named, name, module=module, globs=names)
+
+
+@pytest.fixture(autouse=True)
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an example registers is forgotten after it."""
+    monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
+    monkeypatch.setattr(base, "CRITERIA", dict(base.CRITERIA))
+    monkeypatch.setattr(coupling, "COUPLING_RULES", dict(coupling.COUPLING_RULES))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

@@ -106,6 +106,10 @@ class PruneOptions:
     def ignored(self, model: object) -> tuple[str, ...]:
         """The patterns of `ignore`: a text alone is one name, and a module of the model stands for the names that it has there.
 
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
+        >>> PruneOptions(ignore="stem.0").ignored(net), PruneOptions(ignore=[net[0], "head*"]).ignored(net)
+        (('stem.0',), ('0', 'head*'))
+
         Raises InfeasiblePruneError for a module that is none of the model's.
         """
         alone = isinstance(self.ignore, str | nn.Module)

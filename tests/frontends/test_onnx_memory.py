@@ -17,7 +17,8 @@ WIDTH, BLOCKS = 512, 60
 MEASURE = """
 import resource, sys
 import reparam_compiler
-from reparam_compiler.frontends import onnx_gs, onnx_io
+from reparam_compiler.checking import onnx_written
+from reparam_compiler.frontends.onnx import frontend, io as onnx_io
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 fused, report = reparam_compiler.fuse(sys.argv[1], return_report=True)
 onnx_io.save(fused, sys.argv[2])

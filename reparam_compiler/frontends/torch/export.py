@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from reparam_compiler.frontends.torch.native import InPlace

@@ -21,7 +21,6 @@ from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.ir.graph import Graph, diff
 
 
-
 class FxFrontend:
     """Reads and writes `torch.fx.GraphModule`."""
 

@@ -294,6 +294,13 @@ def filled(spec: TensorSpec, mode: str, seed: int = 0) -> "Array":
 def load(path: str | os.PathLike[str]) -> Executable:
     """The Executable that `save` wrote to `path`; needs tvm and numpy only.
 
+    >>> import tempfile, torch, reparam_compiler
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     reparam_compiler.compile(torch.nn.ReLU().eval(), torch.zeros(2, 3)).save(f"{folder}/relu.tar")
+    ...     load(f"{folder}/relu.tar").run(torch.tensor([[-1.0, 0.0, 1.0], [2.0, -2.0, 3.0]]))[0]
+    array([[0., 0., 1.],
+           [2., 0., 3.]], dtype=float32)
+
     Raises: LoweringError where the file is missing, truncated, foreign, or written in a newer format.
     """
     path = Path(path)

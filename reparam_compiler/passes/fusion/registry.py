@@ -52,10 +52,10 @@ _OWN = frozenset({*RULES, *MERGES})
 def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRule], LinearRule]:
     """Registers the rule that makes an op a convolution.
 
-        @register_linear("mine::scale")                      # mine::scale(x, factor), a custom op
-        def scale(node: Node, reads: SourceLayout) -> ConvKernel:
-            factor = np.full(reads.channels, node.op.arguments["factor"])
-            return diagonal(factor, np.zeros(reads.channels), reads.rank)
+    >>> @register_linear("mine::scale")                      # mine::scale(x, factor), a custom op
+    ... def scale(node: Node, reads: SourceLayout) -> ConvKernel:
+    ...     factor = np.full(reads.channels, node.op.arguments["factor"])
+    ...     return diagonal(factor, np.zeros(reads.channels), reads.rank)
 
     Args:
         name: of a custom op with its namespace (`mine::scale`), of a function or of a leaf module with its package

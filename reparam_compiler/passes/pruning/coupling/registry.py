@@ -22,9 +22,9 @@ COUPLING_RULES: dict[str, CouplingRule] = {}
 def register_coupling(name: str, *, override: bool = False) -> Callable[[CouplingRule], CouplingRule]:
     """Registers how an op couples the channels of what it reads and gives.
 
-        @register_coupling("mine::scale")                    # mine::scale(x, factor), a custom op
-        def scale(node: Node) -> ops.Op | None:
-            return ops.Slicewise(tuple(range(len(node.type.shape))))
+    >>> @register_coupling("mine::scale")                    # mine::scale(x, factor), a custom op
+    ... def scale(node: Node) -> ops.Op | None:
+    ...     return ops.Slicewise(tuple(range(len(node.type.shape))))
 
     Args:
         name: as `register_linear` takes it: `mine::scale`, `package.module.scale`, or an op of torch's that reports call so.

@@ -59,6 +59,10 @@ def register_criterion(name: str, *, cumulative: bool = False) -> Callable[[Crit
         def later_ones(scoring: Scoring) -> Scores:
             return np.arange(scoring.groups.count, dtype=np.float64)
 
+    >>> @register_criterion("the last channels go first")
+    ... def position(scoring):
+    ...     return -np.arange(scoring.groups.count, dtype=np.float64)
+
     Args:
         name: what callers say.
         cumulative: the score of a group is the error when it *and all of its family that score less* are gone, not its own.
