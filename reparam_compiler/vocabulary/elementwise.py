@@ -3,8 +3,6 @@
 import operator
 from typing import Any
 
-from torch import nn
-
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.row import Row, onnx, rows
 
@@ -22,8 +20,8 @@ def _binary(name: str, *aliases: str, types: str = "", facts: Facts = Facts.NONE
     )
 
 
-def _unary(name: str, types: str = "", *modules: type, functions: tuple[Any, ...] = (), facts: Facts = Facts.NONE) -> Row:
-    return Row(name, functions=functions, modules=modules, onnx=onnx(*types.split()), facts=facts, form="elementwise")
+def _unary(name: str, types: str = "", *, functions: tuple[Any, ...] = (), facts: Facts = Facts.NONE) -> Row:
+    return Row(name, functions=functions, onnx=onnx(*types.split()), facts=facts, form="elementwise")
 
 
 ROWS = (
@@ -77,14 +75,6 @@ ROWS = (
     _unary("round", "Round"),
     _unary("isnan", "IsNaN"),
     _unary("isinf", "IsInf"),
-    _unary("selu", "Selu", nn.SELU),
-    _unary("celu", "Celu", nn.CELU),
-    _unary("softsign", "Softsign", nn.Softsign),
-    Row("log_sigmoid", ("log_sigmoid", "logsigmoid"), modules=(nn.LogSigmoid,), form="elementwise"),
-    _unary("hardshrink", "", nn.Hardshrink),
-    _unary("softshrink", "", nn.Softshrink),
-    _unary("threshold", "ThresholdedRelu", nn.Threshold),
-    Row("hardtanh", modules=(nn.Hardtanh,), module_arguments=("min_val", "max_val"), form="elementwise"),
     *(
         Row(name, (), functions=(plain,), in_place=(writing,))
         for name, plain, writing in (
@@ -96,7 +86,6 @@ ROWS = (
             ("rshift", operator.rshift, operator.irshift),
         )
     ),
-    Row("shrink_both", (), onnx=onnx("Shrink"), form="elementwise"),
     *rows(
         "exp2 expm1 log2 log10 log1p rsqrt square erfc trunc frac clamp_min clamp_max tanhshrink nan_to_num bitwise_not",
         form="elementwise",

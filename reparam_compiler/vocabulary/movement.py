@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam_compiler.ir.ops import Facts
-from reparam_compiler.vocabulary.row import Row, onnx, rows
+from reparam_compiler.vocabulary.row import Row, moves, onnx, rows
 
 _VIEW = Facts.VIEW
 _LINEAR = Facts.LINEAR
@@ -27,14 +27,15 @@ ROWS = (
         facts=_LINEAR_VIEW,
     ),
     Row("unflatten", modules=(nn.Unflatten,), facts=_LINEAR_VIEW),
-    Row("squeeze", onnx=onnx("Squeeze"), facts=_LINEAR_VIEW),
+    Row("squeeze", onnx=onnx("Squeeze"), facts=_LINEAR_VIEW, form="rearranged"),
     Row("unsqueeze", onnx=onnx("Unsqueeze"), facts=_LINEAR_VIEW),
     *rows("_unsafe_view _reshape_alias ravel atleast_1d atleast_2d atleast_3d", facts=_VIEW),
     # axes in another order
-    Row("permute", onnx=onnx("Transpose"), facts=_LINEAR_VIEW),
-    *rows("transpose t movedim moveaxis swapaxes swapdims", facts=_LINEAR_VIEW),
-    *rows("adjoint numpy_T", facts=_VIEW),
-    *(Row(word, (), attributes=(word,), facts=_VIEW) for word in ("T", "mT", "H", "mH")),
+    Row("permute", onnx=onnx("Transpose"), facts=_LINEAR_VIEW, form="rearranged"),
+    *rows("transpose t movedim moveaxis swapaxes swapdims", facts=_LINEAR_VIEW, form="rearranged"),
+    *rows("adjoint numpy_T", facts=_VIEW, form="rearranged"),
+    *(Row(word, (), attributes=(word,), facts=_VIEW, form="rearranged") for word in ("T", "mT")),
+    *(Row(word, (), attributes=(word,), facts=_VIEW) for word in ("H", "mH")),
     # a part
     Row("getitem", (), functions=(operator.getitem, Tensor.__getitem__), facts=_LINEAR_VIEW),
     Row("slice", onnx=onnx("Slice"), facts=_LINEAR_VIEW),
@@ -53,8 +54,9 @@ ROWS = (
     Row("expand", onnx=onnx("Expand"), facts=_LINEAR_VIEW),
     Row("expand_as", facts=_LINEAR_VIEW),
     *rows("broadcast_to broadcast_tensors meshgrid expand_copy", facts=_VIEW),
-    Row("tile", onnx=onnx("Tile"), facts=_LINEAR),
-    *rows("repeat repeat_interleave roll flip stack hstack vstack dstack", facts=_LINEAR),
+    Row("tile", onnx=onnx("Tile"), facts=_LINEAR, form="rearranged"),
+    *rows("repeat repeat_interleave", facts=_LINEAR, form="rearranged"),
+    *rows("roll flip stack hstack vstack dstack", facts=_LINEAR),
     Row("rot90", facts=_LINEAR_VIEW),
     Row("cat", ("cat", "concat", "concatenate"), onnx=onnx("Concat"), facts=_LINEAR),
     Row(
@@ -64,8 +66,9 @@ ROWS = (
         facts=_LINEAR,
     ),
     Row("constant_pad_nd"),
-    Row("pixel_shuffle", modules=(nn.PixelShuffle,), onnx=onnx("DepthToSpace"), facts=_LINEAR),
-    Row("pixel_unshuffle", modules=(nn.PixelUnshuffle,), onnx=onnx("SpaceToDepth"), facts=_LINEAR),
+    Row("pixel_shuffle", modules=(nn.PixelShuffle,), onnx=onnx("DepthToSpace"), facts=_LINEAR, form="rearranged"),
+    moves("pixel_unshuffle", F.pixel_unshuffle, nn.PixelUnshuffle, parameters=("downscale_factor",)),
+    Row("space_to_depth", (), onnx=onnx("SpaceToDepth"), facts=_LINEAR, form="rearranged"),
     Row("channel_shuffle", modules=(nn.ChannelShuffle,), module_arguments=("groups",), facts=_LINEAR),
     Row("im2col", ("im2col",), functions=(F.unfold,), modules=(nn.Unfold,), facts=_LINEAR),
     Row("fold", ("fold", "col2im"), modules=(nn.Fold,), facts=_LINEAR),

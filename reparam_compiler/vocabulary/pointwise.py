@@ -1,4 +1,4 @@
-"""Functions of each element by itself, which need nothing but their row: they are read as `ops.Elementwise`."""
+"""Functions of each element by itself. Most need nothing but their row: they are read as `ops.Elementwise`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +21,10 @@ def pointwise(
 ) -> Row:
     """The row of a function of each element."""
     return Row(name, words, modules=modules, onnx=onnx, parameters=parameters, form="pointwise", math=math)
+
+
+def _elementwise(name: str, types: str, *modules: type) -> Row:
+    return Row(name, modules=modules, onnx=onnx(*types.split()), form="elementwise")
 
 
 ROWS = (
@@ -54,4 +58,14 @@ ROWS = (
     ),
     pointwise("sqrt", torch.sqrt, onnx=onnx("Sqrt")),
     pointwise("tanh", torch.tanh, nn.Tanh, onnx=onnx("Tanh")),
+    # of these only pruning knows something
+    _elementwise("selu", "Selu", nn.SELU),
+    _elementwise("celu", "Celu", nn.CELU),
+    _elementwise("softsign", "Softsign", nn.Softsign),
+    _elementwise("hardshrink", "", nn.Hardshrink),
+    _elementwise("softshrink", "", nn.Softshrink),
+    _elementwise("threshold", "ThresholdedRelu", nn.Threshold),
+    Row("log_sigmoid", ("log_sigmoid", "logsigmoid"), modules=(nn.LogSigmoid,), form="elementwise"),
+    Row("hardtanh", modules=(nn.Hardtanh,), module_arguments=("min_val", "max_val"), form="elementwise"),
+    Row("shrink_both", (), onnx=onnx("Shrink"), form="elementwise"),
 )

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from reparam_compiler.ir.ops import Facts
 
-Form = Literal["pointwise", "elementwise", "move"]
+Form = Literal["pointwise", "elementwise", "move", "rearranged"]
 """How an op without a reader of its own is understood.
 
     pointwise     a function of each element by itself, which is read as `ops.Elementwise` and evaluated by `math`
     elementwise   a function of the elements at the same place, of which only pruning knows something
     move          moves elements, is read as `ops.Move` and evaluated by `math`
+    rearranged    moves or repeats elements, of which only pruning knows something; a frontend may have a reader for it
 """
 
 
@@ -79,6 +80,14 @@ class Row:
 def onnx(*names: str) -> tuple[OnnxType, ...]:
     """Types without arguments."""
     return tuple(OnnxType(name) for name in names)
+
+
+def moves(
+    name: str, math: Callable[..., Any], *modules: type, onnx: tuple[OnnxType, ...] = (), parameters: tuple[str, ...] = ()
+) -> Row:
+    """The row of an op that only moves elements, told by numbers that every call gives."""
+    numbers = tuple((parameter, None) for parameter in parameters)
+    return Row(name, modules=modules, onnx=onnx, facts=Facts.LINEAR, parameters=numbers, form="move", math=math)
 
 
 def rows(words: str, *, facts: Facts = Facts.NONE, form: Form | None = None) -> tuple[Row, ...]:

@@ -191,6 +191,7 @@ _FORMS: dict[Form, Callable[[Call, TensorType | None], Like]] = {
     "pointwise": _elementwise,
     "elementwise": _elementwise,
     "move": _rearranged,
+    "rearranged": _rearranged,
 }
 COUPLING_MODELS: dict[str, Callable[[Call, TensorType | None], Like]] = {
     **{stated.name: _FORMS[row.form] for row in ROWS.values() if row.form is not None for stated in row.onnx},
@@ -202,7 +203,6 @@ COUPLING_MODELS: dict[str, Callable[[Call, TensorType | None], Like]] = {
     "Trilu": _of_matrices,
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     **dict.fromkeys(("AveragePool", "MaxPool", "LpPool", "GlobalLpPool"), _resampled),
-    **dict.fromkeys(("Tile", "DepthToSpace", "SpaceToDepth"), _rearranged),
     "Gather": _gather,
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _reshape),
     "Expand": _expand,

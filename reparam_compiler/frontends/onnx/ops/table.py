@@ -102,7 +102,10 @@ def _arguments(stated: OnnxType, call: Call) -> tuple[float, ...]:
     for key, default, value in stated.requires:
         if (found := call.attribute(key, default)) != value:
             raise Unsupported(f"{stated.name} whose {key} is {found}")
-    return tuple(decimal(call.attribute(key, default)) for key, default in stated.arguments)
+    arguments = [call.attribute(key, default) for key, default in stated.arguments]
+    if None in arguments:
+        raise Unsupported(f"{stated.name} without its numbers")
+    return tuple(decimal(argument) for argument in arguments)
 
 
 def _elementwise(function: str, call: Call) -> Read:

@@ -255,11 +255,12 @@ _RESAMPLED = (
     "adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d avg_pool1d avg_pool2d max_pool1d max_pool2d "
     "max_pool2d_with_indices"
 )
-_REARRANGED = (
-    "pixel_shuffle pixel_unshuffle repeat tile repeat_interleave movedim moveaxis swapaxes swapdims t T mT numpy_T adjoint "
-    "transpose permute squeeze"
-)
-_FORMS: dict[Form, CouplingModel] = {"pointwise": _elementwise, "elementwise": _elementwise, "move": _rearranged}
+_FORMS: dict[Form, CouplingModel] = {
+    "pointwise": _elementwise,
+    "elementwise": _elementwise,
+    "move": _rearranged,
+    "rearranged": _rearranged,
+}
 _COUPLING_MODELS: dict[str, CouplingModel] = {
     **_same_for(_SHAPED_LIKE_FIRST, _of_first),
     **_same_for("softmax _softmax log_softmax _log_softmax softmin cumsum cumprod", partial(_but, 1, "dim", None)),
@@ -269,7 +270,6 @@ _COUPLING_MODELS: dict[str, CouplingModel] = {
     **_same_for("var std", _spread),
     **_same_for("tril triu", _of_matrices),
     **_same_for(_RESAMPLED, _resampled),
-    **_same_for(_REARRANGED, _rearranged),
     **_same_for("unbind select", partial(_by_number, 1, "dim")),
     "getitem": _getitem,
     "index": _index,

@@ -76,7 +76,10 @@ def _pointwise(row: Row, call: Call) -> Read:
 
 
 def _move(row: Row, call: Call) -> Read:
-    return ops.Move(row.name, tuple(int(argument) for argument in _parameters(row, call))), (call.x,)
+    arguments = _parameters(row, call)
+    if not all(isinstance(argument, int) for argument in arguments):
+        raise Unsupported(f"{row.name} without its numbers")
+    return ops.Move(row.name, tuple(arguments)), (call.x,)
 
 
 def _parameters(row: Row, call: Call) -> list[Any]:
