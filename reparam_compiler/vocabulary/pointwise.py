@@ -60,7 +60,7 @@ ROWS = (
     pointwise("tanh", torch.tanh, nn.Tanh, onnx=onnx("Tanh")),
     # of these only pruning knows something
     _elementwise("selu", "Selu", nn.SELU),
-    _elementwise("celu", "Celu", nn.CELU),
+    pointwise("celu", F.celu, nn.CELU, onnx=(OnnxType("Celu", (("alpha", 1.0),)),), parameters=(("alpha", 1.0),)),
     _elementwise("softsign", "Softsign", nn.Softsign),
     _elementwise("hardshrink", "", nn.Hardshrink),
     _elementwise("softshrink", "", nn.Softshrink),
