@@ -7,11 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam_compiler.ir.ops import Facts
-from reparam_compiler.vocabulary.row import Row, moves, onnx, rows
+from reparam_compiler.vocabulary.row import OnnxType, Row, moves, onnx, rows
 
 _VIEW = Facts.VIEW
 _LINEAR = Facts.LINEAR
 _LINEAR_VIEW = Facts.LINEAR | Facts.VIEW
+_DEPTH_TO_SPACE = (OnnxType("DepthToSpace", (("blocksize", None),), requires=(("mode", "DCR", "CRD"),)),)
 
 ROWS = (
     # the same elements in another shape
@@ -66,7 +67,7 @@ ROWS = (
         facts=_LINEAR,
     ),
     Row("constant_pad_nd"),
-    Row("pixel_shuffle", modules=(nn.PixelShuffle,), onnx=onnx("DepthToSpace"), facts=_LINEAR, form="rearranged"),
+    moves("pixel_shuffle", F.pixel_shuffle, nn.PixelShuffle, onnx=_DEPTH_TO_SPACE, parameters=("upscale_factor",)),
     moves("pixel_unshuffle", F.pixel_unshuffle, nn.PixelUnshuffle, parameters=("downscale_factor",)),
     Row("space_to_depth", (), onnx=onnx("SpaceToDepth"), facts=_LINEAR, form="rearranged"),
     Row("channel_shuffle", modules=(nn.ChannelShuffle,), module_arguments=("groups",), facts=_LINEAR),
