@@ -136,7 +136,7 @@ def test_a_subclass_with_another_forward_is_left_alone() -> None:
     fused, report = reparam_compiler.fuse(given, return_report=True)
     x = normal(1, 4, 6, 5)
     assert relative_error(run(model, x), run(fused, x)) < EXACT  # float64
-    assert report.refusals[0].reason == "point (Doubled) is not linear"
+    assert report.refusals[0].reason == f"point ({__name__}.{Doubled.__qualname__}) is not linear"
 
 
 def test_a_model_that_no_tracer_takes_is_fused_in_parts() -> None:
