@@ -261,6 +261,7 @@ SPELLED_OTHERWISE = {
 """Calls that cannot say what they must: pieces of unequal sizes, and a product whose weight is cut along its columns."""
 X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+CALIBRATION = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(2)).numpy()
 
 
 def native(model: nn.Module, kind: str, folder: Path) -> Any:
@@ -324,6 +325,21 @@ def test_a_pruned_model_computes_its_masked_reference_and_is_spelled_as_it_was(f
             target, *arguments = was.get(name, call)
             if call[0] != SPELLED_OTHERWISE.get(target):
                 assert call == (target, *arguments), name
+
+
+@pytest.mark.parametrize("kind", ["fx", "export"])
+@pytest.mark.parametrize("family", ["conv", "product"])
+def test_a_repaired_model_has_its_new_biases_where_the_call_takes_them(family: str, kind: str, tmp_path: Path) -> None:
+    """A bias that repair made goes to the argument of that name, whatever stands before it and however it is given."""
+    chosen = chosen_for(family, kind)
+    before = native(Model(list(chosen.values())).eval(), kind, tmp_path)
+    reading = frontend_for(before).read(before, (X,))
+    repaired = pipeline.prune(reading.graph, ratio=0.5, round_to=1, calibration=[(CALIBRATION,)]).graph
+    (source,) = (node.id for node in reading.graph if isinstance(node.op, ops.Input))
+    expected = evaluate(repaired, {source: X})
+    found = outputs(reading.write(repaired), X)
+    for name, output, value in zip(chosen, repaired.outputs, found, strict=True):
+        assert difference(expected[output], value).relative <= FLOAT32, name
 
 
 WRITTEN: dict[str, tuple[Body, str]] = {
