@@ -161,6 +161,7 @@ FAMILIES: dict[str, dict[str, Spelling]] = {
         "sizes": spelled(lambda n, y: y.view(2, 16, 16), batch=False),
         "computed": spelled(lambda n, y: y.view(y.size(0), 4, -1, 4, 4).mean(2)),
         "tuple": spelled(lambda n, y: y.view((-1, 16, 16))),
+        "keywords": spelled(lambda n, y: y.view(size=(-1, 16, 16))),
         "shape": spelled(lambda n, y: y.view(y.shape[0], y.shape[1], 16)),
         "whole shape": spelled(lambda n, y: y.reshape(-1, 16, 16).view(y.size())),
         "view_as": spelled(lambda n, y: y.reshape(-1, 16, 16).view_as(y)),
@@ -181,8 +182,11 @@ FAMILIES: dict[str, dict[str, Spelling]] = {
     "expand": {
         "sizes": spelled(lambda n, y: y.mean(1, keepdim=True).expand(-1, 16, -1, -1) * y),
         "tuple": spelled(lambda n, y: y.mean((2, 3), keepdim=True).expand((-1, 16, 4, 4)) * y),
+        "keywords": spelled(lambda n, y: y.mean((2, 3), keepdim=True).expand(size=(-1, 16, 4, 4)) * y),
         "expand_as": spelled(lambda n, y: y.mean((2, 3), keepdim=True).expand_as(y) * y),
         "broadcast_to": spelled(lambda n, y: torch.broadcast_to(y.mean(1, keepdim=True), (2, 16, 4, 4)) * y, batch=False),
+        "broadcast_to, cut": spelled(lambda n, y: torch.broadcast_to(y[:, :, :1], (2, 16, 4, 4)) * y, batch=False),
+        "broadcast_to, keywords": spelled(lambda n, y: y[:, :, :1].broadcast_to(size=(2, 16, 4, 4)) * y, batch=False),
     },
     "norm": {
         "group_norm": spelled(lambda n, y: F.group_norm(y, 16) + torch.group_norm(y, 4)),
@@ -220,6 +224,12 @@ FAMILIES: dict[str, dict[str, Spelling]] = {
     },
     "attention": {
         "function": spelled(lambda n, y: F.scaled_dot_product_attention(*tokens(n, y)).mean(1), **LINEARS),
+        "keywords": spelled(
+            lambda n, y: F.scaled_dot_product_attention(**dict(zip(("query", "key", "value"), tokens(n, y), strict=True))).mean(
+                1
+            ),
+            **LINEARS,
+        ),
         "scale": spelled(
             lambda n, y: F.scaled_dot_product_attention(*tokens(n, y), None, 0.0, False, scale=0.3).mean(1), **LINEARS
         ),
@@ -236,6 +246,16 @@ FAMILIES: dict[str, dict[str, Spelling]] = {
     "embedding": {
         "function": spelled(lambda n, y: F.embedding(rows(y), 2 * n.w) + y.mean((2, 3)), w=weight(2, 16), onnx=False),
         "torch's": spelled(lambda n, y: torch.embedding(2 * n.w, rows(y)) + y.mean((2, 3)), w=weight(2, 16), onnx=False),
+    },
+    "constants": {
+        "maximum": spelled(lambda n, y: torch.maximum(y, 2 * n.w), w=weight(16, 1, 1)),
+        "maximum, keywords": spelled(lambda n, y: torch.maximum(other=y, input=2 * n.w), w=weight(16, 1, 1)),
+        "where": spelled(lambda n, y: torch.where(y > 0.2, y, 2 * n.w), w=weight(16, 1, 1)),
+        "prelu": spelled(lambda n, y: F.prelu(y - 1, 2 * n.w), w=weight(16)),
+        "cat": spelled(
+            lambda n, y: torch.cat(tensors=[y, (2 * n.w).expand(2, 4, 4, 4)], dim=1), w=weight(4, 1, 1), batch=False
+        ),
+        "expand": spelled(lambda n, y: (2 * n.w).expand(-1, 16, 4, 4) * y, w=weight(1, 16, 1, 1)),
     },
     "product": {
         "linear": spelled(lambda n, y: F.linear(y.mean((2, 3)), n.w), w=weight(6, 16)),

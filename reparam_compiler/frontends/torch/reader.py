@@ -218,7 +218,8 @@ class TorchReader:
         model, operands = self._coupling_model(node, called)
         inputs, places = operand_places([self._operand(source, "const") for source in sources], operands)
         copies = called.writes and node not in self.writes.opaque
-        run = OpaqueCall(node, self.module, called, model, numbers, tuple(sources), places, copies)
+        given = node.args, dict(node.kwargs)
+        run = OpaqueCall(node, self.module, given, called, model, numbers, tuple(sources), places, copies)
         arguments = scalar_arguments(node, self._value_or_node)
         return ops.Opaque(called.name, run, model, len(operands), called.facts, arguments), inputs
 

@@ -189,7 +189,8 @@ def _attention(call: Call, result: TensorType | None) -> Read:
     bias = call.operand(3, "attn_mask", None)
     if call.constant(4, "dropout_p", 0.0) or call.constant(7, "enable_gqa", False):
         raise Unsupported("attention with dropout, or with fewer keys than heads")
-    width, scale = call.shape[-1], call.constant(6, "scale", None)
+    query = call.type_of(call.raw(0, "query"))
+    width, scale = query and query.shape[-1], call.constant(6, "scale", None)
     if not isinstance(width, int) or not isinstance(q, str):
         raise Unsupported("attention of an unknown width")
     causal = bool(call.constant(5, "is_causal", False))
