@@ -1,4 +1,4 @@
-"""A node of the graph as ONNX nodes: what passes make anew, and what pruning gives other sizes.
+"""A node that a pass made, as ONNX nodes: convs, transposed convs and linears.
 
 Padding that ONNX's Conv has no word for (negative, reflected, repeated) goes into a Pad of its own before the conv. What
 later opsets read from an input is an attribute in earlier ones.
@@ -38,42 +38,16 @@ class Emitter:
     value: Callable[[str], str]
     rank_of: Callable[[str], int | None]
 
-    def emit(self, node: Node, outputs: Sequence[str]) -> list[NodeProto]:
-        """The nodes that compute `node` into these outputs; raises RewriteError for an op that passes do not make."""
-        op = node.op
-        match op:
-            case ops.Conv():
-                return self._conv(node, op, outputs[0])
-            case ops.ConvTranspose():
-                return [self._conv_transpose(node, op, outputs[0])]
+    def emit(self, node: Node, output: str) -> list[NodeProto]:
+        """The nodes that compute `node` into that value; raises RewriteError for an op that passes do not make."""
+        match node.op:
+            case ops.Conv() as op:
+                return self._conv(node, op, output)
+            case ops.ConvTranspose() as op:
+                return [self._conv_transpose(node, op, output)]
             case ops.Linear():
-                return self._linear(node, outputs[0])
-            case ops.Flatten(1, _):
-                return [self._node("Flatten", node, outputs, axis=1)]
-            case ops.Reshape(shape):
-                return [self._with_integers("Reshape", node, outputs, 5, {"shape": shape}, {})]
-            case ops.Expand(shape):
-                sizes = [max(size, 1) for size in shape]  # 1 keeps a size
-                return [self._with_integers("Expand", node, outputs, 8, {"shape": sizes}, {})]
-            case ops.Split(axis, sizes):
-                return [self._with_integers("Split", node, outputs, 13, {"split": sizes}, {"axis": axis})]
-            case ops.Slice(axis, start, stop, step):
-                return [self._slice(node, outputs, axis, start, _TO_THE_END if stop is None else stop, step)]
-            case ops.Concat(axis):
-                return [self._node("Concat", node, outputs, axis=axis)]
-            case ops.Identity():
-                return [self._node("Identity", node, outputs)]
-            case ops.BatchNorm(eps, False):
-                return [self._node("BatchNormalization", node, outputs, epsilon=eps)]
-            case ops.Add((1.0, -1.0)):
-                return [self._node("Sub", node, outputs)]
-            case ops.Add(coefficients) if set(coefficients) == {1.0}:
-                return [self._node("Add" if len(coefficients) == 2 else "Sum", node, outputs)]
-            case ops.Mul() | ops.Div():
-                return [self._node(type(op).__name__, node, outputs)]
-            case ops.Pad(padding, mode, value) if mode != "zeros" or value == 0:
-                return self._pad(self._operand(node, 0), outputs[0], padding, mode)
-            case _:
+                return self._linear(node, output)
+            case op:
                 raise RewriteError(f"{node.id}: {op} cannot be written back to ONNX; this is a limit of the ONNX frontend")
 
     def _conv(self, node: Node, op: ops.Conv, output: str) -> list[NodeProto]:
@@ -96,7 +70,7 @@ class Emitter:
             "strides": list(op.stride),
         }
         inputs = [x, *(self._operand(node, index) for index in range(1, len(node.inputs)))]
-        return [*before, helper.make_node("Conv", _trimmed(inputs), [output], **attributes)]
+        return [*before, helper.make_node("Conv", trimmed(inputs), [output], **attributes)]
 
     def _conv_transpose(self, node: Node, op: ops.ConvTranspose, output: str) -> NodeProto:
         """What is cut off and what is added at the high end cancel out: runtimes add less than the stride only."""
@@ -116,7 +90,7 @@ class Emitter:
         }
         if any(extra for _, _, extra in ends):
             attributes["output_padding"] = [extra for _, _, extra in ends]
-        inputs = _trimmed([self._operand(node, index) for index in range(len(node.inputs))])
+        inputs = trimmed([self._operand(node, index) for index in range(len(node.inputs))])
         return helper.make_node("ConvTranspose", inputs, [output], **attributes)
 
     def _linear(self, node: Node, output: str) -> list[NodeProto]:
@@ -124,7 +98,7 @@ class Emitter:
         x = self._operand(node, 0)
         bias = self._operand(node, 2) if len(node.inputs) > 2 else ""
         if self.rank_of(x) == 2:
-            return [helper.make_node("Gemm", _trimmed([x, self._operand(node, 1), bias]), [output], transB=1)]
+            return [helper.make_node("Gemm", trimmed([x, self._operand(node, 1), bias]), [output], transB=1)]
         weight = node.param("weight")
         if weight is None:
             raise RewriteError(f"{node.id}: a linear layer without weight")
@@ -132,16 +106,6 @@ class Emitter:
         product = self.value(f"{node.id}.product") if bias else output
         nodes = [helper.make_node("MatMul", [x, matrix], [product])]
         return [*nodes, helper.make_node("Add", [product, bias], [output])] if bias else nodes
-
-    def _slice(self, node: Node, outputs: Sequence[str], axis: int, start: int, stop: int, step: int) -> NodeProto:
-        integers: dict[str, Sequence[int]] = {"starts": [start], "ends": [stop], "axes": [axis]}
-        if self.opset < 10 and step != 1:
-            raise RewriteError(
-                f"{node.id}: a slice with step {step} needs opset 10; convert the model with onnx.version_converter"
-            )
-        if step != 1:
-            integers["steps"] = [step]
-        return self._with_integers("Slice", node, outputs, 10, integers, {})
 
     def _pad(self, x: str, output: str, padding: Pairs, mode: PaddingMode) -> list[NodeProto]:
         if mode != "zeros" and any(n < 0 for pair in padding for n in pair):
@@ -174,21 +138,6 @@ class Emitter:
             x = joined
         return nodes
 
-    def _with_integers(
-        self, kind: str, node: Node, outputs: Sequence[str], since: int, integers: dict[str, Any], attributes: dict[str, Any]
-    ) -> NodeProto:
-        """A node whose integers are inputs since that opset, and attributes before."""
-        x = self._operand(node, 0)
-        if self.opset < since:
-            attributes = attributes | {key: list(values) for key, values in integers.items()}
-            return helper.make_node(kind, [x], outputs, **attributes)
-        names = [self._integers(f"{outputs[0]}.{key}", values) for key, values in integers.items()]
-        return helper.make_node(kind, [x, *names], outputs, **attributes)
-
-    def _node(self, kind: str, node: Node, outputs: Sequence[str], **attributes: Any) -> NodeProto:
-        inputs = _trimmed([self._operand(node, index) for index in range(len(node.inputs))])
-        return helper.make_node(kind, inputs, outputs, **attributes)
-
     def _integers(self, name: str, values: Sequence[int]) -> str:
         return self.tensor(name, Param.of(np.array(values, np.int64), role="const", dtype="i64"), "i64", False)
 
@@ -209,8 +158,8 @@ def _pads(padding: Pairs) -> list[int]:
     return [low for low, _ in padding] + [high for _, high in padding]
 
 
-def _trimmed(inputs: Sequence[str]) -> list[str]:
-    """Without the absent operands at the end."""
+def trimmed(inputs: Sequence[str]) -> list[str]:
+    """The inputs without the absent operands at the end."""
     names = list(inputs)
     while names and not names[-1]:
         names.pop()

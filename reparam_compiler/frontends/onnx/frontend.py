@@ -1,15 +1,16 @@
 """onnx.ModelProto in, onnx.ModelProto out: read by `reader`, written by `writer` with onnx-graphsurgeon."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx import io as onnx_io
+from reparam_compiler.frontends.onnx.call import Call
 from reparam_compiler.frontends.onnx.reader import OnnxReader, Stored, overridable_names
 from reparam_compiler.frontends.onnx.tensors import Constant
 from reparam_compiler.frontends.onnx.writer import OnnxWriter, apply
@@ -28,7 +29,7 @@ class OnnxFrontend:
         """
         given = named_inputs(model, example_inputs) if example_inputs is not None else {}
         reader = OnnxReader(model, {name: array.shape for name, array in given.items()})
-        return OnnxReading(model, reader.read(), reader.node_index, reader.stored, reader.sized)
+        return OnnxReading(model, reader.read(), reader.node_index, reader.stored, reader.sized, reader.call_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class OnnxReading:
     node_index: for each id of a graph node that is a node of the model, its index there.
     stored: for each parameter that stands for a value of the model, that value.
     sized: the values of the model that were taken from the sizes of others, and so are constant only as long as those stay.
+    call_of: a node of the model as its reader sees it.
     """
 
     model: ModelProto
@@ -45,10 +47,11 @@ class OnnxReading:
     node_index: Mapping[NodeId, int]
     stored: Mapping[Param, Stored]
     sized: Mapping[str, Constant]
+    call_of: Callable[[NodeProto], Call]
 
     def write(self, after: Graph, *, inplace: bool = False, exact: bool = False) -> ModelProto:
         """The model that computes `after`: the original protobufs, and new ones for what changed, rounded also if `exact`."""
-        edit = OnnxWriter(self.model, self.graph, after, self.node_index, self.stored, self.sized).plan()
+        edit = OnnxWriter(self.model, self.graph, after, self.node_index, self.stored, self.sized, self.call_of).plan()
         model = self.model if inplace else onnx_io.copy_without(self.model, edit.dropped)
         apply(edit.loaded() if inplace else edit, model)
         return model

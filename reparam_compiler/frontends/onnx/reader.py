@@ -238,7 +238,7 @@ class OnnxReader:
         try:
             if node.domain not in OWN_DOMAIN or self._is_function(node) or node.op_type not in READERS:
                 raise Unsupported(node.op_type)
-            op, operands = READERS[node.op_type](self._call(node))
+            op, operands = READERS[node.op_type](self.call_of(node))
             if not isinstance(op, ops.Split) and [name for name in used if name != node.output[0]]:
                 raise Unsupported(f"{node.op_type} with several outputs")
         except Unsupported:
@@ -283,7 +283,7 @@ class OnnxReader:
             run = sizes_from_value(run)
         operands = tuple((self._operand(name) if name else None) for name in names)
         like, reads = self._coupling_model(node)
-        other = shaped_like(self._call(node), like) if isinstance(like, ops.Expand) else None
+        other = shaped_like(self.call_of(node), like) if isinstance(like, ops.Expand) else None
         if isinstance(like, ops.Expand):
             run = expanded
         own = node.domain in OWN_DOMAIN and not self._is_function(node)
@@ -301,7 +301,7 @@ class OnnxReader:
         self._refine_expanded(node)
         example = self._examples.get(node.output[0])
         try:
-            return COUPLING_MODELS[node.op_type](self._call(node), refined(self._types.types.get(node.output[0]), example))
+            return COUPLING_MODELS[node.op_type](self.call_of(node), refined(self._types.types.get(node.output[0]), example))
         except Unsupported:
             return None, 0
 
@@ -310,7 +310,7 @@ class OnnxReader:
         if node.op_type != "Expand" or (known is not None and known.static_shape is not None):
             return
         try:
-            found = expanded_type(self._call(node))
+            found = expanded_type(self.call_of(node))
         except Unsupported:
             return
         if found is not None and (known is None or _known_sizes(found) > _known_sizes(known)):
@@ -320,7 +320,8 @@ class OnnxReader:
     def _operand(self, name: str) -> Operand:
         return name if self._constant(name) is None else self._param(name, "const", False)
 
-    def _call(self, node: NodeProto) -> Call:
+    def call_of(self, node: NodeProto) -> Call:
+        """A node of the model, and what is known of its inputs."""
         return Call(
             node, self._opset, self._constant, self._param, self._dtype, self._type, self._sizes.of, self._samples, self._shapes
         )

@@ -16,32 +16,18 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
+from reparam_compiler.core.kernel import Ints
 from reparam_compiler.errors import RewriteError
-from reparam_compiler.frontends.onnx.emitter import Emitter
+from reparam_compiler.frontends.onnx.call import Call
+from reparam_compiler.frontends.onnx.emitter import Emitter, trimmed
 from reparam_compiler.frontends.onnx.node_runner import captured
 from reparam_compiler.frontends.onnx.reader import Stored
 from reparam_compiler.frontends.onnx.shapes.inference import opset_of
+from reparam_compiler.frontends.onnx.spelling import INPUTS, Numbers, Place, is_stated_anew, numbers
 from reparam_compiler.frontends.onnx.tensors import Constant, set_type, tensor_from
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Diff, Graph, Node, NodeId, Param, TensorType, diff
-
-HOLD_WIDTHS: tuple[tuple[type[ops.Op], frozenset[str]], ...] = (
-    (ops.Flatten, frozenset({"Reshape"})),
-    (ops.Reshape, frozenset({"Reshape"})),
-    (ops.Slice, frozenset({"Slice"})),
-    (ops.Pad, frozenset({"Slice"})),
-    (ops.Split, frozenset({"Split"})),
-    (ops.Identity, frozenset({"Expand"})),
-    (ops.Expand, frozenset({"Expand"})),
-)
-"""Ops whose ONNX form may hold a width, or count from an end, where the graph's does not."""
-
-
-def holds_widths(op: ops.Op, native: NodeProto) -> bool:
-    """True where the node must be written anew when a width changes."""
-    if isinstance(op, ops.Opaque):
-        return native.op_type == "Resize" and len(native.input) > 3
-    return any(isinstance(op, kind) and native.op_type in forms for kind, forms in HOLD_WIDTHS)
+from reparam_compiler.ir.graph import Diff, Graph, Node, NodeId, Operand, Param, TensorType, diff
+from reparam_compiler.vocabulary.dtypes import DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +79,7 @@ class Edit:
 class OnnxWriter:
     """Plans the write-back of one difference; the model is only read.
 
-    node_index, stored, sized: as the reader left them.
+    node_index, stored, sized, call_of: as the reader left them.
     """
 
     model: ModelProto
@@ -102,6 +88,7 @@ class OnnxWriter:
     node_index: Mapping[NodeId, int]
     stored: Mapping[Param, Stored]
     sized: Mapping[str, Constant]
+    call_of: Callable[[NodeProto], Call]
     _tensors: list[NewTensor] = field(default_factory=list)
     _alike: dict[tuple[str | Param, str, bool], list[NewTensor]] = field(default_factory=dict)
 
@@ -143,36 +130,39 @@ class OnnxWriter:
                 self._tensors += [NewTensor(c.name, c.param("const"), c.dtype, False, None) for c in outputs]
 
     def _touched(self, changes: Diff) -> list[Node]:
-        """The nodes that must be written: those that changed, and those that hold a width that changed."""
+        """The nodes that must be written: those that changed, and those that state a width that changed."""
         found = [node for node in changes.changed if not isinstance(node.op, ops.TupleGet)]
         known = {node.id for node in found}
         for node in self.after:
             index = self.node_index.get(node.id)
-            if index is None or node.id in known or not holds_widths(node.op, self.model.graph.node[index]):
+            if index is None or node.id in known or not any(map(self._is_retyped, (node.id, *node.sources))):
                 continue
-            if any(map(self._is_retyped, (node.id, *node.sources))):
+            if numbers(self._place(node, self.model.graph.node[index])):
                 found.append(node)
         return found
 
     def _is_retyped(self, node_id: NodeId) -> bool:
         return self.before[node_id].type != self.after[node_id].type
 
+    def _place(self, node: Node, native: NodeProto) -> Place:
+        return Place(self.before[node.id], node, native, self.call_of(native), self._type(node.inputs[0]))
+
+    def _type(self, operand: Operand) -> TensorType | None:
+        if isinstance(operand, Param):
+            return TensorType(operand.dtype, operand.shape)
+        return self.after[operand].type if operand in self.after.nodes else None
+
     def _replacement(self, node: Node, native: NodeProto) -> list[NodeProto]:
         old = self.before[node.id]
-        if isinstance(node.op, ops.Opaque) and native.op_type == "Resize":
-            return [self._resized(node, native)]
-        if isinstance(node.op, ops.Opaque) and isinstance(node.op.coupling, ops.Expand):
-            return [self._expanded(node, node.op.coupling, native)]
-        was = old.op.coupling if isinstance(old.op, ops.Opaque) and not isinstance(node.op, ops.Opaque) else old.op
-        keeps_op = not (
-            node.replaces or was != node.op or isinstance(node.op, ops.SliceUpdate) or holds_widths(node.op, native)
-        )
-        if keeps_op and (clone := self._clone(node, old, native)) is not None:
-            return [clone]
+        if node.op.has_mask and node.operand("mask") is not None:
+            raise RewriteError(f"{node.id}: a mask of {node.op.name} has no ONNX form; write the graph that was cut")
+        if not node.replaces and is_stated_anew(old.op, node.op) and not isinstance(node.op, ops.SliceUpdate):
+            clone = self._clone(node, old, native)
+            if clone is not None:
+                return [self._restated(clone, numbers(self._place(node, native)), native)]
         if isinstance(node.op, ops.Opaque | ops.Input):
             raise RewriteError(f"{node.id}: {node.op.name} was changed, but only what is read as an exact op can be written")
-        outputs = native.output if isinstance(node.op, ops.Split) else [node.id]
-        nodes = self._emitter.emit(node, outputs)
+        nodes = self._emitter.emit(node, node.id)
         nodes[-1].name = native.name
         if not node.replaces:
             nodes[-1].doc_string = native.doc_string
@@ -181,34 +171,19 @@ class OnnxWriter:
             nodes[-1].name = self._layer_name(node) or native.name
         return nodes
 
-    def _expanded(self, node: Node, op: ops.Expand, native: NodeProto) -> NodeProto:
-        """An Expand by numbers: 1, which keeps a size, where x has it already."""
-        x = node.inputs[0]
-        known = TensorType(x.dtype, x.shape) if isinstance(x, Param) else self.after[x or ""].type
-        own = (1,) * (len(op.shape) - len(known.shape)) + known.shape if known is not None else ()
-        sizes = tuple(1 if size == -1 or size == have else size for size, have in zip(op.shape, own, strict=True))
-        if op.shape[0] == -1 and own[0] == 1:  # to an open batch, and no other size is said (`onnx_like`)
-            return self._told_the_same(node, native)
-        bare = replace(node, op=ops.Expand(sizes), inputs=node.inputs[:1])
-        made: NodeProto = self._emitter.emit(bare, [node.id])[0]
-        made.name = native.name
-        return made
-
-    def _resized(self, node: Node, native: NodeProto) -> NodeProto:
-        """A Resize whose sizes, where they are constant, are those that its value has now."""
-        clone = self._told_the_same(node, native)
-        sizes = node.inputs[3] if len(node.inputs) > 3 else None
-        if isinstance(sizes, Param) and node.type is not None:
-            now = [size if isinstance(size, int) else int(was) for size, was in zip(node.type.shape, sizes.load(), strict=True)]
-            param = Param.of(np.array(now, np.int64), role="const", dtype="i64")
-            clone.input[3] = self._add(f"{node.id}.sizes", param, "i64", False)
-        return clone
-
-    def _told_the_same(self, node: Node, native: NodeProto) -> NodeProto:
-        """The model's own node, perhaps with other weights."""
-        clone = self._clone(node, self.before[node.id], native)
-        if clone is None:
-            raise RewriteError(f"{node.id}: a weight that {native.op_type} reads is not stored as it reads it")
+    def _restated(self, clone: NodeProto, found: Numbers, native: NodeProto) -> NodeProto:
+        """The model's own node with other numbers; those that are inputs get the dtype that they had."""
+        inputs = INPUTS.get(clone.op_type, {})
+        for key, value in found.items():
+            index, since = inputs.get(key, (0, self._emitter.opset + 1))
+            if self._emitter.opset < since:
+                _set_attribute(clone, key, value)
+                continue
+            had = self.call_of(native).dtype(index) if index < len(native.input) else None
+            dtype = had or "i64"
+            param = Param.of(np.array(value, DTYPES[dtype].numpy), role="const", dtype=dtype)
+            clone.input.extend([""] * (index + 1 - len(clone.input)))
+            clone.input[index] = self._add(f"{clone.output[0]}.{key}", param, dtype, False)
         return clone
 
     def _layer_name(self, node: Node) -> str:
@@ -243,7 +218,7 @@ class OnnxWriter:
         clone = NodeProto()
         clone.CopyFrom(native)
         del clone.input[:]
-        clone.input.extend(inputs)
+        clone.input.extend(trimmed(inputs))
         return clone
 
     def _stored_name(self, param: Param) -> str | None:
@@ -332,6 +307,15 @@ def _stored(name: str, tensor: NewTensor) -> TensorProto:
     if not tensor.transposed:
         return tensor_from(name, param, tensor.dtype)
     return tensor_from(name, Param(param.role, param.dtype, tensor.shape, lambda: param.load().T), tensor.dtype)
+
+
+def _set_attribute(node: NodeProto, key: str, value: Ints | int | None) -> None:
+    """Sets an attribute, or takes it away where the value is None."""
+    for index in reversed(range(len(node.attribute))):
+        if node.attribute[index].name == key:
+            del node.attribute[index]
+    if value is not None:
+        node.attribute.append(helper.make_attribute(key, value))
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -23,7 +23,7 @@ from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss,
 from reparam_compiler.passes.pruning.criteria.importance import importance as scores_of
 from reparam_compiler.passes.pruning.repair.activations import Batch
 from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair
-from reparam_compiler.passes.pruning.slice_channels import masked, sliced, verify_pruned
+from reparam_compiler.passes.pruning.slice_channels import masked, sliced, unmasked, verify_pruned
 
 Quality = Literal["fast", "standard", "high"]
 
@@ -148,7 +148,7 @@ def prune(
     done = None
     if calibration is not None and not chosen.keep.all():
         repaired, done = repair(graph, hidden, groups, chosen.keep, calibration, how=QUALITIES[quality].repair)
-        pruned = sliced(repaired, groups, chosen.keep)
+        pruned = sliced(unmasked(graph, repaired), groups, chosen.keep)
     plan = PrunePlan(
         ratio=ratio,
         budget=shares,

@@ -62,6 +62,11 @@ def _mask(graph: Graph, node: Node, axis: int, kept: Keep) -> Param:
     return Param.of(kept.astype(np.float64).reshape([-1 if a == axis else 1 for a in range(rank)]), role="const", dtype="f64")
 
 
+def unmasked(graph: Graph, hidden: Graph) -> Graph:
+    """A masked graph with the nodes of `graph` in place of those that were given a mask: `sliced` takes its channels itself."""
+    return hidden.rewrite({n.id: graph[n.id] for n in hidden if n.op.has_mask and n.operand("mask") is not None})
+
+
 def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
     """The graph without the removed channels.
 

@@ -88,6 +88,12 @@ def _gather(call: Call, result: TensorType | None) -> Like:
     return ops.Rearrange((call.axis(call.attribute("axis", 0)),)), 1
 
 
+def _gather_places(call: Call, result: TensorType | None) -> Like:
+    """GatherND: each row of the indices calls a place along the first axes, behind those of the batch."""
+    first, places = call.attribute("batch_dims", 0), call.constant(1)
+    return ops.Rearrange(tuple(range(first, first + places.shape[-1]))), 1
+
+
 def _reshape(call: Call, result: TensorType | None) -> Like:
     own = call.shape
     shape = [
@@ -204,6 +210,7 @@ COUPLING_MODELS: dict[str, Callable[[Call, TensorType | None], Like]] = {
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     **dict.fromkeys(("AveragePool", "MaxPool", "LpPool", "GlobalLpPool"), _resampled),
     "Gather": _gather,
+    "GatherND": _gather_places,
     **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _reshape),
     "Expand": _expand,
     "Slice": _slice,
