@@ -89,6 +89,7 @@ class Facts(Flag):
     GIVES_FIRST      gives a tuple, of which only the first element is of interest
     FACTORY          makes a value of numbers alone
     CHECK            checks something and gives nothing
+    QUANTIZED        goes between numbers and whole ones that stand for them, which a model keeps
     """
 
     NONE = 0
@@ -104,6 +105,7 @@ class Facts(Flag):
     GIVES_FIRST = auto()
     FACTORY = auto()
     CHECK = auto()
+    QUANTIZED = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Sizes, random values, constants and checks: what gives a value that is not computed from elements."""
+"""Sizes, random values, constants, quantized numbers and checks: what gives a value that is not computed from elements."""
 
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.row import Row, onnx, rows
@@ -22,5 +22,7 @@ ROWS = (
     Row("randn_like", onnx=onnx("RandomNormalLike"), facts=_RANDOM),
     *rows("uniform normal random randint randperm randint_like exponential cauchy log_normal geometric", facts=_RANDOM),
     *rows("poisson rrelu empty empty_like new_empty", facts=_RANDOM),
+    Row("quantize", (), onnx=onnx("QuantizeLinear", "DynamicQuantizeLinear"), facts=Facts.QUANTIZED),
+    Row("dequantize", (), onnx=onnx("DequantizeLinear"), facts=Facts.QUANTIZED),
     *rows("_assert _assert_async _assert_scalar _assert_tensor_metadata", facts=Facts.CHECK),
 )

@@ -34,7 +34,12 @@ ROWS = (
     pointwise("exp", torch.exp, onnx=onnx("Exp")),
     Row("gelu", modules=(nn.GELU,), module_arguments=("approximate",), onnx=onnx("Gelu"), form="pointwise", math=F.gelu),
     pointwise("gelu_tanh", partial(F.gelu, approximate="tanh"), words=()),
-    pointwise("hardsigmoid", F.hardsigmoid, nn.Hardsigmoid, onnx=onnx("HardSigmoid")),
+    pointwise(
+        "hardsigmoid",
+        F.hardsigmoid,
+        nn.Hardsigmoid,
+        onnx=(OnnxType("HardSigmoid", requires=(("alpha", 0.2, 1 / 6), ("beta", 0.5, 0.5))),),
+    ),
     pointwise("hardswish", F.hardswish, nn.Hardswish, onnx=onnx("HardSwish")),
     pointwise(
         "leaky_relu",

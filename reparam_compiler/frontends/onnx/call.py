@@ -1,17 +1,18 @@
-"""An ONNX node as the readers of `onnx_ops` see it."""
+"""An ONNX node as the readers of `ops` see it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import AttributeProto, NodeProto, helper
 
 from reparam_compiler.frontends.onnx.tensors import Constant
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Operand, Param, TensorType
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
+OWN_DOMAIN = ("", "ai.onnx")
 Read = tuple[ops.Op, tuple[Operand, ...]]
 Size = int | tuple[str, int]
 """A number, or the size of an axis of a value."""
@@ -50,11 +51,7 @@ class Call:
 
     def attribute(self, key: str, default: Any) -> Any:
         """An attribute in Python's terms; words as str."""
-        for attribute in self.node.attribute:
-            if attribute.name == key:
-                value = helper.get_attribute_value(attribute)
-                return value.decode() if isinstance(value, bytes) else value
-        return default
+        return next((_python(attribute) for attribute in self.node.attribute if attribute.name == key), default)
 
     def constant(self, index: int) -> np.ndarray:
         """The elements of an input, which must be constant."""
@@ -140,7 +137,7 @@ class Call:
         return self.dtype_of(self.node.input[index])
 
     def floating(self) -> None:
-        """Raises Unread for integers: they divide, and wrap, in other ways."""
+        """Raises Unsupported for integers: they divide, and wrap, in other ways."""
         found = [self.dtype_of(name) for name in self.node.input if name]
         if not any(dtype in FLOATING for dtype in found):
             raise Unsupported(f"{self.node.op_type} of {found[0] if found else 'nothing'}")
@@ -161,3 +158,24 @@ class Call:
     def axis(self, value: int) -> int:
         """An axis, counted from the front."""
         return value if value >= 0 else value + self.rank
+
+
+def _python(attribute: AttributeProto) -> Any:
+    value = helper.get_attribute_value(attribute)
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def attributes_of(node: NodeProto) -> dict[str | int, object]:
+    """The numbers and words among a node's attributes, as Python has them; lists become tuples."""
+    values = ((attribute.name, _python(attribute)) for attribute in node.attribute)
+    flat = ((name, tuple(value) if isinstance(value, list) else value) for name, value in values)
+    return {name: value for name, value in flat if isinstance(value, int | float | str) or _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(n, int | float) for n in value)
+
+
+def qualified_type(node: NodeProto) -> str:
+    """The type of a node: `Conv` of ONNX's own domain, `domain::Conv` of any other."""
+    return node.op_type if node.domain in OWN_DOMAIN else f"{node.domain}::{node.op_type}"

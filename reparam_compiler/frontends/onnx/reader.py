@@ -16,18 +16,11 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
+from reparam_compiler.frontends.onnx.call import OWN_DOMAIN, Call, Read, Unsupported, attributes_of, qualified_type
 from reparam_compiler.frontends.onnx.node_runner import captured, runner
-from reparam_compiler.frontends.onnx.ops.coupling_models import (
-    COUPLING_MODELS,
-    expanded,
-    expanded_type,
-    shaped_like,
-    sizes_from_value,
-)
-from reparam_compiler.frontends.onnx.ops.table import NOT_FOLDED, RANDOM, READERS
+from reparam_compiler.frontends.onnx.ops.coupling_models import expanded, expanded_type, shaped_like, sizes_from_value
+from reparam_compiler.frontends.onnx.ops.table import coupling_model, read
 from reparam_compiler.frontends.onnx.shapes.inference import (
-    OWN_DOMAIN,
     Sizes,
     Types,
     infer_outputs,
@@ -39,6 +32,7 @@ from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
 from reparam_compiler.frontends.onnx.tensors import Constant, constant_of, dtype_word
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
+from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 from reparam_compiler.vocabulary.resolve import onnx_facts
 
@@ -154,7 +148,7 @@ class OnnxReader:
 
     def _derive(self, node: NodeProto, place: int) -> bool:
         """Notes what depends on constants and sizes alone; False for every other node."""
-        if node.domain not in OWN_DOMAIN or node.op_type in RANDOM | NOT_FOLDED or self._is_function(node):
+        if not self._is_resolved(node) or onnx_facts(node.op_type) & (Facts.RANDOM | Facts.QUANTIZED):
             return False
         if node.op_type == "Constant":
             return self._read_constant(node)
@@ -236,9 +230,9 @@ class OnnxReader:
     def _read_node(self, node: NodeProto, index: int) -> None:
         used = [name for name in node.output if name and name in self._read_by]
         try:
-            if node.domain not in OWN_DOMAIN or self._is_function(node) or node.op_type not in READERS:
+            if not self._is_resolved(node):
                 raise Unsupported(node.op_type)
-            op, operands = READERS[node.op_type](self.call_of(node))
+            op, operands = read(self.call_of(node))
             if not isinstance(op, ops.Split) and [name for name in used if name != node.output[0]]:
                 raise Unsupported(f"{node.op_type} with several outputs")
         except Unsupported:
@@ -275,33 +269,30 @@ class OnnxReader:
         names = [*node.input, *captured(node)]
         given = [name for name in names if name]
         arrays = {name: DTYPES[dtype].numpy for name in given if (dtype := self._dtype(name)) and dtype in DTYPES}
-        known = node.domain in OWN_DOMAIN or self._is_function(node)
+        facts = onnx_facts(node.op_type) if self._is_resolved(node) else Facts.NONE
         run = None
-        if known and node.op_type not in RANDOM - {"Dropout"}:
+        if (self._is_resolved(node) or self._is_function(node)) and (facts & (Facts.RANDOM | Facts.VIEW)) != Facts.RANDOM:
             run = runner(self.model, node, names, arrays, sum(map(bool, node.output)))
-        if node.op_type == "Resize" and run is not None:
+        if Facts.WIDTH_OF_INPUT in facts and run is not None:
             run = sizes_from_value(run)
         operands = tuple((self._operand(name) if name else None) for name in names)
         like, reads = self._coupling_model(node)
         other = shaped_like(self.call_of(node), like) if isinstance(like, ops.Expand) else None
         if isinstance(like, ops.Expand):
             run = expanded
-        own = node.domain in OWN_DOMAIN and not self._is_function(node)
-        facts = onnx_facts(node.op_type) if own else ops.Facts.NONE
-        name = node.op_type if own else f"{node.domain}::{node.op_type}"
         if other in self._ids:
-            return ops.Opaque(name, run, like, 2, facts), (operands[0], other, *operands[1:])
-        return ops.Opaque(name, run, like, reads, facts), operands
+            reads, operands = 2, (operands[0], other, *operands[1:])
+        return ops.Opaque(qualified_type(node), run, like, reads, facts, attributes_of(node)), operands
 
     def _coupling_model(self, node: NodeProto) -> tuple[ops.Op | None, int]:
         """What pruning sees in an opaque node, and how many of its inputs that reads."""
-        if node.domain not in OWN_DOMAIN or self._is_function(node) or node.op_type not in COUPLING_MODELS or captured(node):
+        if not self._is_resolved(node) or captured(node):
             return None, 0
         self._refine(node)
         self._refine_expanded(node)
         example = self._examples.get(node.output[0])
         try:
-            return COUPLING_MODELS[node.op_type](self.call_of(node), refined(self._types.types.get(node.output[0]), example))
+            return coupling_model(self.call_of(node), refined(self._types.types.get(node.output[0]), example))
         except Unsupported:
             return None, 0
 
@@ -376,6 +367,10 @@ class OnnxReader:
         if node_id not in types or _known_sizes(known) > _known_sizes(types[node_id]):
             types[node_id] = known
             self._better.add(node_id)
+
+    def _is_resolved(self, node: NodeProto) -> bool:
+        """True for what the vocabulary may have a row of: a type of ONNX's own domain that the model does not define."""
+        return node.domain in OWN_DOMAIN and not self._is_function(node)
 
     def _is_function(self, node: NodeProto) -> bool:
         return (node.domain, node.op_type) in self._functions

@@ -4,7 +4,6 @@ A coupling model reads the first inputs of its node, in their order. Further inp
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -12,16 +11,17 @@ import torch
 from torch import Tensor
 
 from reparam_compiler.frontends.onnx.call import Call, Unsupported
+from reparam_compiler.frontends.onnx.ops.registry import Coupled, couples, slicewise
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import TensorType
-from reparam_compiler.vocabulary.resolve import ROWS
-from reparam_compiler.vocabulary.row import Form
 
-Like = tuple[ops.Op, int]
-"""The op, and how many inputs it has."""
-
-
-Function = Literal["mean", "sum", "max", "min", "norm"]
+REDUCTIONS: dict[str, Literal["mean", "sum", "max", "min", "norm"]] = {
+    "ReduceMean": "mean",
+    "ReduceSum": "sum",
+    "ReduceMax": "max",
+    "ReduceMin": "min",
+    "ReduceL2": "norm",
+}
 
 
 def _known(result: TensorType | None) -> TensorType:
@@ -30,39 +30,46 @@ def _known(result: TensorType | None) -> TensorType:
     return result
 
 
-def _elementwise(call: Call, result: TensorType | None) -> Like:
-    return ops.Slicewise(tuple(range(len(_known(result).shape)))), len(call.node.input)
+@couples("Cast", "CastLike", "Clip")
+def _of_first(call: Call, result: TensorType | None) -> Coupled:
+    return slicewise(call, result, 1)
 
 
-def _of_first(call: Call, result: TensorType | None) -> Like:
-    return ops.Slicewise(tuple(range(len(_known(result).shape)))), 1
+@couples("PRelu")
+def _of_both(call: Call, result: TensorType | None) -> Coupled:
+    return slicewise(call, result, len(call.node.input))
 
 
-def _but(axis: int, call: Call) -> Like:
+def _but(axis: int, call: Call) -> Coupled:
     line = call.axis(axis)
     return ops.Slicewise(tuple(other for other in range(call.rank) if other != line)), 1
 
 
-def _softmax(call: Call, result: TensorType | None) -> Like:
+@couples("Softmax", "LogSoftmax")
+def _softmax(call: Call, result: TensorType | None) -> Coupled:
     """Before opset 13 it runs over all axes from the given one on."""
     if call.opset >= 13:
         return _but(call.attribute("axis", -1), call)
     return ops.Slicewise(tuple(range(call.axis(call.attribute("axis", 1))))), 1
 
 
-def _cumulated(call: Call, result: TensorType | None) -> Like:
+@couples("CumSum")
+def _cumulated(call: Call, result: TensorType | None) -> Coupled:
     return _but(int(call.constant(1).reshape(())), call)
 
 
-def _normalized(call: Call, result: TensorType | None) -> Like:
+@couples("LpNormalization")
+def _normalized(call: Call, result: TensorType | None) -> Coupled:
     return _but(call.attribute("axis", -1), call)
 
 
-def _of_matrices(call: Call, result: TensorType | None) -> Like:
+@couples("Trilu")
+def _of_matrices(call: Call, result: TensorType | None) -> Coupled:
     return ops.Slicewise(tuple(range(call.rank - 2))), 1
 
 
-def _resize(call: Call, result: TensorType | None) -> Like:
+@couples("Resize", "Upsample")
+def _resize(call: Call, result: TensorType | None) -> Coupled:
     if call.attribute("axes", None) is not None:
         raise Unsupported("a resize of some axes")
     if call.has(3):
@@ -75,26 +82,31 @@ def _resize(call: Call, result: TensorType | None) -> Like:
     return ops.Slicewise((0, 1)), 1
 
 
-def _resampled(call: Call, result: TensorType | None) -> Like:
+@couples("AveragePool", "MaxPool", "LpPool", "GlobalLpPool")
+def _resampled(call: Call, result: TensorType | None) -> Coupled:
     return ops.Slicewise((0, 1)), 1
 
 
-def _rearranged(call: Call, result: TensorType | None) -> Like:
+@couples("Tile", "DepthToSpace", "SpaceToDepth")
+def _rearranged(call: Call, result: TensorType | None) -> Coupled:
     return ops.Rearrange(), 1
 
 
-def _gather(call: Call, result: TensorType | None) -> Like:
+@couples("Gather")
+def _gather(call: Call, result: TensorType | None) -> Coupled:
     call.constant(1)
     return ops.Rearrange((call.axis(call.attribute("axis", 0)),)), 1
 
 
-def _gather_places(call: Call, result: TensorType | None) -> Like:
+@couples("GatherND")
+def _gather_places(call: Call, result: TensorType | None) -> Coupled:
     """GatherND: each row of the indices calls a place along the first axes, behind those of the batch."""
     first, places = call.attribute("batch_dims", 0), call.constant(1)
     return ops.Rearrange(tuple(range(first, first + places.shape[-1]))), 1
 
 
-def _reshape(call: Call, result: TensorType | None) -> Like:
+@couples("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+def _reshape(call: Call, result: TensorType | None) -> Coupled:
     own = call.shape
     shape = [
         size if isinstance(size, int) else 0 if size is not None and own[axis : axis + 1] == (size,) else -1
@@ -105,14 +117,16 @@ def _reshape(call: Call, result: TensorType | None) -> Like:
     return ops.Reshape(tuple(shape)), 1
 
 
-def _slice(call: Call, result: TensorType | None) -> Like:
+@couples("Slice")
+def _slice(call: Call, result: TensorType | None) -> Coupled:
     """A slice along several axes, or one that runs backwards."""
     starts = call.values(1, "starts") or ()
     axes = call.values(3, "axes") or tuple(range(len(starts)))
     return ops.Rearrange(tuple(sorted(map(call.axis, axes)))), 1
 
 
-def _expand(call: Call, result: TensorType | None) -> Like:
+@couples("Expand")
+def _expand(call: Call, result: TensorType | None) -> Coupled:
     """To numbers; an open size that x has stays as it is."""
     own, shape = call.shape, _known(result).shape
     new = len(shape) - len(own)
@@ -150,12 +164,16 @@ def shaped_like(call: Call, op: ops.Expand) -> str | None:
     return None
 
 
-def _reduce(function: Function, call: Call, result: TensorType | None) -> Like:
+@couples(*REDUCTIONS)
+def _reduce(call: Call, result: TensorType | None) -> Coupled:
     axes = call.values(1, "axes") or tuple(range(call.rank))
-    return ops.Reduce(function, tuple(sorted(map(call.axis, axes))), bool(call.attribute("keepdims", 1))), 1
+    return ops.Reduce(
+        REDUCTIONS[call.node.op_type], tuple(sorted(map(call.axis, axes))), bool(call.attribute("keepdims", 1))
+    ), 1
 
 
-def _matmul(call: Call, result: TensorType | None) -> Like:
+@couples("MatMul")
+def _matmul(call: Call, result: TensorType | None) -> Coupled:
     ranks = [len(_known(call.type(index)).shape) for index in (0, 1)]
     if min(ranks) < 2:
         raise Unsupported("a product with a vector")
@@ -164,7 +182,8 @@ def _matmul(call: Call, result: TensorType | None) -> Like:
     return ops.Einsum(*letters, batch + "yx"), 2
 
 
-def _einsum(call: Call, result: TensorType | None) -> Like:
+@couples("Einsum")
+def _einsum(call: Call, result: TensorType | None) -> Coupled:
     equation = call.attribute("equation", "")
     terms, arrow, out = equation.replace(" ", "").partition("->")
     sides = terms.split(",")
@@ -173,7 +192,8 @@ def _einsum(call: Call, result: TensorType | None) -> Like:
     return ops.Einsum(sides[0], sides[1], out), 2
 
 
-def _layer_norm(call: Call, result: TensorType | None) -> Like:
+@couples("LayerNormalization", "RMSNormalization")
+def _layer_norm(call: Call, result: TensorType | None) -> Coupled:
     if len([name for name in call.node.output if name]) > 1:
         raise Unsupported("a norm with several outputs")
     first = call.axis(call.attribute("axis", -1))
@@ -182,50 +202,17 @@ def _layer_norm(call: Call, result: TensorType | None) -> Like:
     return ops.LayerNorm((-1,) * (call.rank - first), eps, centred), min(len(call.node.input), 3)
 
 
-def _group_norm(call: Call, result: TensorType | None) -> Like:
+@couples("GroupNormalization")
+def _group_norm(call: Call, result: TensorType | None) -> Coupled:
     groups = call.attribute("num_groups", 0)
     if call.opset < 21 or groups == call.shape[1]:
         raise Unsupported("a group norm with a scale for each group, or a group for each channel")
     return ops.GroupNorm(groups, float(call.attribute("epsilon", 1e-5))), 3
 
 
-def _instance_norm(call: Call, result: TensorType | None) -> Like:
+@couples("InstanceNormalization")
+def _instance_norm(call: Call, result: TensorType | None) -> Coupled:
     return ops.GroupNorm(None, float(call.attribute("epsilon", 1e-5))), 3
-
-
-_FORMS: dict[Form, Callable[[Call, TensorType | None], Like]] = {
-    "pointwise": _elementwise,
-    "elementwise": _elementwise,
-    "move": _rearranged,
-    "rearranged": _rearranged,
-}
-COUPLING_MODELS: dict[str, Callable[[Call, TensorType | None], Like]] = {
-    **{stated.name: _FORMS[row.form] for row in ROWS.values() if row.form is not None for stated in row.onnx},
-    "PRelu": _elementwise,
-    **dict.fromkeys(("Cast", "CastLike", "Clip"), _of_first),
-    **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
-    "CumSum": _cumulated,
-    "LpNormalization": _normalized,
-    "Trilu": _of_matrices,
-    **dict.fromkeys(("Resize", "Upsample"), _resize),
-    **dict.fromkeys(("AveragePool", "MaxPool", "LpPool", "GlobalLpPool"), _resampled),
-    "Gather": _gather,
-    "GatherND": _gather_places,
-    **dict.fromkeys(("Reshape", "Squeeze", "Unsqueeze", "Flatten"), _reshape),
-    "Expand": _expand,
-    "Slice": _slice,
-    "ReduceMean": partial(_reduce, "mean"),
-    "ReduceSum": partial(_reduce, "sum"),
-    "ReduceMax": partial(_reduce, "max"),
-    "ReduceMin": partial(_reduce, "min"),
-    "ReduceL2": partial(_reduce, "norm"),
-    "MatMul": _matmul,
-    "Einsum": _einsum,
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), _layer_norm),
-    "GroupNormalization": _group_norm,
-    "InstanceNormalization": _instance_norm,
-}
-"""For each op of ONNX's own domain its likeness."""
 
 
 def sizes_from_value(run: Callable[..., object]) -> Callable[..., object]:

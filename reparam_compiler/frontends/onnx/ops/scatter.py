@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
+from reparam_compiler.frontends.onnx.ops.registry import reads
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Operand, Param
 
@@ -20,6 +21,7 @@ Range = tuple[int, int, int]
 """The start and the stop of what is written along an axis, and the size of that axis."""
 
 
+@reads("ScatterND")
 def scatter(call: Call) -> Read:
     """ScatterND that overwrites one box."""
     if call.attribute("reduction", "none") != "none":

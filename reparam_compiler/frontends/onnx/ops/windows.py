@@ -8,10 +8,12 @@ from collections.abc import Sequence
 
 from reparam_compiler.core.kernel import Ints, Pairs
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
+from reparam_compiler.frontends.onnx.ops.registry import reads
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
 
 
+@reads("Conv")
 def conv(call: Call) -> Read:
     """Conv with a constant kernel."""
     weight, bias = call.param(1, "weight"), call.param(2, "bias") if call.has(2) else None
@@ -19,6 +21,7 @@ def conv(call: Call) -> Read:
     return ops.Conv(stride, padding, dilation, call.attribute("group", 1)), (call.x, weight, bias)
 
 
+@reads("ConvTranspose")
 def conv_transpose(call: Call) -> Read:
     """ConvTranspose with a constant kernel, whose padding cuts the full output."""
     weight, bias = call.param(1, "weight"), call.param(2, "bias") if call.has(2) else None
@@ -59,6 +62,7 @@ def _whole(call: Call, axis: int, stride: int, extent: int) -> int:
     return stride * (size - 1) + extent
 
 
+@reads("AveragePool")
 def avg_pool(call: Call) -> Read:
     """AveragePool without dilation."""
     size = tuple(call.attribute("kernel_shape", ()))
@@ -76,6 +80,7 @@ def avg_pool(call: Call) -> Read:
     return ops.AvgPool(size, stride, padding, ceil_mode, include), (call.x,)
 
 
+@reads("MaxPool")
 def max_pool(call: Call) -> Read:
     """MaxPool of floats, without indices."""
     call.floating()
@@ -83,6 +88,18 @@ def max_pool(call: Call) -> Read:
     stride, padding, dilation = _geometry(call, size)
     ceil_mode = _ceil_mode(call, size, stride, padding, dilation)
     return ops.MaxPool(size, stride, padding, dilation, ceil_mode), (call.x,)
+
+
+@reads("GlobalAveragePool")
+def global_average(call: Call) -> Read:
+    """The mean over all positions."""
+    return ops.AdaptiveAvgPool((1,) * (call.rank - 2)), (call.x,)
+
+
+@reads("GlobalMaxPool")
+def global_max(call: Call) -> Read:
+    """The largest of all positions."""
+    return ops.Reduce("max", tuple(range(2, call.rank)), True), (call.x,)
 
 
 def _geometry(call: Call, size: Sequence[int]) -> tuple[Ints, Pairs, Ints]:

@@ -13,13 +13,12 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.call import Size
+from reparam_compiler.frontends.onnx.call import OWN_DOMAIN, Size
 from reparam_compiler.frontends.onnx.tensors import Constant, element_type, type_of
 from reparam_compiler.ir.graph import TensorType
 
 logger = logging.getLogger(__name__)
 OLDEST_OPSET = 7
-OWN_DOMAIN = ("", "ai.onnx")
 SMALL = 256
 """Elements of a tensor that may stand for a shape, and so goes into the skeleton."""
 

@@ -1,0 +1,100 @@
+"""The ONNX columns of the vocabulary: readers and coupling models, attached to the types of ONNX's own domain.
+
+    @reads("Conv")
+    def conv(call: Call) -> Read: ...
+
+A type must stand in a row (`vocabulary.resolve.by_onnx`). A function of each element needs nothing but its row, nor does an op
+that moves elements: they are read by what the row says of the type's attributes. Types of other domains have no row.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
+from reparam_compiler.frontends.onnx.tensors import decimal
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import TensorType
+from reparam_compiler.vocabulary.resolve import by_onnx
+from reparam_compiler.vocabulary.row import OnnxType, Row
+
+Coupled = tuple[ops.Op, int]
+"""A coupling model, and how many inputs it reads: the first ones of the node."""
+Reader = Callable[[Call], Read]
+CouplingModel = Callable[[Call, TensorType | None], Coupled]
+Function = TypeVar("Function", bound=Callable[..., object])
+READERS: dict[str, Reader] = {}
+"""For each type with a reader of its own the reader: it gives an op and its operands, or raises `Unsupported`."""
+COUPLING_MODELS: dict[str, CouplingModel] = {}
+"""For each type with a coupling model of its own the function that gives it, of the call and the type of its result."""
+
+
+def reads(*types: str) -> Callable[[Function], Function]:
+    """Attaches a reader to types; raises ValueError for a type without a row, or with a reader."""
+    return partial(_attached, READERS, types)
+
+
+def couples(*types: str) -> Callable[[Function], Function]:
+    """Attaches a coupling model to types; raises ValueError for a type without a row, or with a coupling model."""
+    return partial(_attached, COUPLING_MODELS, types)
+
+
+def _attached(column: dict[str, Callable[..., object]], types: tuple[str, ...], function: Function) -> Function:
+    for name in types:
+        if by_onnx(name) is None:
+            raise ValueError(f"{name}: no row of the vocabulary has this type")
+        if name in column:
+            raise ValueError(f"{name} has one already: {column[name]}")
+        column[name] = function
+    return function
+
+
+def read(call: Call) -> Read:
+    """The op of a node of ONNX's own domain, and its operands; raises Unsupported for one without an exact form."""
+    kind = call.node.op_type
+    if kind in READERS:
+        return READERS[kind](call)
+    row, of_type = by_onnx(kind) or (None, None)
+    if row is None or of_type is None or row.form not in ("pointwise", "move"):
+        raise Unsupported(kind)
+    return _pointwise(row, of_type, call) if row.form == "pointwise" else _moved(row, of_type, call)
+
+
+def coupling_model(call: Call, result: TensorType | None) -> Coupled:
+    """What pruning sees in a node of ONNX's own domain that stays opaque; raises Unsupported where that is nothing."""
+    kind = call.node.op_type
+    if kind in COUPLING_MODELS:
+        return COUPLING_MODELS[kind](call, result)
+    row, _ = by_onnx(kind) or (None, None)
+    if row is None or row.form not in ("pointwise", "elementwise"):
+        raise Unsupported(kind)
+    return slicewise(call, result, len(call.node.input))
+
+
+def slicewise(call: Call, result: TensorType | None, reads: int) -> Coupled:
+    """A function of the elements at the same place."""
+    if result is None:
+        raise Unsupported("a value of no known shape")
+    return ops.Slicewise(tuple(range(len(result.shape)))), reads
+
+
+def _pointwise(row: Row, of_type: OnnxType, call: Call) -> Read:
+    call.floating()
+    _check(of_type, call)
+    arguments = [call.attribute(key, default) for key, default in of_type.arguments]
+    return ops.Elementwise(row.name, tuple(None if n is None else decimal(n) for n in arguments)), (call.x,)
+
+
+def _moved(row: Row, of_type: OnnxType, call: Call) -> Read:
+    _check(of_type, call)
+    return ops.Move(row.name, tuple(int(call.attribute(key, default)) for key, default in of_type.arguments)), (call.x,)
+
+
+def _check(of_type: OnnxType, call: Call) -> None:
+    """Raises Unsupported where an attribute makes another op of the type."""
+    for key, default, needed in of_type.requires:
+        value = call.attribute(key, default)
+        if (np.float32(value) != np.float32(needed)) if isinstance(needed, float) else value != needed:
+            raise Unsupported(f"{of_type.name} with {key}={value}")
