@@ -7,15 +7,14 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, NodeProto, helper
 
-from reparam_compiler.frontends.onnx.tensors import Constant
+from reparam_compiler.frontends.onnx.shapes.evaluator import Shapes
+from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN
+from reparam_compiler.frontends.onnx.shapes.sizes import Size
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Operand, Param, TensorType
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
-OWN_DOMAIN = ("", "ai.onnx")
 Read = tuple[ops.Op, tuple[Operand, ...]]
-Size = int | tuple[str, int]
-"""A number, or the size of an axis of a value."""
 
 
 class Unsupported(Exception):
@@ -26,24 +25,18 @@ class Unsupported(Exception):
 class Call:
     """A node, and what is known of its inputs.
 
-    opset: the version of ONNX's own domain.
-    constant_of: the constant of this name, or None for a value that is computed.
+    shapes: what is known of the model's values.
     param_of: a constant as an operand in a role; transposed where the flag is set.
-    dtype_of, type_of: of the value of this name, where they are known.
-    sizes_of: the elements of a value that is made of sizes, or None.
-    samples_of, shapes_of: the elements of a value that depends on no data, and the shape of any, for several sizes of the axes
-        that the model leaves open; None where there are none.
     """
 
     node: NodeProto
-    opset: int
-    constant_of: Callable[[str], Constant | None]
+    shapes: Shapes
     param_of: Callable[[str, str, bool], Param]
-    dtype_of: Callable[[str], str | None]
-    type_of: Callable[[str], TensorType | None]
-    sizes_of: Callable[[str], tuple[Size, ...] | None]
-    samples_of: Callable[[str], list[np.ndarray] | None]
-    shapes_of: Callable[[str], list[tuple[int, ...]] | None]
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's own domain."""
+        return self.shapes.opset
 
     def has(self, index: int) -> bool:
         """True where the optional input is given."""
@@ -55,7 +48,7 @@ class Call:
 
     def constant(self, index: int) -> np.ndarray:
         """The elements of an input, which must be constant."""
-        found = self.constant_of(self.node.input[index]) if self.has(index) else None
+        found = self.shapes.constant(self.node.input[index]) if self.has(index) else None
         if found is None:
             raise Unsupported(f"{self.node.op_type}: input {index} is computed")
         return found.load()
@@ -69,19 +62,19 @@ class Call:
 
     def sizes(self, index: int) -> tuple[Size, ...]:
         """Sizes that are constant, or are taken from the shapes of values."""
-        found = self.sizes_of(self.node.input[index])
+        found = self.shapes.sizes(self.node.input[index])
         return tuple(int(n) for n in self.constant(index).reshape(-1)) if found is None else found
 
     def samples(self, index: int) -> list[np.ndarray]:
         """The elements of an input that depends on sizes at most, for each try of those that are open."""
-        found = self.samples_of(self.node.input[index])
+        found = self.shapes.samples(self.node.input[index])
         if found is None:
             raise Unsupported(f"{self.node.op_type}: input {index} is computed")
         return found
 
-    def shapes(self, index: int) -> list[tuple[int, ...]]:
+    def tried_shapes(self, index: int) -> list[tuple[int, ...]]:
         """The shape of an input for each try of open sizes."""
-        found = self.shapes_of(self.node.input[index])
+        found = self.shapes.shapes(self.node.input[index])
         if found is None:
             raise Unsupported(f"{self.node.op_type}: the shape is not known")
         return found
@@ -89,7 +82,7 @@ class Call:
     def kept_size(self, size: tuple[str, int], place: int) -> int:
         """The size of an axis of a value: 0 where it is that of axis `place` of the first input, else its number."""
         name, axis = size
-        known, own = self.type_of(name), self.type(0)
+        known, own = self.shapes.type(name), self.type(0)
         dim = known.shape[axis] if known else None
         same_name = isinstance(dim, str) and own is not None and own.shape[place : place + 1] == (dim,)
         if size == (self.node.input[0], place) or same_name:
@@ -103,7 +96,7 @@ class Call:
         if not self.has(index):
             return None
         name = self.node.input[index]
-        return name if self.constant_of(name) is None else self.param_of(name, role, False)
+        return name if self.shapes.constant(name) is None else self.param_of(name, role, False)
 
     def param(self, index: int, role: str) -> Param:
         """An input that must be a constant."""
@@ -115,7 +108,7 @@ class Call:
 
     def _param(self, index: int, role: str, transposed: bool) -> Param:
         name = self.node.input[index] if self.has(index) else ""
-        found = self.constant_of(name)
+        found = self.shapes.constant(name)
         if found is None or (transposed and len(found.shape) != 2):
             raise Unsupported(f"{self.node.op_type}: input {index} is computed, or is no matrix")
         return self.param_of(name, role, transposed)
@@ -130,15 +123,15 @@ class Call:
 
     def type(self, index: int) -> TensorType | None:
         """The type of an input."""
-        return self.type_of(self.node.input[index])
+        return self.shapes.type(self.node.input[index])
 
     def dtype(self, index: int) -> str | None:
         """The dtype of an input."""
-        return self.dtype_of(self.node.input[index])
+        return self.shapes.dtype(self.node.input[index])
 
     def floating(self) -> None:
         """Raises Unsupported for integers: they divide, and wrap, in other ways."""
-        found = [self.dtype_of(name) for name in self.node.input if name]
+        found = [self.shapes.dtype(name) for name in self.node.input if name]
         if not any(dtype in FLOATING for dtype in found):
             raise Unsupported(f"{self.node.op_type} of {found[0] if found else 'nothing'}")
 

@@ -29,7 +29,7 @@ class OnnxFrontend:
         """
         given = named_inputs(model, example_inputs) if example_inputs is not None else {}
         reader = OnnxReader(model, {name: array.shape for name, array in given.items()})
-        return OnnxReading(model, reader.read(), reader.node_index, reader.stored, reader.sized, reader.call_of)
+        return OnnxReading(model, reader.read(), reader.node_index, reader.stored, reader.shapes.sized, reader.call_of)
 
 
 @dataclass(frozen=True, slots=True)

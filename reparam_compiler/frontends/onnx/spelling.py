@@ -139,7 +139,7 @@ def _where_changed(place: Place, said: Ints, first: int, key: str, *, free: Ints
 
 def _comes_out_right(place: Place, rank: int) -> bool:
     """True for a computed shape that is made of numbers and sizes none of which stands where the result's size changed."""
-    sizes = place.call.sizes_of(place.native.input[1])
+    sizes = place.call.shapes.sizes(place.native.input[1])
     if sizes is None or place.after.type is None:
         return False
     first = max(rank - len(sizes), 0)

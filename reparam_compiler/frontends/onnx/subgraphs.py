@@ -13,9 +13,8 @@ from typing import TypeVar
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.call import OWN_DOMAIN
 from reparam_compiler.frontends.onnx.node_runner import captured_by
-from reparam_compiler.frontends.onnx.shapes.inference import infer_types
+from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_types
 from reparam_compiler.frontends.onnx.tensors import element_type
 from reparam_compiler.frontends.onnx.writer import names_of, readers_of
 from reparam_compiler.ir.graph import TensorType

@@ -8,9 +8,10 @@ A changed parameter is always written under a new name first, so that whoever sh
 any more, the new one takes the old name over.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -272,14 +273,7 @@ class OnnxWriter:
         inputs = {value.name for value in graph.input} if self.model.ir_version >= 4 else set()
         dropped = (initializers & read_before) - read_after - inputs
         renamed = self._taken_over(dropped)
-        fresh = {id(node) for made in replaced.values() for node in made}
-        taken = {node.name for node in nodes if id(node) not in fresh}
-        for node in nodes:
-            if id(node) in fresh:
-                names = [renamed.get(name, name) for name in node.input]
-                del node.input[:]
-                node.input.extend(names)
-                node.name = _unique(node.name, taken)
+        _rename(nodes, {id(node) for made in replaced.values() for node in made}, renamed)
         _check_order(nodes, initializers - dropped | {t.name for t in self._tensors} | set(renamed.values()), graph)
         made = {renamed.get(t.name, t.name): t for t in self._tensors if t.name in read_after}
         types = {
@@ -316,6 +310,17 @@ def _set_attribute(node: NodeProto, key: str, value: Ints | int | None) -> None:
             del node.attribute[index]
     if value is not None:
         node.attribute.append(helper.make_attribute(key, value))
+
+
+def _rename(nodes: Iterable[NodeProto], fresh: Collection[int], renamed: Mapping[str, str]) -> None:
+    """Gives the fresh nodes, told by their identity, the final names of what they read, and a name that no other node has."""
+    taken = {node.name for node in nodes if id(node) not in fresh}
+    for node in nodes:
+        if id(node) in fresh:
+            names = [renamed.get(name, name) for name in node.input]
+            del node.input[:]
+            node.input.extend(names)
+            node.name = _unique(node.name, taken)
 
 
 def _unique(name: str, taken: set[str]) -> str:
@@ -359,13 +364,23 @@ def names_of(graph: GraphProto) -> set[str]:
 
 def apply(edit: Edit, model: ModelProto) -> None:
     """Makes the edit in a model: the caller's own, or a copy that may lack the initializers that go."""
-    graph = model.graph
+    graph, listed = model.graph, model.ir_version < 4
     nodes = list(edit.nodes)
     del graph.node[:]
     graph.node.extend(nodes)
-    for index in reversed(range(len(graph.initializer))):
-        if graph.initializer[index].name in edit.dropped:
-            del graph.initializer[index]
+    _remove(graph.initializer, "name", edit.dropped)
+    _store(edit, model)
+    for values in (graph.value_info, graph.input) if listed else (graph.value_info,):
+        _remove(values, "name", edit.gone)
+    _remove(graph.quantization_annotation, "tensor_name", edit.gone)
+    for value in (*graph.value_info, *graph.output, *(graph.input if listed else ())):
+        if value.name in edit.types and value.type.HasField("tensor_type"):
+            set_type(value.type, *edit.types[value.name])
+
+
+def _store(edit: Edit, model: ModelProto) -> None:
+    """New tensors: in place of the initializer of their name, or after all others; before IR version 4 as inputs too."""
+    graph = model.graph
     places = {tensor.name: tensor for tensor in graph.initializer}
     for name, make in edit.tensors.items():
         tensor = make()
@@ -375,13 +390,10 @@ def apply(edit: Edit, model: ModelProto) -> None:
         graph.initializer.append(tensor)
         if model.ir_version < 4:
             graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
-    for values in (graph.value_info, graph.input) if model.ir_version < 4 else (graph.value_info,):
-        for index in reversed(range(len(values))):
-            if values[index].name in edit.gone:
-                del values[index]
-    for index in reversed(range(len(graph.quantization_annotation))):
-        if graph.quantization_annotation[index].tensor_name in edit.gone:
-            del graph.quantization_annotation[index]
-    for value in (*graph.value_info, *graph.output, *(graph.input if model.ir_version < 4 else ())):
-        if value.name in edit.types and value.type.HasField("tensor_type"):
-            set_type(value.type, *edit.types[value.name])
+
+
+def _remove(entries: Any, key: str, names: Collection[str]) -> None:
+    """Deletes the entries of a protobuf's list whose `key` is one of these names."""
+    for index in reversed(range(len(entries))):
+        if getattr(entries[index], key) in names:
+            del entries[index]

@@ -73,7 +73,9 @@ def _resize(call: Call, result: TensorType | None) -> Coupled:
     if call.attribute("axes", None) is not None:
         raise Unsupported("a resize of some axes")
     if call.has(3):
-        kept = all(tuple(map(int, asked[:2])) == own[:2] for own, asked in zip(call.shapes(0), call.samples(3), strict=True))
+        kept = all(
+            tuple(map(int, asked[:2])) == own[:2] for own, asked in zip(call.tried_shapes(0), call.samples(3), strict=True)
+        )
     else:
         place = 1 if call.node.op_type == "Upsample" or call.opset < 11 else 2
         kept = bool((call.constant(place)[:2] == 1).all())
@@ -142,7 +144,7 @@ def _expand(call: Call, result: TensorType | None) -> Coupled:
 
 def expanded_type(call: Call) -> TensorType | None:
     """What an Expand gives, where inference does not see what its shape is made of: its sizes that depend on no open one."""
-    tries = zip(call.shapes(0), call.samples(1), strict=True)
+    tries = zip(call.tried_shapes(0), call.samples(1), strict=True)
     try:
         found = [np.broadcast_shapes(own, tuple(map(int, asked))) for own, asked in tries]
     except ValueError:  # sizes that are open here and known there
@@ -155,7 +157,7 @@ def expanded_type(call: Call) -> TensorType | None:
 
 def shaped_like(call: Call, op: ops.Expand) -> str | None:
     """The value whose width an Expand takes over: `x.expand_as(y)` reads the shape of y."""
-    sizes = call.sizes_of(call.node.input[1]) or ()
+    sizes = call.shapes.sizes(call.node.input[1]) or ()
     own = call.shape
     new = len(op.shape) - len(own)
     for axis, size in enumerate(sizes if len(sizes) == len(op.shape) else ()):

@@ -74,7 +74,7 @@ def _shape(call: Call) -> list[int]:
     try:
         return [size if isinstance(size, int) else call.kept_size(size, place) for place, size in enumerate(call.sizes(1))]
     except Unsupported:
-        asked, whole = call.samples(1), call.shapes(0)
+        asked, whole = call.samples(1), call.tried_shapes(0)
         if len({len(sizes) for sizes in asked}) != 1:
             raise
     shape = []
@@ -98,7 +98,7 @@ def _makes_rows(call: Call, shape: Sequence[int]) -> bool:
 @reads("Expand")
 def expand(call: Call) -> Read:
     """Expand to the shape that x has."""
-    for own, asked in zip(call.shapes(0), call.samples(1), strict=True):
+    for own, asked in zip(call.tried_shapes(0), call.samples(1), strict=True):
         if len(asked) > len(own) or any(n not in (1, size) for n, size in zip(reversed(asked), reversed(own), strict=False)):
             raise Unsupported("an expansion")
     return ops.Identity(), (call.x,)

@@ -26,12 +26,12 @@ def scatter(call: Call) -> Read:
     """ScatterND that overwrites one box."""
     if call.attribute("reduction", "none") != "none":
         raise Unsupported("a scatter that combines values")
-    boxes = [_box(index, shape) for index, shape in zip(call.samples(1), call.shapes(0), strict=True)]
+    boxes = [_box(index, shape) for index, shape in zip(call.samples(1), call.tried_shapes(0), strict=True)]
     if len({len(box) for box in boxes}) != 1:
         raise Unsupported("a scatter to what depends on sizes")
-    given = call.samples_of(call.node.input[2])
-    shapes = call.shapes_of(call.node.input[2]) if given is None else [sample.shape for sample in given]
-    for box, shape, whole in zip(boxes, shapes or (), call.shapes(0), strict=False):
+    given = call.shapes.samples(call.node.input[2])
+    shapes = call.shapes.shapes(call.node.input[2]) if given is None else [sample.shape for sample in given]
+    for box, shape, whole in zip(boxes, shapes or (), call.tried_shapes(0), strict=False):
         if shape != (*(stop - start for start, stop, _ in box), *whole[len(box) :]):
             raise Unsupported("a scatter of fewer values than places")
     cuts = []
@@ -85,7 +85,7 @@ def _stop(ranges: Sequence[Range]) -> int | None:
 
 def _value(call: Call) -> Operand:
     """What is assigned; of a constant that is the same all along an axis, whatever its size, one element along it."""
-    samples = call.samples_of(call.node.input[2])
+    samples = call.shapes.samples(call.node.input[2])
     dtype = call.dtype(2)
     if samples is None or dtype is None or max(sample.size for sample in samples) > LARGEST_VALUE:
         return call.operand(2)

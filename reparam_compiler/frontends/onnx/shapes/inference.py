@@ -1,11 +1,11 @@
-"""Types of the values of an ONNX graph, and the sizes that are computed in it.
+"""Types of the values of an ONNX graph, as ONNX infers them.
 
 Shapes are inferred on a skeleton of the model in which big tensors are only declared: the weights are never copied.
 """
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -13,14 +13,13 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.call import OWN_DOMAIN, Size
+from reparam_compiler.frontends.onnx.shapes.sizes import SMALL
 from reparam_compiler.frontends.onnx.tensors import Constant, element_type, type_of
 from reparam_compiler.ir.graph import TensorType
 
 logger = logging.getLogger(__name__)
 OLDEST_OPSET = 7
-SMALL = 256
-"""Elements of a tensor that may stand for a shape, and so goes into the skeleton."""
+OWN_DOMAIN = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,56 +152,3 @@ def _is_small(tensor: TensorProto) -> bool:
     for size in tensor.dims:
         count *= size
     return count <= SMALL
-
-
-class Sizes:
-    """Values that are made of sizes: what exporters compute a shape from.
-
-    Each is known by its elements: numbers, or the size of an axis of a value.
-    """
-
-    def __init__(self, constant_of: Callable[[str], Constant | None], types: Mapping[str, TensorType]) -> None:
-        self._constant_of = constant_of
-        self._types = types
-        self._known: dict[str, tuple[Size, ...]] = {}
-
-    def of(self, name: str) -> tuple[Size, ...] | None:
-        """The elements of a value, or None for one that is not made of sizes."""
-        if name in self._known:
-            return self._known[name]
-        constant = self._constant_of(name)
-        if constant is None:
-            return None
-        if constant.dtype not in ("i64", "i32") or len(constant.shape) > 1 or max(constant.shape, default=1) > SMALL:
-            return None
-        return tuple(int(n) for n in constant.load().reshape(-1))
-
-    def follow(self, node: NodeProto) -> None:
-        """Notes what the node gives, if that is made of sizes."""
-        found = self._follow(node)
-        if found is not None:
-            self._known[node.output[0]] = found
-
-    def _follow(self, node: NodeProto) -> tuple[Size, ...] | None:
-        attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        if node.op_type == "Shape":
-            known = self._types.get(node.input[0])
-            if known is None:
-                return None
-            axes = range(len(known.shape))[attributes.get("start", 0) : attributes.get("end")]
-            return tuple((node.input[0], axis) for axis in axes)
-        parts = [self.of(name) for name in node.input if name]
-        if not parts or (first := parts[0]) is None or (node.input[0] not in self._known and node.op_type != "Concat"):
-            return None
-        if node.op_type in ("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape"):
-            return first
-        rest = [[n for n in part if isinstance(n, int)] for part in parts if part is not None]
-        if len(rest) < len(parts):
-            return None
-        if node.op_type == "Concat":
-            return tuple(size for part in parts if part is not None for size in part)
-        if node.op_type == "Gather":
-            return tuple(first[place] for place in rest[1] if -len(first) <= place < len(first)) or None
-        if node.op_type == "Slice" and len(rest) >= 3 and all(len(part) == 1 for part in rest[1:]):
-            return first[slice(rest[1][0], rest[2][0], rest[4][0] if len(rest) > 4 else 1)]
-        return None
