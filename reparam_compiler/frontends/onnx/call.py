@@ -8,7 +8,6 @@ import numpy as np
 from onnx import AttributeProto, NodeProto, helper
 
 from reparam_compiler.frontends.onnx.shapes.evaluator import Shapes
-from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN
 from reparam_compiler.frontends.onnx.shapes.sizes import Size
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Operand, Param, TensorType
@@ -167,8 +166,3 @@ def attributes_of(node: NodeProto) -> dict[str | int, object]:
 
 def _is_plain(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(n, int | float) for n in value)
-
-
-def qualified_type(node: NodeProto) -> str:
-    """The type of a node: `Conv` of ONNX's own domain, `domain::Conv` of any other."""
-    return node.op_type if node.domain in OWN_DOMAIN else f"{node.domain}::{node.op_type}"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from onnx import ModelProto, NodeProto
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported, attributes_of, qualified_type
+from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported, attributes_of
 from reparam_compiler.frontends.onnx.node_runner import captured, runner
 from reparam_compiler.frontends.onnx.ops.coupling_models import expanded, expanded_type, shaped_like, sizes_from_value
 from reparam_compiler.frontends.onnx.ops.table import coupling_model, read
@@ -193,7 +193,8 @@ class OnnxReader:
             run = expanded
         if other in self.shapes.values:
             reads, operands = 2, (operands[0], other, *operands[1:])
-        return ops.Opaque(qualified_type(node), run, like, reads, facts, attributes_of(node)), operands
+        name = node.op_type if resolved else f"{node.domain}::{node.op_type}"
+        return ops.Opaque(name, run, like, reads, facts, attributes_of(node)), operands
 
     def _coupling_model(self, node: NodeProto) -> tuple[ops.Op | None, int]:
         """What pruning sees in an opaque node, and how many of its inputs that reads."""

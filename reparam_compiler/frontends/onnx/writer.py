@@ -151,7 +151,7 @@ class OnnxWriter:
     def _type(self, operand: Operand) -> TensorType | None:
         if isinstance(operand, Param):
             return TensorType(operand.dtype, operand.shape)
-        return self.after[operand].type if operand in self.after.nodes else None
+        return self.after[operand].type if isinstance(operand, str) and operand in self.after.nodes else None
 
     def _replacement(self, node: Node, native: NodeProto) -> list[NodeProto]:
         old = self.before[node.id]

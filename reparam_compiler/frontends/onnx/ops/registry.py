@@ -24,24 +24,24 @@ Coupled = tuple[ops.Op, int]
 """A coupling model, and how many inputs it reads: the first ones of the node."""
 Reader = Callable[[Call], Read]
 CouplingModel = Callable[[Call, TensorType | None], Coupled]
-Function = TypeVar("Function", bound=Callable[..., object])
+Function = TypeVar("Function")
 READERS: dict[str, Reader] = {}
 """For each type with a reader of its own the reader: it gives an op and its operands, or raises `Unsupported`."""
 COUPLING_MODELS: dict[str, CouplingModel] = {}
 """For each type with a coupling model of its own the function that gives it, of the call and the type of its result."""
 
 
-def reads(*types: str) -> Callable[[Function], Function]:
+def reads(*types: str) -> Callable[[Reader], Reader]:
     """Attaches a reader to types; raises ValueError for a type without a row, or with a reader."""
     return partial(_attached, READERS, types)
 
 
-def couples(*types: str) -> Callable[[Function], Function]:
+def couples(*types: str) -> Callable[[CouplingModel], CouplingModel]:
     """Attaches a coupling model to types; raises ValueError for a type without a row, or with a coupling model."""
     return partial(_attached, COUPLING_MODELS, types)
 
 
-def _attached(column: dict[str, Callable[..., object]], types: tuple[str, ...], function: Function) -> Function:
+def _attached(column: dict[str, Function], types: tuple[str, ...], function: Function) -> Function:
     for name in types:
         if by_onnx(name) is None:
             raise ValueError(f"{name}: no row of the vocabulary has this type")
@@ -68,8 +68,10 @@ def coupling_model(call: Call, result: TensorType | None) -> Coupled:
     if kind in COUPLING_MODELS:
         return COUPLING_MODELS[kind](call, result)
     row, _ = by_onnx(kind) or (None, None)
-    if row is None or row.form not in ("pointwise", "elementwise"):
+    if row is None or row.form is None:
         raise Unsupported(kind)
+    if row.form == "move":
+        return ops.Rearrange(), 1
     return slicewise(call, result, len(call.node.input))
 
 
