@@ -12,6 +12,7 @@ from reparam_compiler.frontends.onnx.shapes import sampled as onnx_derived
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param, TensorType
+from reparam_compiler.models.opening import frontend_for
 from tests.support.onnx_models import FLOAT32, evaluated, model_of, normal, run
 
 
@@ -28,10 +29,10 @@ WEIGHT = normal(3, 2, 1, 1)
 
 
 def test_a_model_proto_is_taken_and_nothing_else() -> None:
-    frontend = OnnxFrontend()
-    assert frontend.matches(model_of([conv()], X, ["y"], {"w": WEIGHT}))
-    assert not frontend.matches("model.onnx")
-    assert not frontend.matches(torch.nn.Linear(1, 1))
+    assert isinstance(frontend_for(model_of([conv()], X, ["y"], {"w": WEIGHT})), OnnxFrontend)
+    assert not isinstance(frontend_for(torch.fx.symbolic_trace(torch.nn.Linear(1, 1))), OnnxFrontend)
+    with pytest.raises(UnsupportedModelError, match=r"found a builtins\.str"):
+        frontend_for("model.onnx")
 
 
 def test_weights_are_not_read_until_they_are_asked_for() -> None:
