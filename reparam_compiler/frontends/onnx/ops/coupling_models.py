@@ -89,11 +89,6 @@ def _resampled(call: Call, result: TensorType | None) -> Coupled:
     return ops.Slicewise((0, 1)), 1
 
 
-@couples("Tile", "DepthToSpace", "SpaceToDepth")
-def _rearranged(call: Call, result: TensorType | None) -> Coupled:
-    return ops.Rearrange(), 1
-
-
 @couples("Gather")
 def _gather(call: Call, result: TensorType | None) -> Coupled:
     call.constant(1)

@@ -70,7 +70,7 @@ def coupling_model(call: Call, result: TensorType | None) -> Coupled:
     row, _ = by_onnx(kind) or (None, None)
     if row is None or row.form is None:
         raise Unsupported(kind)
-    if row.form == "move":
+    if row.form in ("move", "rearranged"):
         return ops.Rearrange(), 1
     return slicewise(call, result, len(call.node.input))
 
@@ -84,19 +84,20 @@ def slicewise(call: Call, result: TensorType | None, reads: int) -> Coupled:
 
 def _pointwise(row: Row, of_type: OnnxType, call: Call) -> Read:
     call.floating()
-    _check(of_type, call)
-    arguments = [call.attribute(key, default) for key, default in of_type.arguments]
-    return ops.Elementwise(row.name, tuple(None if n is None else decimal(n) for n in arguments)), (call.x,)
+    return ops.Elementwise(row.name, _arguments(of_type, call)), (call.x,)
 
 
 def _moved(row: Row, of_type: OnnxType, call: Call) -> Read:
-    _check(of_type, call)
-    return ops.Move(row.name, tuple(int(call.attribute(key, default)) for key, default in of_type.arguments)), (call.x,)
+    return ops.Move(row.name, tuple(int(n) for n in _arguments(of_type, call))), (call.x,)
 
 
-def _check(of_type: OnnxType, call: Call) -> None:
-    """Raises Unsupported where an attribute makes another op of the type."""
+def _arguments(of_type: OnnxType, call: Call) -> tuple[float, ...]:
+    """What a type states for the parameters of its row; raises Unsupported where its attributes make it another op."""
     for key, default, needed in of_type.requires:
         value = call.attribute(key, default)
         if (np.float32(value) != np.float32(needed)) if isinstance(needed, float) else value != needed:
-            raise Unsupported(f"{of_type.name} with {key}={value}")
+            raise Unsupported(f"{of_type.name} whose {key} is {value}")
+    arguments = [call.attribute(key, default) for key, default in of_type.arguments]
+    if None in arguments:
+        raise Unsupported(f"{of_type.name} without its numbers")
+    return tuple(map(decimal, arguments))
