@@ -6,7 +6,6 @@ What is in those files, and how they are checked, is said in `archive`. A machin
 numpy, and no more.
 """
 
-import json
 import os
 import tempfile
 import time
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tvm
 from tvm.runtime.vm import VirtualMachine
-from tvm.support import cc
 
 from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.backend import Backend
@@ -38,6 +36,7 @@ from reparam_compiler.lowering.runtime.archive import (
     write_tar,
 )
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
+from reparam_compiler.lowering.runtime.linking import export_library
 from reparam_compiler.lowering.target import resolve
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
@@ -348,38 +347,6 @@ def assemble(
         with filter_stderr():
             machine = VirtualMachine(library, device)
     return Executable(inputs, outputs, target, kernels, versions, _library=library, _machine=machine, _device=device)
-
-
-def export_library(
-    library: Any,
-    path: Path,
-    *,
-    sources: Sequence[Path] = (),
-    compiler: str | None = None,
-    options: Sequence[str] = (),
-    target: str | None = None,
-) -> None:
-    """Link `library` into a shared object.
-
-    Args:
-        sources: C++ files to compile into it.
-        compiler: another than this machine's C++ compiler, with `options`.
-        target: what the library was compiled for, as JSON, so that a failure can say what is needed.
-
-    Raises: LoweringError where no C++ compiler is found or linking fails.
-    """
-    linker = cc.cross_compiler(compiler) if compiler else None
-    more = {"options": list(options)} if options else {}
-    try:
-        with filter_stderr():
-            library.export_library(str(path), fcompile=linker, addons=[str(source) for source in sources], **more)
-    except (RuntimeError, OSError, ValueError) as refusal:
-        triple = "" if target is None else str(json.loads(target).get("mtriple", ""))
-        here = str(tvm.target.Target.from_device("cpu").attrs.get("mtriple", ""))
-        advice = "A C++ compiler (g++ or clang++) must be on PATH"
-        if triple and triple.partition("-")[0] != here.partition("-")[0]:
-            advice = f"For {triple} name a compiler that links it: --cross-compiler {triple}-g++ (save(compiler=…))"
-        raise LoweringError(f"save: linking the library failed: {first_line(refusal)}. {advice}") from refusal
 
 
 def _arrays(result: Any) -> "list[Array]":

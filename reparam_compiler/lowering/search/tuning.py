@@ -46,8 +46,8 @@ from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.pipeline import prepared, with_kernels
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.conv_sites import ConvSite, find_conv_sites
-from reparam_compiler.lowering.runtime.executable import export_library
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
+from reparam_compiler.lowering.runtime.linking import export_library
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
 from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
