@@ -1,5 +1,6 @@
 """Each kind of target has one backend; a third kind is one class and one line of the table."""
 
+import ast
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,12 +26,28 @@ from reparam_compiler.lowering.target import resolve
 from reparam_compiler.tvmc.options import TARGET_OPTIONS
 
 pytestmark = pytest.mark.tvm
+LOWERING = Path(lowering.__file__).parent
 
 
 def test_a_target_has_the_backend_of_its_kind() -> None:
     assert {kind: backend_for(resolve(kind)).device_name for kind in BACKENDS} == {"llvm": "cpu", "cuda": "cuda"}
     assert [kind for kind, backend in BACKENDS.items() if backend.tunable] == ["llvm"]
     assert backend_for(resolve("nvidia/nvidia-a100")).kind == "cuda"
+
+
+def test_only_backends_name_a_kind_of_target() -> None:
+    named = {}
+    for path in sorted(LOWERING.rglob("*.py")):
+        words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        if found := words & set(BACKENDS):
+            named[str(path.relative_to(LOWERING))] = found
+    assert named == {"cpu/machine.py": {"llvm"}, "gpu/backend.py": {"cuda"}}
+
+
+def test_kinds_of_target_share_through_what_is_above_them() -> None:
+    for room, other in (("cpu", "gpu"), ("gpu", "cpu")):
+        for path in (LOWERING / room).glob("*.py"):
+            assert f"lowering.{other}" not in path.read_text(), path
 
 
 def test_the_command_line_has_options_for_each_kind() -> None:

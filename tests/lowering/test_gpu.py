@@ -28,6 +28,7 @@ from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.runtime.executable import LIBRARY
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import REPVGG, randomise_batch_norm
+from tests.support.compiled_nets import Together
 
 pytestmark = pytest.mark.tvm
 FATBIN_MAGIC = (0xBA55ED50).to_bytes(4, "little")
@@ -194,32 +195,33 @@ class Lambda(nn.Module):
         return self.function(*inputs)
 
 
-@pytest.mark.parametrize(
-    ("model", "dtype", "shape"),
-    [
-        (nn.Conv2d(16, 32, 3, padding=1), torch.bfloat16, (1, 16, 14, 14)),
-        (nn.Conv2d(16, 32, 3, padding=1), torch.float64, (1, 16, 14, 14)),
-        (nn.ConvTranspose2d(16, 8, 4, 2, 1), torch.float32, (1, 16, 9, 7)),
-        (nn.Conv3d(4, 8, 3, padding=1), torch.float32, (1, 4, 5, 6, 7)),
-        (nn.Linear(300, 70), torch.float16, (1, 300)),
-        (Lambda(lambda x: (x.permute(0, 2, 3, 1) + 1).relu()), torch.float16, (1, 16, 14, 14)),
-        (Lambda(lambda x: x.argmax(1)), torch.float32, (4, 100)),
-        (Lambda(lambda x: x.cumsum(1)), torch.float32, (4, 100)),
-    ],
-    ids=[
-        "bfloat16 conv",
-        "float64 conv",
-        "transposed conv",
-        "conv3d",
-        "float16 dense",
-        "float16 transpose",
-        "argmax",
-        "cumsum",
-    ],
-)
-def test_op_without_a_recipe_compiles(model: nn.Module, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    compiled = lowering.compile(model.to(dtype).eval(), torch.zeros(shape, dtype=dtype), target="cuda -arch=sm_80")
-    assert compiled.kernels
+WITHOUT_RECIPE = {
+    "bfloat16 conv": (nn.Conv2d(16, 32, 3, padding=1), torch.bfloat16, (1, 16, 14, 14)),
+    "float64 conv": (nn.Conv2d(16, 32, 3, padding=1), torch.float64, (1, 16, 14, 14)),
+    "transposed conv": (nn.ConvTranspose2d(16, 8, 4, 2, 1), torch.float32, (1, 16, 9, 7)),
+    "conv3d": (nn.Conv3d(4, 8, 3, padding=1), torch.float32, (1, 4, 5, 6, 7)),
+    "float16 dense": (nn.Linear(300, 70), torch.float16, (1, 300)),
+    "float16 transpose": (Lambda(lambda x: (x.permute(0, 2, 3, 1) + 1).relu()), torch.float16, (1, 16, 14, 14)),
+    "argmax": (Lambda(lambda x: x.argmax(1)), torch.float32, (4, 100)),
+    "cumsum": (Lambda(lambda x: x.cumsum(1)), torch.float32, (4, 100)),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_RECIPE)
+def test_op_without_a_recipe_is_bound_to_threads(name: str) -> None:
+    (model, dtype, shape), target = WITHOUT_RECIPE[name], resolve("cuda -arch=sm_80")
+    with target:
+        module = lower(to_relax(model.to(dtype).eval(), torch.zeros(shape, dtype=dtype)).module, target)
+    assert prim_funcs(module)
+    assert unbound(module) == []
+
+
+def test_ops_without_a_recipe_are_built_for_the_device() -> None:
+    model = Together(net.to(dtype) for net, dtype, _ in WITHOUT_RECIPE.values()).eval()
+    inputs = tuple(torch.zeros(shape, dtype=dtype) for _, dtype, shape in WITHOUT_RECIPE.values())
+    compiled = lowering.compile(model, inputs, target="cuda -arch=sm_80")
+    assert len(compiled.kernels) >= len(WITHOUT_RECIPE)
+    assert [part.kind for part in imports(compiled._library.mod)].count("cuda") == 1
 
 
 def test_op_that_no_rule_binds_is_refused_by_name() -> None:

@@ -1,0 +1,67 @@
+"""Weights are packed as the CPU's kernels read them, and each layer takes an algorithm that is exact enough."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("tvm")
+
+from tvm import tirx
+
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, candidates
+from reparam_compiler.lowering.cpu.kernels import convs_to_kernels, output_size, pack_depthwise, packed_weights
+from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.relax.conv_sites import ALGORITHM
+from reparam_compiler.lowering.relax.layout import channels_last, simplify
+
+pytestmark = pytest.mark.tvm
+AVX2 = VectorUnit(32, 16, 2)
+SHAPE = ConvShape(2, 14, 13, 24, 20, (3, 3), padding=(1, 1, 1, 1), groups=2)
+
+
+def algorithms(model: nn.Module, x: torch.Tensor, **settings: Any) -> list[str]:
+    module = convs_to_kernels(channels_last(simplify(to_relax(model.eval(), x).module)), AVX2, **settings)
+    kernels = [func for _, func in module.functions_items() if isinstance(func, tirx.PrimFunc)]
+    return sorted(str(func.attrs[ALGORITHM]) for func in kernels)
+
+
+@pytest.mark.parametrize("algorithm", candidates(SHAPE, AVX2), ids=str)
+def test_packed_weights_and_outputs_hold_every_channel(algorithm: Algorithm) -> None:
+    weight = np.random.default_rng(0).standard_normal((20, 3, 3, 12)).astype("float32")
+    packed = packed_weights(weight, SHAPE, algorithm)
+    assert packed.dtype == np.float32
+    assert packed.flags.c_contiguous
+    assert packed.shape[-1] == algorithm.tile.columns
+    assert packed.shape[-2] == 12
+    assert np.prod(output_size(SHAPE, algorithm)) == 2 * 14 * 13 * 20
+
+
+def test_depthwise_weights_are_padded_to_whole_vectors() -> None:
+    weight = np.arange(13 * 9, dtype="float32").reshape(13, 3, 3, 1)
+    packed = pack_depthwise(weight, ConvShape(1, 9, 9, 13, 13, (3, 3), groups=13), 16)
+    assert packed.shape == (3, 3, 16)
+    np.testing.assert_array_equal(packed[1, 2, :13], weight[:, 1, 2, 0])
+    assert not packed[..., 13:].any()
+
+
+def test_each_kind_of_layer_has_its_algorithm() -> None:
+    layers = [nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1, groups=32), nn.Conv2d(32, 32, 1)]
+    found = algorithms(nn.Sequential(*layers), torch.zeros(1, 32, 28, 28))
+    assert found[:2] == ["depthwise", "gemm"]
+    assert found[2].startswith("winograd")
+
+
+def test_a_rule_s_first_algorithm_within_the_bound_is_taken() -> None:
+    def widest_first(shape: ConvShape, unit: VectorUnit) -> Sequence[Algorithm]:
+        return sorted(candidates(shape, unit), key=lambda each: isinstance(each, Direct) or -each.outputs[0])
+
+    torch.manual_seed(0)
+    model, x = nn.Conv2d(32, 32, 3, padding=1), torch.zeros(1, 32, 28, 28)
+    assert algorithms(model, x, rule=widest_first) == ["winograd 6x6"]
+    assert algorithms(model, x, rule=widest_first, max_error=2e-6) != ["winograd 6x6"]
+    assert algorithms(model, x, rule=widest_first, max_error=0.0) == ["direct"]
