@@ -1,7 +1,7 @@
 """`fuse` and `inspect`: a model is opened, its graph fused, the result written, checked and reported."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -14,6 +14,7 @@ from reparam_compiler.checking.runners import TorchRunner
 from reparam_compiler.checking.tolerances import ROUNDED_TOLERANCE
 from reparam_compiler.checking.written import Comparison, Inputs, checked, compare
 from reparam_compiler.cost.model import cost
+from reparam_compiler.frontends.base import Kind
 from reparam_compiler.frontends.torch.tracing.modules import fuse_parts
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import Source, open
@@ -103,23 +104,28 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
     if source.kind == "onnx":
         return _fuse_onnx(source, passes, inplace=False, verify=False)[1]
     if source.kind == "torch.nn" and source.trace is None:
-        return _fuse_parts(replace(source, inputs=None), passes)[1]
+        return _fuse_parts(source, passes, verify=False)[1]
     return _report(source, source.graph, pipeline.run(source.graph, passes), None)
 
 
 def fuse_source(source: Source, options: Options, *, inplace: bool = False) -> tuple[Any, FuseReport]:
-    """What `fuse` does to a model that was opened."""
-    if source.kind == "onnx":
-        return _fuse_onnx(source, options, inplace=inplace, verify=options.verify)
-    if source.kind == "torch.nn" and source.trace is None:
-        return _fuse_parts(source, options)
-    graph = source.graph
-    result = pipeline.run(graph, options)
-    written, whole = write_fused(source, result.graph, inplace=inplace, verify=options.verify and bool(result.fusions))
-    return written, _report(source, graph, result, whole)
+    """What `fuse` does to a model that was opened, by its kind."""
+    return _FUSE[source.kind](source, options, inplace, options.verify)
 
 
-def _fuse_onnx(source: Source, options: Options, *, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
+def _fuse_graph(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
+    result = pipeline.run(source.graph, options)
+    written, whole = write_fused(source, result.graph, inplace=inplace, verify=verify and bool(result.fusions))
+    return written, _report(source, source.graph, result, whole)
+
+
+def _fuse_module(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
+    if source.trace is None:
+        return _fuse_parts(source, options, verify)
+    return _fuse_graph(source, options, inplace, verify)
+
+
+def _fuse_onnx(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
     """Functions are inlined where that lets more be fused, and the bodies of If, Loop and Scan are fused after the graph."""
     from reparam_compiler.frontends.onnx.subgraphs import fuse_bodies, with_functions_inlined
 
@@ -151,7 +157,7 @@ def _fuse_onnx(source: Source, options: Options, *, inplace: bool, verify: bool)
     return written, report
 
 
-def _fuse_parts(source: Source, options: Options) -> tuple[nn.Module, FuseReport]:
+def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Module, FuseReport]:
     """A model that no tracer takes whole."""
     parts = fuse_parts(source.model, lambda part: fuse_source(open(part), options, inplace=True), copy=source.copy)
     result, kind = parts.model, type(source.model).__name__
@@ -162,7 +168,7 @@ def _fuse_parts(source: Source, options: Options) -> tuple[nn.Module, FuseReport
         [prefixed(part, path) for path, part in parts.reports.items()],
         [f"{kind} cannot be traced whole; {fused}", *kept],
     )
-    if not (options.verify and source.copy and source.inputs is not None and report.fusions):
+    if not (verify and source.copy and source.inputs is not None and report.fusions):
         return result, report
     apart, dtype = compare(
         lambda exact: TorchRunner(source.model, exact=exact),
@@ -172,6 +178,15 @@ def _fuse_parts(source: Source, options: Options) -> tuple[nn.Module, FuseReport
     checked(apart, ROUNDED_TOLERANCE if dtype == "float64" else math.inf)
     how = f"torch, {dtype}, example inputs, the fused weights as they are stored"
     return result, replace(report, whole_model=WholeModel(how, apart))
+
+
+_FUSE: Mapping[Kind, Callable[[Source, Options, bool, bool], tuple[Any, FuseReport]]] = {
+    "torch.nn": _fuse_module,
+    "torch.fx": _fuse_graph,
+    "torch.export": _fuse_graph,
+    "onnx": _fuse_onnx,
+}
+"""How each kind is fused: in place or not, and with its result checked or not."""
 
 
 def _report(source: Source, before: Graph, result: PassResult, comparison: Comparison | None) -> FuseReport:

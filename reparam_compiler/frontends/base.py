@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Graph
 
 Model = TypeVar("Model")
@@ -39,6 +40,17 @@ def kind_of(model: object) -> Kind | None:
         return "torch.export"
     is_onnx = type(model).__module__.partition(".")[0] == "onnx" and type(model).__name__ == "ModelProto"
     return "onnx" if is_onnx else None
+
+
+def checked_kind(model: object) -> Kind:
+    """The kind of a native model; raises UnsupportedModelError for what is no model."""
+    kind = kind_of(model)
+    if kind is None:
+        raise UnsupportedModelError(
+            f"found a {type(model).__module__}.{type(model).__qualname__}; expected an fx.GraphModule, an ExportedProgram, "
+            "an onnx.ModelProto, the path of an .onnx or .pt2 file, or an nn.Module"
+        )
+    return kind
 
 
 class Reading(Protocol[ModelOut]):

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 
 from reparam_compiler.checking.written import Inputs, same_function
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.base import Frontend, Kind, Reading, kind_of
+from reparam_compiler.frontends.base import Frontend, Kind, Reading, checked_kind
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.tracing.modules import traced
@@ -118,16 +118,14 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True) -> Source
         UnsupportedModelError: it is no model, or its file cannot be read; or the inputs are no tuple.
     """
     native = _loaded(model)
-    kind = kind_of(native)
-    if kind is None:
-        raise _no_model(native)
+    kind = checked_kind(native)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
     return Source(kind, native, _given(example_inputs), copy, name)
 
 
 def frontend_for(model: object) -> Frontend[Any]:
     """The frontend that reads a native model; raises UnsupportedModelError where there is none."""
-    kind = kind_of(model)
+    kind = checked_kind(model)
     if kind == "torch.fx":
         return FxFrontend()
     if kind == "torch.export":
@@ -136,14 +134,7 @@ def frontend_for(model: object) -> Frontend[Any]:
         from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 
         return OnnxFrontend()
-    raise _no_model(model)
-
-
-def _no_model(model: object) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"found a {type(model).__module__}.{type(model).__qualname__}; expected an fx.GraphModule, an ExportedProgram, "
-        "an onnx.ModelProto, the path of an .onnx or .pt2 file, or an nn.Module"
-    )
+    raise UnsupportedModelError(f"a {type(model).__qualname__} must be traced before it is read: models.opening.open does that")
 
 
 def _given(example_inputs: Any) -> Sequence[Any] | None:

@@ -1,0 +1,86 @@
+"""A model of any kind is opened in one place: its kind is told; what is costly happens once, and only where it is asked for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import reparam_compiler
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.models import opening
+
+X = torch.randn(1, 3, 9, 7, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+
+
+def test_each_kind_is_told_and_named() -> None:
+    program = torch.export.export(net(), (X,))
+    traced = torch.fx.symbolic_trace(net())
+    for model, kind, name in (
+        (net(), "torch.nn", "Sequential"),
+        (traced, "torch.fx", type(traced).__name__),
+        (program, "torch.export", "ExportedProgram"),
+    ):
+        source = opening.open(model, X)
+        assert (source.kind, source.name, source.model, source.inputs) == (kind, name, model, (X,))
+        assert source.is_own == (kind == "torch.nn")
+        assert len(source.graph.outputs) == 1
+        assert source.reading is source.reading
+
+
+def test_nothing_is_traced_or_read_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces: list[nn.Module] = []
+    traced = opening.traced
+    monkeypatch.setattr(
+        opening, "traced", lambda model, *rest, **named: (traces.append(model), traced(model, *rest, **named))[1]
+    )
+    source = opening.open(net(), X)
+    assert not traces
+    assert source.native is source.trace
+    assert source.graph is source.graph
+    assert traces == [source.model]
+
+
+def test_a_program_in_a_file_is_opened_as_a_program(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(net(), (X,)), tmp_path / "net.pt2")
+    fused, report = reparam_compiler.fuse(tmp_path / "net.pt2", return_report=True)
+    assert len(report.fusions) == 1
+    torch.testing.assert_close(fused.module()(X), net()(X))
+    assert opening.open(tmp_path / "net.pt2").name == str(tmp_path / "net.pt2")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (7, r"found a builtins\.int; expected an fx\.GraphModule, an ExportedProgram"),
+        ({"weight": X}, r"found a builtins\.dict"),
+        ("model.pt", r"found the path model\.pt; expected one that ends in \.onnx or \.pt2"),
+        (Path("absent.onnx"), "absent.onnx: no such file"),
+    ],
+)
+def test_what_is_no_model_is_refused(model: Any, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        opening.open(model)
+
+
+def test_inputs_that_are_no_tuple_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"example_inputs is a dict; expected a tuple"):
+        opening.open(net(), {"x": X})
+
+
+def test_a_module_that_no_tracer_takes_has_no_graph() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if x.sum() > 0 else x
+
+    source = opening.open(Branching().eval())
+    assert source.trace is None
+    assert source.remarks == ()
+    with pytest.raises(UnsupportedModelError, match="cannot be traced as a whole"):
+        source.graph  # noqa: B018
