@@ -1,12 +1,13 @@
 # The front door. `make demo` and `make test` install what they need into .venv, once.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint type bench docs clean
+.PHONY: help demo test quick lint type bench docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= 2
+QUICK := tests/core tests/ir tests/vocabulary tests/passes tests/test_architecture.py tests/test_public_api.py
 READY := $(VENV)/.ready
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
@@ -16,8 +17,15 @@ help: ## what there is to make
 demo: $(READY) ## fuse, prune, compile and run the embedded RepVGG; accuracy and milliseconds at each step
 	$(BIN)/python -m reparam_compiler.prune --ratio 0.3
 
+# Python and pytest keep what they compiled, also where the environment says not to: every process that a test starts, and every
+# worker, would otherwise compile the package and the tests again.
+test quick: export PYTHONDONTWRITEBYTECODE :=
+
 test: lint type ## lint, types and every test, the slow ones too
 	$(BIN)/python -m pytest -m "" -n $(CORES) --dist worksteal
+
+quick: lint ## lint and the fast tests, under two minutes; ROOM=frontends/onnx for those of one room alone
+	$(BIN)/python -m pytest -m "not slow and not tvm" -n $(CORES) --dist worksteal $(if $(ROOM),tests/$(ROOM),$(QUICK))
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def measure(settings: Settings, folder: Path) -> Results:
         _say(f"{subject.name}: preparing")
         place = folder / f"net {index}"
         results.built[subject.name] = prepare(subject, place)
-        for threads in THREADS:
+        for threads in THREADS[: 1 if settings.quick and index else None]:
             _say(f"{subject.name}: {named(threads)}")
             results.rows += timed(subject.name, place, threads, settings)
         if subject.name == A0 and (place / "ours.tar").exists():

@@ -1,17 +1,20 @@
 """How all tests run: hypothesis without deadlines, one torch thread, seeded generators, third parties' warnings named."""
 
+import gc
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from threadpoolctl import threadpool_limits
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
 settings.register_profile("stress", parent=settings.get_profile("local"), max_examples=3000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "local"))
 torch.set_num_threads(1)
+threadpool_limits(1, "blas")  # two workers with two threads each slow one another down
 
 THIRD_PARTY_WARNINGS = (
     # torch's own graphs hold the tree specs that torch deprecates
@@ -23,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Warnings are errors (pyproject.toml), but for these."""
     for line in THIRD_PARTY_WARNINGS:
         config.addinivalue_line("filterwarnings", line)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays to the end: the collector need not walk its millions of objects again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

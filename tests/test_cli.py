@@ -512,7 +512,7 @@ def test_the_demo_goes_on_where_tvm_is_missing() -> None:
     script = """
 import sys
 sys.modules["tvm"] = None
-from reparam_compiler import demo
+from reparam_compiler.commands import demo
 from reparam_compiler.commands.reparam import app
 demo.ROUNDS = 3
 app(["prune", "--ratio", "0.3", "--json"])

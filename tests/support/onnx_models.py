@@ -4,12 +4,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir.graph import Graph
@@ -88,6 +90,12 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@cache
+def _registry() -> ONNXRegistry:
+    """The functions that the exporter knows: it only reads them, and making them takes a second each time."""
+    return ONNXRegistry.from_torchlib()
+
+
 def exported(module: torch.nn.Module, x: torch.Tensor, folder: Path, *, dynamo: bool, dynamic: bool) -> ModelProto:
     """The module through one of torch's two exporters."""
     path = folder / "model.onnx"
@@ -98,7 +106,8 @@ def exported(module: torch.nn.Module, x: torch.Tensor, folder: Path, *, dynamo: 
         warnings.simplefilter("ignore", UserWarning)
         if dynamo:
             shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
-            torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+            with mock.patch.object(ONNXRegistry, "from_torchlib", _registry):
+                torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
         else:
             axes = {"x": {0: "batch"}} if dynamic else None
             torch.onnx.export(module, (x,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
