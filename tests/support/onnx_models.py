@@ -18,6 +18,8 @@ from reparam_compiler.ir.graph import Graph
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # ONNX Runtime's float32 against float64
 Shape = Sequence[int | str | None]
+_registry = cache(ONNXRegistry.from_torchlib)
+"""The functions that the exporter knows: it only reads them, and making them takes a second each time."""
 
 
 def model_of(
@@ -90,12 +92,6 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
-@cache
-def _registry() -> ONNXRegistry:
-    """The functions that the exporter knows: it only reads them, and making them takes a second each time."""
-    return ONNXRegistry.from_torchlib()
-
-
 def exported(module: torch.nn.Module, x: torch.Tensor, folder: Path, *, dynamo: bool, dynamic: bool) -> ModelProto:
     """The module through one of torch's two exporters."""
     path = folder / "model.onnx"
@@ -106,7 +102,7 @@ def exported(module: torch.nn.Module, x: torch.Tensor, folder: Path, *, dynamo: 
         warnings.simplefilter("ignore", UserWarning)
         if dynamo:
             shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
-            with mock.patch.object(ONNXRegistry, "from_torchlib", _registry):
+            with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(_registry)):
                 torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
         else:
             axes = {"x": {0: "batch"}} if dynamic else None
