@@ -7,7 +7,7 @@ Padding is `((low, high), …)` for each spatial axis. Axes are counted from the
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Flag, auto
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from reparam_compiler.core.kernel import Ints, PaddingMode, Pairs
 from reparam_compiler.ir.kind import AlongAxis, Kind, Operands, Weighted
@@ -29,6 +29,7 @@ from reparam_compiler.ir.moves import (
 from reparam_compiler.ir.windows import AdaptiveAvgPool, AvgPool, BatchNorm, Conv, ConvTranspose, Linear, MaxPool
 
 __all__ = [
+    "KINDS",
     "AdaptiveAvgPool",
     "Add",
     "AlongAxis",
@@ -352,3 +353,5 @@ Op = (
     | Opaque
 )  # fmt: skip
 """All kinds. A `match` that has a case for each ends in `assert_never`, so that mypy names what a new kind still lacks."""
+KINDS: tuple[type[Kind], ...] = get_args(Op)
+"""The same as classes."""

@@ -12,7 +12,6 @@ from reparam_compiler.ir.graph import Graph, Node, Param
 from reparam_compiler.ir.kind import Kind, Operands
 from reparam_compiler.ir.verifier import check
 
-KINDS: tuple[type[Kind], ...] = get_args(ops.Op)
 X = Node("x", ops.Input(), ())
 PLAIN_CONV = ops.Conv((1, 1), ((0, 0), (0, 0)), (1, 1))
 
@@ -31,10 +30,10 @@ def _kinds_below(base: type[Kind]) -> set[str]:
 
 
 def test_the_closed_set_holds_every_kind() -> None:
-    assert {kind.__name__ for kind in KINDS} == _kinds_below(Kind)
+    assert {kind.__name__ for kind in ops.KINDS} == _kinds_below(Kind)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ops.KINDS, ids=lambda kind: kind.__name__)
 def test_every_kind_declares_its_operands(kind: type[Kind]) -> None:
     declared = kind.operands
     assert isinstance(declared, Operands)
@@ -44,7 +43,7 @@ def test_every_kind_declares_its_operands(kind: type[Kind]) -> None:
     assert [declared.name(declared.index(name)) for name in declared.names] == list(declared.names)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", ops.KINDS, ids=lambda kind: kind.__name__)
 def test_the_interpreter_has_a_family_for_every_kind(kind: type[Kind]) -> None:
     families = (
         rules._Weighted,

@@ -14,6 +14,7 @@ from reparam_compiler.interpreter.size_expressions import asked, number_values, 
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, TensorType
 from reparam_compiler.passes.pruning.coupling.groups import Family, channel_groups
+from reparam_compiler.passes.pruning.coupling.rules import COUPLINGS
 from reparam_compiler.passes.pruning.pipeline import prune
 from tests.support.pruning_nets import SIZE, Net
 
@@ -227,3 +228,7 @@ def test_size_that_nothing_reads_changes_nothing() -> None:
     a = net.conv(net.x, 8, name="a")
     sized(net, lambda x: x.shape, a)
     assert prune(net.head(net.relu(a)), ratio=0.5, round_to=1).plan.relative_error <= EXACT
+
+
+def test_every_kind_has_a_coupling_rule() -> None:
+    assert set(COUPLINGS) == set(ops.KINDS) - {ops.Opaque}

@@ -257,21 +257,6 @@ def _tuple_get(node: Node, op: ops.TupleGet, trace: Trace) -> Labelled:
     return pieces[op.index] if isinstance(pieces, tuple) else pieces
 
 
-coupling_rule(
-    ops.Identity,
-    ops.Concat,
-    ops.Stack,
-    ops.Flatten,
-    ops.Reshape,
-    ops.Permute,
-    ops.Slice,
-    ops.Split,
-    ops.Move,
-    ops.Rearrange,
-    ops.ChannelShuffle,
-)(move)
-
-
 @coupling_rule(ops.Slicewise)
 def _slicewise(node: Node, op: ops.Slicewise, trace: Trace) -> Labelled:
     return _broadcast(node, trace, op.axes)
@@ -350,3 +335,6 @@ coupling_rule(ops.LayerNorm)(across.layer_norm)
 coupling_rule(ops.GroupNorm)(across.group_norm)
 coupling_rule(ops.Einsum)(across.einsum)
 coupling_rule(ops.Attention)(across.attention)
+coupling_rule(*(kind for kind in ops.KINDS if kind.moves_data and kind not in COUPLINGS))(
+    move
+)  # but for those with a rule of their own
