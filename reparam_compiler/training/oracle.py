@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ class ApproximatedOracle:
         if not self._searches:
             raise InfeasiblePruneError(f"no family can be tried: {'; '.join(left_out.values()) or 'none can be cut'}")
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ApproximatedOracle":
         module = self._coupled.module
         self._handles = [module.register_forward_pre_hook(self._begin), module.register_forward_hook(self._end)]
         for consumer in self._consumers:

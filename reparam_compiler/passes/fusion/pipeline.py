@@ -7,7 +7,7 @@ fold_bn          what conv-BN pairs remain
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.ir.printer import to_text
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 Dump = Callable[[str, Graph], None]
 
 
+@runtime_checkable
 class Pass(Protocol):
     """A rewrite of the graph."""
 
