@@ -353,5 +353,5 @@ Op = (
     | Opaque
 )  # fmt: skip
 """All kinds. A `match` that has a case for each ends in `assert_never`, so that mypy names what a new kind still lacks."""
-KINDS: tuple[type[Kind], ...] = get_args(Op)
+KINDS: tuple[type[Op], ...] = get_args(Op)
 """The same as classes."""
