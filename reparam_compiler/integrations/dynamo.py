@@ -1,10 +1,10 @@
 """`torch.compile(model, backend="reparam")`: dynamo's graphs with their branches fused, the rest left to another backend.
 
-In a graph of dynamo's the tensors of the model are placeholders like any other input, and come with every call. Here those
-that belong to modules are bound to their values, the graph is fused as any GraphModule is, and what was not folded into a new
-conv becomes a placeholder again: so what the graph writes to (the statistics of a batch norm in training) stays the model's
-own. What was folded is watched: each call compares those tensors with what they were, and a change fuses anew, into the
-weights that the compiled graph reads; nothing is compiled again.
+In a graph of dynamo's the tensors of the model are placeholders like any other input, and come with every call. The backend
+binds those that belong to modules to their values, fuses the graph as any GraphModule, and makes each tensor that was not
+folded into a new conv a placeholder again: so a tensor that the graph writes to (the statistics of a batch norm in training)
+stays the model's own. Each call compares the folded tensors with what they were. Where one has changed, the backend fuses the
+graph anew, into the weights that the compiled graph reads; nothing is compiled again.
 
 The entry point group `torch_dynamo_backends` names `reparam`; nothing here is imported before torch.compile asks for it.
 """
@@ -59,9 +59,9 @@ def reparam(
     Returns:
         What computes the graph.
     """
-    given = dict(options or {})
-    verify = bool(given.pop("verify", True))
-    inner = _inner(given.pop("inner", "inductor"), mode, given)
+    rest = dict(options or {})
+    verify = bool(rest.pop("verify", True))
+    inner = _inner(rest.pop("inner", "inductor"), mode, rest)
     own = _own_tensors(graph_module)
     if _needs_gradients(graph_module, own.values()):
         logger.info(
@@ -92,9 +92,9 @@ def _inner(backend: Any, mode: str | None, options: dict[str, Any]) -> Inner:
         return inductor
     from torch._dynamo.backends.registry import lookup_backend
 
-    found: Any = lookup_backend(backend)
+    compiler: Any = lookup_backend(backend)
     handed_on = {key: value for key, value in (("mode", mode), ("options", options)) if value}
-    return lambda graph_module, inputs: found(graph_module, list(inputs), **handed_on)
+    return lambda graph_module, inputs: compiler(graph_module, list(inputs), **handed_on)
 
 
 def _own_tensors(graph_module: fx.GraphModule) -> dict[int, Tensor]:
@@ -103,13 +103,13 @@ def _own_tensors(graph_module: fx.GraphModule) -> dict[int, Tensor]:
     Those are parameters, buffers, plain attributes, and the numbers (a norm's eps) that dynamo makes tensors of where sizes
     are dynamic.
     """
-    found: dict[int, Tensor] = {}
+    own: dict[int, Tensor] = {}
     for index, node in enumerate(graph_module.graph.find_nodes(op="placeholder")):
         argument = node.meta.get("grapharg")
         source, value = getattr(argument, "source", None), getattr(argument, "example", None)
         if source is not None and source.guard_source.is_unspecialized_nn_module() and _is_plain(value):
-            found[index] = value
-    return found
+            own[index] = value
+    return own
 
 
 def _is_plain(value: object) -> TypeGuard[Tensor]:
@@ -237,7 +237,7 @@ def _fused(graph_module: fx.GraphModule, own: Mapping[int, Tensor], *, verify: b
     changes = diff(reading.graph, after)
     if not changes:
         return None
-    given = {name for name, _ in _tensors(bound)}
+    old_names = {name for name, _ in _tensors(bound)}
     readers = {index: _readers(bound, _name(index)) for index in own}
     before = {node.name for node in bound.graph.nodes}
     module = reading.write(after, inplace=True)
@@ -250,7 +250,7 @@ def _fused(graph_module: fx.GraphModule, own: Mapping[int, Tensor], *, verify: b
         module.graph.erase_node(placeholders[index])
     module.graph.lint()
     module.recompile()
-    weights = {name: weight for name, weight in _tensors(module) if name not in given}
+    weights = {name: weight for name, weight in _tensors(module) if name not in old_names}
     for weight in weights.values():
         weight.requires_grad_(False)
     _tell_sources(module)
@@ -267,7 +267,7 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _bound(graph_module: fx.GraphModule, own: Mapping[int, Tensor]) -> fx.GraphModule:
-    """A copy of the graph that reads the given inputs from attributes; it shares all tensors with the original."""
+    """A copy of the graph that reads the inputs `own` from attributes; it shares all tensors with the original."""
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     attributes: dict[str, Any] = {_name(index): tensor for index, tensor in own.items()}
@@ -293,7 +293,7 @@ def _bound(graph_module: fx.GraphModule, own: Mapping[int, Tensor]) -> fx.GraphM
 
 
 def _readers(module: fx.GraphModule, name: str) -> set[str]:
-    """The nodes that read an attribute, or what is computed from attributes alone with it among them."""
+    """The names of the nodes that read an attribute, or a value that is computed from it and other attributes alone."""
     constants: set[fx.Node] = set()
     derived: set[fx.Node] = set()
     for node in module.graph.nodes:
@@ -306,7 +306,7 @@ def _readers(module: fx.GraphModule, name: str) -> set[str]:
 
 
 def _unbind(module: fx.GraphModule, placeholder: fx.Node, name: str, tensor: Tensor) -> None:
-    """Makes what is still read from an attribute an input again."""
+    """Makes an attribute that is still read an input again."""
     for node in module.graph.find_nodes(op="get_attr", target=name):
         if getattr(module, name) is not tensor:
             raise RewriteError(f"{placeholder.name}: a pass changed this input in place; expected a new weight beside it")
@@ -317,10 +317,10 @@ def _unbind(module: fx.GraphModule, placeholder: fx.Node, name: str, tensor: Ten
 
 
 def _tell_sources(module: fx.GraphModule) -> None:
-    """Names the new weights to those who look up where dynamo found each parameter (AOTAutograd does)."""
+    """Gives each new weight a source: AOTAutograd looks up from where dynamo took each parameter."""
     from torch._dynamo.source import ConstantSource
 
-    known: Any = vars(module).get("_param_name_to_source")
-    if known is not None:
+    sources: Any = vars(module).get("_param_name_to_source")
+    if sources is not None:
         named = {name: ConstantSource(f"reparam_{name.replace('.', '_')}") for name, _ in _tensors(module)}
-        vars(module)["_param_name_to_source"] = named | known
+        vars(module)["_param_name_to_source"] = named | sources

@@ -127,9 +127,9 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
         with mode, torch.no_grad():
             Recorder(model).run(*fake)
     except Exception as error:
-        found = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
+        shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not run on the example inputs {found}: {error}; pass what its forward() takes"
+            f"{type(model).__name__} does not run on the example inputs {shapes}: {error}; pass what its forward() takes"
         ) from error
     return values
 

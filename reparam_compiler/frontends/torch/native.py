@@ -1,7 +1,8 @@
-"""The fx nodes of a model that is being written, by the ids of the graph: who reads what, and what is not needed any more.
+"""The fx nodes of a model that is being written, by the ids of the graph: which nodes read a value, and which nothing reads.
 
-In the graph a write in place is a value of its own; in the model it is a call on the tensor that all of its readers have. One
-that gives the whole tensor can be read itself. One to a part (`partial_writes.py`) cannot: its value stays under its old names.
+In the graph a write in place is a value of its own; in the model it is a call on a tensor that other nodes hold as well. A
+write that returns the whole tensor can be read itself. A write to a part (`partial_writes.py`) cannot: the written tensor is
+read under its old names.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,9 +19,9 @@ from reparam_compiler.ir.graph import Graph, Node
 class InPlace:
     """What the in-place calls of a model do, by the names of its nodes.
 
-    rebound: for each the nodes that are names of its value from then on.
-    parts: for those that write to a part, what they write into.
-    into_inputs: those that write to what the caller gave, which stay.
+    rebound: for each write the nodes that name the written tensor; later readers of these read the new value.
+    parts: for each write to a part the name of the value that it writes into.
+    into_inputs: writes to the model's inputs, which stay, for the caller sees them.
     """
 
     rebound: Mapping[str, tuple[str, ...]]
@@ -65,7 +66,7 @@ class NativeNodes:
         self._useful.update(node for node in place if node.users)
 
     def __getitem__(self, node_id: str) -> fx.Node:
-        """The node that holds a value: of a write to a part, what it wrote into."""
+        """The node that holds a value; the value of a write to a part is held by the node that it writes into."""
         while node_id in self._parts:
             node_id = self.in_place.parts[node_id]
         return self.nodes[node_id]
@@ -75,7 +76,7 @@ class NativeNodes:
         return self.nodes[node_id]
 
     def first_reader(self, before: Graph, node: Node) -> fx.Node:
-        """Where a new op goes: to the first op that read its source, for the source may be written to before the last one."""
+        """Where a new op goes: before the first reader of its source, which may be written to before a later one."""
         readers = [i for i in node.replaces if node.sources[0] in before[i].sources]
         return self.nodes[min(readers, key=before.position.__getitem__)]
 
@@ -92,12 +93,12 @@ class NativeNodes:
         self.nodes[node_id] = new
 
     def erase_unread(self, graph: fx.Graph, removed: Iterable[str] = ()) -> list[fx.Node]:
-        """Erases the calls and constants that were read and are not any more; gives what was erased, placeholders too.
+        """Erases the calls and constants that nothing reads any more; returns them, and placeholders among them.
 
-        removed: ids that the graph has no more. A check of a shape goes with the value that it looked at.
+        removed: ids that the graph has no more. A check of a shape goes with the value that it checks.
 
-        Nothing reads a write to a part: it goes where nothing that comes later reads what it wrote into. What writes to an
-        input stays: that is the caller's.
+        Nothing reads a write to a part. Such a write goes where no later node reads the tensor that it writes into. A write to
+        an input stays: the caller sees it.
         """
         caller_sees = {self.nodes[name] for name in self.in_place.into_inputs if name in self.nodes}
         erased: list[fx.Node] = []

@@ -2,10 +2,10 @@
 
 A child that was traced and fused is another module: it has the plain attributes of the old one, but not its methods and
 properties, and perhaps not its layers. So a parent that reads `self.block.conv.weight`, `stage.out_channels` (a property),
-`self.blocks[2]` or `len(self.blocks)` must keep that child as it was. Which attributes are read is told by the bytecode of
-`forward` and of all that it calls by name: the methods of its class, and the functions of its module.
+`self.blocks[2]` or `len(self.blocks)` must keep that child as it was. The bytecode of `forward`, and of
+all that it calls by name (methods of its class, functions of its module), says which attributes are read.
 
-A name counts whoever it is read of, so that a child may be kept for no reason; it is then entered, and its parts are fused.
+A name counts whatever object it is read from. So a child may be kept without need; then its parts are fused one by one.
 """
 
 import dis
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 _LOOKUPS = frozenset({"getattr", "hasattr", "attrgetter", "methodcaller"})
 _WALKS = frozenset({"children", "named_children", "modules", "named_modules", "_modules", "get_submodule", "__dict__"})
-"""What gives a module's children without their names."""
+"""Attributes that give a module's children without their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Reads:
 
     own: attributes of `self` that are read other than to call them: kept, indexed, measured, iterated over.
     others: attributes of anything else, and names that are looked up by string.
-    unnamed: whether it gets at children without naming them in the code.
+    unnamed: whether the code reaches children without their names.
     """
 
     own: frozenset[str]
@@ -84,8 +84,8 @@ def only_calls(ancestors: Sequence[nn.Module], name: str) -> bool:
 def missing(ancestors: Iterable[nn.Module], child: nn.Module, fused: nn.Module) -> str | None:
     """An attribute that the code round a child reads, and that the fused child would not have; None where there is none."""
     read = {name for ancestor in ancestors for name in _reads(ancestor).others}
-    known = set(dir(nn.Sequential))  # its `append` is that of some list: nothing is appended to layers in a forward
-    return next((name for name in sorted(read - known) if hasattr(child, name) and not _same(child, fused, name)), None)
+    of_containers = set(dir(nn.Sequential))  # its `append` is that of some list: nothing is appended to layers in a forward
+    return next((name for name in sorted(read - of_containers) if hasattr(child, name) and not _same(child, fused, name)), None)
 
 
 def _same(child: nn.Module, fused: nn.Module, name: str) -> bool:
@@ -99,7 +99,7 @@ def _same(child: nn.Module, fused: nn.Module, name: str) -> bool:
 
 
 def plain_attributes(module: nn.Module) -> dict[str, object]:
-    """What a module and its class hold beside methods, properties, children and tensors."""
+    """The attributes of a module and its class that are no methods, properties, children or tensors."""
     theirs = {
         name: value
         for base in reversed(type(module).__mro__)
@@ -114,10 +114,10 @@ def _functions(kind: type, names: Iterable[str]) -> Iterator[FunctionType]:
     """The methods and properties of these names that a class has from its own code, not from torch's."""
     for name in names:
         for base in kind.__mro__:
-            found = vars(base).get(name)
+            member = vars(base).get(name)
             if base.__module__.partition(".")[0] == "torch":
                 continue
-            for function in (found, *(getattr(found, part, None) for part in ("fget", "__func__", "__wrapped__"))):
+            for function in (member, *(getattr(member, part, None) for part in ("fget", "__func__", "__wrapped__"))):
                 if isinstance(function, FunctionType):
                     yield function
 
