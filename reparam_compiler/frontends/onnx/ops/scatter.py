@@ -44,7 +44,7 @@ def scatter(call: Call) -> Read:
 
 
 def _box(index: np.ndarray, shape: tuple[int, ...]) -> list[Range]:
-    """What the indices write to along each axis that they name; raises Unread where that is no box."""
+    """What the indices write to along each axis that they name; raises Unsupported where that is no box."""
     count = index.shape[-1] if index.ndim else 0
     if not count or index.ndim != count + 1 or not index.size:
         raise Unsupported("a scatter to scattered places")
