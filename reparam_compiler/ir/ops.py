@@ -318,7 +318,7 @@ class Opaque(Kind):
     reads: how many inputs it has: the first ones of the node. Those that follow are numbers that the model computes.
     facts: what is known of it.
     arguments: the numbers and words of the call, by the names of the op's parameters, or by their positions where these have no
-        names: what a registered rule needs beside the inputs.
+        names, and those that a leaf module holds: what a registered rule needs beside the inputs.
     """
 
     operands = Operands((), more=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import reparam_compiler
 from reparam_compiler.core.kernel import ConvKernel, NotFusable, diagonal
@@ -34,6 +34,20 @@ def _(x: Tensor, factor: float, power: int = 1) -> Tensor:
 @torch.fx.wrap
 def scaled(x: Tensor, factor: float) -> Tensor:
     return x * factor
+
+
+class Scale(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Leaves(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Scale) or super().is_leaf_module(m, module_qualified_name)
 
 
 class Summed(nn.Module):
@@ -82,6 +96,25 @@ def test_a_rule_sees_the_arguments_of_a_call(kind: str) -> None:
     else:
         register_scales()
         fused, report = reparam_compiler.fuse(model, (X,), return_report=True)
+    assert len(report.fusions) == 1
+    torch.testing.assert_close(fused(X), model(X), rtol=1e-5, atol=1e-6)
+
+
+def test_a_rule_of_a_leaf_module_sees_the_numbers_that_it_holds() -> None:
+    class Held(Summed):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.scale(self.a(x)) + self.b(x)))
+
+    model = Held()
+    model.scale = Scale(0.5).eval()
+
+    @reparam_compiler.register_linear(f"{__name__}.Scale")
+    def scale(node: Node, reads: SourceLayout) -> ConvKernel:
+        assert isinstance(node.op, ops.Opaque)
+        assert dict(node.op.arguments) == {"factor": 0.5}
+        return diagonal(np.full(reads.channels, 0.5), np.zeros(reads.channels), reads.rank)
+
+    fused, report = reparam_compiler.fuse(fx.GraphModule(model, Leaves().trace(model)), (X,), return_report=True)
     assert len(report.fusions) == 1
     torch.testing.assert_close(fused(X), model(X), rtol=1e-5, atol=1e-6)
 

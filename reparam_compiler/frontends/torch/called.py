@@ -59,15 +59,18 @@ def inplace_place(target: Any) -> int | None:
     return names.index("inplace") if "inplace" in names else None
 
 
-def scalar_arguments(node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Mapping[str | int, object]:
+def scalar_arguments(node: fx.Node, module: nn.Module, value_of: Callable[[fx.Node], Any]) -> Mapping[str | int, object]:
     """The numbers, words and lists of them that a call is given, by the names of its parameters, or their positions.
 
-    value_of: the number that a node stands for, or the node.
+    Of a leaf module also those that it holds: its public attributes. value_of: the number that a node stands for, or the node.
     """
     args: Sequence[Any]
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value_of)
     names = parameter_names(node.target) if node.op == "call_function" else ()
     named: dict[str | int, Any] = {names[i] if i < len(names) else i: value for i, value in enumerate(args)}
+    if node.op == "call_module":
+        held = vars(module.get_submodule(str(node.target)))
+        named |= {name: value for name, value in held.items() if not name.startswith("_") and name != "training"}
     return {key: value for key, value in (named | kwargs).items() if _is_scalar(value)}
 
 

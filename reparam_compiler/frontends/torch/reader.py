@@ -220,7 +220,7 @@ class TorchReader:
         copies = called.writes and node not in self.writes.opaque
         given = node.args, dict(node.kwargs)
         run = OpaqueCall(node, self.module, given, called, model, numbers, tuple(sources), places, copies)
-        arguments = scalar_arguments(node, self._value_or_node)
+        arguments = scalar_arguments(node, self.module, self._value_or_node)
         return ops.Opaque(called.name, run, model, len(operands), called.facts, arguments), inputs
 
     def _coupling_model(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
@@ -241,7 +241,7 @@ class TorchReader:
         """The same for an op that a caller registered a rule for."""
         tensors = [s for s in node.all_input_nodes if s not in self._numbers and isinstance(self._number_or_node(s), fx.Node)]
         operands = tuple(self._operand(source, "const") for source in tensors)
-        seen = ops.Opaque(called.name, facts=called.facts, arguments=scalar_arguments(node, self._value_or_node))
+        seen = ops.Opaque(called.name, facts=called.facts, arguments=scalar_arguments(node, self.module, self._value_or_node))
         model = registered_coupling(Node(node.name, seen, operands, type_of(self.values.get(node.name))))
         return (None, ()) if model is None else (model, operands)
 

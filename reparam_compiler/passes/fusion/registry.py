@@ -65,8 +65,9 @@ def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRul
 
     Returns:
         What registers a rule: a function from the node (`node.op.arguments`: the numbers and words of the call, by the names of
-        the parameters, or by their positions where these have no names; `node.params`: its tensors) and the layout of what it
-        reads to the operator that it is. The rule raises `NotFusable` where it is none.
+        the parameters, or by their positions where these have no names, and those that a leaf module holds; `node.params`: the
+        tensors among its arguments) and the layout of what it reads to the operator that it is. The rule raises `NotFusable`
+        where it is none.
 
     Raises:
         ValueError: there is a rule already and `override` is not set, or nothing is called so.
