@@ -68,6 +68,31 @@ def test_imports_point_one_way(path: Path) -> None:
         assert other == room or FLOOR[other] < FLOOR[room], f"{room} must not import {module}"
 
 
+LONGEST_FILE, LONGEST_FUNCTION = 450, 40
+"""Lines; of a function its body without the docstring."""
+REASON = "# long: "
+"""What stands in the first line of a longer file, or in the `def` line of a longer function, with the reason."""
+
+
+def lengths(path: Path) -> Iterator[tuple[str, int, str]]:
+    """(name, lines of the body, the lines from `def` to the body) of each function of a file."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+            if body:
+                head = "\n".join(text.splitlines()[node.lineno - 1 : body[0].lineno - 1])
+                yield node.name, int(body[-1].end_lineno or 0) - body[0].lineno + 1, head
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short_or_say_why_not(path: Path) -> None:
+    first, *rest = path.read_text().splitlines() or [""]
+    assert 1 + len(rest) <= LONGEST_FILE or REASON in first
+    long = [name for name, lines, head in lengths(path) if lines > LONGEST_FUNCTION and REASON not in head]
+    assert not long, f"more than {LONGEST_FUNCTION} lines, and no `{REASON}` with a reason beside the name: {long}"
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_tvm_is_imported_by_lowering_alone(path: Path) -> None:
     found = [module for module, _ in imported(path) if module.split(".")[0] in ("tvm", "tvm_ffi")]
