@@ -31,7 +31,7 @@ from tests.support.catalogue import ENTRIES
 from tests.support.onnx_models import exported
 from tests.support.small_models import EXACT, normal, traced_as
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "fuse_branches"
+GOLDENS = Path(__file__).parents[2] / "goldens" / "fuse_branches"
 ALWAYS = Options(policy="always")
 ROUNDED = ("dyrep", "dyrep_nested")
 """Blocks whose padding values the model computes in float32: they are its inner biases to eight units in the last place."""

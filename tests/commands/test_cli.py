@@ -38,7 +38,7 @@ from tests.support.onnx_models import run_on
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch warns of itself
 SHAPE = (2, 3, 9, 7)
 SHAPES = "x:[2,3,9,7]"
-FACTORY = "tests.test_cli:net"
+FACTORY = "tests.commands.test_cli:net"
 
 
 class Net(nn.Module):
@@ -121,7 +121,7 @@ def test_inspect_tells_what_would_fuse_as_json(kind: str, folder: Path) -> None:
 
 
 def test_inspect_tells_people_what_stays_and_why() -> None:
-    found = reparam("inspect", "tests.test_cli:refused_net", "--input-shapes", "input:[1,3,5,4]")
+    found = reparam("inspect", "tests.commands.test_cli:refused_net", "--input-shapes", "input:[1,3,5,4]")
     assert found.exit_code == 0, found.output
     assert "0 fused" in found.stdout
     assert "1 refused" in found.stdout
@@ -148,7 +148,7 @@ def dense_net() -> nn.Module:
     return Sum().eval()
 
 
-DENSE = ("tests.test_cli:dense_net", "--input-shapes", "x:[1,64,28,28]")
+DENSE = ("tests.commands.test_cli:dense_net", "--input-shapes", "x:[1,64,28,28]")
 
 
 def words(found: Result) -> str:
@@ -185,13 +185,13 @@ def test_people_read_costs_and_weight_ranges_of_what_is_fused_and_reasons_of_wha
 
 def test_keep_bn_leaves_the_norm_that_ends_a_block(tmp_path: Path) -> None:
     kept = tmp_path / "kept.pt2"
-    found = reparam("fuse", "tests.test_cli:normed_net", *NORMED, "--keep-bn", "-o", kept, "--json")
+    found = reparam("fuse", "tests.commands.test_cli:normed_net", *NORMED, "--keep-bn", "-o", kept, "--json")
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["options"]["keep_bn"] is True
     calls = [str(node.target) for node in load_model(kept).graph.nodes]
     assert sum("conv2d" in call for call in calls) == 1
     assert sum("batch_norm" in call for call in calls) == 1
-    gone = reparam("fuse", "tests.test_cli:normed_net", *NORMED, "-o", kept)
+    gone = reparam("fuse", "tests.commands.test_cli:normed_net", *NORMED, "-o", kept)
     assert gone.exit_code == 0, gone.output
     assert not any("batch_norm" in str(node.target) for node in load_model(kept).graph.nodes)
 
@@ -259,7 +259,7 @@ def other_net() -> nn.Module:
 
 @pytest.mark.parametrize("name", ["x", "image"])
 def test_models_that_differ_end_with_7_and_say_where(name: str) -> None:
-    arguments = ("equivalent", FACTORY, "tests.test_cli:other_net", "--input-shapes", f"{name}:[2,3,9,7]")
+    arguments = ("equivalent", FACTORY, "tests.commands.test_cli:other_net", "--input-shapes", f"{name}:[2,3,9,7]")
     found = reparam(*arguments)
     assert found.exit_code == 7
     assert found.stdout.startswith("not equal: more than rounding\n")

@@ -22,7 +22,7 @@ from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
 from reparam_compiler.passes.pruning.slice_channels import masked, sliced, verify_pruned
 from tests.support.pruning_nets import SIZE, Net
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "prune_channels"
+GOLDENS = Path(__file__).parents[2] / "goldens" / "prune_channels"
 TOLERANCE = 1e-9  # float64
 
 

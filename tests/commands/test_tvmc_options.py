@@ -65,7 +65,7 @@ def test_every_flag_of_the_old_tvmc_is_known(command: str) -> None:
 
 
 def test_the_page_of_docs_names_every_flag() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "tvmc.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "tvmc.md").read_text()
     named = [word.split()[0] for word in re.findall(r"`(-[^`]+)`", page)]
     flags = {flag for line in FLAGS.values() for flag in line.split() if flag not in ("-f", "-o", "-i", "-O", "--verbose")}
     short = {"--output": "-o", "--outputs": "-o", "--inputs": "-i", "--output-format": "-f", "--opt-level": "-O"}
