@@ -305,7 +305,7 @@ def _alike(a: Bias, b: Bias) -> np.ndarray:
     return same
 
 
-def _apply_to_constant(kernel: ConvKernel, value: Bias) -> Bias:
+def _apply_to_constant(kernel: ConvKernel, value: Float64[np.ndarray, "I"]) -> Bias:
     """The kernel without its bias on a source that holds `value` everywhere, its extension too."""
     blocks = kernel.weight.reshape(kernel.groups, -1, kernel.weight.shape[1], prod(kernel.size)).sum(-1)
     result: Bias = (blocks @ value.reshape(kernel.groups, -1, 1)).reshape(-1)

@@ -289,9 +289,9 @@ class _Line:
 
     def _count(self, name: str, graph: Graph) -> float:
         if name == "flops":
-            return multiply_adds(graph)
+            return float(multiply_adds(graph))
         if name == "params":
-            return cost(graph).params
+            return float(cost(graph).params)
         if self._measure is None:
             raise InfeasiblePruneError("a latency needs measure=")
         self.measurements += 1
