@@ -401,6 +401,7 @@ PINNED: dict[str, tuple[Body, str]] = {
         "index_select (index_select) calls channels by their numbers",
     ),
     "tensor_split": (lambda n, y: halves(y.tensor_split(2, 1)), "tensor_split (tensor_split) is not understood"),
+    "another dtype": (lambda n, y: y.view(torch.int32).view(torch.float32), "view (view) is not understood"),
     "computed bounds": (lambda n, y: y[:, : y.shape[1] // 2], "getitem_1 (getitem) calls channels by their numbers"),
 }
 

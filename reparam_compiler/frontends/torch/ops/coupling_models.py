@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, fx
 
 from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
@@ -118,6 +119,8 @@ def _channel_shuffle(call: Call, result: TensorType | None) -> Read:
 
 def _reshape(call: Call, result: TensorType | None) -> Read:
     """To the shape that comes out: 0 for an open size of the same axis, -1 for one that is left."""
+    if any(isinstance(argument, torch.dtype) for argument in (*call.args, *call.kwargs.values())):
+        raise Unsupported("a view of the bits as another dtype")
     own = call.shape
     shape = [
         size if isinstance(size, int) else 0 if own[axis : axis + 1] == (size,) else -1
