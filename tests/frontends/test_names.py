@@ -202,3 +202,46 @@ def test_an_onnx_op_of_another_domain_is_no_op_of_onnx() -> None:
     assert OnnxFrontend().read(model).graph["b"].op == ops.Opaque("mine::Relu")
     with pytest.raises(InfeasiblePruneError, match=r"\(mine::Relu\) is not understood"):
         reparam_compiler.prune(model, ratio=0.5, round_to=1)
+
+
+@fx.wrap
+def whole(x: Tensor) -> Tensor:
+    return x.view(x.shape)
+
+
+class Whole(nn.Module):
+    """A leaf that gives what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Written(nn.Module):
+    """Two branches of one source, which is written to in between through what somebody else's call gave."""
+
+    def __init__(self, alias: Callable[["Written", Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.leaf = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 1), Whole()
+        self.alias = alias
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sin(x)
+        y = self.a(x)
+        self.alias(self, x).add_(1.0)
+        return y + self.b(x)
+
+
+class WholeIsALeaf(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Whole) or super().is_leaf_module(m, module_qualified_name)
+
+
+@pytest.mark.parametrize("alias", [lambda m, x: whole(x), lambda m, x: m.leaf(x)], ids=["function", "module"])
+def test_what_a_foreign_call_gives_may_be_a_view(alias: Callable[[Any, Tensor], Tensor]) -> None:
+    model = Written(alias)
+    traced = fx.GraphModule(model, WholeIsALeaf().trace(model))
+    fused, report = reparam_compiler.fuse(traced, return_report=True)
+    assert not report.fusions
+    assert torch.equal(fused(X), model(X))

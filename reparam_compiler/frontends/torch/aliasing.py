@@ -127,7 +127,7 @@ class _WriteFinder:
         if (key := self.tensor_of(node)) is not None:
             self.tensor[node] = self.storage[node] = self.held.setdefault(key, node)
         same = called.writes or Facts.SAME in called.facts
-        views = Facts.VIEW in called.facts
+        views = Facts.VIEW in called.facts or _is_foreign(node, called)
         if first is not None and (same or views):
             self.storage[node] = self.storage[first]
         if first is not None and same:
@@ -159,6 +159,14 @@ class _WriteFinder:
         """True where a view, that is no name of the whole tensor, is read after a write."""
         when = self.place[write]
         return any(self.place[user] > when for other in sharers if other not in same for user in other.users)
+
+
+def _is_foreign(node: fx.Node, called: Resolved) -> bool:
+    """Whether a call runs a function or a module that nobody here knows: it may give a view of what it reads.
+
+    An operator of a library may not, by the contract of torch's dispatcher.
+    """
+    return called.row is None and (node.op == "call_module" or (node.op == "call_function" and "." in called.name))
 
 
 def _written_aside(node: fx.Node, called: Resolved) -> list[fx.Node]:
