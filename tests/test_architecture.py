@@ -129,3 +129,12 @@ def test_fusing_a_torch_model_loads_neither_onnx_nor_tvm() -> None:
 def test_no_module_is_longer_than_a_reader_bears() -> None:
     long = {str(path.relative_to(PACKAGE)): n for path in MODULES if (n := len(path.read_text().splitlines())) > 500}
     assert not long
+
+
+def test_the_map_names_every_room() -> None:
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    folders = {str(path.parent.relative_to(PACKAGE)) for path in MODULES} - {"."}
+    files = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    parents = {"frontends", "passes"}  # their rooms are named one by one
+    assert not [name for name in sorted(folders - parents) if f"`{name}/`" not in page]
+    assert not [name for name in sorted(files) if f"`{name}`" not in page]
