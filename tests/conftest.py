@@ -1,13 +1,21 @@
 """How all tests run: hypothesis without deadlines, one torch thread, seeded generators, third parties' warnings named."""
 
 import gc
+import importlib.util
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
 from threadpoolctl import threadpool_limits
+
+if importlib.util.find_spec("beartype") is not None:
+    # the dtypes and axes that annotations state are checked; TVM takes no function that something wraps, so not in lowering
+    importlib.import_module("tests.support.typechecker")
+    rooms = [f"reparam_compiler.{room}" for room in ("core", "ir", "passes", "training")]
+    install_import_hook(rooms, "tests.support.typechecker.checked")
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
@@ -17,6 +25,8 @@ torch.set_num_threads(1)
 threadpool_limits(1, "blas")  # two workers with two threads each slow one another down
 
 THIRD_PARTY_WARNINGS = (
+    # beartype looks at one random item of a list, also where hypothesis draws
+    "ignore:Do not use the `random` module inside strategies",
     # torch's own graphs hold the tree specs that torch deprecates
     "ignore:.*LeafSpec.* is deprecated:FutureWarning",
 )

@@ -133,8 +133,8 @@ def diagonal(factor: Bias, shift: Bias, rank: int) -> ConvKernel:
     return ConvKernel(weight, np.asarray(shift, np.float64), ones, ones, ((0, 0),) * rank, groups=len(weight))
 
 
-def scale(kernel: ConvKernel, factor: Bias, shift: Bias) -> ConvKernel:
-    """The operator x -> factor * kernel(x) + shift, a number for each output channel (the paper's Eq. 3)."""
+def scale(kernel: ConvKernel, factor: Bias, shift: Float64[np.ndarray, "#O"]) -> ConvKernel:
+    """The operator x -> factor * kernel(x) + shift (the paper's Eq. 3): a number for each output channel, or one shift."""
     per_channel = factor.reshape(-1, *(1,) * (kernel.weight.ndim - 1))
     return replace(kernel, weight=kernel.weight * per_channel, bias=kernel.bias * factor + shift)
 
