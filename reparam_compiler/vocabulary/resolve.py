@@ -34,7 +34,8 @@ _OWN = (*_NAMESPACES, Tensor, operator, torch.functional)
 class Resolved:
     """What a model calls.
 
-    name: the row's, or that of an op of torch's own that has no row, or the qualified name of anything else.
+    name: the last part of the row's (`batch_norm` of `functional.batch_norm`), or that of an op of torch's own that has no row,
+        or the qualified name of anything else.
     row: None for what has none.
     writes: whether it writes into its first argument, and gives that.
     """
@@ -82,7 +83,8 @@ def add_row(row: Row) -> None:
     if row.name in ROWS:
         raise ValueError(f"{row.name} has a row already")
     ROWS[row.name] = row
-    plain, writing = Resolved(row.name, row), Resolved(row.name, row, writes=True)
+    shown = row.name.rpartition(".")[2]
+    plain, writing = Resolved(shown, row), Resolved(shown, row, writes=True)
     excluded = list(row.excluded)
     for word in row.spelled:
         for spelling, resolved in ((word, plain), (f"{word}_", writing)):
