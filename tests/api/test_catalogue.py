@@ -19,7 +19,7 @@ from tests.support.catalogue_parts import Entry, built
 from tests.support.small_models import EXACT, relative_error, run, traced_as
 
 CONVS = ("conv", "conv_transpose", "linear")
-SILENT = ("input", "identity", "size", "shape", "getitem", "Shape", "GuardsFn")
+SILENT = ("input", "identity", "size", "shape", "getitem", "Shape", "torch.export._unlift.GuardsFn")
 """What neither computes nor moves anything, and what reads or checks shapes."""
 QUICK = ("repvgg_grouped", "dbb", "dyrep", "ecbsr", "fastvit", "lora_tokens")
 """What goes through the dynamo exporter, which takes seconds for each block, even in a quick run."""
