@@ -301,7 +301,7 @@ def test_exit_code_tells_the_error_s_class(model: Path, tmp_path: Path, monkeypa
     done = tvmc("run", model, "--json")
     assert done.exit_code == 5
     assert json.loads(done.stdout)["error"] == "TvmMissingError"
-    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_model", differs)
+    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_source", differs)
     assert tvmc("compile", model, "-o", tmp_path / "m.tar").exit_code == 7
 
 
