@@ -19,6 +19,7 @@ from tvm.s_tir.pipeline import default_s_tir_pipeline
 
 from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import gpu_conv
