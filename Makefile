@@ -7,7 +7,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= 2
-QUICK := tests/core tests/ir tests/vocabulary tests/passes tests/test_architecture.py tests/test_public_api.py
+QUICK := tests/core tests/ir tests/vocabulary tests/test_architecture.py tests/test_public_api.py
 READY := $(VENV)/.ready
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
