@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, inliner
 
+from reparam_compiler.core.names import free_name
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.node_runner import captured_by
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_types
@@ -132,8 +133,7 @@ def _put_back(fused: GraphProto, body: GraphProto, captured: set[str], before: s
     fused.input.extend(inputs)
     renamed: dict[str, str] = {}
     for name in sorted(names_of(fused) - before):
-        numbered = (name if i == 0 else f"{name}_{i}" for i in range(len(taken) + 1))
-        renamed[name] = next(candidate for candidate in numbered if candidate not in taken)
+        renamed[name] = free_name(name, taken)
         taken.add(renamed[name])
     _rename(fused, {old: new for old, new in renamed.items() if old != new})
     body.CopyFrom(fused)

@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from reparam_compiler.core.kernel import Ints
+from reparam_compiler.core.names import free_name
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.onnx.call import Call
 from reparam_compiler.frontends.onnx.emitter import Emitter, trimmed
@@ -238,8 +239,7 @@ class OnnxWriter:
         return alike[-1].name
 
     def _free(self, wanted: str) -> str:
-        numbered = (wanted if i == 0 else f"{wanted}_{i}" for i in range(len(self._names) + 1))
-        name = next(name for name in numbered if name not in self._names)
+        name = free_name(wanted, self._names)
         self._names.add(name)
         return name
 
@@ -324,10 +324,9 @@ def _rename(nodes: Iterable[NodeProto], fresh: Collection[int], renamed: Mapping
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    numbered = (name if i == 0 else f"{name}_{i}" for i in range(len(taken) + 1))
-    found = next(candidate for candidate in numbered if not candidate or candidate not in taken)
-    taken.add(found)
-    return found
+    free = free_name(name, taken) if name else name
+    taken.add(free)
+    return free
 
 
 def _check_order(nodes: Iterable[NodeProto], tensors: set[str], graph: GraphProto) -> None:
