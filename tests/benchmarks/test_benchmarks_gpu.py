@@ -24,13 +24,14 @@ from benchmarks.gpu_settings import GROUPS, KernelSize, Segmentation
 from benchmarks.gpu_zoo import FOLDED, FUSED, TRAINING
 from reparam_compiler.zoo import REPVGG, RESNET
 
-SCRIPT = Path(gpu.__file__)
+ROOT = Path(__file__).resolve().parents[2]
 HAS_TVM = importlib.util.find_spec("tvm") is not None
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_succeeds(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, SCRIPT, "--output", tmp_path], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.gpu", "--output", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "No GPU here" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
