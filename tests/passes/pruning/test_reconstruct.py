@@ -18,7 +18,7 @@ from reparam_compiler.ir.graph import Graph, NodeId, Param
 from reparam_compiler.passes.fusion.pipeline import run as run_passes
 from reparam_compiler.passes.pruning.coupling.groups import channel_groups
 from reparam_compiler.passes.pruning.pipeline import Quality, prune
-from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair
+from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair, unequal
 from reparam_compiler.passes.pruning.slice_channels import masked, sliced
 from reparam_compiler.zoo import digits
 from tests.support.pruning_nets import SIZE, Net
@@ -29,13 +29,13 @@ def batches(count: int = 3, samples: int = 16, seed: int = 0) -> list[tuple[torc
     return [(torch.randn(samples, 3, *SIZE, generator=draw, dtype=torch.float64),) for _ in range(count)]
 
 
-def redundant_conv(net: Net, x: NodeId, independent: int, redundant: int) -> NodeId:
-    """A 1x1 conv whose last channels are affine in the first ones."""
+def redundant_conv(net: Net, x: NodeId, independent: int, redundant: int, *, affine: bool = True) -> NodeId:
+    """A 1x1 conv whose last channels are affine in the first ones, or linear."""
     basis = net.random.standard_normal((independent, net.channels(x), 1, 1))
     mix = net.random.standard_normal((redundant, independent))
     bias = net.random.standard_normal(independent)
     weight = np.concatenate([basis, np.tensordot(mix, basis, 1)])
-    shift = np.concatenate([bias, mix @ bias + net.random.standard_normal(redundant)])
+    shift = np.concatenate([bias, mix @ bias + affine * net.random.standard_normal(redundant)])
     params = (Param.of(a, role=role, dtype="f64") for a, role in ((weight, "weight"), (shift, "bias")))
     return net.add(ops.Conv((1, 1), ((0, 0),) * 2, (1, 1)), x, *params, name="wide")
 
@@ -87,6 +87,89 @@ def test_linearly_redundant_channels_are_recovered_exactly(
     assert all(part.unexplained is not None and part.unexplained < 1e-6 for part in report.repaired)
     assert report.samples == 48
     assert not report.passed_over
+
+
+def transposed(net: Net, x: NodeId, size: int, stride: int, *, groups: int = 1) -> Graph:
+    op = ops.ConvTranspose((stride, 1), ((0, 1), (1, 0)), (0, 0), (1, 2), groups)
+    weight = net.param(net.channels(x), 4 // groups, size, 2, role="weight", origin="net.reader.weight")
+    return net.graph(net.add(op, x, weight, net.param(4, role="bias"), name="reader"))
+
+
+@pytest.mark.parametrize("how", ["fold", "least_squares"])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 2), (3, 2), (3, 1), (2, 3)])
+@settings(deadline=None, max_examples=3)
+@given(seed=st.integers(0, 2**16))
+def test_transposed_conv_recovers_linearly_redundant_channels_exactly(
+    size: int, stride: int, how: RepairName, seed: int
+) -> None:
+    net = Net(seed=seed)
+    graph = transposed(net, redundant_conv(net, net.x, 2, 3, affine=False), size, stride)
+    cut, repaired, report = without_redundant(graph, 1e-13, how)
+    x = {"x": batches(1, seed=7)[0][0]}
+    expected = evaluate(graph, x)["reader"]
+    assert difference(expected, evaluate(repaired, x)["reader"]).relative < 1e-6  # float64, conditioning of the draw
+    assert difference(expected, evaluate(cut, x)["reader"]).relative > 1e-3
+    (part,) = report.repaired
+    assert (part.node, part.removed) == ("reader", 3)
+    assert part.unexplained is not None
+    assert part.unexplained < 1e-6
+    assert not report.passed_over
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_transposed_conv_reads_a_constant_that_no_bias_can_add_off_what_is_left(step: int) -> None:
+    """One of the two channels that are left is constant: with it a constant that differs by place is exact, too."""
+    net = Net(seed=1)
+    wide = net.nodes[redundant_conv(net, net.x, 2, 3)]
+    weight, bias = (param.float64().copy() for param in wide.params)
+    weight[1], bias[1] = 0, 1.5
+    weight[2:] = np.multiply.outer([0.5, -2.0, 1.0], weight[0])
+    params = (Param.of(a, role=role, dtype="f64") for a, role in ((weight, "weight"), (bias, "bias")))
+    net.nodes["wide"] = replace(wide, inputs=(net.x, *params))
+    op = ops.ConvTranspose((step, 1), ((0, 0),) * 2, (0, 0), (1, 1))
+    graph = net.graph(net.add(op, "wide", net.param(5, 4, step, 1, role="weight"), None, name="reader"))
+    _, repaired, _ = without_redundant(graph, 1e-13, "fold")
+    x = {"x": batches(1, seed=7)[0][0]}
+    expected, found = (evaluate(g, x)["reader"] for g in (graph, repaired))
+    assert difference(expected, found).relative < 1e-6
+
+
+@pytest.mark.parametrize("quality", ["fast", "standard", "high"])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_transposed_conv_is_nearer_after_repair_than_before(quality: Quality, groups: int) -> None:
+    net = Net(seed=groups)
+    a = net.relu(net.conv(net.relu(net.conv(net.x, 8, name="a")), 8, name="b"))
+    op = ops.ConvTranspose((2, 2), ((0, 0),) * 2, (0, 0), (1, 1), groups)
+    up = net.add(op, a, net.param(8, 8 // groups, 2, 2, role="weight"), None, name="up")
+    graph = net.graph(net.conv(up, 4, 1, name="last"))
+    cut = prune(graph, ratio=0.25, round_to=1)
+    found = prune(graph, ratio=0.25, round_to=1, importance="l1", calibration=batches(), quality=quality)
+    assert found.plan.repair is not None
+    assert [part.node for part in found.plan.repair.repaired] == ["b", "up", "last"]
+    x = batches(1, seed=99)[0][0]
+    assert mean_square(graph, found.graph, x) < 0.8 * mean_square(graph, cut.graph, x)
+
+
+@pytest.mark.parametrize(
+    ("step", "stride", "shares"),
+    [(1, 1, [0, 0, 0]), (1, 2, [1.5, -3, 1.5]), (1, 3, [1 / 3, -5 / 3, 4 / 3]), (2, 2, [8 / 3] * 3)],
+)
+def test_taps_that_meet_share_what_their_constants_have_beyond_a_bias(step: int, stride: int, shares: list[float]) -> None:
+    """At stride 2 taps 0 and 2 meet, and add up to 7; tap 1 has 1 alone. With a step of two, half of the places have none."""
+    op = ops.ConvTranspose((stride,), ((0, 0),), (0,), (step,))
+    np.testing.assert_allclose(unequal(op, np.array([[3.0, 1.0, 4.0]])), [shares], atol=1e-12)
+
+
+def test_what_sums_over_channels_without_a_weight_is_named() -> None:
+    net = Net()
+    a = net.relu(net.conv(net.x, 8, name="a"))
+    mean = net.add(ops.Reduce("mean", (1,), True), a, name="mean")
+    result = prune(net.graph(net.conv(net.concat(mean, a), 4, name="last")), ratio=0.5, round_to=1, calibration=batches())
+    assert result.plan.repair is not None
+    assert [part.node for part in result.plan.repair.repaired] == ["last"]
+    assert [(p.node, p.reason) for p in result.plan.repair.passed_over] == [
+        ("mean", "sums over 4 channels fewer and has no weight for them")
+    ]
 
 
 @pytest.mark.parametrize("how", ["fold", "least_squares"])

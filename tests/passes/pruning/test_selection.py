@@ -1,19 +1,23 @@
 """Optimal brain selection: what the consumers can do without leaves first."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, TensorType
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 from reparam_compiler.passes.pruning.criteria.importance import importance, is_cumulative
 from reparam_compiler.passes.pruning.criteria.optimal_brain import optimal_brain
-from reparam_compiler.passes.pruning.pipeline import prune
+from reparam_compiler.passes.pruning.pipeline import Quality, prune
 from tests.support.pruning_nets import SIZE, Net
 
 DATA = [(torch.randn(12, 3, *SIZE, generator=torch.Generator().manual_seed(seed)),) for seed in range(2)]
@@ -90,20 +94,118 @@ def test_without_data_there_is_nothing_to_look_at(name: str) -> None:
         importance(graph, channel_groups(graph), name)
 
 
-def test_what_comes_after_an_op_that_cannot_be_run_scores_nothing() -> None:
+def test_what_comes_after_an_op_that_cannot_be_run_is_ranked_by_its_filters() -> None:
     net = Net()
     odd = net.add(ops.Opaque("odd", lambda v: v), net.conv(net.x, 4), name="odd")
     graph = net.graph(net.conv(net.conv(odd, 6, name="a"), 4))
     graph = graph.rewrite({"odd": Node("odd", ops.Opaque("odd"), graph["odd"].inputs, graph["odd"].type)})
     groups = channel_groups(graph)
-    assert optimal_brain(graph, groups, DATA)[groups.number[groups.value("a").labels]].max() < 1e-300
+    scores = optimal_brain(graph, groups, DATA)[groups.number[groups.value("a").labels]]
+    squares = (graph["a"].params[0].float64() ** 2).sum((1, 2, 3))
+    order = np.argsort(squares)
+    assert np.argsort(scores).tolist() == order.tolist()
+    np.testing.assert_allclose(scores[order], np.cumsum(squares[order]) / squares.sum())
+
+
+WIDTH, LITTLE = 8, (4, 3)
+LITTLE_DATA = [(torch.randn(12, 3, *LITTLE, generator=torch.Generator().manual_seed(5)),)]
+WORDS = [torch.randint(40, (48, 5), generator=torch.Generator().manual_seed(5))]
+
+
+def silenced(net: Net, node_id: NodeId, axis: int, dead: np.ndarray) -> None:
+    """Sets the filters of some channels to zero, and their biases."""
+    node = net.nodes[node_id]
+    inputs = list(node.inputs)
+    for index, param in enumerate(inputs):
+        if isinstance(param, Param):
+            array = np.moveaxis(param.float64().copy(), axis if param.role == "weight" else 0, 0)
+            array[dead] = 0
+            array = np.moveaxis(array, 0, axis if param.role == "weight" else 0)
+            inputs[index] = Param.of(array, role=param.role, dtype="f32", origin=param.origin)
+    net.nodes[node_id] = replace(node, inputs=tuple(inputs))
+
+
+def read_by_transposed_conv(net: Net, dead: np.ndarray, stride: int, groups: int) -> Graph:
+    half = WIDTH // groups
+    net.conv(net.x, WIDTH, name="a")
+    silenced(net, "a", 0, np.concatenate([dead[dead < half] + block * half for block in range(groups)]))
+    op = ops.ConvTranspose((stride, 1), ((0, 1), (1, 0)), (0, 0), (1, 2), groups)
+    weight, bias = net.param(WIDTH, 4 // groups, 3, 2, role="weight"), net.param(4, role="bias")
+    return net.graph(net.add(op, net.relu("a"), weight, bias, name="reader"))
+
+
+def read_by_attention(net: Net, dead: np.ndarray) -> Graph:
+    """Two heads, whose width is read by products alone."""
+    heads, count = 2, LITTLE[0] * LITTLE[1]
+    flat = net.add(ops.Permute((0, 2, 1)), net.add(ops.Reshape((0, 3, count)), net.x))
+    sides = []
+    for name, width in (("a", WIDTH), ("k", WIDTH), ("v", 3)):
+        made = net.linear(flat, heads * width, name=name)
+        if name != "v":
+            silenced(net, name, 0, np.concatenate([dead + head * WIDTH for head in range(heads)]))
+        sides.append(net.add(ops.Permute((0, 2, 1, 3)), net.add(ops.Reshape((0, count, heads, width)), made)))
+    return net.graph(net.add(ops.Attention(0.3, WIDTH), *sides, name="reader"))
+
+
+def read_by_mean(net: Net, dead: np.ndarray) -> Graph:
+    """A mean counts a dead channel: nothing but its variance says that it tells nothing."""
+    net.conv(net.x, WIDTH, name="a")
+    silenced(net, "a", 0, dead)
+    return net.graph(net.conv(net.add(ops.Reduce("mean", (1,), True), "a"), 4, name="reader"))
+
+
+def looked_up(net: Net, dead: np.ndarray) -> Graph:
+    """An embedding of forty words, read by a linear: of fewer, channels could stand in for each other."""
+    words, shape = net.param(40, WIDTH, role="weight"), TensorType("f32", (2, 5, WIDTH))
+    net.nodes = {"x": Node("x", ops.Input(), (), TensorType("i64", (2, 5)))}
+    net.nodes["a"] = Node("a", ops.Embedding(), ("x", words), shape)
+    silenced(net, "a", 1, dead)
+    return net.graph(net.linear("a", 12, name="reader"))
+
+
+READERS: dict[str, Callable[[Net, np.ndarray], Graph]] = {
+    "transposed conv": lambda net, dead: read_by_transposed_conv(net, dead, 1, 1),
+    "transposed conv, strided": lambda net, dead: read_by_transposed_conv(net, dead, 2, 1),
+    "transposed conv, holes": lambda net, dead: read_by_transposed_conv(net, dead, 4, 1),
+    "transposed conv, grouped": lambda net, dead: read_by_transposed_conv(net, dead, 2, 2),
+    "attention": read_by_attention,
+    "mean": read_by_mean,
+    "embedding": looked_up,
+}
+
+
+@pytest.mark.parametrize("name", ["energy", "obs", "obs_patches"])
+@pytest.mark.parametrize("reader", READERS)
+@settings(deadline=None, max_examples=3)
+@given(seed=st.integers(0, 2**16), count=st.integers(1, 3))
+def test_dead_channels_leave_first_whoever_reads_them(reader: str, name: str, seed: int, count: int) -> None:
+    dead = np.sort(np.random.default_rng(seed).permutation(WIDTH // 2)[:count])  # below a half: two groups have the same
+    graph = READERS[reader](Net(seed=seed, size=LITTLE), dead)
+    groups = channel_groups(graph)
+    scores = importance(graph, groups, name, batches=WORDS if reader == "embedding" else LITTLE_DATA)
+    (family,) = [family for family in groups.free if "a" in family.producers]
+    gone = set(family.groups[np.argsort(scores[family.groups], kind="stable")[:count]].tolist())
+    assert gone == set(groups.number[groups.value("a").labels[dead]].tolist())
+
+
+@pytest.mark.parametrize("quality", ["fast", "standard", "high"])
+@pytest.mark.parametrize("reader", [name for name in READERS if name != "mean"])
+def test_a_cut_of_dead_channels_changes_nothing(reader: str, quality: Quality) -> None:
+    """As many as are dead: half of the width, so that the lowest indices would not do."""
+    dead = np.arange(2, 4) if "grouped" in reader else np.arange(4, 8)
+    graph = READERS[reader](Net(seed=5, size=LITTLE), dead)
+    data = WORDS if reader == "embedding" else LITTLE_DATA
+    found = prune(graph, ratio=0.5, round_to=1, calibration=data, quality=quality)
+    inputs = {"x": WORDS[0] if reader == "embedding" else LITTLE_DATA[0][0].double()}
+    expected, value = (evaluate(g, inputs)["reader"] for g in (graph, found.graph))
+    assert difference(expected, value).relative < 1e-5  # float32 weights and activations
 
 
 @pytest.mark.parametrize(("quality", "by"), [("fast", "energy"), ("standard", "obs"), ("high", "obs_patches")])
-def test_the_quality_says_how_channels_are_ranked(quality: str, by: str) -> None:
+def test_the_quality_says_how_channels_are_ranked(quality: Quality, by: str) -> None:
     net = Net(seed=4)
     graph = net.head(net.relu(net.conv(net.relu(net.conv(net.x, 16)), 12)))
-    found = prune(graph, ratio=0.5, round_to=1, calibration=DATA, quality=quality)  # type: ignore[arg-type]
+    found = prune(graph, ratio=0.5, round_to=1, calibration=DATA, quality=quality)
     assert found.plan.importance == by
     assert prune(graph, ratio=0.5, round_to=1).plan.importance == "l1"
 

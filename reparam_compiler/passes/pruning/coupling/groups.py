@@ -20,7 +20,16 @@ from jaxtyping import Bool, Int64
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.kind import Place
-from reparam_compiler.passes.pruning.coupling.labels import Labelled, Labels, Pin, Slot, Trace, Value, coupling_model
+from reparam_compiler.passes.pruning.coupling.labels import (
+    Labelled,
+    Labels,
+    Pin,
+    Slot,
+    Trace,
+    Value,
+    coupling_model,
+    reads_channels,
+)
 from reparam_compiler.passes.pruning.coupling.rules import COUPLINGS
 
 Keep = Bool[np.ndarray, "G"]
@@ -90,11 +99,10 @@ class ChannelGroups:
         return np.asarray(keep[self.number[labels]])
 
     def read(self, node: Node, keep: Keep) -> Bool[np.ndarray, "C"] | None:
-        """For a conv or linear that mixes channels: what stays along axis 1 of its weight. None for all other nodes."""
-        if not isinstance(node.op, ops.Weighted) or node.op.output_axis != 0:
+        """For a conv or linear that mixes channels: what stays along the input axis of its weight. None for all other nodes."""
+        if not isinstance(node.op, ops.Weighted) or not reads_channels(node, axes := self.along(node, "weight")):
             return None
-        labels = self.along(node, "weight").get(node.op.input_axis)
-        return None if labels is None else self.kept(keep, labels)
+        return self.kept(keep, axes[node.op.input_axis])
 
 
 def channel_groups(graph: Graph, *, pinned: Mapping[NodeId, str] = MappingProxyType({})) -> ChannelGroups:

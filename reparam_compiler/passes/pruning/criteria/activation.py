@@ -14,7 +14,7 @@ combinations, drawn anew again and again, which keep inner products in the mean.
 path is followed on a grid of penalties and interpolated between its points.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,7 +27,7 @@ from reparam_compiler.core.least_squares import Spread
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import NodeId
-from reparam_compiler.passes.pruning.coupling.groups import Family
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family
 from reparam_compiler.passes.pruning.criteria.base import Reader, Scores, Scoring, places_of, readers, register_criterion
 from reparam_compiler.passes.pruning.criteria.running import Running, batches_of
 from reparam_compiler.passes.pruning.repair.consumers import windows
@@ -47,14 +47,13 @@ def energy(scoring: Scoring) -> Scores:
     consumers = readers(scoring.graph, scoring.groups)
     unread = _unread(scoring, consumers)
     axes: dict[NodeId, int] = {reader.source: reader.axis for reader in consumers}
-    for family in unread:
-        for producer in family.producers:
-            axes.setdefault(producer, scoring.groups.value(producer).axis or 1)
     spreads = {node_id: Spread() for node_id in axes}
+    produced = Produced(scoring.groups, unread)
 
     def see(node_id: NodeId, value: Tensor) -> None:
+        produced.see(node_id, value)
         if node_id in spreads:
-            spreads[node_id].add(value.movedim(axes[node_id], -1).flatten(0, -2).double().numpy())
+            spreads[node_id].add(_rows(value, axes[node_id]))
 
     _run(scoring, "energy", see)
     scores = np.zeros(scoring.groups.count)
@@ -63,11 +62,38 @@ def energy(scoring: Scoring) -> Scores:
         total = float(shares.sum())
         np.add.at(scores, reader.numbers, shares / total if total else shares)
     for family in unread:
-        for producer in family.producers:
-            numbers = scoring.groups.number[scoring.groups.value(producer).labels]
-            places = places_of(family, numbers)
-            scores[family.groups] += spreads[producer].variance[places].sum(1) if places.size else 0
+        scores[family.groups] = sum(produced.variances(family), np.zeros(len(family.groups)))
     return scores
+
+
+class Produced:
+    """What the producers of families give on calibration data: what a family is ranked by that no conv or linear reads."""
+
+    def __init__(self, groups: ChannelGroups, families: Sequence[Family]) -> None:
+        self._groups = groups
+        self._producers = {producer for family in families for producer in family.producers}
+        self._spreads: dict[NodeId, Spread] = {}
+
+    def __contains__(self, node_id: NodeId) -> bool:
+        return node_id in self._producers
+
+    def see(self, node_id: NodeId, value: Tensor) -> None:
+        """Takes in a value of a node on a batch, if the node is one of the producers."""
+        if node_id in self._producers:
+            spread = self._spreads.setdefault(node_id, Spread())
+            spread.add(_rows(value, self._groups.value(node_id).axis or 1))
+
+    def variances(self, family: Family) -> Iterator[Float64[np.ndarray, "F"]]:
+        """Of the groups of a family, for each producer that was seen and gives them."""
+        for producer in family.producers:
+            places = places_of(family, self._groups.number[self._groups.value(producer).labels])
+            if places.size and producer in self._spreads:
+                yield self._spreads[producer].variance[places].sum(1)
+
+
+def _rows(value: Tensor, axis: int) -> Float64[np.ndarray, "M C"]:
+    rows: Float64[np.ndarray, "M C"] = value.movedim(axis, -1).flatten(0, -2).double().numpy()
+    return rows
 
 
 @register_criterion("lasso")

@@ -6,9 +6,13 @@
 The score of a group is the relative error, at all outputs of all its consumers, that has come together in its family when it
 leaves (`core/optimal_brain.py`), so that scores of different families compare. Consumers that share families are solved
 together; their covariances are held until the last one of them has been seen.
+
+Nobody can make good for a family that no conv or linear reads (it goes into an attention, or a mean over channels): its
+channels are ranked by their share of the variance of what makes them, or, where that cannot be run on data, of the squares of
+its filters. Shares add up as errors do.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import networkx as nx
@@ -21,10 +25,20 @@ from reparam_compiler.core.optimal_brain import Consumer, removal_errors
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups
-from reparam_compiler.passes.pruning.criteria.base import Scores, Scoring, register_criterion
+from reparam_compiler.passes.pruning.criteria.activation import Produced
+from reparam_compiler.passes.pruning.criteria.base import Scores, Scoring, family_filters, register_criterion
 from reparam_compiler.passes.pruning.criteria.running import calibration
 from reparam_compiler.passes.pruning.repair.activations import Activations, Batch
-from reparam_compiler.passes.pruning.repair.consumers import Block, blocks, channels_before, mixes, patches_before, rows, taps
+from reparam_compiler.passes.pruning.repair.consumers import (
+    Block,
+    blocks,
+    channels_before,
+    mixes,
+    outputs_first,
+    patches_before,
+    rows,
+    taps,
+)
 
 WIDEST = 5120
 """The most features of a consumer whose taps are told apart."""
@@ -57,11 +71,15 @@ def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch],
         InfeasiblePruneError: no calibration data, or not an array for each input.
     """
     values = Activations(graph, batches)
+    coupled = _coupled(graph, groups)
     scores = np.zeros(groups.count)
     free = np.zeros(groups.count, np.int64)  # a group's own number, 0 for one that stays
     for family in groups.free:
         free[family.groups] = family.groups
-    set_of = {node_id: own for own in _coupled(graph, groups) for node_id in own.nodes}
+    set_of = {node_id: own for own in coupled for node_id in own.nodes}
+    read = {int(group) for own in coupled for family in own.families for group in family}
+    produced = Produced(groups, [family for family in groups.free if read.isdisjoint(family.groups.tolist())])
+    asked = np.zeros(groups.count, np.bool_)
     with torch.no_grad():
         for node in graph:
             if isinstance(node.op, ops.Input):
@@ -70,12 +88,31 @@ def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch],
                 own.consumers += _consumers(node, groups, values, free, taps_apart)
                 own.nodes.discard(node.id)
                 if not own.nodes:
+                    for consumer in own.consumers:
+                        asked[consumer.group] = True
                     for group, error in removal_errors(own.consumers, own.families).items():
                         scores[group] = error
                     own.consumers.clear()
             values.run_before(node)
+            for value in values.before(node.id) if node.id in produced and node.id in values else ():
+                produced.see(node.id, value)
             values.run_now(node, node)
+    unknown = [family for family in groups.free if not asked[family.groups].any()]
+    filters = dict(family_filters(Scoring(graph, groups))) if unknown else {}
+    for family in unknown:
+        rows = filters.get(family, np.zeros((len(family.groups), 0)))
+        parts = list(produced.variances(family)) or [(rows**2).sum(1)]
+        scores[family.groups] = _together([part / (part.sum() or 1.0) for part in parts])
     return scores
+
+
+def _together(shares: Sequence[Float64[np.ndarray, "F"]]) -> Float64[np.ndarray, "F"]:
+    """For each group the sum of its shares and of those of all groups that have less."""
+    own = np.sum(shares, axis=0)
+    order = np.argsort(own, kind="stable")
+    together = np.zeros(len(own))
+    together[order] = np.cumsum(own[order])
+    return together
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +131,8 @@ def _coupled(graph: Graph, groups: ChannelGroups) -> list[_Coupled]:
         family_of[family.groups] = index
     view: nx.Graph[NodeId | int] = nx.Graph()
     for node in graph:
-        labels = groups.along(node, "weight").get(1) if mixes(node) else None
+        axis = node.op.input_axis if isinstance(node.op, ops.Weighted) else 0
+        labels = groups.along(node, "weight").get(axis) if mixes(node) else None
         if labels is not None:
             view.add_edges_from(
                 (node.id, index) for index in np.unique(family_of[groups.number[labels]]).tolist() if index >= 0
@@ -114,7 +152,7 @@ def _consumers(
     """What each block of a node is to the order of removal; none where its input is not known."""
     if node.sources[0] not in values:
         return []
-    weight = node.params[0].float64()
+    weight = outputs_first(node, node.params[0].float64())
     return [
         _consumer(node, block, weight[block.outputs], free[groups.number[block.labels]], values, taps_apart)
         for block in blocks(node, groups)
@@ -130,7 +168,8 @@ def _consumer(
     taps_apart: bool,
 ) -> Consumer:
     count = sum(rows(node, x) for x in values.before(node.sources[0]))
-    if taps_apart and len(block.channels) * taps(node) <= min(WIDEST, MOST_FEATURES * count):
+    apart = taps_apart and not isinstance(node.op, ops.ConvTranspose)  # whose taps do not meet in one output
+    if apart and len(block.channels) * taps(node) <= min(WIDEST, MOST_FEATURES * count):
         flat = weight.reshape(len(weight), -1)
         own = covariance(patches_before(node, values, block.channels))
         return Consumer(own, flat.T @ flat, np.repeat(group, taps(node)))

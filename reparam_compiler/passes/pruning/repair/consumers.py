@@ -35,7 +35,7 @@ class Block:
     """One group of a conv, or the whole of a conv or linear.
 
     outputs: which of the node's outputs it gives.
-    channels: which of the node's input channels it reads, in the order of axis 1 of its weight.
+    channels: which of the node's input channels it reads, in the order of its weight.
     labels: of these.
     """
 
@@ -55,19 +55,29 @@ class Block:
 def mixes(node: Node) -> bool:
     """True for a conv or linear with a constant weight that reads several channels at once."""
     op = node.op
-    if not isinstance(op, ops.Weighted) or op.output_axis != 0:
+    if not isinstance(op, ops.Weighted):
         return False
     weight = node.operand("weight")
     return isinstance(weight, Param) and node.has_constant_params and not op.is_depthwise(weight.shape)
 
 
+def outputs_first(node: Node, weight: Float64[np.ndarray, "A B *K"]) -> Float64[np.ndarray, "O I *K"]:
+    """A weight with the axis of the outputs first, which a transposed conv has second; done again, as it was before."""
+    if not isinstance(node.op, ops.ConvTranspose):
+        return weight
+    each = weight.reshape(node.op.groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+    return each.reshape(-1, *each.shape[2:])
+
+
 def blocks(node: Node, groups: ChannelGroups) -> tuple[Block, ...]:
     """The blocks of a node that mixes channels; no block where what it mixes is another axis than the labelled one."""
-    weight = node.params[0]
-    count = node.op.blocks if isinstance(node.op, ops.Weighted) else 1
-    into, out = weight.shape[1], weight.shape[0] // count
+    op, shape = node.op, node.params[0].shape
+    if not isinstance(op, ops.Weighted):
+        return ()
+    count = op.blocks
+    into, out = op.channels_read(shape) // count, shape[op.output_axis] // (count if op.output_axis == 0 else 1)
     source = groups.value(node.sources[0])
-    along = groups.along(node, "weight").get(1)
+    along = groups.along(node, "weight").get(op.input_axis)
     if source.axis is not None and along is None:
         return ()
     labels = np.full(count * into, FIXED) if source.axis is None else source.labels
@@ -77,11 +87,16 @@ def blocks(node: Node, groups: ChannelGroups) -> tuple[Block, ...]:
     )
 
 
+def channel_axis(node: Node) -> int:
+    """The axis along which a conv or linear has the channels that it reads and gives."""
+    return 1 if node.op.channels_second else -1
+
+
 def channel_rows(
     node: Node, values: Activations, places: Int64[np.ndarray, "C P"], kept: Bool[np.ndarray, "C"]
 ) -> Iterator[tuple[Float64[np.ndarray, "M C"], Float64[np.ndarray, "M K"]]]:
     """All channels that a node read before, and the kept ones that it reads now."""
-    axis, pieces = 1 if isinstance(node.op, ops.Conv) else -1, _Pieces(node, values, len(places))
+    axis, pieces = channel_axis(node), _Pieces(node, values, len(places))
     for before, now in zip(values.before(node.sources[0]), values.now(node.sources[0]), strict=True):
         for was, seen in zip(pieces.split(before), pieces.split(now), strict=True):
             at = pieces.chosen(was.movedim(axis, -1).shape[:-1])
@@ -90,7 +105,7 @@ def channel_rows(
 
 def channels_before(node: Node, values: Activations, places: Int64[np.ndarray, "C P"]) -> Iterator[Float64[np.ndarray, "M C"]]:
     """The channels that a node read before."""
-    axis, pieces = 1 if isinstance(node.op, ops.Conv) else -1, _Pieces(node, values, len(places))
+    axis, pieces = channel_axis(node), _Pieces(node, values, len(places))
     for before in values.before(node.sources[0]):
         for was in pieces.split(before):
             yield _picked(was, axis, places, pieces.chosen(was.movedim(axis, -1).shape[:-1]))
@@ -128,7 +143,7 @@ def depthwise_rows(
 
 def output_rows(node: Node, y: Tensor, at: Int64[np.ndarray, "M"] | None = None) -> Float64[np.ndarray, "M O"]:
     """What a node gives, a row for each sample and position, or for those that are asked for."""
-    return _rows_at(y.movedim(1, -1) if isinstance(node.op, ops.Conv) else y, y.ndim - 1, at)
+    return _rows_at(y.movedim(channel_axis(node), -1), y.ndim - 1, at)
 
 
 def _patches(node: Node, x: Tensor, channels: Int64[np.ndarray, "I"], pieces: "_Pieces") -> Float64[np.ndarray, "M I K"]:
@@ -190,9 +205,9 @@ def _rows_at(x: Tensor, lead: int, at: Int64[np.ndarray, "M"] | None) -> Float64
 
 
 def rows(node: Node, x: Tensor) -> int:
-    """How many rows a node gives for an input."""
+    """How many rows a node gives for an input; a transposed conv, whose taps go to different places, counts what it reads."""
     if not isinstance(node.op, ops.Conv):
-        return x.numel() // x.shape[-1]
+        return x.numel() // x.shape[channel_axis(node)]
     sides = zip(x.shape[2:], node.params[0].shape[2:], node.op.stride, node.op.dilation, node.op.padding, strict=True)
     positions = [(size + low + high - d * (k - 1) - 1) // s + 1 for size, k, s, d, (low, high) in sides]
     return len(x) * int(np.prod(positions))

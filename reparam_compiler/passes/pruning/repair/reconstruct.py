@@ -14,12 +14,21 @@ A group conv is repaired group by group; a depthwise conv cannot mix channels, s
 concat's operands are regressed together, since they stand in one input. Convs and linears that lost nothing but read something
 else than before are refitted too. A constant in the bias is not exact where a conv reads zero padding, but by least squares.
 
+A transposed conv is folded, by least squares too: not all of its taps meet in one output. A tap t has the constant W_t c, and
+the sums of those that meet differ by place (`unequal`); what a bias cannot add, u_t, the kept channels do, by their best
+prediction q z of 1:
+
+    W_t' = W_t A + u_t q^T,    b' = b + mean y - mean y'
+
+A depthwise one gets moments back. What only sums over channels (attention, a mean) has no weight to refit, and is named.
+
 Time is two forward passes and, for each node, covariances over all its positions; memory is bounded by the largest of these
 (`passes/pruning/repair/activations.py` puts activations that do not fit into files).
 """
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -28,6 +37,7 @@ from jaxtyping import Bool, Float64, Int64
 
 from reparam_compiler.core.least_squares import (
     RIDGE,
+    Moments,
     Prediction,
     Rows,
     Spread,
@@ -41,6 +51,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.kind import OperandName
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep
+from reparam_compiler.passes.pruning.coupling.labels import coupling_model
 from reparam_compiler.passes.pruning.repair.activations import Activations, Batch
 from reparam_compiler.passes.pruning.repair.consumers import (
     Block,
@@ -49,6 +60,7 @@ from reparam_compiler.passes.pruning.repair.consumers import (
     depthwise_rows,
     mixes,
     output_rows,
+    outputs_first,
     patch_rows,
     rows,
     taps,
@@ -151,26 +163,45 @@ class _Repair:
 
     def repaired(self, node: Node, hidden: Node) -> Node:
         """The node as it shall be: `hidden`, which reads no removed channel, or better."""
+        if summed := self._lost_in_sums(node):
+            self.passed_over.append(PassedOver(node.id, f"sums over {summed} channels fewer and has no weight for them"))
+            return hidden
         removed = 0
         if (stays := self.groups.read(node, self.keep)) is not None:
             removed = int((~stays).sum())
         if not removed and (node.id not in self.values or self.values.same(node)):
             return hidden
-        depthwise = isinstance(node.op, ops.Conv) and not mixes(node)
+        depthwise = isinstance(node.op, ops.Conv | ops.ConvTranspose) and not mixes(node)
         own = blocks(node, self.groups) if mixes(node) else ()
         if reason := self._why_not(node, own) or ("" if own or depthwise else "mixes another axis than the channels"):
             if removed:
                 self.passed_over.append(PassedOver(node.id, reason))
             return hidden
-        if self.how == "moments":
-            return self._stored(hidden, removed, self._scaled(node, hidden))
-        if depthwise:
-            return self._stored(hidden, removed, self._each_filter(node))
-        return self._stored(hidden, removed, self._all_blocks(node, own))
+        return self._stored(hidden, removed, self._refitted(node, hidden, own))
+
+    def _refitted(self, node: Node, hidden: Node, own: tuple[Block, ...]) -> "_Refitted":
+        """New parameters for a node, which has no blocks where it is depthwise."""
+        transposed = isinstance(node.op, ops.ConvTranspose)
+        if self.how == "moments" or (transposed and not own):
+            return self._scaled(node, hidden)
+        if not own:
+            return self._each_filter(node)
+        refitted = self._all_blocks(node, own)
+        return self._level(node, hidden, refitted) if transposed else refitted
+
+    def _lost_in_sums(self, node: Node) -> int:
+        """How many channels an op without weights (an attention, a mean) sums over no more, and does not pass on."""
+        op, seen = coupling_model(node)
+        ended = 0
+        for labels in self.groups.along(seen, "mask").values() if op.has_mask else ():
+            lost = self.groups.number[labels[~self.groups.kept(self.keep, labels)]]
+            passed_on = np.isin(lost, self.groups.number[self.groups.value(node.id).labels])
+            ended += int((~passed_on).sum())
+        return ended
 
     def _why_not(self, node: Node, own: tuple[Block, ...]) -> str:
         """Why a node cannot be repaired; empty where it can."""
-        if not mixes(node) and not isinstance(node.op, ops.Conv):
+        if not mixes(node) and not isinstance(node.op, ops.Conv | ops.ConvTranspose):
             return "is no conv or linear"
         if node.sources[0] not in self.values:
             return "comes after an op that cannot be run outside its model"
@@ -185,17 +216,24 @@ class _Repair:
 
     def _stored(self, node: Node, removed: int, refitted: "_Refitted") -> Node:
         self.done.append(Repaired(node.id, removed, refitted.unexplained))
-        old, shift = node.params[0], node.param("bias")
-        weight = Param.of(refitted.weight, role=old.role, dtype=old.dtype, origin=old.origin)
-        bias = Param.of(refitted.bias, role="bias", dtype=old.dtype, origin=shift.origin if shift else None)
-        return node.with_operands({"weight": weight, "bias": bias})
+        return _with_params(node, refitted)
+
+    def _spreads(self, node: Node, changed: Node) -> tuple[Spread, Spread]:
+        """Of each output of a node: what it was, and what it would be by the changed node."""
+        was, now = Spread(), Spread()
+        for spread, outputs in ((was, self.values.before(node.id)), (now, self.values.preview(changed))):
+            for y in outputs:
+                spread.add(output_rows(node, y))
+        return was, now
+
+    def _level(self, node: Node, hidden: Node, refitted: "_Refitted") -> "_Refitted":
+        """The same with the mean of each output as it was: what the taps of a transposed conv add up to differs by place."""
+        was, now = self._spreads(node, _with_params(hidden, refitted))
+        return replace(refitted, bias=refitted.bias + was.mean - now.mean)
 
     def _scaled(self, node: Node, hidden: Node) -> "_Refitted":
         """Mean and deviation of each output as they were."""
-        was, now = Spread(), Spread()
-        for spread, outputs in ((was, self.values.before(node.id)), (now, self.values.preview(hidden))):
-            for y in outputs:
-                spread.add(output_rows(node, y))
+        was, now = self._spreads(node, hidden)
         weight, bias = _params(hidden)
         least = _WEAKEST * max(float(was.variance.max()), float(now.variance.max()))
         usable = (was.variance > least) & (now.variance > least)
@@ -215,7 +253,8 @@ class _Repair:
         new_weight, new_bias, worst = np.zeros_like(weight), bias.copy(), 0.0
         count = sum(rows(node, x) for x in self.values.before(node.sources[0]))  # fewer than features say too little of them
         for block in own:
-            apart = self.how == "least_squares" and len(block.channels) * taps(node) <= min(WIDEST, count)
+            patches = self.how == "least_squares" and not isinstance(node.op, ops.ConvTranspose)
+            apart = patches and len(block.channels) * taps(node) <= min(WIDEST, count)
             own_fit = (self._from_patches if apart else self._from_channels)(
                 node, block, weight[block.outputs], bias[block.outputs]
             )
@@ -228,8 +267,14 @@ class _Repair:
     ) -> "_Refitted":
         places = block.places
         kept = self.groups.kept(self.keep, block.labels[places[:, 0]])
-        prediction = fold(moments(channel_rows(node, self.values, block.channels[places], kept)), kept, self.ridge)
-        return _Refitted(*absorb(weight, bias, places, kept, prediction), prediction.unexplained)
+        observed = moments(channel_rows(node, self.values, block.channels[places], kept))
+        prediction = fold(observed, kept, self.ridge)
+        absorbed, shift = absorb(weight, bias, places, kept, prediction)
+        if isinstance(node.op, ops.ConvTranspose):
+            constants = np.tensordot(weight[:, places].sum(2), prediction.constant, (1, 0))  # O *K
+            read = np.repeat(one(observed, self.ridge)[:, None] / places.shape[1], places.shape[1], axis=1)  # R P
+            absorbed[:, places[kept]] += np.moveaxis(np.multiply.outer(read, unequal(node.op, constants)), 2, 0)
+        return _Refitted(absorbed, shift, prediction.unexplained)
 
     def _from_patches(
         self, node: Node, block: Block, weight: Float64[np.ndarray, "O I *K"], bias: Float64[np.ndarray, "O"]
@@ -274,7 +319,40 @@ def absorb(
     return absorbed, bias + constant
 
 
+def unequal(op: ops.ConvTranspose, constants: Float64[np.ndarray, "O *K"]) -> Float64[np.ndarray, "O *K"]:
+    """What each tap is to add that a bias cannot: a bias is the same everywhere, and only every `stride`-th tap meets others.
+
+    The constants that meet add up; what a sum has beyond the mean of all sums is shared by the taps that meet. Where a place
+    that no tap goes to has the bias alone, a bias adds nothing.
+    """
+    size = constants.shape[1:]
+    places = [np.arange(k) * d % s for k, d, s in zip(size, op.dilation, op.stride, strict=True)]
+    meet = np.ravel_multi_index(np.meshgrid(*places, indexing="ij"), op.stride).ravel()
+    sums = np.zeros((len(constants), math.prod(op.stride)))
+    np.add.at(sums.T, meet, constants.reshape(len(constants), -1).T)
+    count = np.bincount(meet, minlength=sums.shape[1])
+    common = sums.mean(1, keepdims=True) if count.all() else 0.0
+    return ((sums - common)[:, meet] / count[meet]).reshape(constants.shape)
+
+
+def one(observed: Moments, ridge: float) -> Float64[np.ndarray, "R"]:
+    """The best prediction of the constant 1 from what is seen, without a constant."""
+    products = observed.own + np.outer(observed.seen_mean, observed.seen_mean)
+    damping = ridge * float(np.trace(products)) / max(1, len(products))
+    if not damping:
+        return np.zeros_like(observed.seen_mean)
+    return np.linalg.solve(products + damping * np.eye(len(products)), observed.seen_mean)
+
+
+def _with_params(node: Node, refitted: _Refitted) -> Node:
+    """The node with new parameters, of the dtype, role and origin that its own have."""
+    old, shift = node.params[0], node.param("bias")
+    weight = Param.of(outputs_first(node, refitted.weight), role=old.role, dtype=old.dtype, origin=old.origin)
+    bias = Param.of(refitted.bias, role="bias", dtype=old.dtype, origin=shift.origin if shift else None)
+    return node.with_operands({"weight": weight, "bias": bias})
+
+
 def _params(node: Node) -> tuple[Float64[np.ndarray, "O I *K"], Float64[np.ndarray, "O"]]:
     """The weight and the bias, zero where there is none."""
-    weight, bias = node.params[0].float64(), node.param("bias")
+    weight, bias = outputs_first(node, node.params[0].float64()), node.param("bias")
     return weight, bias.float64() if bias else np.zeros(len(weight))
