@@ -22,7 +22,7 @@ from reparam_compiler.checking.runners import OnnxRunner, Outputs, TorchRunner, 
 from reparam_compiler.checking.tolerances import BY_DTYPE, LAYERS
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError, class_and_line
 from reparam_compiler.frontends.torch.tensors import dtype_word
-from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.difference import difference, distances
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import Executable, TensorSpec
@@ -141,10 +141,10 @@ def _error(name: str, max_abs: float, tolerance: float, found: str) -> Verificat
 
 def _worst(expected: Tensor, found: Tensor) -> str:
     """The element that is furthest off: " at (0, 3) 2.5 was found, 0 expected"."""
-    a, b = expected.double(), found.double()
-    apart = torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs().nan_to_num(nan=math.inf))
+    apart = distances(expected, found)
     index = tuple(int(i) for i in np.unravel_index(int(apart.argmax()), apart.shape))
-    return f"At {index} {float(b[index]):.6g} was found, {float(a[index]):.6g} expected"
+    form = "" if _kind(expected) in ("integer", "bool") else ".6g"
+    return f"At {index} {found[index].item():{form}} was found, {expected[index].item():{form}} expected"
 
 
 def _kind(tensor: Tensor) -> str:

@@ -171,7 +171,7 @@ def _response(subject: Subject, inputs: Sequence[Any]) -> float:
 def _trials(inputs: tuple[Any, ...]) -> Iterator[Iterator[tuple[Any, ...]]]:
     """Random inputs: of the same shapes, of other spatial sizes, of another batch; of alternatives the first that both take."""
     tensors = [x for x in _pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
-    if not any(x.is_floating_point() for x in tensors):
+    if not any(map(_is_drawn, tensors)):
         return
     batch = next((x.shape[0] for x in tensors if x.ndim), None)
     generator = torch.Generator().manual_seed(0)
@@ -182,10 +182,14 @@ def _trials(inputs: tuple[Any, ...]) -> Iterator[Iterator[tuple[Any, ...]]]:
             yield _pytree.tree_map_only(Tensor, redraw, inputs)
 
     yield drawn(lambda x: x.shape)
-    if any(x.is_floating_point() and x.ndim > 2 for x in tensors):
+    if any(_is_drawn(x) and x.ndim > 2 for x in tensors):
         yield drawn(lambda x: _wider(x, 1), lambda x: _wider(x, 32))  # 32: what most nets divide their input by
     if batch:
         yield drawn(lambda x: (x.shape[0] + (x.shape[0] == batch), *x.shape[1:]) if x.ndim else ())
+
+
+def _is_drawn(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 def _wider(x: Tensor, step: int) -> tuple[int, ...]:
@@ -196,11 +200,12 @@ def _wider(x: Tensor, step: int) -> tuple[int, ...]:
 def _redrawn(x: Tensor, *, grow: Callable[[Tensor], Sequence[int]], generator: torch.Generator) -> Tensor:
     """A normal tensor of the shape to which x grows, with its mean and deviation; one of integers repeats its rows."""
     shape = tuple(grow(x))
-    if not x.is_floating_point():
+    if not _is_drawn(x):
         return x[torch.arange(shape[0]) % len(x)] if x.ndim and len(x) else x
-    values = x.detach().cpu().double()
-    mean, deviation = (float(values.mean()), float(values.std(correction=0))) if x.numel() else (0.0, 0.0)
-    drawn = torch.randn(shape, generator=generator, dtype=torch.float64) * (deviation or 1.0) + mean
+    wide = torch.complex128 if x.is_complex() else torch.float64
+    values = x.detach().cpu().to(wide)
+    mean, deviation = (values.mean().item(), values.std(correction=0).item()) if x.numel() else (0.0, 0.0)
+    drawn = torch.randn(shape, generator=generator, dtype=wide) * (deviation or 1.0) + mean
     return drawn.to(x.device, x.dtype)
 
 

@@ -9,6 +9,7 @@ does it the caller's autocast and gradients.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,7 +207,8 @@ class OnnxRunner:
             raise UnsupportedModelError(
                 f"ONNX Runtime does not run the model on shapes {shapes}: {first_line(error)}"
             ) from error
-        return leaves(dict(zip(self.output_names, outputs, strict=True)), self.output_names)
+        named = {name: _without_texts(value) for name, value in zip(self.output_names, outputs, strict=True)}
+        return leaves(named, self.output_names)
 
     def nudged(self) -> "OnnxRunner":
         """A copy with moved initializers; those that lie in a file stay."""
@@ -247,11 +249,23 @@ def leaves(value: Any, order: Iterable[str] | None = None) -> Outputs:
     for path, leaf in _pytree.tree_flatten_with_path(value)[0]:
         if isinstance(leaf, Tensor):
             found[_pytree.keystr(path)] = leaf.detach().cpu()
-        elif isinstance(leaf, np.ndarray | np.generic | int | float) and np.asarray(leaf).dtype.kind in "fiubV":
+        elif isinstance(leaf, np.ndarray | np.generic | int | float | complex) and np.asarray(leaf).dtype.kind in "fiubcV":
             array = np.asarray(leaf)
             wide = array.astype(np.float32) if array.dtype.kind == "V" else array  # V: ml_dtypes
             found[_pytree.keystr(path)] = torch.from_numpy(np.array(wide))
     return found
+
+
+def _without_texts(value: Any) -> Any:
+    """An array of texts with a number for each, which is the same for the same text alone; any other value as it is.
+
+    >>> _without_texts(np.array(["cat", "dog", "cat"], object)) == _without_texts(np.array(["cat", "cat", "cat"], object))
+    array([ True, False,  True])
+    """
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "OSU":
+        return value
+    digests = (hashlib.blake2b(str(text).encode(), digest_size=8).digest() for text in value.flat)
+    return np.array([int.from_bytes(digest, signed=True) for digest in digests], np.int64).reshape(value.shape)
 
 
 def coarsest(dtypes: Iterable[str]) -> str:

@@ -125,9 +125,19 @@ def _window(op: _Window, x: Tensor) -> Tensor:
         case ops.Pad(padding, "zeros", value):
             return F.pad(x, _torch_padding(padding), "constant", value)
         case ops.Pad(padding, mode):
-            return F.pad(x, _torch_padding(padding[2:]), _PAD_MODE[mode])
+            return _extended(x, padding, mode)
         case _:
             assert_never(op)
+
+
+def _extended(x: Tensor, padding: Pairs, mode: PaddingMode) -> Tensor:
+    """x padded by its own elements, an axis at a time: torch knows how for the last ones of three to five axes alone."""
+    for axis, (low, high) in enumerate(padding):
+        if low or high:
+            lines = x.movedim(axis, -1)
+            rows = F.pad(lines.reshape(1, -1, lines.shape[-1]), (low, high), _PAD_MODE[mode])
+            x = rows.reshape(*lines.shape[:-1], rows.shape[-1]).movedim(-1, axis)
+    return x
 
 
 def _symmetric(op: ops.Op, padding: Sequence[tuple[int, int]]) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """The interpreter against torch in float64, and what counts as a difference."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+from reparam_compiler import fuse
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
-from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.difference import Difference, difference
 from reparam_compiler.interpreter.evaluate import evaluate, evaluate_node, evaluate_region, tensor_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
@@ -186,6 +189,66 @@ def test_a_difference_is_absolute_and_relative_to_the_largest_value(
 ) -> None:
     found = difference(torch.tensor(a), torch.tensor(b))
     assert (found.max_abs, found.relative) == (max_abs, relative)
+
+
+def test_whole_numbers_are_compared_exactly_and_no_tolerance_forgives_a_difference() -> None:
+    """The neighbours of 2**53 and 2**64 are one number each in float64."""
+    large = torch.tensor([2**60 + 1, 5])
+    assert difference(large, large) == Difference(0.0, 0.0)
+    assert difference(large, torch.tensor([2**60, 5])) == Difference(1.0, 1.0)
+    assert difference(torch.tensor([1000]), torch.tensor([998], dtype=torch.int16)) == Difference(2.0, 2.0)
+    assert difference(torch.tensor([-(2**63)]), torch.tensor([2**63 - 1])) == Difference(2.0**64, 2.0**64)
+    unsigned = torch.tensor([2**64 - 1, 2**64 - 2], dtype=torch.uint64)
+    assert difference(unsigned[0], unsigned[1]) == Difference(1.0, 1.0)
+    assert difference(unsigned[0], torch.tensor(-1)) == Difference(2.0**64, 2.0**64)
+    assert difference(torch.tensor([False]), torch.tensor([True])) == Difference(1.0, 1.0)
+    assert difference(torch.tensor([2]), torch.tensor([3.0])) == Difference(1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "max_abs", "relative"),
+    [
+        (1 + 1j, 1 + 1j, 0.0, 0.0),
+        (1 + 1j, 1 + 5j, 4.0, 4.0),
+        (4 + 1j, 1 + 1j, 3.0, 0.75),
+        (complex(1, math.inf), complex(2, math.inf), 1.0, 1.0),
+        (complex(math.nan, 1), complex(math.nan, 1), 0.0, 0.0),
+        (complex(math.nan, 1), complex(1, math.nan), math.inf, math.inf),
+    ],
+)
+def test_of_complex_numbers_both_parts_are_compared(a: complex, b: complex, max_abs: float, relative: float) -> None:
+    for dtype in (torch.complex64, torch.complex128):
+        assert difference(torch.tensor([a], dtype=dtype), torch.tensor([b])) == Difference(max_abs, relative)
+    assert difference(torch.tensor([2.0]), torch.tensor([2 + 1j])) == Difference(1.0, 0.5)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_padding_by_elements_extends_every_axis_that_it_names(mode: Any, rank: int) -> None:
+    """numpy pads any axes of any rank."""
+    x = normal(*(4, 3, 5, 2, 3)[:rank])
+    names: dict[str, Any] = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    for padding in ([(1, 0)] * rank, [(0, 0)] * (rank - 1) + [(1, 1)], [(0, 1)] + [(0, 0)] * (rank - 1)):
+        expected = torch.from_numpy(np.pad(x.numpy(), padding, names[mode]))
+        torch.testing.assert_close(value_of(ops.Pad(tuple(padding), mode), x), expected, **FLOAT64)
+
+
+def test_channels_that_are_padded_by_copies_of_themselves_are_written_back() -> None:
+    """torch counts the axes of a padding from the last: this one repeats the channels at the border."""
+
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """`N 3 H W` to `N 6 H W`."""
+            return F.pad(self.a(x) + self.c(x), (0, 0, 0, 0, 1, 1), mode="replicate")
+
+    torch.manual_seed(0)
+    model, x = Padded().eval(), torch.randn(2, 3, 5, 4)
+    assert relative_error(run(model, x), run(fuse(model, verify=False), x)) < 1e-6
+    assert relative_error(run(model, x), run(fuse(model, (x,)), x)) < 1e-6
 
 
 def test_a_region_that_differs_at_the_border_alone_is_found() -> None:

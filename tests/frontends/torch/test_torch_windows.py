@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.base import Reading
+from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
 from tests.support.small_models import EXACT, Kind, normal, relative_error, run
@@ -72,6 +73,44 @@ def test_a_transposed_conv_of_a_given_size_or_without_a_batch_is_opaque() -> Non
     assert isinstance(graph[graph.outputs[0]].op, ops.Opaque)
     graph = read("export", nn.Conv2d(4, 4, 3), X[2][0]).graph
     assert isinstance(graph[graph.outputs[0]].op, ops.Opaque)
+
+
+WITHOUT_BATCH: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "avg_pool1d": (2, lambda x: F.avg_pool1d(x, 2)),
+    "AvgPool2d": (3, nn.AvgPool2d(2)),
+    "avg_pool3d": (4, lambda x: F.avg_pool3d(x, (2, 1, 1), ceil_mode=True)),
+    "MaxPool1d": (2, nn.MaxPool1d(2)),
+    "max_pool2d": (3, lambda x: F.max_pool2d(x, 3, 1, 1, ceil_mode=True)),
+    "MaxPool3d": (4, nn.MaxPool3d((2, 1, 1))),
+    "adaptive_avg_pool2d": (3, lambda x: F.adaptive_avg_pool2d(x, 2)),
+    "adaptive_max_pool2d": (3, lambda x: F.adaptive_max_pool2d(x, 2)),
+    "lp_pool1d": (2, lambda x: F.lp_pool1d(x, 2.0, 2)),
+    "InstanceNorm1d": (2, nn.InstanceNorm1d(2)),
+    "InstanceNorm2d": (3, nn.InstanceNorm2d(2)),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_BATCH)
+def test_a_pool_without_a_batch_moves_along_what_are_channels_elsewhere_and_pins_them(name: str) -> None:
+    class Applies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = function
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.f(x)
+
+    rank, function = WITHOUT_BATCH[name]
+    shape = (2, 4, 5, 4)[:rank]
+    traced = torch.fx.symbolic_trace(Applies().eval())
+    assert is_understood(FxFrontend().read(traced, (normal(3, *shape),)).graph), "the same op with a batch is understood"
+    assert not is_understood(FxFrontend().read(traced, (normal(*shape),)).graph)
+
+
+def is_understood(graph: Graph) -> bool:
+    """Pruning knows what the last op does to channels."""
+    op = graph[graph.outputs[0]].op
+    return not isinstance(op, ops.Opaque) or op.coupling is not None
 
 
 def rewritten(reading: Reading, op: ops.ConvTranspose, weight: Tensor, bias: Tensor | None) -> Graph:

@@ -67,8 +67,9 @@ def _spread(call: Call, result: TensorType | None) -> Read:
     return _but(1, "dim", None, call, result)
 
 
-def _resampled(call: Call, result: TensorType | None) -> Read:
-    if call.rank < 3:
+def _resampled(axes: int | None, call: Call, result: TensorType | None) -> Read:
+    """A pool or a resize along the axes behind batch and channels: so many, or any number of them."""
+    if call.rank < 3 if axes is None else call.rank != axes + 2:
         raise Unsupported(f"{call.name} without batch and channels")
     return ops.Slicewise((0, 1)), (call.x,)
 
@@ -229,6 +230,12 @@ def _instance_norm(order: tuple[int, int, int, int], call: Call, result: TensorT
     return ops.GroupNorm(None, float(call.constant(7, "eps", 1e-5))), (call.x, weight, bias)
 
 
+def _functional_instance_norm(call: Call, result: TensorType | None) -> Read:
+    if call.rank == call.constant(8, "rank without batch", None):
+        raise Unsupported("instance norm without batch axis")
+    return _instance_norm((3, 4, 1, 2), call, result)
+
+
 def _embedding(call: Call, result: TensorType | None) -> Read:
     """aten has the weight first, torch the indices."""
     first, second = call.operand(0, "input"), call.operand(1, "weight")
@@ -253,12 +260,14 @@ def _same_for(names: str, coupling_model: CouplingModel) -> dict[str, CouplingMo
 
 
 _SHAPED_LIKE_FIRST = "zeros_like ones_like full_like to _to_copy type type_as float double half bfloat16 bool int long"
-_RESAMPLED = (
-    "interpolate upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d upsample_bilinear2d "
-    "upsample_trilinear3d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa adaptive_max_pool1d "
-    "adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d avg_pool1d avg_pool2d max_pool1d max_pool2d "
-    "max_pool2d_with_indices"
-)
+_RESAMPLED = {
+    1: "upsample_nearest1d upsample_linear1d adaptive_max_pool1d lp_pool1d avg_pool1d max_pool1d",
+    2: "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
+    "adaptive_max_pool2d lp_pool2d avg_pool2d max_pool2d max_pool2d_with_indices",
+    3: "upsample_nearest3d upsample_trilinear3d adaptive_max_pool3d avg_pool3d max_pool3d",
+    None: "interpolate",
+}
+"""By the number of axes that they slide along."""
 _FORMS: dict[Form, CouplingModel] = {
     "pointwise": _elementwise,
     "elementwise": _elementwise,
@@ -273,7 +282,7 @@ _COUPLING_MODELS: dict[str, CouplingModel] = {
     "normalize": partial(_but, 2, "dim", 1),
     **_same_for("var std", _spread),
     **_same_for("tril triu", _of_matrices),
-    **_same_for(_RESAMPLED, _resampled),
+    **{name: partial(_resampled, axes) for axes, names in _RESAMPLED.items() for name in names.split()},
     **_same_for("unbind select", partial(_by_number, 1, "dim")),
     "getitem": _getitem,
     "index": _index,
@@ -295,7 +304,7 @@ _COUPLING_MODELS: dict[str, CouplingModel] = {
     "rms_norm": _rms_norm,
     "group_norm": _group_norm,
     "instance_norm": partial(_instance_norm, (1, 2, 3, 4)),
-    "functional.instance_norm": partial(_instance_norm, (3, 4, 1, 2)),
+    "functional.instance_norm": _functional_instance_norm,
     "embedding": _embedding,
     "glu": _glu,
     "prelu": _prelu,

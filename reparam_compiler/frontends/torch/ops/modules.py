@@ -75,7 +75,8 @@ def _group_norm(m: Any, path: str) -> tuple[Any, ...]:
 
 
 def _instance_norm(m: Any, path: str) -> tuple[Any, ...]:
-    return (m.running_mean, m.running_var, *_tensors(path, "weight", "bias"), True, 0.0, m.eps)
+    """At last the rank at which the module takes x for one without batch, which `F.instance_norm` never does."""
+    return (m.running_mean, m.running_var, *_tensors(path, "weight", "bias"), True, 0.0, m.eps, m._get_no_batch_dim())
 
 
 def _softmax(m: Any, path: str) -> tuple[Any, ...]:

@@ -60,13 +60,21 @@ def _convolution(call: Call) -> Read:
     return ops.Conv(stride, both(padding), dilation, groups), (x, weight, bias)
 
 
+def _pooled(rank: int, call: Call) -> str:
+    """What a pool over this many axes reads; it has a batch axis, without which the channels are another axis to us."""
+    known = call.type_of(call.first)
+    if known is not None and len(known.shape) != rank + 2:
+        raise Unsupported("a pool without batch axis")
+    return call.x
+
+
 def _avg_pool(rank: int, call: Call) -> Read:
     size = spread(call.constant(1, "kernel_size"), rank)
     stride = spread(call.constant(2, "stride", None) or size, rank)
     padding = both(spread(call.constant(3, "padding", 0), rank))
     ceil_mode, include = bool(call.constant(4, "ceil_mode", False)), bool(call.constant(5, "count_include_pad", True))
     divisor = call.constant(6, "divisor_override", None)
-    return ops.AvgPool(size, stride, padding, ceil_mode, include, divisor), (call.x,)
+    return ops.AvgPool(size, stride, padding, ceil_mode, include, divisor), (_pooled(rank, call),)
 
 
 def _max_pool(rank: int, call: Call) -> Read:
@@ -75,14 +83,15 @@ def _max_pool(rank: int, call: Call) -> Read:
     size = spread(call.constant(1, "kernel_size"), rank)
     stride = spread(call.constant(2, "stride", None) or size, rank)
     padding, dilation = (spread(call.constant(i, key, d), rank) for i, key, d in ((3, "padding", 0), (4, "dilation", 1)))
-    return ops.MaxPool(size, stride, both(padding), dilation, bool(call.constant(5, "ceil_mode", False))), (call.x,)
+    ceil_mode = bool(call.constant(5, "ceil_mode", False))
+    return ops.MaxPool(size, stride, both(padding), dilation, ceil_mode), (_pooled(rank, call),)
 
 
 def _adaptive(rank: int, call: Call) -> Read:
     size = spread(call.constant(1, "output_size"), rank)
     if any(n is None for n in size):
         raise Unsupported("adaptive pool to the input's own size")
-    return ops.AdaptiveAvgPool(size), (call.x,)
+    return ops.AdaptiveAvgPool(size), (_pooled(rank, call),)
 
 
 def _constant_pad(call: Call) -> Read:
