@@ -48,14 +48,23 @@ class FuseReport:
 
     def to_text(self) -> str:
         """The report as text, a line for each fusion and each refusal."""
-        return "\n".join([*self._head(), *map(_fusion_line, self.fusions), *map(_refusal_line, self.refusals), *self._foot()])
+        return "\n".join(
+            [
+                *self._head(),
+                *map(_fusion_line, self.fusions),
+                *map(_refusal_line, self.refusals),
+                *self.remarks,
+                *self.closing(),
+            ]
+        )
 
     def _head(self) -> list[str]:
         lines = [f"{self.kind}: {len(self.fusions)} fused, {len(self.refusals)} refused"]
         return [*lines, *cost_lines(self.before, self.after)]
 
-    def _foot(self) -> list[str]:
-        lines = list(self.remarks)
+    def closing(self) -> list[str]:
+        """What is known of how exact the result is: of the regions that were fused, and of the whole model."""
+        lines = []
         if self.max_error is not None:
             lines.append(f"every fused region proven in float64: differs by at most {self.max_error.relative:.1e} (relative)")
         elif self.fusions:

@@ -46,8 +46,7 @@ def print_fusions(out: Console, report: FuseReport, *, whole: bool = True) -> No
     for part, count in ((table, len(report.fusions)), (refused, len(report.refusals))):
         out.print(part) if count else out.print(str(part.title))
     out.print(_cost_table(report.before, report.after))
-    closing = report.to_text().splitlines()[-2 if report.fusions else -1 :] if whole else []
-    for line in [*report.remarks, *closing]:
+    for line in [*report.remarks, *(report.closing() if whole else [])]:
         out.print(line, markup=False, highlight=False)
 
 

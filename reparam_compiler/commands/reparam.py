@@ -40,6 +40,7 @@ from reparam_compiler.commands.options import (
     Shapes,
     UnsafeLoad,
 )
+from reparam_compiler.commands.outputs import check_file, check_model_output
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_pruning, status
 from reparam_compiler.cost.measure import measure_costs
 from reparam_compiler.errors import (
@@ -49,7 +50,7 @@ from reparam_compiler.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from reparam_compiler.models.io import check_output, inputs_of_shapes, load_model, save_model
+from reparam_compiler.models.io import inputs_of_shapes, load_model, save_model
 from reparam_compiler.models.shapes import parse_shapes
 from reparam_compiler.tvmc import commands as tvmc_commands
 
@@ -101,7 +102,7 @@ def fuse_command(
     with errors_as_exit_codes(as_json):
         native = load_model(model, unsafe=unsafe_load)
         inputs = _inputs(native, input_shapes)
-        _check_output(native, output, inputs)
+        check_model_output(native, output, inputs)
         options = _options(policy, keep_bn, measure)
         with status(f"fusing {model}"):
             fused, report = fuse(native, inputs, verify=not no_verify, return_report=True, **options)
@@ -232,6 +233,8 @@ def prune_command(
         if model is None:
             if calibration is not None or input_shapes is not None or no_fuse or manifest is not None:
                 raise typer.BadParameter("--calibration, --input-shapes, --no-fuse and --manifest need a MODEL")
+            if output is not None:
+                check_file(output)
             from reparam_compiler.commands import demo
 
             print_json(as_json, demo.run(console(as_json), output, options))
@@ -281,7 +284,9 @@ def _prune(
             )
         inputs = tuple(torch.from_numpy(array[:1].copy()) for array in _first_arrays(calibration))
     if output is not None:
-        _check_output(native, output, inputs)
+        check_model_output(native, output, inputs)
+    if manifest is not None:
+        check_file(manifest)
     fusions = None
     if not no_fuse:
         with status(f"fusing {model}"):
@@ -316,7 +321,7 @@ def cut_command(
     with errors_as_exit_codes(False):
         native = load_model(model, unsafe=unsafe_load)
         inputs = _inputs(native, input_shapes)
-        _check_output(native, output, inputs)
+        check_model_output(native, output, inputs)
         if not no_fuse:
             native = fuse(native, inputs)
         save_model(apply_manifest(native, manifest, inputs), output, example_inputs=inputs)
@@ -407,10 +412,3 @@ def _options(policy: FusePolicy, keep_bn: bool, measure: bool) -> dict[str, Any]
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     model = options["cost_model"]
     return {**options, "cost_model": None if model is None else asdict(model)}
-
-
-def _check_output(model: Any, output: Path, inputs: tuple[Any, ...] | None) -> None:
-    """Better before minutes of work than after."""
-    check_output(model, output, example_inputs=inputs)
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{output}: the folder {output.parent} does not exist; make it first")

@@ -48,6 +48,11 @@ def test_the_text_of_a_report() -> None:
     )
 
 
+def test_a_report_closes_with_what_is_known_of_its_exactness() -> None:
+    assert report(remarks=("a remark",)).closing() == report().to_text().splitlines()[-2:]
+    assert report(fusions=()).closing() == report(fusions=()).to_text().splitlines()[-1:]
+
+
 def test_what_is_not_known_is_left_out_of_the_costs() -> None:
     unknown = Cost(1_000_000, 1, None, None, None)
     assert cost_lines(unknown, unknown) == ["  convs         1 -> 1", "  params        1.000 M -> 1.000 M"]

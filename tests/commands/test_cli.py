@@ -39,6 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # 
 SHAPE = (2, 3, 9, 7)
 SHAPES = "x:[2,3,9,7]"
 FACTORY = "tests.commands.test_cli:net"
+MANIFEST = ("-o", "{out}/x.pt2", "--manifest", "{out}/none/cut.json")
 
 
 class Net(nn.Module):
@@ -353,6 +354,9 @@ def error_line(found: Result, kind: str) -> str:
         (["fuse", "{folder}/net.pt2", "-o", "{out}/x.txt"], 3, "UnsupportedModelError", "suffix"),
         (["fuse", FACTORY, "-o", "{out}/x.pt2"], 3, "UnsupportedModelError", "--input-shapes"),
         (["fuse", "{folder}/net.pt2", "-o", "{out}/none/x.pt2"], 1, "FileNotFoundError", "does not exist"),
+        (["prune", "--ratio", "0.5", "-o", "{out}/none/x.pt2"], 1, "FileNotFoundError", "does not exist"),
+        (["prune", "--ratio", "0.5", "{folder}/net.pt2", *MANIFEST], 1, "FileNotFoundError", "none/cut.json: the folder"),
+        (["prune", "--ratio", "0.5", "{folder}/net.pt2", "--manifest", "{out}"], 1, "IsADirectoryError", "the name of a file"),
         (["inspect", FACTORY, "--input-shapes", "x=3"], 3, "UnsupportedModelError", "x:[1,3,224,224]"),
         (["inspect", FACTORY, "--input-shapes", "y:[3]"], 3, "UnsupportedModelError", "the inputs are x"),
         (["equivalent", FACTORY, "no.onnx", "--input-shapes", SHAPES], 3, "UnsupportedModelError", "no such file"),
