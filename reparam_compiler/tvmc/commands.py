@@ -14,7 +14,10 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import struct
 import sys
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -45,6 +48,11 @@ EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
     (VerificationError, 7),
     (ReparamError, 1),
 )
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, TypeError, RuntimeError, SyntaxError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy and zipfile raise for an .npz that is broken, is encrypted, or holds objects."""
 DUMPED = {"relay": "relax"}
 """What `--dump-code` names otherwise now."""
 
@@ -114,7 +122,7 @@ def _run(found: argparse.Namespace) -> None:
     result = api.run(
         api.TVMCPackage(found.PATH, executable),
         found.device,
-        inputs=_read_inputs(executable, found.inputs),
+        inputs=read_inputs(executable, found.inputs),
         fill_mode=found.fill_mode,
         repeat=found.repeat,
         number=found.number,
@@ -189,16 +197,17 @@ def _dumped(text: str) -> list[str]:
     return [DUMPED.get(name, name) for name in names]
 
 
-def _read_inputs(executable: "Executable", path: str | None) -> dict[str, Any]:
+def read_inputs(executable: "Executable", path: str | None) -> dict[str, Any]:
+    """The arrays of an .npz, by name; none without a path. Raises LoweringError where it cannot be read."""
     if path is None:
         return {}
     expected = "; ".join(map(str, executable.inputs))
     if not Path(path).is_file():
         raise LoweringError(f"{path}: no such file; --inputs takes an .npz with {expected}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves a broken one open
             return dict(archive)
-    except (ValueError, OSError, EOFError, TypeError) as refusal:
+    except UNREADABLE as refusal:
         raise LoweringError(f"{path}: not an .npz of plain arrays ({refusal}); it must hold {expected}") from None
 
 

@@ -201,7 +201,7 @@ def measured(model: TVMCModel, target: Target, folder: str, prior: str | None, *
 def compile(
     tvmc_model: TVMCModel,
     target: Target = None,
-    opt_level: int = 3,
+    opt_level: int | None = None,
     *,
     tuning_records: str | None = None,
     package_path: str | None = None,
@@ -216,13 +216,13 @@ def compile(
 
     Args:
         target: see `reparam_compiler.compile`.
-        opt_level: passes of a higher level are left out.
+        opt_level: passes of a higher level are left out; None is what `options` say, 3 without them.
         tuning_records: the folder that `tune` wrote.
         package_path: the file; None makes one that lives as long as the package.
         cross, cross_options: the compiler that links the library, and what else it is given.
         output_format: "tar" or "so"; None goes by the name of the file.
         dump_code: of "relax", "tir", "ll", "asm", "cu"; each is written beside the file as `<package_path>.<name>`.
-        options: more settings of TVM's passes.
+        options: more settings of TVM's passes; the listings that they ask for are in `package.executable.listings`.
         verify: compare one run of it with one of the model in its own runtime, where this machine can run both.
 
     Raises: LoweringError, UnsupportedModelError, VerificationError as `reparam_compiler.compile`.
@@ -230,8 +230,13 @@ def compile(
     from reparam_compiler import lowering
     from reparam_compiler.api.compiling import compile as compile_native
 
-    sources = (dump_code,) if isinstance(dump_code, str) else tuple(dump_code or ())
-    settings = replace(options or lowering.CompileOptions(), opt_level=opt_level, sources=sources)
+    dumped = (dump_code,) if isinstance(dump_code, str) else tuple(dump_code or ())
+    settings = options or lowering.CompileOptions()
+    settings = replace(
+        settings,
+        opt_level=settings.opt_level if opt_level is None else opt_level,
+        sources=tuple(dict.fromkeys((*settings.sources, *dumped))),
+    )
     temporary = None if package_path else tempfile.mkdtemp(prefix="reparam-package-")
     path = Path(package_path or f"{temporary}/module.tar")
     check_folder(path)
@@ -245,7 +250,7 @@ def compile(
         verify=verify,
     )
     executable.save(path, format=output_format, compiler=cross or None, compiler_options=shlex.split(cross_options or ""))
-    for name in sources:
+    for name in dumped:
         write_text(path.with_name(f"{path.name}.{name}"), executable.listings[name])
     package = TVMCPackage(str(path), executable)
     if temporary is not None:

@@ -162,9 +162,9 @@ def target_of(found: argparse.Namespace) -> str | dict[str, Any] | None:
 
     Raises: LoweringError where options are of another kind than the target.
     """
-    text: str | None = found.target
-    if text is not None and Path(text).is_file():
-        text = Path(text).read_text().strip()
+    text: str | None = None if found.target is None else found.target.strip()
+    if text is not None and _is_file(text):
+        text = _target_file(Path(text))
     options: dict[tuple[str, str], str] = found.target_options
     if not options:
         return text
@@ -180,12 +180,27 @@ def target_of(found: argparse.Namespace) -> str | dict[str, Any] | None:
 
         base, head = json.loads(describe(resolve(None))), "llvm"
     else:
-        base, head = {}, text.split()[0]
+        base, head = {}, text.partition(" ")[0]
     if head in KINDS and any(of != head for of, _ in options):
         raise LoweringError(f"--target-{kind}-{first}: found for a target of kind {head}; pass it with --target {kind}")
     if base:
         return base | {name: _typed(name, value) for (_, name), value in options.items()}
     return " ".join([str(text), *(f"-{name}={shlex.quote(value)}" for (_, name), value in options.items())])
+
+
+def _is_file(text: str) -> bool:
+    """Whether a target is the name of a file; JSON, or a long list of attributes, is longer than a name may be."""
+    try:
+        return not text.startswith("{") and Path(text).is_file()
+    except OSError:
+        return False
+
+
+def _target_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as refusal:
+        raise LoweringError(f"--target: {path} is no text ({refusal}); expected a target, or a file with one") from refusal
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:

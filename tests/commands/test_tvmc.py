@@ -19,7 +19,9 @@ from torch import nn
 pytest.importorskip("tvm")
 pytest.importorskip("onnx")
 
-from reparam_compiler.errors import TvmMissingError, VerificationError
+from reparam_compiler.errors import LoweringError, TvmMissingError, VerificationError
+from reparam_compiler.lowering import load
+from reparam_compiler.tvmc.commands import read_inputs
 from tests.support.tvmc_runs import WEIGHT, tvmc, write_onnx
 
 pytestmark = pytest.mark.tvm
@@ -274,6 +276,21 @@ def test_wrong_array_names_are_refused_with_both(artifact: Path, tmp_path: Path)
     done = tvmc("run", artifact, "--inputs", tmp_path / "in.npz")
     assert done.exit_code == 4
     assert "found inputs z; the model has x: float32 (1, 3, 8, 7)" in done.stderr
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_broken_npz_is_refused_with_what_it_must_hold(save: Any, artifact: Path, tmp_path: Path) -> None:
+    executable = load(artifact)
+    save(tmp_path / "in.npz", x=np.arange(20, dtype="float32"))
+    whole = (tmp_path / "in.npz").read_bytes()
+    method, data = whole.rindex(b"PK\1\2") + 10, whole.index(b"x.npy") + 40
+    cut, unknown, changed = whole[:-30], bytearray(whole), bytearray(whole)
+    unknown[method] = 99  # no method of compression
+    changed[data] ^= 255
+    for content in (cut, bytes(unknown), bytes(changed), b"", b"PK"):
+        (tmp_path / "in.npz").write_bytes(content)
+        with pytest.raises(LoweringError, match=r"in\.npz: not an \.npz of plain arrays .*; it must hold x: float32"):
+            read_inputs(executable, str(tmp_path / "in.npz"))
 
 
 def test_pickled_arrays_are_refused(artifact: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("onnx")
 
 from reparam_compiler import tvmc
 from reparam_compiler.errors import ReparamError
+from reparam_compiler.lowering import CompileOptions
 from tests.support.tvmc_runs import WEIGHT, write_onnx
 
 pytestmark = pytest.mark.tvm
@@ -64,6 +66,37 @@ def test_profile_is_given_with_the_result(package: tvmc.TVMCPackage) -> None:
     profile = tvmc.run(package, profile=True).profile
     assert profile is not None
     assert profile.kernel_seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("named", "opt_level", "sources"),
+    [
+        ({}, 1, ("relax",)),
+        ({"opt_level": 2}, 2, ("relax",)),
+        ({"dump_code": "tir"}, 1, ("relax", "tir")),
+        ({"options": None}, 3, ()),
+    ],
+)
+def test_options_hold_where_no_argument_of_the_old_module_says_otherwise(
+    named: dict[str, Any], opt_level: int, sources: tuple[str, ...], model: tvmc.TVMCModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[CompileOptions] = []
+
+    class Made:
+        listings: ClassVar = {"relax": "r", "tir": "t"}
+
+        def save(self, path: Path, **_: Any) -> None:
+            path.touch()
+
+    def compile_native(*_: Any, options: CompileOptions, **__: Any) -> Made:
+        told.append(options)
+        return Made()
+
+    monkeypatch.setattr("reparam_compiler.api.compiling.compile", compile_native)
+    package = tvmc.compile(model, **{"options": CompileOptions(opt_level=1, sources=("relax",)), **named})
+    assert (told[0].opt_level, told[0].sources) == (opt_level, sources)
+    written = {path.name for path in Path(package.package_path).parent.iterdir()}
+    assert written == {"module.tar"} | ({"module.tar.tir"} if "dump_code" in named else set())
 
 
 def test_errors_are_caught_as_they_were(tmp_path: Path, package: tvmc.TVMCPackage) -> None:

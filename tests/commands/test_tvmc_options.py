@@ -175,6 +175,23 @@ def test_target_options_join_the_target() -> None:
 def test_a_target_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text('{"kind": "llvm", "mcpu": "x86-64-v3"}')
     assert target("--target", str(tmp_path / "t.json"))["mcpu"] == "x86-64-v3"
+    (tmp_path / "m.onnx").write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(LoweringError, match=r"m\.onnx is no text"):
+        target("--target", str(tmp_path / "m.onnx"))
+
+
+@pytest.mark.parametrize("text", ['{"kind": "llvm", "mattr": [%s]}', "llvm -mattr=%s", ' {"kind": "llvm", "mattr": [%s]}'])
+def test_a_target_may_be_longer_than_the_name_of_a_file(text: str) -> None:
+    features = [f"+feature{number}" for number in range(200)]
+    written = ", ".join(f'"{name}"' for name in features) if "{" in text else ",".join(features)
+    assert target_of(parse(["compile", "m.onnx", "--target", text % written])) == (text % written).strip()
+
+
+def test_a_target_of_nothing_is_refused() -> None:
+    with pytest.raises(LoweringError, match="target: found"):
+        target("--target", "")
+    with pytest.raises(LoweringError, match="is neither a kind"):
+        target("--target", "", "--target-llvm-num-cores", "7")
 
 
 def test_options_of_another_kind_are_refused() -> None:
