@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from torch import nn
@@ -62,15 +61,17 @@ def compile(
             compiled one is, where TVM misreads an op: `verify=False` gives it all the same.
     """
     from reparam_compiler import lowering
+    from reparam_compiler.lowering.build import check
 
     how = made(FuseOptions, "compile", fusing)
-    source = _open(model, example_inputs, input_shapes)
     settings = options or lowering.CompileOptions()
+    resolved = check(target, database, settings)
+    source = _open(model, example_inputs, input_shapes)
     executable = lowering.compile(
         _fused(source, how, verify=verify) if fuse else source.model,
         source.inputs,
-        target=target,
-        database=None if database is None else Path(database),
+        target=resolved,
+        database=database,
         input_shapes=input_shapes,
         options=settings,
     )
@@ -101,15 +102,17 @@ def tune(
     `number` runs each, at most `timeout` seconds for one candidate. The other arguments: see `compile`.
     """
     from reparam_compiler import lowering
+    from reparam_compiler.lowering.search.tuning import check_search
 
     how = made(FuseOptions, "tune", fusing)
+    search = check_search(target, database, trials=trials, repeat=repeat, number=number, timeout=timeout)
     source = _open(model, example_inputs, input_shapes)
     return lowering.tune(
         _fused(source, how, verify=True) if fuse else source.model,
         source.inputs,
-        target=target,
+        target=search.backend.target,
         trials=trials,
-        database=Path(database),
+        database=search.folder,
         repeat=repeat,
         number=number,
         timeout=timeout,

@@ -9,13 +9,16 @@ imported by the methods that compile.
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tvm
 from tvm.target import Target
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,35 @@ class Peak:
     threads: int
 
 
+class Tuning(ABC):
+    """What a search knows of a kind of target: its phases, the points of a conv, the space of what has no recipe.
+
+        prepared -> its conv sites: the kernel of each of their points   -> with_kernels -> what is left: in the space
+
+    A search loads none of TVM's tensor intrinsics: importing them takes a minute.
+    """
+
+    @abstractmethod
+    def prepared(self, module: Any) -> Any:
+        """Relax with high-level ops, up to where kernels are chosen: its conv sites are those that `lower` finds."""
+
+    @abstractmethod
+    def points(self, shape: "ConvShape") -> "list[Algorithm]":
+        """The points of a conv that are worth a measurement, the rule's own first."""
+
+    @abstractmethod
+    def kernel(self, shape: "ConvShape", algorithm: "Algorithm", epilogue: "Sequence[Step]") -> Any:
+        """The scheduled PrimFunc of a conv at one of its points."""
+
+    @abstractmethod
+    def with_kernels(self, module: Any) -> Any:
+        """What `prepared` gave, with the rule's kernels for the convs; the rest in TIR, without a schedule."""
+
+    @abstractmethod
+    def space(self) -> Any:
+        """MetaSchedule's generic space for a function without a recipe."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend(ABC):
     """A kind of target, bound to one target of that kind.
@@ -33,7 +65,6 @@ class Backend(ABC):
     kind: TVM's name of it ("llvm").
     device_name: what `tvm.device` calls its devices ("cpu").
     code: the listings of `CompileOptions.sources` that show its code, and what TVM calls their format.
-    tunable: whether `tune` searches for it.
 
     Example: `backend_for(resolve("llvm")).device_name` is "cpu".
     """
@@ -42,7 +73,6 @@ class Backend(ABC):
     kind: ClassVar[str]
     device_name: ClassVar[str]
     code: ClassVar[Mapping[str, str]]
-    tunable: ClassVar[bool] = False
 
     @staticmethod
     def completed(config: dict[str, Any]) -> dict[str, Any]:
@@ -58,7 +88,7 @@ class Backend(ABC):
         """Relax with high-level ops -> Relax that calls scheduled kernels only.
 
         Args:
-            database: a folder of measurements that decide where they are faster than the rule.
+            database: a folder of measurements that decide where they are faster than the rule; never where `tuning` gives None.
             max_error: the relative error that the algorithm of a layer may have on the layer's weights.
 
         Raises: LoweringError where a function can have no kernel.
@@ -83,6 +113,10 @@ class Backend(ABC):
     def unloadable_here(self) -> str:
         """Why this machine may not even load a library for the target; nothing where it may."""
         return ""
+
+    def tuning(self) -> "Tuning | None":
+        """What `tune` moves for this target; None where nothing is searched for its kind."""
+        return None
 
     def peak(self) -> Peak | None:
         """What this machine's arithmetic units allow, measured; None where nothing measures it."""

@@ -4,6 +4,7 @@ to_relax -> backend.lower (`cpu/pipeline.py`, `gpu/pipeline.py`) -> tvm.compile(
 """
 
 import importlib.metadata
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,17 +13,17 @@ from typing import Any
 
 import tvm
 from tvm import tirx
+from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.backends import backend_for
-from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
 from reparam_compiler.lowering.importing.importer import Imported, to_relax
-from reparam_compiler.lowering.options import CompileOptions, sources_of
+from reparam_compiler.lowering.options import CompileOptions, Watch, sources_of
 from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
 from reparam_compiler.lowering.runtime.executable import Executable, Kernel, assemble
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
-from reparam_compiler.lowering.search.database import check_readable
+from reparam_compiler.lowering.search.database import check_readable, warn_of_foreign
 from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
 DEFAULT_OPTIONS = CompileOptions()
@@ -35,7 +36,7 @@ def compile(
     example_inputs: Any = None,
     *,
     target: TargetLike = None,
-    database: str | Path | None = None,
+    database: str | os.PathLike[str] | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
     options: CompileOptions | None = None,
 ) -> Executable:
@@ -49,21 +50,37 @@ def compile(
         input_shapes: a shape for each input that has none or a symbolic one.
         options: how TVM's passes run, and what of their work is kept as text.
 
-    Raises: LoweringError where a shape is missing, TVM cannot import an op, or code generation fails;
+    Raises: LoweringError as `check`, and where a shape is missing, TVM cannot import an op, or code generation fails;
     UnsupportedModelError for another kind of model.
     """
-    resolved = resolve(target)
-    measured = check_readable(Path(database)) if database is not None else None
+    settings = options or DEFAULT_OPTIONS
+    resolved = check(target, database, settings)
+    searched = backend_for(resolved).tuning() is not None
+    if database is not None:
+        warn_of_foreign(Path(database), describe(resolved), searched=searched)
+    measured = Path(database) if database is not None and searched else None
     with COMPILING:
         imported = to_relax(model, example_inputs, input_shapes=input_shapes)
-        return build(imported, resolved, measured, options or DEFAULT_OPTIONS)
+        return build(imported, resolved, measured, settings)
+
+
+def check(target: TargetLike, database: str | os.PathLike[str] | None, options: CompileOptions) -> Target:
+    """The target that is asked for; asked before a model is fused, which may take minutes.
+
+    Raises: LoweringError where the target cannot be read, the database holds no records, or a setting is unknown.
+    """
+    options.check()
+    resolved = resolve(target)
+    if database is not None:
+        check_readable(Path(database))
+    return resolved
 
 
 def build(
     imported: Imported, target: Any, database: Path | None = None, options: CompileOptions = DEFAULT_OPTIONS
 ) -> Executable:
     """The phases after import, for a resolved target."""
-    backend, watch = backend_for(target), options.watch()
+    backend, watch = backend_for(target), Watch(options)
     try:
         with COMPILING, target, filter_stderr(), options.context(watch):
             module = backend.lower(imported.module, database=database, max_error=options.max_error)
@@ -80,11 +97,6 @@ def build(
     made = assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions())
     listings = watch.finished() | sources_of(options.sources, imported.module, module, library)
     return replace(made, listings=listings, memory=memory_plan(module))
-
-
-def lower(module: Any, target: Any, database: Path | None = None, max_error: float = MAX_ERROR) -> Any:
-    """Relax with high-level ops -> Relax that calls scheduled kernels only, by the backend of the target."""
-    return backend_for(target).lower(module, database=database, max_error=max_error)
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ Nothing is printed here: what a command line prints or writes to files is in `Ex
 import difflib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
@@ -30,25 +30,37 @@ TRUE_AND_FALSE = {"1": True, "true": True, "0": False, "false": False}
 
 @dataclass(frozen=True, slots=True)
 class CompileOptions:
-    """Settings of our passes and of TVM's.
+    """Settings of our passes and of TVM's; a text among lists of names is one name.
 
-    max_error: the relative error, measured on a layer's own weights against float64, that an algorithm may have.
+    max_error: the relative error, measured on a layer's own weights against float64, that an algorithm may have. The check
+        of the whole model (`compile(verify=True)`) then allows `checking.tolerances.LAYERS` times as much.
     opt_level: passes of a higher level are left out, 0 to 3.
     pass_config: settings of single passes, by TVM's names of them; text is read as the type that TVM wants.
     disabled_passes: passes to leave out, by name. A model may then fail to compile.
     sources: which of `all_sources()` to keep as listings.
     before, after: passes whose input or output, as text, is kept as a listing.
     pass_times: keep a listing of the seconds that each pass took.
+
+    A pass that is named and that no compilation came to is named in a log line: TVM holds no list of its passes.
+
+    >>> CompileOptions(max_error=0.0, sources="tir").sources
+    ('tir',)
+
+    Raises LoweringError where a list of names holds something else.
     """
 
     max_error: float = MAX_ERROR
     opt_level: int = 3
     pass_config: Mapping[str, Any] = field(default_factory=dict)
-    disabled_passes: tuple[str, ...] = ()
-    sources: tuple[str, ...] = ()
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
+    disabled_passes: Sequence[str] = ()
+    sources: Sequence[str] = ()
+    before: Sequence[str] = ()
+    after: Sequence[str] = ()
     pass_times: bool = False
+
+    def __post_init__(self) -> None:
+        for field_name in ("disabled_passes", "sources", "before", "after"):
+            object.__setattr__(self, field_name, _names(field_name, getattr(self, field_name)))
 
     @property
     def advice(self) -> str:
@@ -60,11 +72,8 @@ class CompileOptions:
             "the model"
         )
 
-    def watch(self) -> "Watch":
-        """An instrument for one compilation.
-
-        Raises: LoweringError where a setting is unknown or of the wrong type.
-        """
+    def check(self) -> None:
+        """Raises LoweringError where a setting is unknown or of the wrong type."""
         if self.opt_level not in range(4):
             raise LoweringError(f"opt_level: found {self.opt_level}; expected 0 to 3")
         bound: object = self.max_error
@@ -72,14 +81,17 @@ class CompileOptions:
             raise LoweringError(f"max_error: found {bound!r}; expected a relative error, 0 or more")
         if unknown := [name for name in self.sources if name not in all_sources()]:
             raise LoweringError(f"sources: found {', '.join(unknown)}; expected some of {', '.join(all_sources())}")
-        return Watch(self)
+        self._config()
 
     def context(self, watch: "Watch") -> PassContext:
-        """The PassContext that a compilation runs in."""
-        config = {name: _value(name, value) for name, value in self.pass_config.items()}
-        disabled = list(self.disabled_passes)
-        watched = [watch.instrument] if self.before or self.after or self.pass_times else []  # a call of Python for each pass
-        return PassContext(opt_level=self.opt_level, disabled_pass=disabled, instruments=watched, config=config)
+        """The PassContext that a compilation runs in. Raises as `check`."""
+        self.check()
+        named = self.disabled_passes or self.before or self.after
+        watched = [watch.instrument] if named or self.pass_times else []  # a call of Python for each pass
+        return PassContext(opt_level=self.opt_level, instruments=watched, config=self._config())
+
+    def _config(self) -> dict[str, Any]:
+        return {name: _value(name, value) for name, value in self.pass_config.items()}
 
 
 class Watch:
@@ -89,8 +101,16 @@ class Watch:
         self.options = options
         self.seconds: list[tuple[str, float]] = []
         self.listings: dict[str, str] = {}
+        self.left_out: set[str] = set()
         self.instrument = _Instrument(self)
         self._started: list[float] = []
+
+    def wants(self, name: str) -> bool:
+        """Whether a pass that TVM comes to shall run."""
+        if name in self.options.disabled_passes:
+            self.left_out.add(name)
+            return False
+        return True
 
     def started(self, name: str, module: Any) -> None:
         """A pass begins."""
@@ -103,18 +123,18 @@ class Watch:
         self._keep("after", self.options.after, name, module)
 
     def finished(self) -> dict[str, str]:
-        """The listings; a log line for each pass that was named and never ran."""
-        ran = {name for name, _ in self.seconds}
-        for name in dict.fromkeys((*self.options.before, *self.options.after)):
-            if name not in ran:
-                near = difflib.get_close_matches(name, ran, n=3)
+        """The listings; a log line for each pass that was named and that the compilation never came to."""
+        met = {name for name, _ in self.seconds} | self.left_out
+        for name in dict.fromkeys((*self.options.before, *self.options.after, *self.options.disabled_passes)):
+            if name not in met:
+                near = difflib.get_close_matches(name, met, n=3)
                 log.warning("pass %s did not run%s", name, f"; near it are {', '.join(near)}" if near else "")
         if self.options.pass_times:
             lines = [f"{seconds * 1e3:9.2f} ms  {name}" for name, seconds in self.seconds]
             self.listings["pass times"] = "\n".join(lines)
         return self.listings
 
-    def _keep(self, when: str, wanted: tuple[str, ...], name: str, module: Any) -> None:
+    def _keep(self, when: str, wanted: Sequence[str], name: str, module: Any) -> None:
         if name in wanted:
             key = f"{when} {name}"
             text = module.script()
@@ -126,7 +146,7 @@ def all_sources() -> tuple[str, ...]:
     return (*MODULES, *code_listings())
 
 
-def sources_of(names: tuple[str, ...], imported: Any, lowered: Any, library: Any) -> dict[str, str]:
+def sources_of(names: Sequence[str], imported: Any, lowered: Any, library: Any) -> dict[str, str]:
     """The listings that are asked for.
 
     Args:
@@ -154,6 +174,16 @@ def _parts(module: Any) -> list[Any]:
     return [module, *(part for child in module.imports for part in _parts(child))]
 
 
+def _names(option: str, given: Any) -> tuple[str, ...]:
+    """Names as a tuple; a text alone is one."""
+    if isinstance(given, str):
+        return (given,)
+    names = tuple(given) if isinstance(given, Iterable) else (given,)
+    if not all(isinstance(name, str) for name in names):
+        raise LoweringError(f"{option}: found {given!r}; expected names of passes or listings")
+    return names
+
+
 def _value(name: str, value: Any) -> Any:
     """The value of a pass's setting as TVM wants it; text is read."""
     known = PassContext.list_configs()
@@ -178,6 +208,9 @@ class _Instrument:
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
+
+    def should_run(self, module: Any, info: Any) -> bool:
+        return self.watch.wants(str(info.name))
 
     def run_before_pass(self, module: Any, info: Any) -> None:
         self.watch.started(str(info.name), module)

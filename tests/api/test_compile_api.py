@@ -161,6 +161,24 @@ def test_options_reach_tvm(model: nn.Module) -> None:
         reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), options=CompileOptions(opt_level=9))
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"target": "lvm"}, "neither a kind"),
+        ({"target": "llvm -mcpu=nonsense"}, "mcpu 'nonsense' is unknown"),
+        ({"database": "absent"}, "found no tuning records"),
+        ({"options": CompileOptions(opt_level=9)}, "opt_level: found 9"),
+        ({"options": CompileOptions(pass_config={"nonsense": "1"})}, "does not know 'nonsense'"),
+    ],
+)
+def test_what_cannot_be_compiled_for_is_refused_before_the_model_is_fused(
+    asked: dict[str, Any], message: str, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_source", lambda *_: pytest.fail("the model was fused first"))
+    with pytest.raises(LoweringError, match=message):
+        reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), **asked)
+
+
 def test_tune_fuses_too(model: nn.Module, tmp_path: Path) -> None:
     words = {"trials": 1, "repeat": 1, "progress": False}
     fused = reparam_compiler.tune(model, torch.zeros(1, 6, 7, 5), database=tmp_path / "fused", **words)

@@ -138,6 +138,8 @@ def test_linking_says_which_compiler_is_missing(compiled: lowering.Executable, s
         compiled.save(tmp_path / "m.tar", compiler="no-such-compiler")
     with pytest.raises(LoweringError, match="linked already"):
         lowering.load(saved).save(tmp_path / "m.tar", compiler="g++")
+    with pytest.raises(LoweringError, match=r"found compiler_options=\['--no-such-flag'\], but the library is linked already"):
+        lowering.load(saved).save(tmp_path / "m.tar", compiler_options=["--no-such-flag"])
     compiled.save(tmp_path / "m.tar", compiler="g++", compiler_options=["-Wl,-s"])
     assert (tmp_path / "m.tar").stat().st_size <= saved.stat().st_size
     assert lowering.load(tmp_path / "m.tar").inputs == compiled.inputs

@@ -1,7 +1,9 @@
 """What a search measured is read back, decides where it is faster, and a torn line costs nothing else."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,17 +13,20 @@ pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering import build as lowering_build
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Step, candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.measured import MeasuredAlgorithms
 from reparam_compiler.lowering.search.database import (
     CONVS,
+    SCHEDULES,
     ConvRecord,
-    MeasuredAlgorithms,
     append_conv,
     check_readable,
     cut_torn_tail,
     prepare,
     read_convs,
+    warn_of_foreign,
 )
 
 pytestmark = pytest.mark.tvm
@@ -85,3 +90,43 @@ def test_a_folder_without_measurements_and_lines_that_are_none_are_refused(tmp_p
         lowering.compile(nn.ReLU().eval(), torch.zeros(1, 3, 8, 7), database=tmp_path)
     with pytest.raises(LoweringError, match="kept in a folder"):
         lowering.tune(nn.ReLU().eval(), torch.zeros(1, 3, 8, 7), database=tmp_path / CONVS)
+
+
+@pytest.mark.parametrize(
+    ("target", "searched", "said"),
+    [
+        ("here", True, None),
+        ("there", True, "0 of 2 records of convs are for there, so the rule decides; they are for elsewhere, here."),
+        ("gpu", False, "0 of 3 records are for gpu: nothing is measured for its kind"),
+    ],
+)
+def test_records_of_other_targets_alone_are_told(
+    target: str, searched: bool, said: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for each in (record(RULE, 1.0), replace(record(OTHER, 0.5), target="elsewhere")):
+        append_conv(tmp_path, each)
+    (tmp_path / SCHEDULES).write_text("[]\n")
+    with caplog.at_level(logging.WARNING, "reparam_compiler"):
+        warn_of_foreign(tmp_path, target, searched=searched)
+    assert (said in caplog.text) if said else not caplog.text
+
+
+def test_compile_tells_records_that_decide_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path | None] = []
+
+    def build(imported: Any, target: Any, database: Path | None, options: Any) -> None:
+        given.append(database)
+
+    monkeypatch.setattr(lowering_build, "to_relax", lambda *_, **__: None)
+    monkeypatch.setattr(lowering_build, "build", build)
+    append_conv(tmp_path, record(RULE, 1.0))
+    for target, said in (
+        ("llvm -num-cores 3", "0 of 1 records of convs are for"),
+        ("cuda", "nothing is measured for its kind"),
+    ):
+        with caplog.at_level(logging.WARNING, "reparam_compiler"):
+            lowering_build.compile(None, target=target, database=tmp_path)
+        assert said in caplog.messages[-1]
+    assert given == [tmp_path, None]

@@ -17,10 +17,10 @@ import tvm
 from tvm import te
 
 from reparam_compiler.lowering import CompileOptions, compile
-from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.conv import elementary
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.target import resolve
+from tests.support.lowered import lower
 
 pytestmark = pytest.mark.tvm
 EXACT: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

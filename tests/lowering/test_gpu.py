@@ -20,7 +20,6 @@ from tvm.s_tir.pipeline import default_s_tir_pipeline
 from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import backend_for
-from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import gpu_conv
 from reparam_compiler.lowering.gpu.schedules import schedule_gpu, unbound
@@ -31,6 +30,7 @@ from reparam_compiler.lowering.runtime.executable import LIBRARY
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import REPVGG, randomise_batch_norm
 from tests.support.compiled_nets import Together
+from tests.support.lowered import lower
 
 pytestmark = pytest.mark.tvm
 FATBIN_MAGIC = (0xBA55ED50).to_bytes(4, "little")

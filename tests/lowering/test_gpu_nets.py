@@ -9,7 +9,6 @@ from torch import nn
 
 pytest.importorskip("tvm")
 
-from reparam_compiler.lowering.build import lower
 from reparam_compiler.lowering.gpu import kernels as gpu_kernels
 from reparam_compiler.lowering.gpu.conv import declare_conv
 from reparam_compiler.lowering.gpu.tensor_cores import scheduled_tensor_conv
@@ -17,6 +16,7 @@ from reparam_compiler.lowering.gpu.winograd import winograd_form
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.target import resolve
 from tests.support.compiled_nets import CONVS, NETS, Residual, Results, rectified, results_of, seeded
+from tests.support.lowered import lower
 from tests.support.serial_gpu import run_net_serially
 
 pytestmark = pytest.mark.tvm

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 pytest.importorskip("tvm")
 
 import reparam_compiler
-from reparam_compiler.lowering import build
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
 from reparam_compiler.lowering.runtime.executable import MemoryPlan
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm
+from tests.support.lowered import lower
 
 pytestmark = pytest.mark.tvm
 NARROW = Architecture((1, 2, 2), (16, 16, 32), strides=(2, 1, 2))
@@ -24,7 +24,7 @@ FLOAT = 4  # bytes
 def plan(model: nn.Module, *shape: int) -> MemoryPlan:
     target = resolve(None)
     with target:
-        found = memory_plan(build.lower(to_relax(model.eval(), (torch.zeros(shape),)).module, target))
+        found = memory_plan(lower(to_relax(model.eval(), (torch.zeros(shape),)).module, target))
     assert found is not None
     return found
 

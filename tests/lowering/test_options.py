@@ -7,9 +7,10 @@ import pytest
 pytest.importorskip("tvm")
 
 import tvm
+from tvm.ir.transform import module_pass
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.options import CompileOptions, all_sources
+from reparam_compiler.lowering.options import CompileOptions, Watch, all_sources
 
 pytestmark = pytest.mark.tvm
 GRAPHS = "relax.backend.use_cuda_graph"
@@ -25,13 +26,38 @@ GRAPHS = "relax.backend.use_cuda_graph"
 )
 def test_settings_that_mean_nothing_are_refused(options: CompileOptions, message: str) -> None:
     with pytest.raises(LoweringError, match=message):
-        options.watch()
+        options.check()
+
+
+def test_a_text_is_one_name_and_not_its_letters() -> None:
+    options = CompileOptions(disabled_passes="FoldConstant", sources="tir", before="FuseOps", after=["One", "Two"])
+    assert (options.disabled_passes, options.sources, options.before) == (("FoldConstant",), ("tir",), ("FuseOps",))
+    assert options.after == ("One", "Two")
+    watch = Watch(options)
+    watch.started("Fuse", tvm.IRModule({}))  # a part of the text
+    assert not watch.listings
+    for names in (3, (3,), None):
+        with pytest.raises(LoweringError, match=r"disabled_passes: found .*; expected names of passes or listings"):
+            CompileOptions(disabled_passes=names)  # type: ignore[arg-type]
+
+
+def test_disabled_passes_are_left_out_and_those_that_never_came_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    options = CompileOptions(disabled_passes=("One", "NoSuchPass", "Tw"))
+    ran: list[str] = []
+    watch = Watch(options)
+    with options.context(watch):
+        for name in ("One", "Two"):
+            module_pass(lambda module, _, name=name: (ran.append(name), module)[1], opt_level=0, name=name)(tvm.IRModule({}))
+    with caplog.at_level(logging.WARNING, "reparam_compiler"):
+        watch.finished()
+    assert ran == ["Two"]
+    assert caplog.messages == ["pass NoSuchPass did not run", "pass Tw did not run; near it are Two"]
 
 
 @pytest.mark.parametrize(("text", "value"), [("1", True), ("false", False), (True, True), ("0", False)])
 def test_a_pass_setting_is_read_as_tvm_wants_it(text: object, value: bool) -> None:
     options = CompileOptions(pass_config={GRAPHS: text})
-    assert bool(options.context(options.watch()).config[GRAPHS]) == value
+    assert bool(options.context(Watch(options)).config[GRAPHS]) == value
 
 
 @pytest.mark.parametrize(
@@ -44,12 +70,12 @@ def test_a_pass_setting_is_read_as_tvm_wants_it(text: object, value: bool) -> No
 def test_a_pass_setting_that_tvm_does_not_have_is_refused(config: dict[str, str], message: str) -> None:
     options = CompileOptions(pass_config=config)
     with pytest.raises(LoweringError, match=message):
-        options.context(options.watch())
+        options.check()
 
 
 def test_a_watch_keeps_the_texts_and_times_that_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     options = CompileOptions(before=("One", "Tw"), after=("One",), pass_times=True)
-    watch, module = options.watch(), tvm.IRModule({})
+    watch, module = Watch(options), tvm.IRModule({})
     for name in ("One", "Two", "One"):
         watch.started(name, module)
         watch.ended(name, module)

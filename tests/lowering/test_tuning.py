@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from torch import nn
 
 pytest.importorskip("tvm")
 
+import reparam_compiler
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Winograd, candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
+from reparam_compiler.lowering.cpu.tuning import POINTS, points
 from reparam_compiler.lowering.search.database import (
     CONVS,
     SCHEDULES,
@@ -25,7 +28,6 @@ from reparam_compiler.lowering.search.database import (
     append_conv,
     read_convs,
 )
-from reparam_compiler.lowering.search.tuning import POINTS, points
 from reparam_compiler.lowering.target import describe, resolve
 
 pytestmark = pytest.mark.tvm
@@ -68,11 +70,24 @@ def test_every_point_computes_the_same(tmp_path: Path) -> None:
         np.testing.assert_allclose(compiled.run(x)[0], model(x).detach().numpy(), **FLOAT32)
 
 
-def test_gpu_and_silly_numbers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(LoweringError, match="expected an llvm target"):
-        lowering.tune(net(), torch.zeros(1, 3, 8, 7), target="cuda", database=tmp_path)
-    with pytest.raises(LoweringError, match="trials=0"):
-        lowering.tune(net(), torch.zeros(1, 3, 8, 7), trials=0, database=tmp_path)
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"target": "cuda"}, "expected an llvm target"),
+        ({"target": "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76"}, "candidates are run here, and it is aarch64"),
+        ({"target": "lvm"}, "neither a kind"),
+        ({"trials": 0}, "trials=0"),
+        ({"timeout": 0.0}, "timeout=0.0; expected more than 0 seconds"),
+        ({"database": Path(__file__)}, "records are kept in a folder"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_before_the_model_is_fused(
+    asked: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_source", lambda *_: pytest.fail("the model was fused first"))
+    for tune in (lowering.tune, reparam_compiler.tune):
+        with pytest.raises(LoweringError, match=message):
+            tune(net(), torch.zeros(1, 3, 8, 7), **{"database": tmp_path, **asked})
 
 
 def test_convs_are_measured_once_and_counted_towards_the_trials(tmp_path: Path) -> None:

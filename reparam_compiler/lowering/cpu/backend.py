@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import tvm
 from tvm.target import Target
 
-from reparam_compiler.lowering.backend import Backend, Peak
+from reparam_compiler.lowering.backend import Backend, Peak, Tuning
 from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, missing_here
 
 
@@ -18,7 +18,6 @@ class CpuBackend(Backend):
     kind: ClassVar = KIND
     device_name: ClassVar = "cpu"
     code: ClassVar = {"ll": "ll", "asm": "asm"}
-    tunable: ClassVar = True
 
     def checked(self) -> Target:
         """The target. Raises LoweringError where LLVM does not know its cpu."""
@@ -44,6 +43,12 @@ class CpuBackend(Backend):
     def unloadable_here(self) -> str:
         """The same: the library is code of the target, and loading it runs some."""
         return missing_here(self.target)
+
+    def tuning(self) -> Tuning:
+        """The recipe's knobs for convs, MetaSchedule's generic space for the rest."""
+        from reparam_compiler.lowering.cpu.tuning import CpuTuning
+
+        return CpuTuning(self.target)
 
     def peak(self) -> Peak:
         """Measured on as many threads as kernels run on."""

@@ -94,7 +94,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Bytes that a run needs; how they are counted is said in `memory`.
+    """Bytes that a run needs; how they are counted is said in `relax/memory_plan.py`.
 
     peak: of the activations that exist at once, at most. bound: of the largest input and output of a call: a plain net's need.
     planned: of the storages that are allocated for all activations. scratch: of the largest within a kernel.
@@ -194,7 +194,8 @@ class Executable:
             compiler: the C++ compiler that links the library, such as "aarch64-linux-gnu-g++"; None is this machine's.
             compiler_options: what else it is given.
 
-        Raises: LoweringError where the folder or a compiler is missing, or linking fails.
+        Raises: LoweringError where the folder or a compiler is missing, linking fails, or a loaded library, which is linked
+        already, shall be linked otherwise.
         """
         path = Path(path)
         form = format_of(path) if format is None else format
@@ -236,8 +237,9 @@ class Executable:
     def _linked(self, folder: Path, manifest: dict[str, Any], compiler: str | None, options: Sequence[str]) -> bytes:
         """The bytes of the library; linked anew where this Executable was compiled, the file's own where it was loaded."""
         if isinstance(self._library, bytes):  # TVM cannot export a loaded library again
-            if compiler is not None:
-                raise LoweringError(f"save: found compiler={compiler!r}, but the library is linked already; compile the model")
+            if compiler is not None or options:
+                named = f"compiler={compiler!r}" if compiler is not None else f"compiler_options={list(options)!r}"
+                raise LoweringError(f"save: found {named}, but the library is linked already; compile the model")
             return self._library
         library, source = folder / LIBRARY, folder / "manifest.cc"
         source.write_text(manifest_source(manifest))

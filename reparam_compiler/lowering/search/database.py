@@ -1,17 +1,17 @@
-"""What a search measured, kept in a folder, and what `compile` makes of it.
+"""What a search measured, kept in a folder.
 
     convs.jsonl                     one line a measured point of a conv: shape, epilogue, algorithm, target, seconds
     database_workload.json,         MetaSchedule's own database, for ops that have no recipe
     database_tuning_record.json
 
 Both are appended a line at a time, so a killed search leaves at worst a torn last line, which is cut off when the folder
-is opened to be written. A record wins over the rule where it was measured faster than the rule's first choice by more than
-the noise, `MARGIN`; where that was not measured, the rule stays. An op without a recipe takes its best record.
+is opened to be written. A record of a conv counts for the target that it was measured for, by the rule of the backend
+(`cpu/measured.py`); an op without a recipe takes its best record.
 """
 
 import json
+import logging
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, Winograd, candidates
-from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, Winograd
+
+log = logging.getLogger(__name__)
 
 CONVS = "convs.jsonl"
 WORKLOADS, SCHEDULES = "database_workload.json", "database_tuning_record.json"
-MARGIN = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +91,31 @@ def append_conv(folder: Path, record: ConvRecord) -> None:
 def check_readable(folder: Path) -> Path:
     """The folder, where it holds records.
 
-    Raises: LoweringError otherwise.
+    Raises: LoweringError where it holds none, or a line that is none.
     """
     if not folder.is_dir() or not any((folder / name).is_file() for name in (CONVS, SCHEDULES)):
         raise LoweringError(f"{folder}: found no tuning records; expected a folder that tune() or `tvmc tune` wrote")
+    read_convs(folder)
     return folder
 
 
-class MeasuredAlgorithms:
-    """The rule that prefers what was measured: `(shape, unit) -> algorithms`, for `convs_to_kernels`."""
+def warn_of_foreign(folder: Path, target: str, *, searched: bool) -> None:
+    """A log line where none of the records decides anything for a target; it would be compiled by rule without a word.
 
-    def __init__(self, records: Sequence[ConvRecord], target: str) -> None:
-        self.by_shape: dict[ConvShape, dict[Algorithm, float]] = {}
-        for record in records:
-            if record.target == target:
-                measured = self.by_shape.setdefault(record.shape, {})
-                measured[record.algorithm] = min(record.median, measured.get(record.algorithm, math.inf))
-
-    def __call__(self, shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
-        """The measured ones that beat the rule's first, fastest first; then the rule's."""
-        rule = candidates(shape, unit)
-        kinds = {str(each) for each in rule}  # a record may be of another version, or written by hand
-        measured = {each: seconds for each, seconds in self.by_shape.get(shape, {}).items() if str(each) in kinds}
-        bound = (1 - MARGIN) * measured.get(rule[0], 0.0)
-        faster = sorted((a for a in measured if measured[a] < bound), key=lambda algorithm: measured[algorithm])
-        return [*faster, *rule]
+    Args:
+        target: as `describe` gives it. searched: whether anything is searched for its kind.
+    """
+    records = read_convs(folder)
+    schedules = folder / SCHEDULES
+    rest = schedules.read_bytes().count(b"\n") if schedules.is_file() else 0
+    if not searched:
+        log.warning("%s: 0 of %d records are for %s: nothing is measured for its kind", folder, len(records) + rest, target)
+    elif records and not any(record.target == target for record in records):
+        others = ", ".join(sorted({record.target for record in records}))
+        log.warning(
+            "%s: 0 of %d records of convs are for %s, so the rule decides; they are for %s. Compile for that, or tune anew",
+            *(folder, len(records), target, others),
+        )
 
 
 def _record(line: dict[str, Any]) -> ConvRecord:

@@ -1,7 +1,7 @@
-"""Search on this machine: the recipe's knobs for convs, MetaSchedule's generic space for what has no recipe.
+"""Search on this machine: the points of convs that the backend names, MetaSchedule for what has no recipe.
 
-    conv:   algorithm, mr x nr, unroll, loop order     the points in the order of their estimate, the rule's own first
-    rest:   MetaSchedule, evolutionary                 with the trials that the convs leave
+    conv:   the backend's points (`Tuning.points`)          in the order of their estimate, the rule's own first
+    rest:   MetaSchedule, evolutionary, in `Tuning.space`   with the trials that the convs leave
 
 Kernels are measured by MetaSchedule's runner, in a process of their own, with cold caches: in a net every layer's weights
 come from memory, and a hot loop hides it. A killed search goes on where it was: what the database holds is not measured
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,10 @@ from tvm import tirx
 from tvm.s_tir import meta_schedule
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.backend import Backend, Tuning
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.build import COMPILING
-from reparam_compiler.lowering.conv.algorithms import (
-    Algorithm,
-    ConvShape,
-    Direct,
-    Order,
-    Tile,
-    candidate_tiles,
-    candidates,
-    unroll_of,
-)
 from reparam_compiler.lowering.conv.scheduled import SCHEDULED
-from reparam_compiler.lowering.cpu.kernels import kernel_of
-from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit, vector_unit
-from reparam_compiler.lowering.cpu.pipeline import prepared, with_kernels
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.conv_sites import ConvSite, find_conv_sites
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
@@ -51,8 +39,6 @@ from reparam_compiler.lowering.runtime.linking import export_library
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
 from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
-ORDERS: tuple[Order, ...] = ("weights", "pixels")
-POINTS = 24  # points of one conv that are worth a measurement
 INTRINSICS = "tvm.s_tir.tensor_intrin"
 BATCH = 16  # generic trials between two writes of the database
 
@@ -81,7 +67,7 @@ def tune(
     *,
     target: TargetLike = None,
     trials: int = 256,
-    database: str | Path,
+    database: str | os.PathLike[str],
     repeat: int = 3,
     number: int = 1,
     timeout: float = 30.0,
@@ -91,54 +77,57 @@ def tune(
     """Measure candidates for every kernel of a model on this machine and keep them in `database`.
 
     Args:
-        model, example_inputs, target, input_shapes: as for `compile`; the target must be this machine's cpu.
+        model, example_inputs, target, input_shapes: as for `compile`; the target must be one that this machine runs.
         trials: measurements in all, those that `database` already holds for this model included.
         database: the folder of the records; `compile(database=…)` reads it.
         repeat, number: measurements of one candidate, and runs in each.
         timeout: seconds that one candidate may take.
         progress: draw a progress bar on stderr.
 
-    Raises: LoweringError where the target is not a cpu, or what `compile` raises.
+    Raises: LoweringError as `check_search`, or what `compile` raises.
     """
-    resolved = resolve(target)
-    if not backend_for(resolved).tunable:
-        raise LoweringError(f"tune: found target {describe(resolved)}; expected an llvm target, on whose machine this runs")
-    if trials < 1 or repeat < 1 or number < 1:
-        raise LoweringError(f"tune: found trials={trials}, repeat={repeat}, number={number}; expected 1 or more of each")
-    folder = Path(database)
-    prepare(folder)
-    with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), resolved, filter_stderr():
+    search = check_search(target, database, trials=trials, repeat=repeat, number=number, timeout=timeout)
+    with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), search.backend.target, filter_stderr():
         imported = to_relax(model, example_inputs, input_shapes=input_shapes)
-        module = prepared(imported.module)
+        module = search.tuning.prepared(imported.module)
         sites = _distinct(find_conv_sites(module["main"]))
         config = meta_schedule.runner.EvaluatorConfig(number, repeat, 0, enable_cpu_cache_flush=True)
         runner = meta_schedule.runner.LocalRunner(timeout, config, initializer=_skip_intrinsics)
-        convs = _tune_convs(sites, resolved, trials, folder, runner, advance)
-        rest = _tune_rest(with_kernels(module, resolved), resolved, trials - convs.total, folder, runner, advance)
+        convs = _tune_convs(search, sites, trials, runner, advance)
+        rest = _tune_rest(search, search.tuning.with_kernels(module), trials - convs.total, runner, advance)
     return TuneResult(convs.measured + rest.measured, convs.total + rest.total, (*convs.tasks, *rest.tasks))
 
 
-def points(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
-    """The points of a conv that a search measures.
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A search that can be made: for which target, of what, and the folder of its records."""
 
-    Every algorithm as the rule would have it, the rule's own first; then other tiles of the likeliest two, then other loops.
+    backend: Backend
+    tuning: Tuning
+    folder: Path
+
+
+def check_search(
+    target: TargetLike, database: str | os.PathLike[str], *, trials: int, repeat: int, number: int, timeout: float
+) -> Search:
+    """What `tune` is asked for, where it can be done; asked before a model is fused, which may take minutes. Makes the folder.
+
+    Raises: LoweringError where `target` cannot be read, is of a kind that nothing is searched for, or not this machine's;
+    a number is too small; or `database` cannot be a folder.
     """
-    rule = candidates(shape, unit)
-    found = list(rule)
-    for each in rule[:2]:
-        gemm = each.gemm(shape)
-        tiles = candidate_tiles(gemm, unit, shape.group_in)[: POINTS // 4]
-        found += [replace(each, tile=tile) for tile in [*tiles, *_loops(each.tile, shape, isinstance(each, Direct))]]
-    return list(dict.fromkeys(found))[:POINTS]
-
-
-def _loops(tile: Tile, gemm: ConvShape, ordered: bool) -> list[Tile]:
-    """The same tile with other loops; only the direct form has an order to choose."""
-    unrolls = sorted({unroll_of(gemm.group_in, most) for most in (1, 2, 4, 8)}, reverse=True)
-    return [
-        replace(tile, unroll=unroll, order=order)
-        for order, unroll in itertools.product(ORDERS if ordered else (tile.order,), unrolls)
-    ]
+    backend = backend_for(resolve(target))
+    if (tuning := backend.tuning()) is None:
+        raise LoweringError(
+            f"tune: found target {describe(backend.target)}; expected an llvm target, on whose machine this runs"
+        )
+    if reason := backend.unrunnable_here():
+        raise LoweringError(f"tune: found target {describe(backend.target)}; candidates are run here, and {reason}")
+    if trials < 1 or repeat < 1 or number < 1:
+        raise LoweringError(f"tune: found trials={trials}, repeat={repeat}, number={number}; expected 1 or more of each")
+    if not timeout > 0:
+        raise LoweringError(f"tune: found timeout={timeout}; expected more than 0 seconds")
+    prepare(Path(database))
+    return Search(backend, tuning, Path(database))
 
 
 def _distinct(sites: Sequence[ConvSite]) -> list[ConvSite]:
@@ -147,19 +136,19 @@ def _distinct(sites: Sequence[ConvSite]) -> list[ConvSite]:
     return sorted(by_shape.values(), key=lambda site: -site.shape.macs)
 
 
-def _tune_convs(sites: Sequence[ConvSite], target: Any, trials: int, folder: Path, runner: Any, advance: Any) -> TuneResult:
+def _tune_convs(search: Search, sites: Sequence[ConvSite], trials: int, runner: Any, advance: Any) -> TuneResult:
     """Measure the missing points of every site, each site's first before any site's second."""
-    unit, name = vector_unit(target), describe(target)
-    wanted = [[(site, algorithm) for algorithm in points(site.shape, unit)] for site in sites]
+    name = describe(search.backend.target)
+    wanted = [[(site, algorithm) for algorithm in search.tuning.points(site.shape)] for site in sites]
     ordered = [pair for group in itertools.zip_longest(*wanted) for pair in group if pair is not None]
-    known = {(r.shape, r.algorithm): r for r in read_convs(folder) if r.target == name}
+    known = {(r.shape, r.algorithm): r for r in read_convs(search.folder) if r.target == name}
     kept = [pair for pair in ordered if (pair[0].shape, pair[1]) in known]
     advance(len(kept))
     missing = [pair for pair in ordered if (pair[0].shape, pair[1]) not in known][: max(0, trials - len(kept))]
     for site, algorithm in missing:
-        seconds = _measure(kernel_of(site.shape, algorithm, site.epilogue, unit), target, runner)
+        seconds = _measure(search.tuning.kernel(site.shape, algorithm, site.epilogue), search.backend, runner)
         record = ConvRecord(site.shape, site.epilogue, algorithm, name, seconds)
-        append_conv(folder, record)
+        append_conv(search.folder, record)
         known[site.shape, algorithm] = record
         advance(1)
     tasks = []
@@ -169,26 +158,26 @@ def _tune_convs(sites: Sequence[ConvSite], target: Any, trials: int, folder: Pat
     return TuneResult(len(missing), len(kept) + len(missing), tuple(tasks))
 
 
-def _measure(func: Any, target: Any, runner: Any) -> tuple[float, ...]:
+def _measure(func: Any, backend: Backend, runner: Any) -> tuple[float, ...]:
     """Seconds of one kernel, by the runner's process; nothing where it fails there."""
     arguments = meta_schedule.arg_info.ArgInfo.from_prim_func(func)
     with tempfile.TemporaryDirectory(prefix="reparam-") as work:
         path = Path(work) / "kernel.so"
-        kernel = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=target)
+        kernel = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=backend.target)
         export_library(kernel, path)
-        (future,) = runner.run([meta_schedule.runner.RunnerInput(str(path), "cpu", arguments)])
+        (future,) = runner.run([meta_schedule.runner.RunnerInput(str(path), backend.device_name, arguments)])
         result = future.result()
     return tuple(float(seconds) for seconds in result.run_secs or ())
 
 
-def _tune_rest(module: Any, target: Any, trials: int, folder: Path, runner: Any, advance: Any) -> TuneResult:
+def _tune_rest(search: Search, module: Any, trials: int, runner: Any, advance: Any) -> TuneResult:
     """MetaSchedule's generic space for the functions that no recipe made, with what the convs left of the trials."""
     functions = {
         str(variable.name_hint): func
         for variable, func in module.functions_items()
         if isinstance(func, tirx.PrimFunc) and not (func.attrs and func.attrs.get(SCHEDULED))
     }
-    store = meta_schedule.database.JSONDatabase(str(folder / WORKLOADS), str(folder / SCHEDULES))
+    store = meta_schedule.database.JSONDatabase(str(search.folder / WORKLOADS), str(search.folder / SCHEDULES))
     before = len(store)
     advance(min(before, max(0, trials)))
     if functions and trials - before > 0:
@@ -196,8 +185,8 @@ def _tune_rest(module: Any, target: Any, trials: int, folder: Path, runner: Any,
             contexts = [
                 meta_schedule.TuneContext(
                     tvm.IRModule({"main": func.with_attr("global_symbol", "main")}),
-                    target=target,
-                    space_generator=_space(),
+                    target=search.backend.target,
+                    space_generator=search.tuning.space(),
                     search_strategy=_strategy(),
                     task_name=name,
                     rand_state=1 + index,
@@ -220,15 +209,6 @@ def _tune_rest(module: Any, target: Any, trials: int, folder: Path, runner: Any,
     return TuneResult(len(store) - before, len(store), tasks)
 
 
-def _space() -> Any:
-    """The generic space of a cpu, named: chosen by the target it asks for tensor intrinsics wherever there is VNNI."""
-    return meta_schedule.space_generator.PostOrderApply(
-        sch_rules=meta_schedule.ScheduleRule.create(KIND),
-        postprocs=meta_schedule.Postproc.create(KIND),
-        mutator_probs=meta_schedule.Mutator.create(KIND),
-    )
-
-
 def _strategy() -> Any:
     """Evolution in a small population: the default one of 512 spends minutes a task before its first measurement."""
     return meta_schedule.search_strategy.EvolutionarySearch(population_size=64, init_min_unmeasured=8, genetic_num_iters=2)
@@ -248,7 +228,7 @@ def _generic_task(store: Any, name: str, func: Any) -> TunedTask:
 
 
 def _skip_intrinsics() -> None:
-    """Stand in for a module of tensor intrinsics, which a cpu target does not need and which takes 40 s to import."""
+    """Stand in for TVM's module of tensor intrinsics, which no `Tuning` needs and which takes 40 s to import."""
     sys.modules.setdefault(INTRINSICS, types.ModuleType(INTRINSICS))
 
 
@@ -278,7 +258,10 @@ def _filter_logging() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bar(shown: bool, total: int) -> Iterator[Any]:
-    """A function that moves the progress bar on by n; the bar has a stderr of its own, for `quiet` holds the common one."""
+    """A function that moves the progress bar on by n.
+
+    The bar has a stderr of its own, for `filter_stderr` holds the common one.
+    """
     if not (shown and sys.stderr is not None and sys.stderr.isatty()):
         yield lambda steps: None
         return
