@@ -1,13 +1,15 @@
 """What a graph costs: parameters, theoretical FLOPs, Winograd MULs and activation memory, as the paper counts them (Table 4).
 
 FLOPs   a multiply-add of a conv counts one: O * I/groups * |K| for each output position; the linear layer is left out
-MULs    F(2x2, 3x3) needs 16 multiplications where a 3x3 conv of stride 1 has 36: it counts 4/9, every other conv in full
+MULs    F(2x2, 3x3) needs 16 multiplications where a 3x3 conv of stride 1 has 36: one that is neither dilated nor depthwise
+        counts 4/9, every other conv in full
 
 and how long an op takes by a roofline, which is what decides whether a fusion pays:
 
     seconds = max(MULs / rate, bytes / bandwidth) + launch
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -16,8 +18,19 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
 from reparam_compiler.vocabulary.dtypes import DTYPES
 
-BYTES = {word: row.bytes for word, row in DTYPES.items()}
-"""Bytes of an element; one of every other dtype."""
+_USUAL_BYTES = 4
+
+
+def element_bytes(dtype: str) -> int:
+    """The bytes of an element; of a dtype that the graph has no word for by the bits in its name, a float32's where there are none.
+
+    >>> element_bytes("bf16"), element_bytes("complex64"), element_bytes("float8_e4m3fn"), element_bytes("string")
+    (2, 8, 1, 4)
+    """
+    if dtype in DTYPES:
+        return DTYPES[dtype].bytes
+    bits = re.search(r"\d+", dtype)
+    return max(int(bits[0]) // 8, 1) if bits else _USUAL_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +83,18 @@ def work(op: ops.Op, params: Sequence[Param], read: int, written: int) -> Work:
     """What an op does that reads and writes so many elements; one that only names its input anew does nothing."""
     if op.takes_no_time:
         return NO_WORK
-    element = BYTES.get(params[0].dtype, 4) if params else 4
+    element = element_bytes(params[0].dtype) if params else _USUAL_BYTES
     size = element * (read + written + sum(param.count for param in params))
     if not params or not isinstance(op, ops.Weighted):
         return Work(0, 0.0, size, 1)
     multiply_adds = (read if isinstance(op, ops.ConvTranspose) else written) * prod(params[0].shape[1:])
-    is_dense = isinstance(op, ops.Conv) and params[0].shape[1] > 1 and op.dilation == (1,) * len(op.dilation)
-    winograd = is_dense and isinstance(op, ops.Conv) and params[0].shape[2:] == (3, 3) and op.stride == (1, 1)
-    return Work(multiply_adds, multiply_adds * 4 / 9 if winograd else float(multiply_adds), size, 1)
+    return Work(multiply_adds, _winograd_muls(op, params[0].shape, multiply_adds), size, 1)
+
+
+def _winograd_muls(op: ops.Op, weight: tuple[int, ...], multiply_adds: int) -> float:
+    """The multiplications with F(2x2, 3x3) of an op that has a weight of this shape."""
+    takes_it = isinstance(op, ops.Conv) and op.stride == op.dilation == (1, 1) and weight[2:] == (3, 3) and weight[1] > 1
+    return multiply_adds * 4 / 9 if takes_it else float(multiply_adds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +126,11 @@ def cost(graph: Graph) -> Cost:
         params=sum(param.count for param in graph.param_users if param.role in ("weight", "bias")),
         convs=len(convs),
         flops=sum(known) if whole else None,
-        winograd_muls=sum(_winograd(node, count) for node, count in zip(convs, known, strict=True)) if whole else None,
+        winograd_muls=sum(
+            _winograd_muls(node.op, node.params[0].shape, count) for node, count in zip(convs, known, strict=True)
+        )
+        if whole
+        else None,
         activation_bytes=_peak_bytes(graph),
     )
 
@@ -121,24 +142,19 @@ def _multiply_adds(node: Node, graph: Graph) -> int | None:
     return None if shape is None else prod(shape) * prod(node.params[0].shape[1:])
 
 
-def _winograd(node: Node, multiply_adds: int) -> float:
-    if isinstance(node.op, ops.Conv) and node.params[0].shape[2:] == (3, 3) and node.op.stride == (1, 1):
-        return multiply_adds * 4 / 9
-    return float(multiply_adds)
-
-
 def _peak_bytes(graph: Graph) -> int | None:
-    """The most that is alive at one time: a value lives from the op that makes it to the last one that reads it."""
+    """The most that is alive at one time: a value lives from the op that makes it to the last one that reads it, an output on."""
     sizes: dict[str, int] = {}
     for node in graph:
         shape = node.type.static_shape if node.type is not None else None
         if node.type is None or shape is None:
             return None
-        sizes[node.id] = prod(shape) * BYTES.get(node.type.dtype, 1)
+        sizes[node.id] = prod(shape) * element_bytes(node.type.dtype)
     left = {node_id: len(readers) for node_id, readers in graph.users.items()}
     alive = peak = 0
     for node in graph:
-        in_place = node.op.in_place and bool(node.sources) and left[node.sources[0]] == 1
+        x = node.sources[0] if node.op.in_place and node.sources else None
+        in_place = x is not None and left[x] == 1 and x not in graph.outputs
         if not in_place:
             alive += sizes[node.id]
             peak = max(peak, alive)

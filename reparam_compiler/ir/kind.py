@@ -74,8 +74,6 @@ class Kind:
     """It only moves elements: it runs as it is on labels (pruning)."""
     runs_whole: ClassVar[bool] = False
     """It moves data along axes that it does not name: labels run through it at the full size of every axis."""
-    affine: ClassVar[bool] = False
-    """It is affine in what it reads, taken together, and has no rule for all cases: a region with it may be probed."""
     alike_everywhere: ClassVar[bool] = False
     """It does the same at every position of every sample; along which axes it joins or splits, its rule checks."""
     arithmetic: ClassVar[bool] = False
@@ -118,6 +116,11 @@ class Kind:
         No model has one. It is how the masked reference of pruning lets channels leave a norm (`slice_channels.masked`).
         """
         return "mask" in self.operands.names
+
+    @property
+    def affine(self) -> bool:
+        """True where it is affine in what it reads, taken together, and has no rule for all cases: a region with it may be probed."""
+        return False
 
     @property
     def spatial_rank(self) -> int | None:

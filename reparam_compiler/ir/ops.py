@@ -75,6 +75,10 @@ __all__ = [
 ]
 
 
+Reduction = Literal["mean", "sum", "max", "min", "norm"]
+"""What a reduction makes of the elements along its axes."""
+
+
 class Facts(Flag):
     """What is known of an op that has no form of its own here; the frontend that read it says so.
 
@@ -179,9 +183,9 @@ class Reduce(Kind):
     """(x, mask or None): mean, sum, max, min or Euclidean norm over `axes`."""
 
     operands = Operands(("x",), ("mask",))
-    affine = keeps_equals_equal = True
+    keeps_equals_equal = True
 
-    function: Literal["mean", "sum", "max", "min", "norm"]
+    function: Reduction
     axes: Ints
     keepdim: bool
 
@@ -191,7 +195,7 @@ class Reduce(Kind):
         return self.function
 
     @property
-    def is_linear(self) -> bool:
+    def affine(self) -> bool:
         """True for a sum and a mean."""
         return self.function in ("sum", "mean")
 

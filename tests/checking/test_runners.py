@@ -70,8 +70,8 @@ def test_random_complex_inputs_are_tried() -> None:
 
 
 def test_numbers_and_arrays_of_any_kind_are_outputs() -> None:
-    given = {"whole": 3, "real": np.float32(2), "truth": True, "complex": 1j, "spectrum": np.ones(2, np.complex64), "none": None}
-    found = leaves(given)
+    spectrum = np.ones(2, np.complex64)
+    found = leaves({"whole": 3, "real": np.float32(2), "truth": True, "complex": 1j, "spectrum": spectrum, "none": None})
     assert {place: value.dtype for place, value in found.items()} == {
         "['whole']": torch.int64,
         "['real']": torch.float32,

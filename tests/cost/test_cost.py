@@ -1,13 +1,16 @@
 """The tool prints the paper's columns: 11 models, 33 figures, and the memory of its Fig. 3."""
 
+from math import prod
+
 import pytest
 import torch
 from torch import nn
 
 from benchmarks import paper_table
-from reparam_compiler.cost.model import cost
+from reparam_compiler.cost.model import cost, element_bytes, work
 from reparam_compiler.frontends.torch.fx import FxFrontend
-from reparam_compiler.ir.graph import Graph
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, TensorType
 
 PAPER = {  # RepVGG, CVPR 2021, Table 4: params (M), FLOPs (G), Winograd MULs (G)
     "A0": ("8.30", "1.4", "0.7"),
@@ -60,6 +63,45 @@ def test_a_residual_block_holds_its_input_and_a_plain_one_frees_it() -> None:
     one = 8 * 6 * 5 * 4  # bytes of one activation
     assert cost(graph_of(plain, 1, 8, 6, 5)).activation_bytes == 2 * one
     assert cost(graph_of(Residual(), 1, 8, 6, 5)).activation_bytes == 3 * one
+
+
+def test_an_output_stays_alive_though_an_op_in_place_reads_it() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.both = True
+
+        def forward(self, x: torch.Tensor) -> object:
+            y = torch.relu(x)
+            z = torch.relu(y)
+            return (y, z) if self.both else z
+
+    one = 8 * 6 * 5 * 4
+    assert cost(graph_of(Both(), 1, 8, 6, 5)).activation_bytes == 2 * one
+    alone = Both()
+    alone.both = False
+    assert cost(graph_of(alone, 1, 8, 6, 5)).activation_bytes == one
+
+
+def test_work_and_cost_count_winograd_alike_and_not_for_depthwise_or_dilated_convs() -> None:
+    for conv, share in (
+        (nn.Conv2d(4, 4, 3, groups=2), 4 / 9),
+        (nn.Conv2d(4, 4, 3, groups=4), 1),
+        (nn.Conv2d(4, 4, 3, dilation=2), 1),
+    ):
+        graph = graph_of(conv, 1, 4, 9, 8)
+        node, found = graph[graph.outputs[0]], cost(graph)
+        assert node.type is not None
+        assert found.winograd_muls == pytest.approx(share * (found.flops or 0))
+        assert work(node.op, node.params, 4 * 9 * 8, prod(node.type.static_shape or ())).muls == found.winograd_muls
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("bool", 1), ("f16", 2), ("complex128", 16), ("float8_e5m2", 1), ("INT4", 1), ("", 4)])
+def test_an_element_has_the_bytes_of_its_dtype_known_or_not(dtype: str, size: int) -> None:
+    assert element_bytes(dtype) == size
+    op = Node("y", ops.Elementwise("relu"), ("x",), TensorType(dtype, (3, 2)))
+    graph = Graph.of([Node("x", ops.Input(), (), TensorType(dtype, (3, 2))), op], ["x", "y"])
+    assert cost(graph).activation_bytes == 2 * 6 * size
 
 
 def test_without_shapes_only_parameters_and_convs_are_counted() -> None:

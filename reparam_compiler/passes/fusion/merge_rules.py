@@ -182,7 +182,7 @@ def stack(node: Node, operands: Sequence[Operand], source: SourceLayout) -> Abst
 def reduction(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
     """The sum or mean over the axis along which kernels were stacked."""
     (stacked,), op = operands, node.op
-    if not isinstance(stacked, Stacked) or not isinstance(op, ops.Reduce) or not op.is_linear:
+    if not isinstance(stacked, Stacked) or not isinstance(op, ops.Reduce) or not op.affine:
         raise NoRule(f"{op.name} over other axes than that of a stack")
     if len(op.axes) != 1 or op.axes[0] not in stacked.axes:
         raise NoRule(f"{op.name} over other axes than that of a stack")

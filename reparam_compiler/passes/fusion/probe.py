@@ -51,7 +51,7 @@ def is_affine(node: Node) -> bool:
     if isinstance(op, ops.Opaque):
         computed = len(node.sources)
         return op.run is not None and (Facts.LINEAR in op.facts or (Facts.BILINEAR in op.facts and computed == 1))
-    return op.is_linear if isinstance(op, ops.Reduce) else op.affine
+    return op.affine
 
 
 def identify(
