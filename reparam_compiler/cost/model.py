@@ -22,7 +22,7 @@ _USUAL_BYTES = 4
 
 
 def element_bytes(dtype: str) -> int:
-    """The bytes of an element; of a dtype that the graph has no word for by the bits in its name, a float32's where there are none.
+    """The bytes of an element: of a dtype that the graph has no word for by the bits in its name, and 4 where there are none.
 
     >>> element_bytes("bf16"), element_bytes("complex64"), element_bytes("float8_e4m3fn"), element_bytes("string")
     (2, 8, 1, 4)
@@ -143,7 +143,7 @@ def _multiply_adds(node: Node, graph: Graph) -> int | None:
 
 
 def _peak_bytes(graph: Graph) -> int | None:
-    """The most that is alive at one time: a value lives from the op that makes it to the last one that reads it, an output on."""
+    """The most that is alive at one time: a value lives from the op that makes it to the last that reads it; outputs stay."""
     sizes: dict[str, int] = {}
     for node in graph:
         shape = node.type.static_shape if node.type is not None else None

@@ -20,6 +20,7 @@ from torch import Tensor
 from reparam_compiler.core.kernel import PaddingMode, Pairs
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
+from reparam_compiler.vocabulary.padding import TORCH_PAD
 from reparam_compiler.vocabulary.resolve import MATH
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -34,7 +35,6 @@ _REDUCE: dict[str, Callable[..., Tensor]] = {
     "min": torch.amin,
     "norm": lambda x, axes, keepdim: torch.linalg.vector_norm(x, 2, axes, keepdim=keepdim),
 }
-_PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 _Weighted = ops.Conv | ops.ConvTranspose | ops.Linear | ops.BatchNorm | ops.Embedding
 _Window = ops.AvgPool | ops.MaxPool | ops.AdaptiveAvgPool | ops.Pad
@@ -135,7 +135,7 @@ def _extended(x: Tensor, padding: Pairs, mode: PaddingMode) -> Tensor:
     for axis, (low, high) in enumerate(padding):
         if low or high:
             lines = x.movedim(axis, -1)
-            rows = F.pad(lines.reshape(1, -1, lines.shape[-1]), (low, high), _PAD_MODE[mode])
+            rows = F.pad(lines.reshape(1, -1, lines.shape[-1]), (low, high), TORCH_PAD[mode])
             x = rows.reshape(*lines.shape[:-1], rows.shape[-1]).movedim(-1, axis)
     return x
 
@@ -148,7 +148,7 @@ def _symmetric(op: ops.Op, padding: Sequence[tuple[int, int]]) -> tuple[int, ...
 
 def padded(x: Tensor, padding: Pairs, mode: PaddingMode) -> Tensor:
     """x with its last axes extended as a conv extends them."""
-    return F.pad(x, _torch_padding(padding), _PAD_MODE[mode]) if any(map(any, padding)) else x
+    return F.pad(x, _torch_padding(padding), TORCH_PAD[mode]) if any(map(any, padding)) else x
 
 
 def _torch_padding(padding: Sequence[tuple[int, int]]) -> list[int]:

@@ -119,7 +119,7 @@ class Kind:
 
     @property
     def affine(self) -> bool:
-        """True where it is affine in what it reads, taken together, and has no rule for all cases: a region with it may be probed."""
+        """It is affine in what it reads, taken together, and has no rule for all cases: a region with it may be probed."""
         return False
 
     @property

@@ -96,7 +96,9 @@ def test_work_and_cost_count_winograd_alike_and_not_for_depthwise_or_dilated_con
         assert work(node.op, node.params, 4 * 9 * 8, prod(node.type.static_shape or ())).muls == found.winograd_muls
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("bool", 1), ("f16", 2), ("complex128", 16), ("float8_e5m2", 1), ("INT4", 1), ("", 4)])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("bool", 1), ("f16", 2), ("complex128", 16), ("float8_e5m2", 1), ("INT4", 1), ("", 4)]
+)
 def test_an_element_has_the_bytes_of_its_dtype_known_or_not(dtype: str, size: int) -> None:
     assert element_bytes(dtype) == size
     op = Node("y", ops.Elementwise("relu"), ("x",), TensorType(dtype, (3, 2)))

@@ -15,9 +15,10 @@ from reparam_compiler.core.kernel import PaddingMode, Pairs
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
+from reparam_compiler.ir.kind import OperandName
 from reparam_compiler.vocabulary.dtypes import FLOATING
+from reparam_compiler.vocabulary.padding import ONNX_PAD
 
-_PAD_WORDS = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 _TO_THE_END = 2**63 - 1
 
 
@@ -51,7 +52,7 @@ class Emitter:
                 raise RewriteError(f"{node.id}: {op} cannot be written back to ONNX; this is a limit of the ONNX frontend")
 
     def _conv(self, node: Node, op: ops.Conv, output: str) -> list[NodeProto]:
-        x, rank = self._operand(node, 0), len(op.stride)
+        x, rank = self._name(node, "x"), len(op.stride)
         padding, before = op.padding, list[NodeProto]()
         if op.mode != "zeros" and any(n < 0 for pair in padding for n in pair):  # ONNX cuts by constant padding alone
             cut, x = x, self.value(f"{node.id}.cut")
@@ -65,12 +66,12 @@ class Emitter:
         attributes: dict[str, Any] = {
             "dilations": list(op.dilation),
             "group": op.groups,
-            "kernel_shape": list(node.params[0].shape[2:]),
+            "kernel_shape": list(_weight(node).shape[2:]),
             "pads": _pads(padding),
             "strides": list(op.stride),
         }
-        inputs = [x, *(self._operand(node, index) for index in range(1, len(node.inputs)))]
-        return [*before, helper.make_node("Conv", trimmed(inputs), [output], **attributes)]
+        inputs = trimmed([x, self._name(node, "weight"), self._name(node, "bias")])
+        return [*before, helper.make_node("Conv", inputs, [output], **attributes)]
 
     def _conv_transpose(self, node: Node, op: ops.ConvTranspose, output: str) -> NodeProto:
         """What is cut off and what is added at the high end cancel out: runtimes add less than the stride only."""
@@ -84,24 +85,21 @@ class Emitter:
         attributes: dict[str, Any] = {
             "dilations": list(op.dilation),
             "group": op.groups,
-            "kernel_shape": list(node.params[0].shape[2:]),
+            "kernel_shape": list(_weight(node).shape[2:]),
             "pads": [low for low, _, _ in ends] + [high for _, high, _ in ends],
             "strides": list(op.stride),
         }
         if any(extra for _, _, extra in ends):
             attributes["output_padding"] = [extra for _, _, extra in ends]
-        inputs = trimmed([self._operand(node, index) for index in range(len(node.inputs))])
+        inputs = trimmed([self._name(node, place) for place in ("x", "weight", "bias")])
         return helper.make_node("ConvTranspose", inputs, [output], **attributes)
 
     def _linear(self, node: Node, output: str) -> list[NodeProto]:
         """Gemm for rows; MatMul and Add where x has other axes, or they are not known."""
-        x = self._operand(node, 0)
-        bias = self._operand(node, 2) if len(node.inputs) > 2 else ""
+        x, bias = self._name(node, "x"), self._name(node, "bias")
         if self.rank_of(x) == 2:
-            return [helper.make_node("Gemm", trimmed([x, self._operand(node, 1), bias]), [output], transB=1)]
-        weight = node.param("weight")
-        if weight is None:
-            raise RewriteError(f"{node.id}: a linear layer without weight")
+            return [helper.make_node("Gemm", trimmed([x, self._name(node, "weight"), bias]), [output], transB=1)]
+        weight = _weight(node)
         matrix = self.tensor(f"{node.id}.weight", weight, self.dtype_of(node, weight), True)
         product = self.value(f"{node.id}.product") if bias else output
         nodes = [helper.make_node("MatMul", [x, matrix], [product])]
@@ -113,8 +111,8 @@ class Emitter:
         if mode == "circular" and self.opset < 19:
             return self._wrapped(x, output, padding)
         if self.opset < 11:
-            return [helper.make_node("Pad", [x], [output], mode=_PAD_WORDS[mode], pads=_pads(padding))]
-        return [helper.make_node("Pad", [x, self._integers(f"{output}.pads", _pads(padding))], [output], mode=_PAD_WORDS[mode])]
+            return [helper.make_node("Pad", [x], [output], mode=ONNX_PAD[mode], pads=_pads(padding))]
+        return [helper.make_node("Pad", [x, self._integers(f"{output}.pads", _pads(padding))], [output], mode=ONNX_PAD[mode])]
 
     def _wrapped(self, x: str, output: str, padding: Pairs) -> list[NodeProto]:
         """Circular padding before opset 19: on each axis what stands at the one end is joined to the other."""
@@ -141,8 +139,9 @@ class Emitter:
     def _integers(self, name: str, values: Sequence[int]) -> str:
         return self.tensor(name, Param.of(np.array(values, np.int64), role="const", dtype="i64"), "i64", False)
 
-    def _operand(self, node: Node, index: int) -> str:
-        operand = node.inputs[index]
+    def _name(self, node: Node, place: OperandName) -> str:
+        """What the model calls an operand, a new tensor where it has none; empty for one that is absent."""
+        operand = node.operand(place)
         if operand is None or isinstance(operand, str):
             return operand or ""
         return self.name_of(operand) or self.tensor(f"{node.id}.{operand.role}", operand, self.dtype_of(node, operand), False)
@@ -151,6 +150,13 @@ class Emitter:
         """A fused weight has the dtype of the values that it meets: ONNX mixes none."""
         known = node.type.dtype if node.type else param.dtype
         return known if known in FLOATING and param.dtype in FLOATING else param.dtype
+
+
+def _weight(node: Node) -> Param:
+    weight = node.param("weight")
+    if weight is None:
+        raise RewriteError(f"{node.id}: found {node.op.name} whose weight is computed; a pass makes those with a constant one")
+    return weight
 
 
 def _pads(padding: Pairs) -> list[int]:

@@ -9,8 +9,9 @@ Three things that the format hides are made explicit here:
 - what the body of an If, Loop or Scan reads from outside is read by that node.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnx import ModelProto, NodeProto
 
@@ -24,8 +25,11 @@ from reparam_compiler.frontends.onnx.tensors import Constant, constant_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
 from reparam_compiler.ir.ops import Facts
+from reparam_compiler.passes.pruning.coupling.registry import COUPLING_RULES, registered_coupling
 from reparam_compiler.vocabulary.dtypes import DTYPES
 from reparam_compiler.vocabulary.resolve import onnx_facts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,18 +191,22 @@ class OnnxReader:
         if Facts.WIDTH_OF_INPUT in facts and run is not None:
             run = sizes_from_value(run)
         operands = tuple((self._operand(name) if name else None) for name in names)
-        like, reads = self._coupling_model(node)
-        other = shaped_like(self.call_of(node), like) if isinstance(like, ops.Expand) else None
-        if isinstance(like, ops.Expand):
+        called = node.op_type if resolved else f"{node.domain}::{node.op_type}"
+        seen = ops.Opaque(called, run, facts=facts, arguments=attributes_of(node))
+        like, reads = self._coupling_model(node, seen, operands)
+        if isinstance(like, ops.Expand) and seen.target == "Expand":
             run = expanded
-        if other in self.shapes.values:
-            reads, operands = 2, (operands[0], other, *operands[1:])
-        name = node.op_type if resolved else f"{node.domain}::{node.op_type}"
-        return ops.Opaque(name, run, like, reads, facts, attributes_of(node)), operands
+            if (other := shaped_like(self.call_of(node), like)) in self.shapes.values:
+                reads, operands = 2, (operands[0], other, *operands[1:])
+        return replace(seen, run=run, coupling=like, reads=reads), operands
 
-    def _coupling_model(self, node: NodeProto) -> tuple[ops.Op | None, int]:
+    def _coupling_model(self, node: NodeProto, seen: ops.Opaque, operands: tuple[Operand, ...]) -> tuple[ops.Op | None, int]:
         """What pruning sees in an opaque node, and how many of its inputs that reads."""
-        if not self.shapes.is_resolved(node) or captured(node):
+        if captured(node):
+            return None, 0
+        if seen.target in COUPLING_RULES:
+            return self._registered_coupling(node, seen, operands)
+        if not self.shapes.is_resolved(node):
             return None, 0
         self.shapes.refine(node)
         self._refine_expanded(node)
@@ -206,6 +214,17 @@ class OnnxReader:
             return coupling_model(self.call_of(node), self.shapes.example(node.output[0]))
         except Unsupported:
             return None, 0
+
+    def _registered_coupling(
+        self, node: NodeProto, seen: ops.Opaque, operands: tuple[Operand, ...]
+    ) -> tuple[ops.Op | None, int]:
+        """The same for an op that a caller registered a rule for. One that cannot be run is left: nothing would be proven."""
+        if seen.run is None:
+            logger.info("%s has a coupling rule, but no body in the model that could be run: its channels stay", seen.target)
+            return None, 0
+        reads = next((index for index, operand in enumerate(operands) if operand is None), len(operands))
+        like = registered_coupling(Node(node.output[0], seen, operands[:reads], self.shapes.example(node.output[0])))
+        return (None, 0) if like is None else (like, reads)
 
     def _refine_expanded(self, node: NodeProto) -> None:
         known = self.shapes.type(node.output[0])

@@ -23,6 +23,7 @@ from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.onnx.call import Call
 from reparam_compiler.frontends.onnx.emitter import Emitter, trimmed
 from reparam_compiler.frontends.onnx.node_runner import captured
+from reparam_compiler.frontends.onnx.ops.scatter import written_box
 from reparam_compiler.frontends.onnx.reader import Stored
 from reparam_compiler.frontends.onnx.shapes.inference import opset_of
 from reparam_compiler.frontends.onnx.spelling import INPUTS, Numbers, Place, is_stated_anew, numbers
@@ -139,7 +140,8 @@ class OnnxWriter:
             index = self.node_index.get(node.id)
             if index is None or node.id in known or not any(map(self._is_retyped, (node.id, *node.sources))):
                 continue
-            if numbers(self._place(node, self.model.graph.node[index])):
+            states_places = isinstance(node.op, ops.SliceUpdate) and node.type is not None and node.type.static_shape
+            if states_places or numbers(self._place(node, self.model.graph.node[index])):
                 found.append(node)
         return found
 
@@ -158,7 +160,9 @@ class OnnxWriter:
         old = self.before[node.id]
         if node.op.has_mask and node.operand("mask") is not None:
             raise RewriteError(f"{node.id}: a mask of {node.op.name} has no ONNX form; write the graph that was cut")
-        if not node.replaces and is_stated_anew(old.op, node.op) and not isinstance(node.op, ops.SliceUpdate):
+        if isinstance(node.op, ops.SliceUpdate) and not node.replaces:
+            return [self._scattered(node, node.op, native)]
+        if not node.replaces and is_stated_anew(old.op, node.op):
             clone = self._clone(node, old, native)
             if clone is not None:
                 return [self._restated(clone, numbers(self._place(node, native)), native)]
@@ -172,6 +176,25 @@ class OnnxWriter:
         else:
             nodes[-1].name = self._layer_name(node) or native.name
         return nodes
+
+    def _scattered(self, node: Node, op: ops.SliceUpdate, native: NodeProto) -> NodeProto:
+        """A ScatterND to the places of these cuts, as they are numbered now, of a value that fills them."""
+        shape = node.type.static_shape if node.type is not None else None
+        if shape is None:
+            raise RewriteError(f"{node.id}: {op.name} was changed, and its places cannot be numbered where a size is not known")
+        axes = max(self.call_of(native).samples(1)[0].shape[-1], *(axis + 1 for axis, _, _ in op.cuts), 1)
+        box = written_box(op, shape)
+        places = np.stack(np.meshgrid(*map(np.array, box[:axes]), indexing="ij"), -1).astype(np.int64)
+        indices = Param.of(places, role="const", dtype="i64")
+        value = node.operand("value")
+        if isinstance(value, Param):
+            filled = np.broadcast_to(value.load(), [len(places) for places in box])
+            whole = Param.of(filled, role=value.role, dtype=value.dtype)
+            value = self._add(f"{node.id}.{value.role}", whole, value.dtype, False)
+        clone = NodeProto()
+        clone.CopyFrom(native)
+        clone.input[:] = [str(node.operand("x")), self._add(f"{node.id}.indices", indices, "i64", False), value or ""]
+        return clone
 
     def _restated(self, clone: NodeProto, found: Numbers, native: NodeProto) -> NodeProto:
         """The model's own node with other numbers; those that are inputs get the dtype that they had."""
@@ -248,7 +271,7 @@ class OnnxWriter:
         return len(known.shape) if known else None
 
     def _alive(self, replaced: Mapping[int, Sequence[NodeProto]]) -> set[str]:
-        """The nodes that are needed: those that are were always, and those that nothing needed before either."""
+        """The names of the nodes that stay: those that an output depends on, and those of the model that nothing ever read."""
         graph = self.model.graph
         read = readers_of(graph)
         values = {name: gs.Variable(name) for node in graph.node for name in node.output if name}

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reparam_compiler.core.kernel import PaddingMode, Pairs
+from reparam_compiler.vocabulary.padding import TORCH_PAD
 
 
 class Pad(nn.Module):
@@ -19,7 +20,7 @@ class Pad(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`N C *S` to `N C *S'`."""
         amounts = [amount for pair in reversed(self.padding) for amount in pair]
-        return F.pad(x, amounts, "constant" if self.mode == "zeros" else self.mode)
+        return F.pad(x, amounts, TORCH_PAD[self.mode])
 
     def extra_repr(self) -> str:
         """The padding."""

@@ -11,13 +11,13 @@ from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.torch.padded_conv import Pad, PaddedConv
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
+from reparam_compiler.vocabulary.padding import TORCH_PAD
 
 aten = torch.ops.aten
 _MODULES: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _MODULES_TRANSPOSED: dict[int, Callable[..., nn.Module]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _CALLS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 _CALLS_TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.input, 3: aten.conv_transpose3d.input}
-_PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
 def new_module(node: Node, tensor: Callable[[Param], Tensor], *, trains: bool = True) -> nn.Module:
@@ -72,7 +72,7 @@ def new_call(node: Node, call: Callable[..., fx.Node], operands: Sequence[fx.Nod
             symmetric = mode == "zeros" and all(low == high >= 0 for low, high in padding)
             if not symmetric:
                 amounts = [amount for pair in reversed(padding) for amount in pair]
-                x = call(aten.pad.default, x, amounts, _PAD_MODE[mode])
+                x = call(aten.pad.default, x, amounts, TORCH_PAD[mode])
             lows = [low if symmetric else 0 for low, _ in padding]
             return call(_CALLS[len(stride)], x, weight, bias, list(stride), lows, list(dilation), groups)
         case ops.ConvTranspose() as op:

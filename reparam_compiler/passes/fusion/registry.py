@@ -60,7 +60,8 @@ def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRul
     Args:
         name: of a custom op with its namespace (`mine::scale`), of a function or of a leaf module with its package
             (`package.module.scale`), or of an op of torch's or ours as reports call it (`cumsum`, `batch_norm`). A function or
-            op of the same name from elsewhere is another op.
+            op of the same name from elsewhere is another op. In ONNX the domain and the type (`mine::Scale`), where the model
+            has a function of them: that is what the rule is proven by, and without one the op stays as it is.
         override: exchange the rule that there is.
 
     Returns:

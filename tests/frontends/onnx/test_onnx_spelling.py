@@ -78,6 +78,23 @@ def test_a_narrow_stays_a_slice_with_other_bounds(opset: int) -> None:
     assert kinds(written) == ["Conv", "Slice", "Conv"]
 
 
+@pytest.mark.parametrize("axes", [3, 4])
+@pytest.mark.parametrize("kind", ["zero", "by channel", "computed"])
+def test_a_scatter_writes_to_the_places_that_are_left(kind: str, axes: int) -> None:
+    """`y[:, :, 0:1] = value` is exported as the numbers of all its places, each channel's too."""
+    box = (2, 16, 1, 5)
+    index = np.stack(np.meshgrid(*map(np.arange, box[:axes]), indexing="ij"), -1)
+    by_channel = np.broadcast_to(normal(1, 16, 1, 1), box)
+    nodes = [helper.make_node("ScatterND", ["c", "index", "value"], ["v"])]
+    constants = {"index": index, "value": np.zeros(box, np.float32) if kind == "zero" else by_channel.copy()}
+    if kind == "computed":
+        bounds = {"from": np.array([3]), "to": np.array([4]), "axis": np.array([2])}
+        nodes.insert(0, helper.make_node("Slice", ["c", *bounds], ["value"]))
+        constants = {"index": index, **bounds}
+    written = pruned(between(nodes, constants, 16, 17), X)
+    assert kinds(written) == ["Conv", *(["Slice"] if kind == "computed" else []), "ScatterND", "Conv"]
+
+
 def test_bounds_keep_their_dtype() -> None:
     node = helper.make_node("Slice", ["c", *BOUNDS], ["v"])
     written = pruned(between([node], {key: value.astype(np.int32) for key, value in BOUNDS.items()}, 8, 17), X)

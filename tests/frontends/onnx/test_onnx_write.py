@@ -464,12 +464,19 @@ def test_a_crop_is_written_anew_when_its_source_shrinks() -> None:
     np.testing.assert_allclose(run(written, FEEDS)[0], evaluated(after, FEEDS)[0], **FLOAT32)
 
 
-def test_an_assignment_that_was_changed_is_refused() -> None:
+def test_an_assignment_that_was_changed_is_written_with_its_places() -> None:
     constants = {"index": np.array([[[1], [2]]]).reshape(2, 1), "value": normal(2, 4, 7, 5)}
     model = model_of([helper.make_node("ScatterND", ["x", *constants], ["y"])], {"x": (3, 4, 7, 5)}, ["y"], constants)
     reading = OnnxFrontend().read(model)
     node = reading.graph["y"]
     assert node.op == ops.SliceUpdate(((0, 1, None),))
-    other = Param.of(normal(1), role="const", dtype="f32")
-    with pytest.raises(RewriteError, match=r"y: SliceUpdate.* cannot be written back"):
-        reading.write(reading.graph.rewrite({"y": replace(node, inputs=("x", other))}))
+    other = Param.of(np.array([[[2.0]], [[3.0]], [[4.0]], [[5.0]]], np.float32), role="const", dtype="f32")
+    after = reading.graph.rewrite({"y": replace(node, op=ops.SliceUpdate(((0, 0, 1), (2, -2, None))), inputs=("x", other))})
+    feeds = {"x": normal(3, 4, 7, 5)}
+    written = reading.write(after)
+    assert [node.op_type for node in written.graph.node] == ["ScatterND"]
+    onnx.checker.check_model(written, full_check=True)
+    np.testing.assert_allclose(run(written, feeds)[0], evaluated(after, feeds)[0], **FLOAT32)
+    unknown = replace(after["y"], type=TensorType("f32", (None, 4, 7, 5)))
+    with pytest.raises(RewriteError, match="y: slice_update was changed, and its places cannot be numbered"):
+        reading.write(reading.graph.rewrite({"y": unknown}))

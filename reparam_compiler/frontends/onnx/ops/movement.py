@@ -5,14 +5,12 @@ from math import prod
 
 import numpy as np
 
-from reparam_compiler.core.kernel import PaddingMode
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
 from reparam_compiler.frontends.onnx.ops.registry import reads
 from reparam_compiler.frontends.onnx.tensors import decimal
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim
-
-PAD_MODES: dict[str, PaddingMode] = {"constant": "zeros", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+from reparam_compiler.vocabulary.padding import FROM_ONNX_PAD
 
 
 @reads("Pad")
@@ -21,7 +19,7 @@ def pad(call: Call) -> Read:
     pads = call.values(1, "pads")
     if pads is None:
         raise Unsupported("Pad without pads")
-    mode = PAD_MODES[call.attribute("mode", "constant")]
+    mode = FROM_ONNX_PAD[call.attribute("mode", "constant")]
     value = call.attribute("value", None)
     value = float(np.asarray(call.constant(2)).reshape(())) if value is None and call.has(2) else value or 0.0
     axes = call.values(3, "axes")

@@ -60,6 +60,16 @@ def _box(index: np.ndarray, shape: tuple[int, ...]) -> list[Range]:
     return ranges
 
 
+def written_box(op: ops.SliceUpdate, shape: Sequence[int]) -> list[range]:
+    """The places along each axis of a value of this shape that an assignment writes to.
+
+    >>> written_box(ops.SliceUpdate(((1, -2, None),)), (2, 5))
+    [range(0, 2), range(3, 5)]
+    """
+    cuts = {axis: slice(start, stop) for axis, start, stop in op.cuts}
+    return [range(*cuts.get(axis, slice(None)).indices(size)) for axis, size in enumerate(shape)]
+
+
 def _start(ranges: Sequence[Range]) -> int:
     """Counted from the end that is nearer, if that is the same in all sizes."""
     start, _, size = ranges[0]

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from reparam_compiler.core.kernel import PaddingMode, Pairs
+from reparam_compiler.core.kernel import Pairs
 from reparam_compiler.frontends.torch.call import Call, Read, Reader, Unsupported, both, spread
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
+from reparam_compiler.vocabulary.padding import FROM_TORCH_PAD
 
 
 def conv_padding(padding: Any, size: Sequence[int], dilation: Sequence[int]) -> Pairs:
@@ -107,13 +108,7 @@ def _padded(call: Call, mode: str, value: float | None) -> Read:
     amounts = list(call.constant(1, "pad"))
     pairs = list(zip(amounts[::2], amounts[1::2], strict=True))[::-1]
     padding = ((0, 0),) * (call.rank - len(pairs)) + tuple((int(low), int(high)) for low, high in pairs)
-    modes: dict[str, PaddingMode] = {
-        "constant": "zeros",
-        "reflect": "reflect",
-        "replicate": "replicate",
-        "circular": "circular",
-    }
-    return ops.Pad(padding, modes[mode], float(value or 0.0) if mode == "constant" else 0.0), (call.x,)
+    return ops.Pad(padding, FROM_TORCH_PAD[mode], float(value or 0.0) if mode == "constant" else 0.0), (call.x,)
 
 
 WINDOWS: dict[str, Reader] = {

@@ -27,7 +27,8 @@ def register_coupling(name: str, *, override: bool = False) -> Callable[[Couplin
     ...     return ops.Slicewise(tuple(range(len(node.type.shape))))
 
     Args:
-        name: as `register_linear` takes it: `mine::scale`, `package.module.scale`, or an op of torch's that reports call so.
+        name: as `register_linear` takes it: `mine::scale`, `package.module.scale`, or an op of torch's that reports call so. An
+            ONNX type of another domain (`mine::Scale`) must be a function of the model: what cannot be run keeps its channels.
         override: exchange the rule that there is.
 
     Returns:
