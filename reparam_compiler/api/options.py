@@ -5,7 +5,8 @@
 A TypedDict says to a type checker which keywords there are; a frozen dataclass of the same fields has their defaults. What
 means the same everywhere stands in the functions themselves:
 
-    verify          check what is rewritten, and what was written; False leaves every check out
+    verify          check what is rewritten, and what was written. False leaves out what is a check and no step: a region whose
+                    operator was found by trying it out, or acts on positions, is proven all the same, and so is a cut
     inplace         change the caller's model instead of a copy; with verify it is checked before it is changed
     return_report   give `(result, report)`
 """
@@ -13,23 +14,25 @@ means the same everywhere stands in the functions themselves:
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ParamSpec, TypedDict, TypeVar
+from typing import Any, ParamSpec, TypedDict, TypeVar, get_args
 
 from torch import nn
 
 from reparam_compiler.cost.model import USUAL, CostModel
-from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.errors import InfeasiblePruneError, RewriteError
 from reparam_compiler.models.calibration import Calibration
 from reparam_compiler.passes.fusion.fuse_branches import Options
 from reparam_compiler.passes.fusion.planner import Policy
-from reparam_compiler.passes.pruning.allocation import AllocationName, RatioOf
+from reparam_compiler.passes.pruning.allocation import AllocationName, RatioOf, check_ratio
 from reparam_compiler.passes.pruning.budget import Budget
 from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss
-from reparam_compiler.passes.pruning.pipeline import Quality
+from reparam_compiler.passes.pruning.pipeline import Quality, check_method
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Made = TypeVar("Made")
+QUALITY: Quality = "standard"
+"""Where none is given."""
 
 
 class FuseKeywords(TypedDict, total=False):
@@ -42,11 +45,21 @@ class FuseKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class FuseOptions:
-    """What `FuseKeywords` make."""
+    """What `FuseKeywords` make; raises RewriteError for a value that an option cannot have."""
 
     policy: Policy = "cost"
     cost_model: CostModel | None = None
     keep_bn: bool = False
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise RewriteError(f"policy: found {self.policy!r}; expected {' or '.join(map(repr, get_args(Policy)))}")
+        if not isinstance(self.cost_model, CostModel | None):
+            raise RewriteError(
+                f"cost_model: found {self.cost_model!r}; expected a CostModel (measure_costs() gives this machine's), or None"
+            )
+        if not isinstance(self.keep_bn, bool):
+            raise RewriteError(f"keep_bn: found {self.keep_bn!r}; expected True or False")
 
     def of_passes(self, *, verify: bool) -> Options:
         """The same for the passes."""
@@ -65,7 +78,6 @@ class RoundKeywords(TypedDict, total=False):
     round_to: int
     ignore: str | nn.Module | Iterable[str | nn.Module]
     loss: Loss | None
-    measure: Callable[[Any], float] | None
 
 
 class PruneKeywords(RoundKeywords, total=False):
@@ -75,11 +87,12 @@ class PruneKeywords(RoundKeywords, total=False):
     flops: float | None
     params: float | None
     latency: float | None
+    measure: Callable[[Any], float] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PruneOptions:
-    """What `PruneKeywords` make."""
+    """What `PruneKeywords` make; raises InfeasiblePruneError for a value that an option cannot have or nothing would read."""
 
     ratio: float | None = None
     flops: float | None = None
@@ -88,13 +101,40 @@ class PruneOptions:
     importance: str | Criterion | None = None
     allocation: AllocationName | RatioOf = "uniform"
     calibration: Calibration | None = None
-    quality: Quality = "standard"
+    quality: Quality = QUALITY
     mean: float | Sequence[float] | None = None
     std: float | Sequence[float] | None = None
     round_to: int = 8
     ignore: str | nn.Module | Iterable[str | nn.Module] = ()
     loss: Loss | None = None
     measure: Callable[[Any], float] | None = None
+
+    def __post_init__(self) -> None:
+        check_method(self.importance, self.allocation, self.quality, self.round_to)
+        if self.ratio is not None:
+            check_ratio("ratio", self.ratio)
+        if not isinstance(self.ignore, str | nn.Module | Iterable):
+            raise InfeasiblePruneError(
+                f"ignore: found {self.ignore!r}; expected a name, a pattern, a module, or several of these"
+            )
+        for name in ("loss", "measure"):
+            given = getattr(self, name)
+            if given is not None and not callable(given):
+                raise InfeasiblePruneError(f"{name}: found {given!r}; expected a function")
+        if self.measure is not None and self.latency is None:
+            raise InfeasiblePruneError("measure: it times a latency, and none is limited; give latency=, or leave it out")
+        if self.calibration is None:
+            self._check_without_data()
+
+    def _check_without_data(self) -> None:
+        """Raises InfeasiblePruneError for an option of calibration data, where there is none."""
+        unread = [name for name in ("mean", "std") if getattr(self, name) is not None]
+        unread += ["quality"] if self.quality != QUALITY else []
+        if unread:
+            raise InfeasiblePruneError(
+                f"{unread[0]}={getattr(self, unread[0])!r} says what is done with calibration data, and there is none; "
+                "give calibration=, or leave it out"
+            )
 
     @property
     def budget(self) -> Budget | None:

@@ -7,6 +7,7 @@ proof holds: both forms are evaluated in float64. A refusal names the first node
 import logging
 from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def rewrite_regions(
     planner = Planner(
         graph,
         regions,
-        wants=lambda region: wants(region) and not (options.keep_bn and isinstance(graph[region.sink].op, ops.BatchNorm)),
+        wants=lambda region: wants(region) and not (options.keep_bn and _ends_in_norm(region)),
         build=builder.build,
         policy=options.policy,
         cost_model=options.cost_model,
@@ -128,6 +129,12 @@ def rewrite_regions(
     fusions = tuple(_described(candidate, builder.ranges[candidate.node.id]) for candidate in ordered)
     replacements = {candidate.node.id: candidate.node for candidate in ordered}
     return PassResult(graph.rewrite(replacements, regions.dead), fusions, refusals)
+
+
+def _ends_in_norm(region: Region) -> bool:
+    """True where a batch norm follows the last kernel or merge of a region, and only a scale, say, comes after it."""
+    tail = takewhile(lambda node: not isinstance(node.op, ops.Weighted) and not is_merge(node), reversed(region.nodes))
+    return any(isinstance(node.op, ops.BatchNorm) for node in tail)
 
 
 class _Builder:

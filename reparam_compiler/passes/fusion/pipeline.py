@@ -1,11 +1,10 @@
-"""The phases of a fuse, in order, with the invariants checked between them and the graph dumped for those who want to see.
+"""The phases of a fuse, in order, with the invariants checked between them and the graph in the log, at level debug.
 
 fuse_branches    regions with branches, convs in sequence
 fold_bn          what conv-BN pairs remain
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +15,6 @@ from reparam_compiler.passes.fusion.fold_bn import fold_bn
 from reparam_compiler.passes.fusion.fuse_branches import DEFAULTS, Fusion, Options, PassResult, Refusal, fuse_branches
 
 logger = logging.getLogger(__name__)
-Dump = Callable[[str, Graph], None]
 
 
 @runtime_checkable
@@ -30,7 +28,7 @@ class Pass(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A pass and the name that the log and the dumps give it."""
+    """A pass and the name that the log gives it."""
 
     name: str
     run: Pass
@@ -39,13 +37,7 @@ class Phase:
 FUSE: tuple[Phase, ...] = (Phase("fuse_branches", fuse_branches), Phase("fold_bn", fold_bn))
 
 
-def run(
-    graph: Graph,
-    options: Options = DEFAULTS,
-    phases: tuple[Phase, ...] = FUSE,
-    *,
-    dump: Dump | None = None,
-) -> PassResult:
+def run(graph: Graph, options: Options = DEFAULTS, phases: tuple[Phase, ...] = FUSE) -> PassResult:
     """Runs the phases; raises InvalidGraphError where one of them leaves a graph that breaks an invariant."""
     check(graph)
     fusions: list[Fusion] = []
@@ -57,8 +49,6 @@ def run(
         fusions += result.fusions
         refusals += result.refusals
         logger.info("%s: %d rewritten, %d left", phase.name, len(result.fusions), len(result.refusals))
-        if dump is not None:
-            dump(phase.name, graph)
         logger.debug("after %s:\n%s", phase.name, _LazyText(graph))
     standing = tuple(refusal for refusal in refusals if refusal.node in graph.nodes)
     return PassResult(graph, tuple(fusions), standing)

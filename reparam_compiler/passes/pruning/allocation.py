@@ -26,6 +26,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import ceil, lcm
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -97,7 +98,7 @@ def allocate(
             could be pruned, or nothing that was.
     """
     check_request(allocation, round_to)
-    _check_ratio("ratio", ratio)
+    check_ratio("ratio", ratio)
     share = family_ratios(graph, groups, allocation) if isinstance(allocation, Mapping) else {}
     asked = max([ratio, *share.values()])
     if asked and not groups.free:
@@ -188,21 +189,27 @@ def nearest_widths(families: Sequence[Family], targets: Mapping[str, float], rou
     }
 
 
-def check_request(allocation: AllocationName | RatioOf, round_to: int) -> None:
+def check_request(allocation: object, round_to: object) -> None:
     """Raises InfeasiblePruneError for a rounding below 1, an allocation that does not exist, or a ratio out of bounds."""
-    if round_to < 1:
-        raise InfeasiblePruneError(f"round_to={round_to}: give a number of channels, 1 for the exact ratio")
+    if not is_count(round_to):
+        raise InfeasiblePruneError(f"round_to={round_to!r}: give a number of channels, a whole one, 1 for the exact ratio")
     if isinstance(allocation, Mapping):
         for pattern, ratio in allocation.items():
-            _check_ratio(f"allocation[{pattern!r}]", ratio)
-    elif allocation not in ALLOCATIONS:
+            check_ratio(f"allocation[{pattern!r}]", ratio)
+    elif not isinstance(allocation, str) or allocation not in ALLOCATIONS:
         known = ", ".join(map(repr, ALLOCATIONS))
         raise InfeasiblePruneError(f"allocation={allocation!r}: choose one of {known}, or give a mapping of patterns to ratios")
 
 
-def _check_ratio(name: str, ratio: float) -> None:
-    if not 0 <= ratio < 1:
-        raise InfeasiblePruneError(f"{name}={ratio}: give the share of channels to remove, at least 0 and below 1")
+def is_count(number: object) -> bool:
+    """True for a whole number from 1 on, numpy's too; 8.0 is none."""
+    return isinstance(number, Integral) and int(number) >= 1
+
+
+def check_ratio(name: str, ratio: object) -> None:
+    """Raises InfeasiblePruneError for what is no share of channels to remove; `name` is the option that has it."""
+    if not isinstance(ratio, Real) or not 0 <= float(ratio) < 1:
+        raise InfeasiblePruneError(f"{name}={ratio!r}: give the share of channels to remove, at least 0 and below 1")
 
 
 def _balanced(families: Sequence[Family], targets: Mapping[str, float], round_to: int) -> dict[str, int]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
+from numbers import Real
 from types import MappingProxyType
 from typing import Literal
 
@@ -34,8 +35,10 @@ from reparam_compiler.passes.pruning.allocation import (
     RatioOf,
     Saving,
     Step,
+    check_ratio,
     check_request,
     family_ratios,
+    is_count,
     kept,
     nearest_widths,
     pins_text,
@@ -69,8 +72,8 @@ class Budget:
         if not limits:
             raise InfeasiblePruneError("the budget limits nothing; give flops=, params= or latency=")
         for name, share in limits.items():
-            if not 0 < share <= 1:
-                raise InfeasiblePruneError(f"{name}={share}: give the share that may remain, above 0 and at most 1")
+            if not _may_remain(share):
+                raise InfeasiblePruneError(f"{name}={share!r}: give the share that may remain, above 0 and at most 1")
 
     @property
     def limits(self) -> dict[str, float]:
@@ -79,16 +82,19 @@ class Budget:
         return {name: share for name, share in shares.items() if share is not None}
 
 
+def _may_remain(share: object) -> bool:
+    return isinstance(share, Real) and 0 < float(share) <= 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Fit:
     """An allocation that meets a budget.
 
-    shares: what remains of everything that is limited. measurements: how many were made.
+    shares: what remains of everything that is limited.
     """
 
     allocation: Allocation
     shares: Mapping[str, float]
-    measurements: int
 
 
 def fit_budget(
@@ -144,7 +150,7 @@ def fit_budget(
     if budget.latency is not None:
         count = max(count, line.first_measured(budget.latency, count))
     shares = {name: line.share(name, count) for name in budget.limits}
-    return Fit(line.allocation(count), MappingProxyType(shares), line.measurements)
+    return Fit(line.allocation(count), MappingProxyType(shares))
 
 
 def multiply_adds(graph: Graph) -> int:
@@ -160,10 +166,9 @@ def schedule(ratio: float, steps: int, kind: Schedule = "linear") -> tuple[float
 
     Raises InfeasiblePruneError for a ratio outside [0, 1), no round, or a kind that does not exist.
     """
-    if not 0 <= ratio < 1:
-        raise InfeasiblePruneError(f"ratio={ratio}: give the share of channels to remove, at least 0 and below 1")
-    if steps < 1:
-        raise InfeasiblePruneError(f"steps={steps}: give the number of rounds, at least 1")
+    check_ratio("ratio", ratio)
+    if not is_count(steps):
+        raise InfeasiblePruneError(f"steps={steps!r}: give the number of rounds, a whole one, at least 1")
     if kind not in _CURVES:
         raise InfeasiblePruneError(f"kind={kind!r}: choose one of {', '.join(map(repr, _CURVES))}")
     return (*(_CURVES[kind](ratio, i / steps) for i in range(1, steps)), ratio)

@@ -16,10 +16,17 @@ from typing import Literal
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph, NodeId
-from reparam_compiler.passes.pruning.allocation import Allocation, AllocationName, RatioOf, allocate, ignored_nodes
+from reparam_compiler.passes.pruning.allocation import (
+    Allocation,
+    AllocationName,
+    RatioOf,
+    allocate,
+    check_request,
+    ignored_nodes,
+)
 from reparam_compiler.passes.pruning.budget import Budget, Measure, fit_budget
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep, channel_groups
-from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss, Scores, is_cumulative
+from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss, Scores, criterion_of, is_cumulative
 from reparam_compiler.passes.pruning.criteria.importance import importance as scores_of
 from reparam_compiler.passes.pruning.repair.activations import Batch
 from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair
@@ -112,7 +119,6 @@ def prune(
     ignore: Iterable[str] = (),
     measure: Measure | None = None,
     loss: Loss | None = None,
-    seed: int = 0,
 ) -> PruneResult:
     """The graph without `ratio` of the channels of every family that can be cut, or as many as a budget asks for.
 
@@ -127,19 +133,19 @@ def prune(
         round_to: widths go to the nearest multiple of it; 1 is the exact ratio.
         ignore: node ids, native names or patterns whose widths must stay.
         measure, loss: for a budget of latency, and for criteria by gradient.
-        seed: for criteria that draw.
 
     Raises:
         InfeasiblePruneError: nothing can be pruned, or the request contradicts the graph.
         UnsupportedModelError: a shape is not known.
         VerificationError: the pruned graph differs from its masked reference.
     """
-    _check_request(ratio, budget, allocation, quality)
+    check_method(importance, allocation, quality, round_to)
+    _check_amount(ratio, budget, allocation)
     if isinstance(calibration, Iterator):
         calibration = list(calibration)
     groups = channel_groups(graph, pinned=ignored_nodes(graph, ignore))
     ranked_by = importance or (UNCALIBRATED if calibration is None else QUALITIES[quality].importance)
-    scores = scores_of(graph, groups, ranked_by, seed=seed, batches=calibration, loss=loss)
+    scores = scores_of(graph, groups, ranked_by, batches=calibration, loss=loss)
     how = _How(allocation, round_to, is_cumulative(ranked_by), measure)
     chosen, shares = _allotted(graph, groups, scores, ratio if budget is None else budget, how)
     hidden = masked(graph, groups, chosen.keep)
@@ -166,9 +172,16 @@ def prune(
     return PruneResult(pruned, plan, groups, chosen.keep)
 
 
-def _check_request(ratio: float | None, budget: Budget | None, allocation: AllocationName | RatioOf, quality: Quality) -> None:
-    if quality not in QUALITIES:
+def check_method(importance: object, allocation: object, quality: object, round_to: object) -> None:
+    """Raises InfeasiblePruneError for a name that there is not, or a ratio or a rounding out of bounds."""
+    if not isinstance(quality, str) or quality not in QUALITIES:
         raise InfeasiblePruneError(f"quality={quality!r}: choose one of {', '.join(QUALITIES)}")
+    if importance is not None:
+        criterion_of(importance)
+    check_request(allocation, round_to)
+
+
+def _check_amount(ratio: float | None, budget: Budget | None, allocation: AllocationName | RatioOf) -> None:
     if budget is not None and ratio is not None:
         raise InfeasiblePruneError(f"ratio={ratio} and a budget say how much to remove; give one of them")
     if ratio is None and budget is None and isinstance(allocation, str):

@@ -1,5 +1,6 @@
 """Phases run in order, with the invariants checked between them."""
 
+import logging
 from dataclasses import replace
 
 import pytest
@@ -23,11 +24,13 @@ def test_branches_are_fused_before_lone_norms_are_folded() -> None:
     assert [phase.name for phase in pipeline.FUSE] == ["fuse_branches", "fold_bn"]
 
 
-def test_every_phase_is_dumped_and_its_fusions_add_up() -> None:
-    dumped: list[tuple[str, str]] = []
-    result = pipeline.run(graph_of("residual_reorg"), dump=lambda name, graph: dumped.append((name, to_text(graph))))
-    assert [name for name, _ in dumped] == ["fuse_branches", "fold_bn"]
-    assert dumped[-1][1] == to_text(result.graph)
+def test_every_phase_is_in_the_log_and_its_fusions_add_up(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, pipeline.logger.name)
+    result = pipeline.run(graph_of("residual_reorg"))
+    logged = [record.getMessage() for record in caplog.records if record.name == pipeline.logger.name]
+    graphs = [text for text in logged if text.startswith("after ")]
+    assert [text.split(":")[0] for text in graphs] == ["after fuse_branches", "after fold_bn"]
+    assert graphs[-1] == f"after fold_bn:\n{to_text(result.graph)}"
     assert len(result.fusions) == 2
 
 

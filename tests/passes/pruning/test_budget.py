@@ -142,7 +142,7 @@ def test_latency_is_measured_a_few_times_and_never_exceeded(allocation: Allocati
     except InfeasiblePruneError as error:
         assert float(str(error).split("at least ")[1].split()[0]) > share > least  # noqa: PT017
         return
-    assert len(calls) == found.measurements <= MEASUREMENTS
+    assert len(calls) <= MEASUREMENTS
     assert measure(after) <= share * measure(graph)
     as_flops, _, _ = fitted(graph, Budget(flops=min((2.3 * share - 0.3) / 2 + 1e-12, 1.0)), allocation, seed)
     assert found.allocation.widths == as_flops.allocation.widths  # a straight line, so that eight are enough

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 from reparam_compiler.passes.pruning.criteria.importance import (
     CRITERIA,
+    Criterion,
     Scores,
     Scoring,
     importance,
@@ -71,6 +73,22 @@ def test_scores_that_cannot_be_ranked_are_refused(scores: np.ndarray) -> None:
     _, graph, groups = two_convs_summed()
     with pytest.raises(InfeasiblePruneError, match="a finite number for each group"):
         importance(graph, groups, lambda s: scores[: s.groups.count])
+
+
+@pytest.mark.parametrize("criterion", ["l1", lambda scoring: np.arange(scoring.groups.count)])
+def test_a_loss_that_a_criterion_does_not_ask_is_refused(criterion: str | Criterion) -> None:
+    _, graph, groups = two_convs_summed()
+    with pytest.raises(InfeasiblePruneError, match=r"loss: importance .* takes none; leave it out"):
+        importance(graph, groups, criterion, loss=lambda outputs: outputs.sum())  # type: ignore[union-attr]
+
+
+def test_a_loss_reaches_a_criterion_of_the_caller() -> None:
+    def asks(scoring: Scoring) -> Scores:
+        assert scoring.loss is not None
+        return np.full(scoring.groups.count, float(scoring.loss(torch.ones(3))))
+
+    _, graph, groups = two_convs_summed()
+    assert importance(graph, groups, asks, loss=torch.sum)[1] == 3.0
 
 
 def test_unknown_criterion_lists_those_that_exist() -> None:

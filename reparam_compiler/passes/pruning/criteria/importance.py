@@ -9,16 +9,21 @@ A group's filters are the slices, along the output axis, of all convs and linear
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+from torch import Tensor
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups
-from reparam_compiler.passes.pruning.criteria import activation as criteria_activation
-from reparam_compiler.passes.pruning.criteria import gradient as criteria_gradient
-from reparam_compiler.passes.pruning.criteria import magnitude as criteria_magnitude
-from reparam_compiler.passes.pruning.criteria import optimal_brain as selection
+from reparam_compiler.passes.pruning.criteria import (  # noqa: F401 (they register criteria)
+    activation,
+    gradient,
+    magnitude,
+    optimal_brain,
+)
 from reparam_compiler.passes.pruning.criteria.base import (
     CRITERIA,
     Criterion,
@@ -36,13 +41,10 @@ __all__ = [
     "Loss",
     "Scores",
     "Scoring",
-    "criteria_activation",
-    "criteria_gradient",
-    "criteria_magnitude",
+    "criterion_of",
     "importance",
     "is_cumulative",
     "register_criterion",
-    "selection",
 ]
 
 
@@ -71,15 +73,36 @@ def importance(
 
     Raises:
         InfeasiblePruneError: an unknown name, a criterion that this model does not suit, no calibration data for one that needs
-            it, or scores that cannot be ranked.
+            it, a loss for one that takes none, or scores that cannot be ranked.
     """
-    if isinstance(criterion, str) and criterion not in CRITERIA:
-        raise InfeasiblePruneError(f"importance {criterion!r} is not known; choose one of {', '.join(sorted(CRITERIA))}")
-    chosen = CRITERIA[criterion] if isinstance(criterion, str) else criterion
-    scores = np.asarray(chosen(Scoring(graph, groups, seed, batches, loss)), np.float64)
+    heard = None if loss is None else _Heard(loss)
+    scores = np.asarray(criterion_of(criterion)(Scoring(graph, groups, seed, batches, heard)), np.float64)
+    if heard is not None and not heard.calls:
+        raise InfeasiblePruneError(f"loss: importance {criterion!r} takes none; leave it out, or rank by 'taylor' or 'hessian'")
     if scores.shape != (groups.count,) or not np.isfinite(scores[1:]).all():
         raise InfeasiblePruneError(
             f"importance gave scores of shape {scores.shape}, {int((~np.isfinite(scores)).sum())} not finite; "
             f"expected ({groups.count},), a finite number for each group"
         )
     return scores
+
+
+def criterion_of(criterion: object) -> Criterion:
+    """The criterion of a name, or the one that is given; raises InfeasiblePruneError where there is none."""
+    if callable(criterion):
+        return cast(Criterion, criterion)
+    if not isinstance(criterion, str) or criterion not in CRITERIA:
+        raise InfeasiblePruneError(f"importance {criterion!r} is not known; choose one of {', '.join(sorted(CRITERIA))}")
+    return CRITERIA[criterion]
+
+
+@dataclass(slots=True)
+class _Heard:
+    """A loss that counts how often it is asked."""
+
+    loss: Loss
+    calls: int = 0
+
+    def __call__(self, outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+        self.calls += 1
+        return self.loss(outputs)

@@ -1,7 +1,9 @@
-"""Which of nested and overlapping regions are rewritten."""
+"""Which of nested and overlapping regions are rewritten: what `passes/fusion/planner.py` decides."""
 
+from collections.abc import Callable
 from itertools import combinations, pairwise
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from reparam_compiler.cost.model import USUAL, CostModel
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
+from reparam_compiler.passes.fusion.planner import Policy
 from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal
 
 ARITHMETIC = CostModel(muls_per_second=1.0, bytes_per_second=1e30, launch_seconds=0.0)
@@ -125,6 +128,36 @@ def test_keep_bn_leaves_a_norm_that_ends_a_block_and_folds_the_others() -> None:
     assert [node.op for node in kept.graph.nodes].count("call_module") == 2
     assert (kept(x) - graph_module(x)).abs().max() < EXACT
     assert len(reparam_compiler.fuse(graph_module, (x,), return_report=True)[1].fusions[0].nodes) == 5
+
+
+def _last(m: Pieces, x: Tensor) -> Tensor:
+    return m.norm(m.wide(x) + m.point(x))
+
+
+TAILS: dict[str, Callable[[Pieces, Tensor], Tensor]] = {
+    "scaled": lambda m, x: _last(m, x) * 2.0,
+    "scaled for each channel": lambda m, x: _last(m, x) * m.wide.bias.view(1, -1, 1, 1),
+    "shifted": lambda m, x: _last(m, x) + 1.0,
+    "padded": lambda m, x: nn.functional.pad(_last(m, x), (1, 1, 0, 0)),
+    "twice": lambda m, x: m.norm(_last(m, x)),
+    "after a lone conv": lambda m, x: m.norm(m.wide(x)) * 2.0,
+}
+
+
+@pytest.mark.parametrize("policy", ["cost", "always"])
+@pytest.mark.parametrize("tail", TAILS)
+def test_keep_bn_leaves_a_norm_after_the_last_kernel_or_merge_whatever_follows_it(tail: str, policy: Policy) -> None:
+    module, x = fx.symbolic_trace(Pieces(TAILS[tail]).double()), normal(1, 4, 6, 5)
+    norms = count_norms(module)
+    kept = reparam_compiler.fuse(module, (x,), keep_bn=True, policy=policy)
+    assert count_norms(kept) == norms
+    assert sum(node.target == "point" for node in kept.graph.nodes) == 0
+    assert (kept(x) - module(x)).abs().max() < EXACT
+    assert count_norms(reparam_compiler.fuse(module, (x,), policy=policy)) == 0
+
+
+def count_norms(module: fx.GraphModule) -> int:
+    return sum(isinstance(module.get_submodule(n.target), nn.BatchNorm2d) for n in module.graph.nodes if n.op == "call_module")
 
 
 def test_keep_bn_leaves_a_lone_pair_as_it_is() -> None:
