@@ -8,7 +8,7 @@ IterativePruner   in rounds, between which the caller trains
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -86,14 +86,15 @@ def prune(
         calibration: inputs as the model will see them: arrays, an .npz or .npy, a folder of images, a DataLoader or any
             iterable of batches. With them what reads the removed channels is refitted; without, a warning says what that
             costs.
-        quality: "standard" ranks by optimal brain selection and folds what is lost into what is left; "high" tells the taps
-            of a conv apart and solves least squares on patches (slower, and better at high ratios); "fast" matches moments.
+        quality: what is done with calibration data. "standard" ranks by optimal brain selection and folds what is lost into
+            what is left; "high" tells the taps of a conv apart and solves least squares on patches (slower, and better at high
+            ratios); "fast" matches moments.
         mean, std: what images of a folder are normalised with, a number for each channel or one for all.
         round_to: widths go to the nearest multiple, 8 for what runtimes block channels by; 1 is the exact ratio.
         ignore: layers that keep their width: modules of the model, node ids, names of parameters or modules, or patterns of
             these; several in a list, or one alone.
         loss: for importance by gradient, from the model's output to a scalar.
-        measure: from a pruned model, of the caller's kind, to its time.
+        measure: for a latency, from a pruned model, of the caller's kind, to its time.
         verify: run what was written, and compare it with the pruned graph, where there are inputs; an ONNX model must pass
             onnx.checker and be loaded by ONNX Runtime. The graph itself is always proven.
         inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
@@ -101,8 +102,8 @@ def prune(
         return_report: give `(model, PruneReport)`.
 
     Raises:
-        InfeasiblePruneError: nothing can be pruned, with what pins each family; a budget that cannot be met; or `ratio`,
-            `ignore` … make no sense.
+        InfeasiblePruneError: nothing can be pruned, with what pins each family; a budget that cannot be met; or an option
+            makes no sense, or is one that nothing reads (a `loss` for "l1", a `quality` without data).
         UnsupportedModelError: the model cannot be read, a shape is not known, or calibration data does not fit.
         VerificationError: before repair, the pruned graph is not the original with those channels masked (float64, 1e-9); or
             what was written does not compute that graph. The caller's model is as it was.
@@ -212,9 +213,16 @@ class IterativePruner:
             steps: how many rounds.
             schedule: how the share grows (`passes/pruning/budget.py`).
             verify, options: what else `prune` takes, in every round.
+
+        Raises:
+            InfeasiblePruneError: an option makes no sense. What the model and the data lack is raised by `step`.
         """
-        if "ignore" in options:  # a module of this model is none of the next round's
-            options["ignore"] = made(PruneOptions, "IterativePruner", options).ignored(model)
+        if amount := [name for name in ("flops", "params", "latency", "measure") if name in options]:
+            raise TypeError(f"IterativePruner() got an unexpected keyword argument {amount[0]!r}; it takes a ratio")
+        settings = made(PruneOptions, "IterativePruner", options)
+        options["ignore"] = settings.ignored(model)  # a module of this model is none of the next round's
+        if isinstance(settings.calibration, Iterator):  # each round goes over it
+            options["calibration"] = list(settings.calibration)
         self.model: nn.Module = model
         self.report: PruneReport | None = None
         self._inputs, self._options, self._verify = example_inputs, options, verify
@@ -230,17 +238,28 @@ class IterativePruner:
         """One round; raises InfeasiblePruneError after the last one, and what `prune` raises."""
         if self.finished:
             raise InfeasiblePruneError("the last round has been made; start another IterativePruner to go on")
-        training, of_the_rest = self.model.training, 1 - (1 - self._ratios[0]) / (1 - self._gone)
+        modes, of_the_rest = _modes(self.model), 1 - (1 - self._ratios[0]) / (1 - self._gone)
         try:
             self.model.eval()
             pruned, self.report = prune(
                 self.model, self._inputs, ratio=of_the_rest, verify=self._verify, return_report=True, **self._options
             )
         finally:
-            self.model.train(training)
+            _set_modes(self.model, modes)
         self._gone = self._ratios.pop(0)
-        self.model = pruned.train(training)
+        self.model = pruned.train(modes[""])
+        _set_modes(self.model, modes)
         return self.model
+
+
+def _modes(model: nn.Module) -> dict[str, bool]:
+    """For each module, by its name, whether it is in training mode; a frozen norm in a model that trains is not."""
+    return {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
+
+
+def _set_modes(model: nn.Module, modes: Mapping[str, bool]) -> None:
+    for name, module in model.named_modules(remove_duplicate=False):
+        module.training = modes.get(name, module.training)
 
 
 def _milliseconds(written: Any, graph: Graph, inputs: Sequence[Any] | None) -> float:

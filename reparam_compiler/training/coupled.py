@@ -98,11 +98,7 @@ class Coupled:
         }
         parts: dict[str, dict[str, list[Part]]] = {}
         seen: set[tuple[Param, int, str]] = set()
-        for (node_id, index), axes in groups.slots.items():
-            node = graph[node_id]
-            operand = node.inputs[index] if index < len(node.inputs) else None
-            if not isinstance(operand, Param):
-                continue
+        for node, index, operand, axes in groups.params(graph):
             for axis, labels in axes.items():
                 kind = "statistics" if operand.role in STATISTICS else stands(node, index, axis, axes)
                 if (operand, axis, kind) in seen:

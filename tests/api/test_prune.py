@@ -115,6 +115,7 @@ def test_layers_have_ratios_of_their_own() -> None:
         ({"ratio": 0.3, "importance": "obs"}, "calibration"),
         ({"ratio": 0.3, "importance": "beauty"}, "choose one of"),
         ({"params": 0.001}, "least"),
+        ({"ratio": 0.5, "loss": torch.sum}, "loss: importance 'l1' takes none"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -122,11 +123,14 @@ def test_requests_that_make_no_sense_are_refused(options: dict[str, Any], messag
         reparam_compiler.prune(net(), (X,), **options)
 
 
-@pytest.mark.parametrize("quality", ["fast", "standard", "high"])
-def test_without_data_a_warning_says_what_that_costs(quality: str) -> None:
+def test_without_data_a_warning_says_what_that_costs() -> None:
     with pytest.warns(UnrepairedPruneWarning, match="no calibration data"):
-        _, report = reparam_compiler.prune(net(), (X,), ratio=0.5, quality=quality, return_report=True)  # type: ignore[call-overload]
+        _, report = reparam_compiler.prune(net(), (X,), ratio=0.5, return_report=True)
     assert report.plan.importance == "l1"
+
+
+@pytest.mark.parametrize("quality", ["fast", "standard", "high"])
+def test_with_data_there_is_no_warning(quality: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _, report = reparam_compiler.prune(
@@ -138,6 +142,57 @@ def test_without_data_a_warning_says_what_that_costs(quality: str) -> None:
             return_report=True,  # type: ignore[call-overload]
         )
     assert report.plan.quality == quality
+
+
+def frozen_norm() -> nn.Sequential:
+    """In training mode, but for a norm whose statistics are to stay."""
+    model = net().train()
+    model[1].eval()
+    return model
+
+
+def test_a_round_leaves_each_module_in_the_mode_that_the_caller_set() -> None:
+    model = frozen_norm()
+    modes = [module.training for module in model.modules()]
+    pruner = IterativePruner(model, (X,), ratio=0.5, steps=2, calibration=CALIBRATION, round_to=1)
+    for _ in range(2):
+        pruned = pruner.step()
+        assert [name for name, module in pruned.named_modules() if not module.training] == ["1"]
+    assert [module.training for module in model.modules()] == modes
+    broken = IterativePruner(model, (X,), ratio=0.5, steps=2, calibration=CALIBRATION[:, :, :3], round_to=1)
+    with pytest.raises(UnsupportedModelError):
+        broken.step()
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_rounds_share_the_batches_of_a_generator() -> None:
+    pruner = IterativePruner(net(), (X,), ratio=0.5, steps=2, calibration=iter(CALIBRATION.split(12)), round_to=1)
+    assert [pruner.step().get_submodule("3").out_channels for _ in range(2)] == [36, 24]
+    assert pruner.report is not None
+    assert pruner.report.plan.repair is not None
+    assert pruner.report.plan.repair.samples == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"foo": 1}, TypeError, "unexpected keyword argument 'foo'"),
+        ({"inplace": True}, TypeError, "unexpected keyword argument 'inplace'"),
+        ({"return_report": True}, TypeError, "unexpected keyword argument 'return_report'"),
+        ({"flops": 0.5}, TypeError, "'flops'; it takes a ratio"),
+        ({"measure": len}, TypeError, "'measure'; it takes a ratio"),
+        ({"importance": "beauty"}, InfeasiblePruneError, "importance 'beauty' is not known"),
+        ({"quality": "best"}, InfeasiblePruneError, "fast, standard, high"),
+        ({"mean": 0.5}, InfeasiblePruneError, "mean=0.5 says what is done with calibration data"),
+        ({"steps": 1.5}, InfeasiblePruneError, "steps=1.5"),
+        ({"ratio": "0.5"}, InfeasiblePruneError, "ratio='0.5'"),
+    ],
+)
+def test_options_of_rounds_are_checked_before_the_first_one(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        IterativePruner(net(), (X,), **({"ratio": 0.5, "steps": 2} | options))
 
 
 @pytest.mark.parametrize("kind", ["module", "fx", "export", "onnx"])

@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,7 +35,7 @@ from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, Keep, channel_groups, native_name
-from reparam_compiler.passes.pruning.coupling.labels import Labels
+from reparam_compiler.passes.pruning.coupling.labels import Labels, coupling_model
 from reparam_compiler.passes.pruning.pipeline import PruneResult
 from reparam_compiler.passes.pruning.slice_channels import masked, sliced, verify_pruned
 
@@ -246,7 +246,7 @@ def _keep(graph: Graph, groups: ChannelGroups, manifest: Manifest, names: Mappin
     keep = np.ones(groups.count, np.bool_)
     wanted: list[tuple[str, int, Labels, Bool[np.ndarray, "C"]]] = []
     seen: dict[str, set[int]] = {}
-    for param, axes in _slots(graph, groups):
+    for _, _, param, axes in groups.params(graph):
         name = name_of[param]
         kept = manifest.params[name].kept if name in manifest.params else {}
         seen.setdefault(name, set()).update(axes)
@@ -293,18 +293,9 @@ def _is_architecture(param: Param) -> bool:
     return param.origin is not None and param.role != "const"
 
 
-def _slots(graph: Graph, groups: ChannelGroups) -> Iterable[tuple[Param, Mapping[int, Labels]]]:
-    """The parameters with the labels along their axes, at every node that reads them."""
-    for (node_id, index), axes in groups.slots.items():
-        operands = graph[node_id].inputs
-        operand = operands[index] if index < len(operands) else None
-        if isinstance(operand, Param):
-            yield operand, axes
-
-
 def _cuts(graph: Graph, groups: ChannelGroups, keep: Keep) -> dict[Param, dict[int, Indices]]:
     cuts: dict[Param, dict[int, Indices]] = {}
-    for param, axes in _slots(graph, groups):
+    for _, _, param, axes in groups.params(graph):
         for axis, labels in axes.items():
             stays = groups.kept(keep, labels)
             if not stays.all():
@@ -314,8 +305,9 @@ def _cuts(graph: Graph, groups: ChannelGroups, keep: Keep) -> dict[Param, dict[i
 
 def _labels_made(node: Node, groups: ChannelGroups) -> Labels | None:
     """The labels of the outputs of a layer, along the axis of its weight, or of its first parameter, that stands for them."""
-    axis = node.op.output_axis if isinstance(node.op, ops.Weighted) else 0
-    return groups.along(node, 1).get(axis)
+    op, seen = coupling_model(node)
+    axis = op.output_axis if isinstance(op, ops.Weighted | ops.Embedding) else 0
+    return groups.along(seen, 1).get(axis)
 
 
 def _kept_family(family: Family, graph: Graph, result: PruneResult) -> KeptFamily:

@@ -11,7 +11,7 @@ from torch import Tensor
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Param, with_inputs
+from reparam_compiler.ir.graph import Graph, Node, Param, TensorType, with_inputs
 from reparam_compiler.passes.pruning.coupling.groups import channel_groups
 from reparam_compiler.passes.pruning.criteria import gradient as criteria_gradient
 from reparam_compiler.passes.pruning.criteria.gradient import default_loss
@@ -142,6 +142,38 @@ def test_default_loss_is_cross_entropy_of_classes_and_else_half_the_squared_norm
     torch.testing.assert_close(default_loss(logits), expected)
     torch.testing.assert_close(default_loss(map_), 0.5 * (map_**2).sum() / 4)
     torch.testing.assert_close(default_loss((logits, map_)), 0.5 * ((logits**2).sum() + (map_**2).sum()) / 4)
+
+
+@pytest.mark.parametrize(
+    "outputs", [torch.zeros(3, dtype=torch.int64), (torch.zeros(3, dtype=torch.int64), torch.zeros(3) > 0)]
+)
+def test_output_without_a_gradient_has_no_default_loss(outputs: Tensor | tuple[Tensor, ...]) -> None:
+    with pytest.raises(InfeasiblePruneError, match=r"the model gives int64.*which no gradient comes from"):
+        default_loss(outputs)
+
+
+def test_an_argmax_at_the_end_is_refused_by_name() -> None:
+    net = Net()
+    last = net.conv(net.relu(net.conv(net.x, 6, name="a")), 4, name="b")
+    graph = net.graph(net.add(ops.Opaque("argmax", lambda v: v.argmax(1)), last))
+    with pytest.raises(InfeasiblePruneError, match="the model gives int64"):
+        importance(graph, channel_groups(graph), "taylor", batches=images(1, 2))
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "hessian"])
+def test_embedding_is_scored_by_what_it_looks_up(criterion: str) -> None:
+    random = np.random.default_rng(0)
+    words, reads = random.standard_normal((9, 6)), random.standard_normal((4, 6))
+    reads[:, 2] = 0
+    nodes = [
+        Node("i", ops.Input(), (), TensorType("i64", ("n", 5))),
+        Node("e", ops.Embedding(), ("i", Param.of(words, role="weight", dtype="f32")), TensorType("f32", ("n", 5, 6))),
+        Node("l", ops.Linear(), ("e", Param.of(reads, role="weight", dtype="f32"), None), TensorType("f32", ("n", 5, 4))),
+    ]
+    graph = Graph.of(nodes, ["l"])
+    groups = channel_groups(graph)
+    scores = importance(graph, groups, criterion, batches=[torch.arange(9).reshape(1, 9)[:, :5], torch.arange(4, 9)[None]])
+    assert np.flatnonzero(scores[groups.number[groups.value("e").labels]] == 0).tolist() == [2]
 
 
 def test_outputs_of_several_tensors_reach_the_loss_in_a_tuple() -> None:

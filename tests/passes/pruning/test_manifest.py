@@ -20,8 +20,10 @@ from torch import Tensor, fx, nn
 import reparam_compiler
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.frontends.torch.fx import FxFrontend, FxReading
-from reparam_compiler.ir.graph import Graph
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, Param, TensorType
 from reparam_compiler.models.opening import frontend_for
+from reparam_compiler.passes.pruning.criteria.base import Scores, Scoring
 from reparam_compiler.passes.pruning.manifest import KeptFamily, KeptParam, Manifest, apply_manifest
 from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
 from tests.support.onnx_models import exported, run
@@ -60,13 +62,33 @@ def read(model: nn.Module) -> FxReading:
 
 @cache
 def pruned(ratio: float = 0.5, seed: int = 0, importance: str = "l1") -> tuple[FxReading, PruneResult, Manifest]:
+    def drawn(scoring: Scoring) -> Scores:
+        return np.random.default_rng(seed).random(scoring.groups.count)
+
     reading = read(Net(seed))
-    result = prune(reading.graph, ratio=ratio, round_to=1, importance=importance, seed=seed)
+    result = prune(reading.graph, ratio=ratio, round_to=1, importance=drawn if importance == "random" else importance)
     return reading, result, Manifest.of(reading.graph, result)
 
 
 def manifest() -> Manifest:
     return pruned()[2]
+
+
+def test_a_family_of_an_embedding_says_which_columns_stay() -> None:
+    words, reads = np.arange(1.0, 9.0) * np.ones((5, 1)), np.ones((3, 8))
+    nodes = [
+        Node("i", ops.Input(), (), TensorType("i64", (1, 4))),
+        Node("e", ops.Embedding(), ("i", named(words, "words.weight")), TensorType("f32", (1, 4, 8))),
+        Node("l", ops.Linear(), ("e", named(reads, "head.weight"), None), TensorType("f32", (1, 4, 3))),
+    ]
+    graph = Graph.of(nodes, ["l"])
+    kept = Manifest.of(graph, prune(graph, ratio=0.5, round_to=1))
+    assert kept.families == {"words": KeptFamily(8, 4, {"words": (4, 5, 6, 7)})}
+    assert kept.params["words.weight"] == KeptParam((5, 8), {1: (4, 5, 6, 7)})
+
+
+def named(array: np.ndarray, origin: str) -> Param:
+    return Param.of(array, role="weight", dtype="f32", origin=origin)
 
 
 # The same cut of other weights

@@ -10,7 +10,7 @@ labels of values and parameters it says which positions stay:  keep[number[label
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -90,6 +90,10 @@ class ChannelGroups:
         value = self.values[node_id]
         return Value(None, np.zeros(0, np.int64)) if isinstance(value, tuple) else value
 
+    def params(self, graph: Graph) -> Iterator[tuple[Node, int, Param, Mapping[int, Labels]]]:
+        """Every parameter that goes with labels, at every node that reads it: the node, which input it is, its labels."""
+        return labelled_params(graph, self.slots)
+
     def along(self, node: Node, place: Place) -> Mapping[int, Labels]:
         """The labels along each axis of an operand that has any."""
         return self.slots.get((node.id, node.op.signature.index(place)), {})
@@ -103,6 +107,17 @@ class ChannelGroups:
         if not isinstance(node.op, ops.Weighted) or not reads_channels(node, axes := self.along(node, "weight")):
             return None
         return self.kept(keep, axes[node.op.input_axis])
+
+
+def labelled_params(
+    graph: Graph, slots: Mapping[Slot, Mapping[int, Labels]]
+) -> Iterator[tuple[Node, int, Param, Mapping[int, Labels]]]:
+    """The slots that hold a parameter: a bias that is absent has its slot, too."""
+    for (node_id, index), axes in slots.items():
+        node = graph[node_id]
+        operand = node.inputs[index] if index < len(node.inputs) else None
+        if isinstance(operand, Param):
+            yield node, index, operand, axes
 
 
 def channel_groups(graph: Graph, *, pinned: Mapping[NodeId, str] = MappingProxyType({})) -> ChannelGroups:
@@ -223,15 +238,11 @@ def _family(signature: _Signature, groups: list[int], graph: Graph) -> Family:
 def _places(trace: Trace) -> list[_Place]:
     """Every axis of every parameter that goes with labels, a shared one once, and every piece."""
     places: list[_Place] = []
-    for (node_id, index), axes in trace.slots.items():
-        node = trace.graph[node_id]
-        operand = node.inputs[index] if index < len(node.inputs) else None
-        if not isinstance(operand, Param):
-            continue
-        users = trace.graph.param_users[operand]
-        if users[0] == (node_id, index):
+    for node, index, param, axes in labelled_params(trace.graph, trace.slots):
+        users = trace.graph.param_users[param]
+        if users[0] == (node.id, index):
             readers = frozenset(user for user, _ in users)
-            places += [_Place(node_id, _makes(node, index, axis), labels, readers) for axis, labels in axes.items()]
+            places += [_Place(node.id, _makes(node, index, axis), labels, readers) for axis, labels in axes.items()]
     for node in trace.graph:
         value = trace.values[node.id]
         if node.op.gives_piece and isinstance(value, Value) and value.axis is not None:

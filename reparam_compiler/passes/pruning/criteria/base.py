@@ -160,10 +160,8 @@ def readers(graph: Graph, groups: ChannelGroups) -> tuple[Reader, ...]:
 def filters(scoring: Scoring) -> Iterator[Filters]:
     """The filters of all convs, linears and embeddings; those of a weight that is shared once."""
     seen: set[Param] = set()
-    for (node_id, index), axes in scoring.groups.slots.items():
-        node = scoring.graph[node_id]
-        weight = node.inputs[index] if index < len(node.inputs) else None
-        if not isinstance(weight, Param) or weight in seen:
+    for node, index, weight, axes in scoring.groups.params(scoring.graph):
+        if weight in seen:
             continue
         for axis, labels in axes.items():
             if stands(node, index, axis, axes) == "filters":

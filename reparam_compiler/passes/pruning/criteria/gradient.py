@@ -24,7 +24,7 @@ from torch import Tensor
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
-from reparam_compiler.passes.pruning.coupling.labels import Labels
+from reparam_compiler.passes.pruning.coupling.labels import Labels, coupling_model
 from reparam_compiler.passes.pruning.criteria.base import Scores, Scoring, register_criterion, stands, summed
 from reparam_compiler.passes.pruning.criteria.running import Inputs, Running, batches_of, samples_of
 
@@ -65,24 +65,31 @@ def hessian(scoring: Scoring) -> Scores:
 
 
 def default_loss(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """What gradients are taken of where the caller gives no loss (see the module)."""
+    """What gradients are taken of where the caller gives no loss (see the module).
+
+    Raises InfeasiblePruneError where no output is of floating point.
+    """
     if isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.shape[1] > 1:
         return F.cross_entropy(outputs, outputs.detach().argmax(1))
     whole = (outputs,) if isinstance(outputs, Tensor) else outputs
     parts = [0.5 * (value**2).sum() / (len(value) if value.ndim else 1) for value in whole if value.is_floating_point()]
+    if not parts:
+        found = ", ".join(str(value.dtype).removeprefix("torch.") for value in whole)
+        raise InfeasiblePruneError(
+            f"loss: the model gives {found}, which no gradient comes from; expected an output of floating point. Rank by a "
+            "criterion without a gradient ('energy', 'obs'), or prune the model without its last op (an argmax, say)"
+        )
     return torch.stack(parts).sum()
 
 
 def _trained(scoring: Scoring) -> dict[Param, tuple[int, Labels]]:
-    """Weights and biases of convs and linears with the axis of their outputs and the labels along it."""
+    """Weights and biases of convs, linears and embeddings with the axis of their outputs and the labels along it."""
     trained: dict[Param, tuple[int, Labels]] = {}
-    for (node_id, index), axes in scoring.groups.slots.items():
-        node = scoring.graph[node_id]
-        operand = node.inputs[index] if index < len(node.inputs) else None
-        if isinstance(node.op, ops.Weighted) and isinstance(operand, Param):
+    for node, index, param, axes in scoring.groups.params(scoring.graph):
+        if isinstance(coupling_model(node)[0], ops.Weighted | ops.Embedding):
             for axis, labels in axes.items():
                 if stands(node, index, axis, axes) != "read":
-                    trained.setdefault(operand, (axis, labels))
+                    trained.setdefault(param, (axis, labels))
     return trained
 
 
