@@ -47,16 +47,20 @@ def compile(
         target: "llvm", "cuda", an old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict; None is this machine.
         fuse: fuse the model first. A model that `fuse` cannot read is compiled as it is, and a log line says so.
         policy, cost_model, keep_bn: how to fuse it; as for `fuse`.
-        database: a folder that `tune` wrote.
+        database: a folder that `tune` wrote; a log line says where none of its records is for the target.
         input_shapes: a shape for each input, by name, that has none or a symbolic one.
         options: how TVM's passes run, and what of their work is kept as text.
         verify: check the fused model as `fuse` does; run the result once, and the model as it was given in its own runtime,
             and compare the outputs. Done where this machine can run both; a log line says where it was not.
 
+    Returns:
+        An `Executable`, on this machine's device of the target's kind where there is one: `run`, `time`, `save`.
+
     Raises:
         TvmMissingError: apache-tvm is not installed.
         UnsupportedModelError: the model is of no kind that can be compiled.
-        LoweringError: a shape is missing, TVM cannot import an op, or the target is not one.
+        LoweringError: the target is not one, the database holds no records, or a setting is unknown, all of which is found
+            before the model is fused; a shape is missing, or TVM cannot import an op.
         VerificationError: the fused model is off by more than rounding: `fuse=False` compiles the model as it is; or the
             compiled one is, where TVM misreads an op: `verify=False` gives it all the same.
     """
@@ -98,8 +102,31 @@ def tune(
 ) -> "TuneResult":
     """Measures candidates for every kernel of a model on this machine; `compile(database=…)` takes the best of them.
 
-    A search that was killed goes on where it stopped: what `database` holds counts towards `trials`. `repeat` measurements of
-    `number` runs each, at most `timeout` seconds for one candidate. The other arguments: see `compile`.
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as records:
+    ...     result = tune(torch.nn.Conv2d(3, 8, 1).eval(), torch.zeros(1, 3, 4, 4), database=records, trials=2, progress=False)
+    >>> result.measured, result.tasks[0].trials
+    (2, 2)
+
+    Args:
+        model, example_inputs, fuse, input_shapes: as for `compile`.
+        database: the folder of the records, which is made where it is not there. A search that was killed goes on where it
+            stopped: what the folder holds for this model counts towards `trials`.
+        target: as for `compile`; one that this machine's cpu runs.
+        trials: measurements in all.
+        repeat, number: measurements of one candidate, with cold caches, and runs in each.
+        timeout: seconds that one candidate may take.
+        progress: draw a progress bar on stderr, where that is a terminal.
+        policy, cost_model, keep_bn: how to fuse it; as for `fuse`.
+
+    Returns:
+        A `TuneResult`: how many points were measured, and the best seconds of each kernel.
+
+    Raises:
+        TvmMissingError: apache-tvm is not installed.
+        LoweringError: the target is of no kind that is searched for, or not this machine's; a number is too small; or the
+            folder cannot be made: all before the model is fused. Else as `compile`.
+        UnsupportedModelError, VerificationError: as `compile`.
     """
     from reparam_compiler import lowering
     from reparam_compiler.lowering.search.tuning import check_search

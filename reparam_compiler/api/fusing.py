@@ -93,12 +93,22 @@ def fuse(
 
 @takes(FuseOptions)
 def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: Unpack[FuseKeywords]) -> FuseReport:
-    """What `fuse` would do to a model, and what it would refuse and why; nothing is written. Arguments as for `fuse`.
+    """What `fuse` would do to a model, and what it would refuse and why; nothing is written.
 
     >>> from torch import nn
     >>> report = inspect(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval())
     >>> [(fusion.node, fusion.nodes) for fusion in report.fusions]
     [('_1', ('_0', '_1'))]
+
+    Args:
+        model, example_inputs: as for `fuse`; with inputs shapes are known, and costs with them.
+        policy, cost_model, keep_bn: as for `fuse`.
+
+    Returns:
+        A `FuseReport` in which the whole model is not compared.
+
+    Raises:
+        UnsupportedModelError: no frontend reads this model.
     """
     source, passes = open(model, example_inputs), made(FuseOptions, "inspect", options).of_passes(verify=True)
     if source.kind == "onnx":

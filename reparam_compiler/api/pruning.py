@@ -80,7 +80,10 @@ def prune(
         ratio: the share of channels to remove, 0 <= ratio < 1.
         flops, params, latency: in place of a ratio the share of multiply-adds, parameters or time that may remain, 0 < share
             <= 1. Time is measured: by ONNX Runtime on this machine, one thread, or by `measure`.
-        importance: how channels are ranked (`importance.py`), or a function; None is what the quality takes.
+        importance: how channels are ranked. By their weights: "l1", "l2", "bn_scale", "fpgm", "geometric", "random"; with
+            calibration data: "taylor", "hessian", "energy", "lasso", "obs", "obs_patches" (docs/pruning.md); one that was
+            registered (`register_criterion`), or a function from a `Scoring` to `Scores`. None is what the quality takes,
+            "l1" without data.
         allocation: "uniform" takes the share from every family of channels, "global" the least important of the whole model,
             "sensitivity" what costs the least error for what it saves; or {pattern: ratio} for each layer.
         calibration: inputs as the model will see them: arrays, an .npz or .npy, a folder of images, a DataLoader or any
@@ -100,6 +103,9 @@ def prune(
         inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
             then shares its tensors.)
         return_report: give `(model, PruneReport)`.
+
+    Returns:
+        A model of the same kind; the path of an .onnx file gives a ModelProto, a plain module a GraphModule.
 
     Raises:
         InfeasiblePruneError: nothing can be pruned, with what pins each family; a budget that cannot be met; or an option

@@ -1,4 +1,7 @@
-"""By how much two runs of one function may differ: every number that a check goes by.
+"""By how much two runs of one function may differ: every number that a result is checked by.
+
+What a pass proves of its own work has a bound beside the proof (`passes/fusion/proof.py`, `probe.py`,
+`passes/pruning/slice_channels.py`), and so has the algorithm of a compiled layer (`lowering/conv/accuracy.py`).
 
 All are relative: the largest difference over the largest absolute value that was expected.
 """

@@ -112,6 +112,11 @@ class MemoryPlan:
 class Executable:
     """A compiled model on a device. Made by `compile` and `load`.
 
+    >>> x, y = TensorSpec("x", (1, 3, 8, 8), "float32"), TensorSpec("y", (1, 10), "float32")
+    >>> described = Executable((x,), (y,), target="llvm -mcpu=znver3")  # as a report has it: without a library to run
+    >>> described.device, str(described.outputs[0]), described.runs_here
+    ('cpu', 'y: float32 (1, 10)', False)
+
     inputs, outputs: in the order in which `run` takes and gives them.
     target: the target as JSON, which `compile(target=…)` reads again.
     memory: what a run needs; None where a size is symbolic, or an older version wrote the artifact.
@@ -302,6 +307,10 @@ def load(path: str | os.PathLike[str]) -> Executable:
     array([[0., 0., 1.],
            [2., 0., 3.]], dtype=float32)
 
+    Args:
+        path: an archive or a shared library, of either suffix.
+
+    Returns: an Executable; `runs_here` says whether this machine can run it.
     Raises: LoweringError where the file is missing, truncated, foreign, or written in a newer format.
     """
     path = Path(path)

@@ -77,6 +77,11 @@ class Manifest:
     params: by name, all that make up the architecture, also those that were not cut.
     families: by name, those that could be cut.
     tool: the version of this package that wrote it.
+
+    >>> weight = KeptParam(before=(4, 3, 1, 1), kept={0: (0, 2)})
+    >>> cut = Manifest({"stem.weight": weight}, {"stem": KeptFamily(4, 2, {"stem": (0, 2)})}, "0.1.0")
+    >>> cut.params["stem.weight"].after, cut.families["stem"].layers
+    ((2, 3, 1, 1), {'stem': (0, 2)})
     """
 
     params: Mapping[str, KeptParam]
