@@ -1,4 +1,4 @@
-"""Functions that schedule primitives refuse keep plain loops, and compute what they should; two threads compile."""
+"""What the rule for all other ops decides, and that what schedule primitives refuse computes what it should."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +11,11 @@ from torch import nn
 
 pytest.importorskip("tvm")
 
+from tvm import te, tirx
+
 from reparam_compiler.lowering import compile
+from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.schedules import SMALL, generic_schedule
 
 pytestmark = pytest.mark.tvm
 INDICES = torch.tensor([2, 0, 1]).reshape(1, 3, 1).expand(3, 3, 5)
@@ -60,3 +64,46 @@ def test_threads_compile_one_after_another() -> None:
         found = list(pool.map(lambda model: compile(model, x).run(x)[0], models))
     for result, model in zip(found, models, strict=True):
         np.testing.assert_allclose(result, model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+UNIT = VectorUnit(32, 16, 2)
+
+
+def script(*tensors: Any) -> str:
+    """The function of these tensors, the last of which is its output, by the rule for what has no recipe."""
+    return generic_schedule(te.create_prim_func(list(tensors)), UNIT).script()
+
+
+def doubled(*shape: int) -> str:
+    x = te.placeholder(shape, "float32", "x")
+    return script(x, te.compute(shape, lambda *i: x(*i) * 2.0, "out"))
+
+
+def test_threads_are_started_for_what_pays_them() -> None:
+    assert "T.parallel" in doubled(SMALL // 32, 32)
+    assert "T.parallel" not in doubled(SMALL // 32 - 1, 32)
+
+
+@pytest.mark.parametrize(("width", "lanes"), [(64, 8), (12, 6), (20, 5), (7, 7), (26, 8), (1, 0)])
+def test_the_last_axis_is_a_vector_that_divides_it_or_a_whole_register(width: int, lanes: int) -> None:
+    text = doubled(3, width)
+    assert f"T.vectorized({lanes})" in text if lanes else "T.vectorized" not in text
+
+
+def test_what_is_cheap_is_inlined_and_a_function_that_is_read_twice_is_computed_once() -> None:
+    def product(value: Callable[[Any], Any]) -> str:
+        x = te.placeholder((8, 64), "float32", "x")
+        y = te.compute((8, 64), lambda i, j: value(x[i, j]), "y")
+        return script(x, te.compute((8, 64), lambda i, j: y[i, j] * y[i, j], "out"))
+
+    assert 'sblock("y")' not in product(lambda value: value + 1.0)
+    assert 'sblock("y")' in product(tirx.exp)
+
+
+def test_the_padding_of_a_sum_stays_a_buffer_and_that_of_a_copy_does_not() -> None:
+    x, k = te.placeholder((8, 64), "float32", "x"), te.reduce_axis((0, 3), "k")
+    padded = te.compute((8, 66), lambda i, j: tirx.if_then_else(j < 64, x[i, j], 0.0), "padded")
+    window = te.compute((8, 64), lambda i, j: te.sum(padded[i, j + k], axis=k), "out")
+    copied = te.compute((8, 64), lambda i, j: padded[i, j + 2], "out")
+    assert 'sblock("padded")' in script(x, window)
+    assert 'sblock("padded")' not in script(x, copied)

@@ -10,7 +10,7 @@ It is an estimate and no bound: data far from zero that a kernel's taps cancel l
 import math
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Float64, Shaped
 
 from reparam_compiler.core import winograd
 from reparam_compiler.core.winograd import Transform
@@ -20,6 +20,8 @@ SAMPLES = 16
 MAX_ERROR = 1e-4
 """The error that an algorithm may have on a layer's weights unless the caller says otherwise."""
 Tiles = Float[np.ndarray, "nh nw G samples K"]
+"""Tiles of data, or of what is made of them: rows, columns, groups, samples, channels."""
+Outputs = Float[np.ndarray, "mh mw G samples Og"]
 
 
 def measured_error(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, algorithm: Algorithm) -> float:
@@ -44,12 +46,15 @@ def _measured(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, algori
     return float(np.abs(found - exact).max(initial=0)) / largest if largest else 0.0
 
 
-def _outputs(data: Tiles, kernels: Float[np.ndarray, "nh nw G Og K"], height: Transform, width: Transform) -> Tiles:
+def _outputs(data: Tiles, kernels: Float[np.ndarray, "nh nw G Og K"], height: Transform, width: Transform) -> Outputs:
     """A^T [U * (B^T d B)] A, each step in the dtype of the data."""
+    products = _both(height.data, width.data, data) @ kernels.swapaxes(-1, -2)
+    return _both(height.output, width.output, products)
 
-    def both(rows: Shaped[np.ndarray, "m n"], columns: Shaped[np.ndarray, "m n"], tiles: Tiles) -> Tiles:
-        by_rows = np.tensordot(rows.astype(tiles.dtype), tiles, (1, 0))
-        return np.tensordot(columns.astype(tiles.dtype), by_rows, (1, 1)).swapaxes(0, 1)
 
-    products = both(height.data, width.data, data) @ kernels.swapaxes(-1, -2)
-    return both(height.output, width.output, products)
+def _both(
+    rows: Float64[np.ndarray, "mh nh"], columns: Float64[np.ndarray, "mw nw"], tiles: Tiles
+) -> Float[np.ndarray, "mh mw G samples K"]:
+    """A matrix applied to the rows of each tile and another to its columns."""
+    by_rows = np.tensordot(rows.astype(tiles.dtype), tiles, (1, 0))
+    return np.tensordot(columns.astype(tiles.dtype), by_rows, (1, 1)).swapaxes(0, 1)

@@ -61,13 +61,13 @@ def per_output(func: Any) -> Any:
     It is not where a thread would sum more than `WINDOW` terms, a shape is symbolic, or a block is opaque (sorting, calls).
     """
     sch = tvm.s_tir.Schedule(func)
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
+    for block in _blocks(sch):
         try:
             sch.compute_inline(block)
         except tvm.s_tir.ScheduleError:
             continue
-    blocks = sch.get_child_blocks(sch.get_sblock("root"))
-    if not all(_is_small(sch, block) for block in blocks):
+    blocks = _blocks(sch)
+    if not blocks or not all(_is_small(sch, block) for block in blocks):
         return None
     for block in blocks:
         _bind_outputs(sch, block)
@@ -81,6 +81,14 @@ def unbound(module: Any) -> list[str]:
         for variable, func in module.functions_items()
         if isinstance(func, tirx.PrimFunc) and not _is_bound(func)
     ]
+
+
+def _blocks(sch: Any) -> list[Any]:
+    """The blocks of a function; none where it is a call, which has no root block."""
+    try:
+        return list(sch.get_child_blocks(sch.get_sblock("root")))
+    except tvm.s_tir.ScheduleError:
+        return []
 
 
 def _is_small(sch: Any, block: Any) -> bool:
@@ -153,5 +161,7 @@ def _is_in_a_row(region: Sequence[Any], axis: Any) -> bool:
 
 def _is_bound(func: Any) -> bool:
     sch = tvm.s_tir.Schedule(func)
-    blocks = sch.get_child_blocks(sch.get_sblock("root"))
-    return all(any(sch.get(loop).thread_binding is not None for loop in sch.get_loops(block)) for block in blocks)
+    blocks = _blocks(sch)
+    return bool(blocks) and all(
+        any(sch.get(loop).thread_binding is not None for loop in sch.get_loops(block)) for block in blocks
+    )
