@@ -5,9 +5,6 @@ One branch is one spelling: a conv of 16 channels, what is spelled, and a head. 
 
 import operator
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.export import Dim
 
 import reparam_compiler
 from reparam_compiler.errors import InfeasiblePruneError, RewriteError
 from reparam_compiler.frontends.torch.module_widths import writes_module
 from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call, writes
-from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
@@ -29,74 +24,13 @@ from reparam_compiler.ir.graph import Node
 from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.pruning import pipeline
 from reparam_compiler.passes.pruning.slice_channels import masked
-from tests.support.onnx_models import exported, run
+from tests.support.spelled import FLOAT32, Body, Model, Spelling, X, Y, halves, native, outputs, spelled, turned, weight
 
-FLOAT32 = 1e-5  # relative, of outputs in float32 against the masked graph in float64
 pytestmark = [
     pytest.mark.filterwarnings("ignore::reparam_compiler.UnrepairedPruneWarning"),
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),  # group_norm checks its input, and torch's exporter says so
 ]
 aten = torch.ops.aten
-Body = Callable[[Any, Tensor], Tensor]
-
-
-class Branch(nn.Module):
-    """head(relu(body(relu(conv(x)))))."""
-
-    def __init__(self, body: Body, parts: Mapping[str, Callable[[], Any]]) -> None:
-        super().__init__()
-        self.conv, self.body = nn.Conv2d(3, 16, 3, padding=1), body
-        for name, make in parts.items():
-            setattr(self, name, make())
-        with torch.no_grad():
-            shape = body(self, torch.zeros(2, 16, 4, 4)).shape
-        self.last = len(shape) == 3  # `N C L`, for a linear head
-        heads: dict[int, Callable[[int, int], nn.Module]] = {
-            4: partial(nn.Conv2d, kernel_size=1),
-            5: partial(nn.Conv3d, kernel_size=1),
-        }
-        self.head = heads.get(len(shape), nn.Linear)(shape[1], 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.body(self, torch.relu(self.conv(x))))
-        return self.head(y.transpose(1, 2) if self.last else y)
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """A body, and the parts that it calls. onnx: whether torch exports it to ONNX. batch: whether it runs on other batches."""
-
-    body: Body
-    parts: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
-    onnx: bool = True
-    batch: bool = True
-
-
-def spelled(body: Body, *, onnx: bool = True, batch: bool = True, **parts: Callable[[], Any]) -> Spelling:
-    return Spelling(body, parts, onnx, batch)
-
-
-class Model(nn.Module):
-    def __init__(self, spellings: list[Spelling]) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self.branches = nn.ModuleList(Branch(s.body, s.parts) for s in spellings)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(branch(x) for branch in self.branches)
-
-
-def halves(pieces: Any) -> Tensor:
-    return pieces[0] + 0.5 * pieces[1]
-
-
-def turned(pieces: Any, count: int = 2) -> Tensor:
-    return torch.cat([pieces[i] for i in reversed(range(count))], 1)
-
-
-def weight(*shape: int) -> Callable[[], nn.Parameter]:
-    return lambda: nn.Parameter(torch.randn(shape))
 
 
 def tokens(n: Any, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -279,29 +213,7 @@ SPELLED_OTHERWISE = {
     aten.addmm.default: aten.linear.default,
 }
 """Calls that cannot say what they must: pieces of unequal sizes, and a product whose weight is cut along its columns."""
-X = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-Y = torch.randn(3, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 CALIBRATION = torch.randn(32, 3, 4, 4, generator=torch.Generator().manual_seed(2)).numpy()
-
-
-def native(model: nn.Module, kind: str, folder: Path) -> Any:
-    match kind:
-        case "module":
-            return traced(model, (X,), copy=True)
-        case "fx":
-            return fx.symbolic_trace(model)
-        case "onnx":
-            return exported(model, X, folder, dynamo=False, dynamic=False)
-        case _:
-            return torch.export.export(model, (X,), dynamic_shapes=({0: Dim("batch")},) if kind == "dynamic" else None)
-
-
-def outputs(model: Any, x: Tensor) -> list[Tensor]:
-    if isinstance(model, nn.Module):
-        return list(model(x))
-    if isinstance(model, torch.export.ExportedProgram):
-        return list(model.module()(x))
-    return [torch.from_numpy(value) for value in run(model, {model.graph.input[0].name: x.numpy()})]
 
 
 def calls(graph: fx.Graph) -> dict[str, tuple[Any, int, set[str]]]:
