@@ -89,6 +89,6 @@ ROWS = (
     *rows("type type_as float double half bfloat16 cpu cuda", facts=_VIEW),
     *rows("_to_copy bool int long"),
     # what is written
-    Row("setitem", (), functions=(operator.setitem, Tensor.__setitem__)),
+    Row("setitem", ("__setitem__",), functions=(operator.setitem,)),
     *rows("copy fill zero"),
 )

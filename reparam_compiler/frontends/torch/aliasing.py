@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from reparam_compiler.frontends.torch.arguments import argument
 from reparam_compiler.frontends.torch.called import schema
 from reparam_compiler.frontends.torch.partial_writes import Part
 from reparam_compiler.ir.ops import Facts
@@ -42,7 +43,7 @@ class Writes:
 
 def first_argument(node: fx.Node) -> fx.Node | None:
     """What a call works on, where that is computed."""
-    first = node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("self"))
+    first = argument(node, 0, "input")
     if isinstance(first, str):  # the equation of an einsum
         first = next(iter(node.all_input_nodes), None)
     return first if isinstance(first, fx.Node) else None
@@ -106,7 +107,7 @@ class _WriteFinder:
         if first is not None and called.writes and Facts.SAME not in called.facts:
             self._write_whole(node, shared)
         shared.append(node)
-        for written in _written_aside(node, called):
+        for written in written_aside(node, called):
             self.left.add(self.storage[written])
             self.found.opaque.add(node)
             self.found.changing.add(self.storage[written])
@@ -169,7 +170,7 @@ def _is_foreign(node: fx.Node, called: Resolved) -> bool:
     return called.row is None and (node.op == "call_module" or (node.op == "call_function" and "." in called.name))
 
 
-def _written_aside(node: fx.Node, called: Resolved) -> list[fx.Node]:
+def written_aside(node: fx.Node, called: Resolved) -> list[fx.Node]:
     """What a call writes to without giving it: `x[i] = y`, `out=x`, what the schema of an operator says it mutates."""
     out = node.kwargs.get("out")
     outs = list(out) if isinstance(out, list | tuple) else [out]

@@ -19,6 +19,7 @@ class Unsupported(Exception):
 class Call:
     """A call as a tracer wrote it.
 
+    kwargs: the arguments by keyword, under torch's own names of the parameters (`arguments.by_own_words`).
     operand_of: the graph's operand for an argument (a traced value, a parameter, a number), given its role.
     type_of: the type of a traced argument, where it is known.
     size_of: for an argument that is the size of a traced value, that value and the axis.
@@ -73,7 +74,7 @@ class Call:
     @property
     def first(self) -> Any:
         """The first argument, as it stands."""
-        return self.args[0] if self.args else self.kwargs.get("input", self.kwargs.get("self"))
+        return self.args[0] if self.args else self.kwargs.get("input")
 
     @property
     def rank(self) -> int:
@@ -105,4 +106,4 @@ def both(padding: Sequence[int]) -> Pairs:
 
 
 Reader = Callable[[Call], Read]
-"""Gives the op and its operands, or raises Unread."""
+"""Gives the op and its operands, or raises Unsupported."""

@@ -1,6 +1,7 @@
 """What a node of an fx graph calls, by identity, and the numbers and words that it is called with."""
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from reparam_compiler.frontends.torch.arguments import by_own_words
 from reparam_compiler.frontends.torch.ops.modules import called_module
+from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.resolve import Resolved, resolve_attribute, resolve_function, resolve_method
 
 
@@ -30,6 +33,22 @@ def resolve(node: fx.Node, module: nn.Module) -> Resolved:
 
 def _in_place(resolved: Resolved, writes: bool) -> Resolved:
     return replace(resolved, writes=True) if writes and not resolved.writes else resolved
+
+
+def tuple_behind(node: fx.Node) -> fx.Node | None:
+    """For the first element of a tuple that is of no other interest, the call that gives the tuple; None for any other node.
+
+    `getitem(native_layer_norm(x, …), 0)` is the layer norm.
+    """
+    first = node.args[0] if node.target is operator.getitem and node.args[1:] == (0,) else None
+    return first if isinstance(first, fx.Node) and is_read_by_its_first(first) else None
+
+
+def is_read_by_its_first(node: fx.Node) -> bool:
+    """True for a call that gives a tuple of which only the first element is of interest, where nothing else is read."""
+    if node.op != "call_function" or Facts.GIVES_FIRST not in resolve_function(node.target).facts:
+        return False
+    return all(user.target is operator.getitem and user.args[1:] == (0,) for user in node.users)
 
 
 def schema(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> Sequence[Any]:
@@ -67,6 +86,8 @@ def scalar_arguments(node: fx.Node, module: nn.Module, value_of: Callable[[fx.No
     args: Sequence[Any]
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), value_of)
     names = parameter_names(node.target) if node.op == "call_function" else ()
+    if node.op != "call_module" and not {".", ":"}.intersection(resolve(node, module).name):
+        kwargs = by_own_words(kwargs)
     named: dict[str | int, Any] = {names[i] if i < len(names) else i: value for i, value in enumerate(args)}
     if node.op == "call_module":
         held = vars(module.get_submodule(str(node.target)))

@@ -66,7 +66,7 @@ class _Pure(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def folded(node: fx.Node, module: nn.Module, sources: Mapping[fx.Node, Constant], *, writes: bool) -> Constant:
-    """A call of constants as a constant; raises Unread where it is random. One that writes gets copies."""
+    """A call of constants as a constant; raises Unsupported where it is random. One that writes gets copies."""
 
     arguments = node.args, dict(node.kwargs)  # those of now: the node may be erased when the model is written in place
 

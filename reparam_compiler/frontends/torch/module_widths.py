@@ -54,6 +54,27 @@ def update_module(module: nn.Module, node: Node) -> None:
         setattr(module, name, value)
 
 
+def plain_module(module: nn.Module) -> nn.Module:
+    """A parametrized module without its parametrizations: their values are its parameters, all else it shares."""
+    kind: Any = type(module).__mro__[1]
+    plain: nn.Module = kind.__new__(kind)
+    vars(plain).update(vars(module))
+    parametrizations: Any = module.parametrizations
+    computed: dict[str, nn.Parameter | None] = {}
+    for name, parametrization in parametrizations.items():
+        trains = any(original.requires_grad for original in parametrization.parameters())
+        computed[name] = nn.Parameter(getattr(module, name).detach().clone(), requires_grad=trains)
+    plain._parameters = {**computed, **module._parameters}
+    plain._modules = {name: part for name, part in module._modules.items() if name != "parametrizations"}
+    return plain
+
+
+def tensor_name(node: Node, index: int) -> str:
+    """What a module calls the parameter that is input `index` of its node."""
+    name = node.op.signature.name(index)
+    return {None: "weight", "mean": "running_mean", "var": "running_var"}.get(name) or str(name)
+
+
 def _shape(node: Node, operand: Place = "weight") -> tuple[int, ...] | None:
     """The shape of a parameter; None where the module has none."""
     param = node.operand(operand)
@@ -111,7 +132,7 @@ def _instance_norm(module: nn.Module, op: ops.GroupNorm, node: Node) -> Widths:
     return {"num_features": weight[0]} if weight else {}
 
 
-@writes_module(ops.Embedding, "embedding")
+@writes_module(ops.Embedding, "functional.embedding")
 def _embedding(module: nn.Module, op: ops.Embedding, node: Node) -> Widths:
     return {"embedding_dim": _weight(node)[1]}
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from reparam_compiler.frontends.torch.arguments import by_own_words
 from reparam_compiler.frontends.torch.constant_folding import call
 from reparam_compiler.frontends.torch.ops.coupling_models import expanded
 from reparam_compiler.ir import ops
@@ -44,7 +45,7 @@ class OpaqueCall:
         if self.called.is_("view") and (sizes := _sizes(args, kwargs)) is not None:
             return args[0].reshape(sizes)  # a copy before it may be no node of the graph
         if self.called.is_("expand", "broadcast_to") and isinstance(self.coupling, ops.Expand):
-            x = args[0] if args else kwargs["input"]
+            x = args[0] if args else by_own_words(kwargs)["input"]
             return expanded(x, _sizes(args, kwargs) or ())
         return call(self.node, self.module, args, kwargs)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import fx
 
+from reparam_compiler.frontends.torch.arguments import by_own_words
 from reparam_compiler.frontends.torch.call import Unsupported
 from reparam_compiler.frontends.torch.ops.shapes import index_cuts
 from reparam_compiler.vocabulary.resolve import Resolved
@@ -80,14 +81,15 @@ class PartReader:
         if isinstance(source, fx.Node) and self._name(source) in ("copy", "zero", "fill"):
             view = self._view(source.args[0])
             part = replace(part, through=(*part.through, source, *view.through))
-            source = 0.0 if self._name(source) == "zero" else source.args[1]
-        return self._with_value(part, source)
+            return self._with_value(part, 0.0 if self._name(source) == "zero" else source.args[1])
+        return self._with_value(part, source, broadcast=False)
 
-    def _with_value(self, part: Part, value: Any) -> Part:
+    def _with_value(self, part: Part, value: Any, *, broadcast: bool = True) -> Part:
+        """The part with what is written. broadcast: whether the write does that itself; `slice_scatter` does not."""
         if not part.cuts:
             raise Unsupported("a write to all of a value")
         through = list(part.through)
-        while isinstance(value, fx.Node) and self._name(value) in ("expand", "expand_as", "broadcast_to"):
+        while broadcast and isinstance(value, fx.Node) and self._name(value) in ("expand", "expand_as", "broadcast_to"):
             through.append(value)
             value = value.args[0]
         if isinstance(value, bool) or not isinstance(value, int | float | fx.Node):
@@ -135,7 +137,7 @@ class PartReader:
         return into, node.args[1]
 
     def _bounds(self, node: fx.Node, into: fx.Node, first: int) -> tuple[int, Any, Any, Any]:
-        given = dict(zip(_KEYS, node.args[first:], strict=False)) | node.kwargs
+        given = dict(zip(_KEYS, node.args[first:], strict=False)) | by_own_words(node.kwargs)
         axis = given.get("dim", 0)
         if not isinstance(axis, int):
             raise Unsupported("an axis that is computed")

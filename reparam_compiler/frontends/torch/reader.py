@@ -11,7 +11,6 @@ Three things that tracing hides are made explicit here:
 """
 
 import copy
-import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import dropwhile
@@ -22,8 +21,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from reparam_compiler.frontends.torch.aliasing import Writes, find_writes, first_argument
+from reparam_compiler.frontends.torch.arguments import by_own_words
 from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
-from reparam_compiler.frontends.torch.called import inplace_place, resolve, scalar_arguments
+from reparam_compiler.frontends.torch.called import inplace_place, is_read_by_its_first, resolve, scalar_arguments, tuple_behind
 from reparam_compiler.frontends.torch.constant_folding import Constant, assigned, folded, is_pure, nearest, of_a_value
 from reparam_compiler.frontends.torch.opaque_call import OpaqueCall
 from reparam_compiler.frontends.torch.ops.coupling_models import COUPLING_MODELS, operand_places
@@ -109,7 +109,7 @@ class TorchReader:
             self._emit(node, ops.Opaque("get_attr"), ())
             return
         called = self._resolve(node)
-        if Facts.GIVES_FIRST in called.facts and all(_takes_first(user) for user in node.users):
+        if is_read_by_its_first(node):
             return  # read where its first element is taken
         if Facts.SIZE_QUERY in called.facts or self._is_computed_number(node):
             self._numbers.add(node)
@@ -118,8 +118,10 @@ class TorchReader:
             if part is not None:
                 self._assign(node, part)
                 return
-            op, operands = self._known(self._tuple_behind(node, called))
+            op, operands = self._known(tuple_behind(node) or node)
         except Unsupported:
+            if (behind := tuple_behind(node)) is not None:
+                self._emit(behind, *self._opaque(behind, self._resolve(behind)))
             op, operands = self._opaque(node, called)
         if isinstance(op, ops.Identity) and isinstance(operands[0], str) and not self._may_change(node):
             self._bound[node] = operands[0]  # another name of the same value; tracers differ in which they keep
@@ -135,11 +137,6 @@ class TorchReader:
             raise Unsupported("not a tensor, or written to through a view")
         return self._parts.scattered(node) if called.is_("slice_scatter") else None
 
-    def _tuple_behind(self, node: fx.Node, called: Resolved) -> fx.Node:
-        """For the first element of a tuple that is of no other interest, the call that gives the tuple."""
-        first = node.args[0] if called.is_("getitem") else None
-        return first if isinstance(first, fx.Node) and first not in self._bound and _takes_first(node) else node
-
     def _is_computed_number(self, node: fx.Node) -> bool:
         traced = [source for source in node.all_input_nodes if source not in self._constants]
         return bool(traced) and all(source in self._numbers for source in traced) and self._is_number(node)
@@ -151,7 +148,7 @@ class TorchReader:
 
     def _assign(self, node: fx.Node, part: Part) -> None:
         """A write to a part of a value, in place or not. What only led to it is no part of the graph."""
-        base, value = self._operand(part.base, "const"), self._operand(self._value(part.value), "const")
+        base, value = self._operand(part.base, "const"), self._operand(self._value(part.value, part.base), "const")
         self._led_to_writes.update(source.name for source in part.through)
         self.written_into[node.name] = base if isinstance(base, str) else part.base.name
         if isinstance(base, Param) and isinstance(value, Param):
@@ -165,14 +162,15 @@ class TorchReader:
         self._emit(node, ops.SliceUpdate(part.cuts), (base, value), like=part.base)
         self._rebind(node)
 
-    def _value(self, value: Any) -> Any:
+    def _value(self, value: Any, base: fx.Node) -> Any:
         """What is written, without a view that only takes leading axes of 1 away: it is broadcast."""
         if not isinstance(value, fx.Node) or not isinstance(constant := self._constants.get(value), Constant):
             return value
         before = self._constants.get(first) if (first := first_argument(value)) is not None else None
         shapes = [tuple(c.value.shape) for c in (constant, before) if c is not None and isinstance(c.value, Tensor)]
         same = len(shapes) == 2 and self._resolve(value).is_("view", "reshape") and _core(shapes[0]) == _core(shapes[1])
-        return first if same else value
+        known = self._type(base)
+        return first if same and known is not None and len(shapes[1]) <= len(known.shape) else value
 
     def _is_number(self, node: fx.Node) -> bool:
         """Whether a call of numbers and constants gives a number; without a recorded value operators on numbers do."""
@@ -208,7 +206,7 @@ class TorchReader:
             args = (args[0], *module_arguments(called.row, self.module.get_submodule(path), path))
         elif node.op == "call_function" and (place := inplace_place(node.target)) is not None:
             args, kwargs = args[:place], {key: value for key, value in kwargs.items() if key != "inplace"}
-        return Call(called.name, tuple(args), kwargs, self._operand, self._type, self._size_of)
+        return Call(called.name, tuple(args), by_own_words(kwargs), self._operand, self._type, self._size_of)
 
     def _opaque(self, node: fx.Node, called: Resolved) -> Read:
         """What has no rule. Running it changes nothing that is read later, but where the graph leaves writes as they are."""
@@ -352,10 +350,6 @@ class TorchReader:
 def _core(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without leading ones."""
     return tuple(dropwhile(lambda size: size == 1, shape))
-
-
-def _takes_first(user: fx.Node) -> bool:
-    return user.target is operator.getitem and user.args[1:] == (0,)
 
 
 def inner_is_whole(size: fx.Node) -> bool:

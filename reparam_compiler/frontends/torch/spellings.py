@@ -94,7 +94,7 @@ class ChangedCall:
     @property
     def source(self) -> fx.Node:
         """What it is called on."""
-        source: fx.Node = self.argument(0, "input", "self", "tensor")
+        source: fx.Node = self.argument(0, "input")
         return source
 
 
@@ -273,7 +273,7 @@ def _group_norm(call: ChangedCall) -> None:
     call.set(1, "num_groups", value=call.after.groups)
 
 
-@writes("layer_norm", "rms_norm")
+@writes("layer_norm", "rms_norm", "native_layer_norm")
 def _layer_norm(call: ChangedCall) -> None:
     given, was = call.argument(1, "normalized_shape"), call.before
     now: Ints = call.after.shape

@@ -228,6 +228,30 @@ def test_a_parameter_that_is_written_to_freezes_nothing() -> None:
         symbolic_trace(Asks(body).eval())
 
 
+@fx.wrap
+def scale_(w: Tensor) -> Tensor:
+    """Of the model's author, who has another use for the underscore."""
+    return 2 * w
+
+
+def test_a_function_of_the_user_s_writes_nothing_whatever_it_is_called() -> None:
+    def body(m: Asks, x: Tensor) -> Tensor:
+        return x * scale_(m.alpha) if m.alpha > 0 else x
+
+    model, x = Asks(body).eval(), normal(2, 4, 3, 5)
+    assert relative_error(model(x), symbolic_trace(model)(x)) < EXACT
+
+
+def test_a_write_by_an_argument_of_a_function_freezes_nothing() -> None:
+    def body(m: Asks, x: Tensor) -> Tensor:
+        y = x + 1 if m.alpha > 0 else x
+        torch.relu_(m.alpha)
+        return y
+
+    with pytest.raises(TraceError, match="writes to its own parameters at relu_"):
+        symbolic_trace(Asks(body).eval())
+
+
 def test_nothing_is_frozen_in_training_mode() -> None:
     with pytest.raises(TraceError, match=r"training mode; call model.eval\(\) first"):
         symbolic_trace(Asks(branches_on_a_parameter).train())

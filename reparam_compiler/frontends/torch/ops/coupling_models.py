@@ -19,7 +19,7 @@ from reparam_compiler.vocabulary.resolve import ROWS, by_row_name
 from reparam_compiler.vocabulary.row import Form, Row
 
 CouplingModel = Callable[[Call, TensorType | None], Read]
-"""Gives the op and its operands from a call and the type of what it gives, or raises Unread."""
+"""Gives the op and its operands from a call and the type of what it gives, or raises Unsupported."""
 
 
 Function = Literal["mean", "sum", "max", "min", "norm"]
@@ -74,8 +74,30 @@ def _resampled(axes: int | None, call: Call, result: TensorType | None) -> Read:
     return ops.Slicewise((0, 1)), (call.x,)
 
 
+def _flip(call: Call, result: TensorType | None) -> Read:
+    """Along axes in a list, or one after the other: `y.flip(2, 3)`."""
+    lines = {call.axis(axis) for axis in call.sizes(1, "dims")}
+    return ops.Slicewise(tuple(axis for axis in range(call.rank) if axis not in lines)), (call.x,)
+
+
 def _rearranged(call: Call, result: TensorType | None) -> Read:
     return ops.Rearrange(), (call.x,)
+
+
+def _squeeze(call: Call, result: TensorType | None) -> Read:
+    """An axis that may go must keep its size: cut to one channel it would vanish."""
+    axes = call.sizes(1, "dim") if len(call.args) > 1 or "dim" in call.kwargs else range(call.rank)
+    return ops.Rearrange(tuple(call.axis(axis) for axis in axes)), (call.x,)
+
+
+def _repeat_interleave(call: Call, result: TensorType | None) -> Read:
+    """By one number for all; with a number each, or where the size of the result is stated, the axis must keep its size."""
+    if isinstance(call.raw(1, "repeats"), int) and call.kwargs.get("output_size") is None:
+        return ops.Rearrange(), (call.x,)
+    axis = call.constant(2, "dim", None)
+    if axis is None:
+        raise Unsupported("repeats of all elements in one line")
+    return ops.Rearrange((call.axis(axis),)), (call.x,)
 
 
 def _by_number(index: int, key: str, call: Call, result: TensorType | None) -> Read:
@@ -139,12 +161,12 @@ def _expand(call: Call, result: TensorType | None) -> Read:
     sizes = [size if isinstance(size, int) else -1 for size in shape]
     if any(size == -1 and axis and (axis < new or own[axis - new] != shape[axis]) for axis, size in enumerate(sizes)):
         raise Unsupported("an expansion to an open size")
-    other = call.args[1] if call.name == "expand_as" else None
+    other = call.raw(1, "other") if call.name == "expand_as" else None
     return ops.Expand(tuple(sizes)), (x,) if other is None else (x, call.operand_of(other, "const"))
 
 
 def _reduce(function: Function, place: int, call: Call, result: TensorType | None) -> Read:
-    given = call.constant(place, "dim", call.kwargs.get("axis"))
+    given = call.constant(place, "dim", None)
     axes = range(call.rank) if given in (None, [], ()) else given if isinstance(given, list | tuple) else (given,)
     if call.kwargs.get("dtype") is not None:
         raise Unsupported(f"{function} in another dtype")
@@ -159,7 +181,7 @@ def _norm(key: str, call: Call, result: TensorType | None) -> Read:
 
 
 def _matmul(call: Call, result: TensorType | None) -> Read:
-    a, b = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs.get("other", call.kwargs.get("mat2"))
+    a, b = call.raw(0, "input"), call.raw(1, "other" if call.name == "matmul" else "mat2")
     ranks = [_rank(call, value) for value in (a, b)]
     if min(ranks) < 2:
         raise Unsupported("a product with a vector")
@@ -177,7 +199,7 @@ def _rank(call: Call, value: Any) -> int:
 
 
 def _einsum(call: Call, result: TensorType | None) -> Read:
-    equation, *given = call.args
+    equation, given = call.raw(0, "equation"), call.sizes(1, "tensors")
     values = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
     terms, arrow, out = str(equation).replace(" ", "").partition("->")
     sides = terms.split(",")
@@ -237,9 +259,15 @@ def _functional_instance_norm(call: Call, result: TensorType | None) -> Read:
 
 
 def _embedding(call: Call, result: TensorType | None) -> Read:
-    """aten has the weight first, torch the indices."""
-    first, second = call.operand(0, "input"), call.operand(1, "weight")
-    return ops.Embedding(), (first, second) if isinstance(first, str) else (second, first)
+    """torch.embedding and aten have the weight first."""
+    return ops.Embedding(), (call.operand(1, "indices"), call.operand(0, "weight"))
+
+
+def _functional_embedding(call: Call, result: TensorType | None) -> Read:
+    """F.embedding has the indices first."""
+    if call.constant(3, "max_norm", None) is not None:
+        raise Unsupported("an embedding that scales its rows by their norms, which are those of all channels")
+    return ops.Embedding(), (call.operand(0, "input"), call.operand(1, "weight"))
 
 
 def _glu(call: Call, result: TensorType | None) -> Read:
@@ -277,7 +305,9 @@ _FORMS: dict[Form, CouplingModel] = {
 _COUPLING_MODELS: dict[str, CouplingModel] = {
     **_same_for(_SHAPED_LIKE_FIRST, _of_first),
     **_same_for("softmax _softmax log_softmax _log_softmax softmin cumsum cumprod", partial(_but, 1, "dim", None)),
-    "flip": partial(_but, 1, "dims", None),
+    "flip": _flip,
+    "squeeze": _squeeze,
+    "repeat_interleave": _repeat_interleave,
     "roll": partial(_but, 2, "dims", None),
     "normalize": partial(_but, 2, "dim", 1),
     **_same_for("var std", _spread),
@@ -306,6 +336,7 @@ _COUPLING_MODELS: dict[str, CouplingModel] = {
     "instance_norm": partial(_instance_norm, (1, 2, 3, 4)),
     "functional.instance_norm": _functional_instance_norm,
     "embedding": _embedding,
+    "functional.embedding": _functional_embedding,
     "glu": _glu,
     "prelu": _prelu,
 }

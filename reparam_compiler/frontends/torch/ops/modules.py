@@ -83,6 +83,10 @@ def _softmax(m: Any, path: str) -> tuple[Any, ...]:
     return (-3,) if isinstance(m, nn.Softmax2d) else (m.dim,)
 
 
+def _embedding(m: Any, path: str) -> tuple[Any, ...]:
+    return (*_tensors(path, "weight"), m.padding_idx, m.max_norm)
+
+
 def _weight(m: Any, path: str) -> tuple[Any, ...]:
     return _tensors(path, "weight")
 
@@ -103,7 +107,7 @@ _ARGUMENTS: dict[Row, Callable[[Any, str], tuple[Any, ...]]] = by_row_name(
         "rms_norm": _rms_norm,
         "group_norm": _group_norm,
         "functional.instance_norm": _instance_norm,
-        "embedding": _weight,
+        "functional.embedding": _embedding,
         "prelu": _weight,
         "softmax": _softmax,
         "log_softmax": _softmax,

@@ -130,7 +130,7 @@ def _getitem(call: Call) -> Read:
 
 
 def index_cuts(index: Any, rank: Callable[[], int]) -> list[tuple[int, Any, Any, Any]]:
-    """(axis, start, stop, step) for each slice of an index that is not from end to end; raises Unread for other indices."""
+    """(axis, start, stop, step) for each slice of an index that is not from end to end; raises Unsupported for others."""
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(part is not Ellipsis and not isinstance(part, slice) for part in parts):
         raise Unsupported("an index that is not slices")

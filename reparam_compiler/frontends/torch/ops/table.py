@@ -32,6 +32,13 @@ def _batch_norm(training: int | None, order: tuple[int, int, int, int], eps: int
     return ops.BatchNorm(float(call.constant(eps, "eps", 1e-5)), in_training), (call.x, *params)
 
 
+def _native_layer_norm(call: Call) -> Read:
+    """What `run_decompositions` makes of a layer norm: (values, means, deviations)."""
+    shape = tuple(call.constant(1, "normalized_shape"))
+    weight, bias = call.param(2, "weight", "weight", None), call.param(3, "bias", "bias", None)
+    return ops.LayerNorm(shape, float(call.constant(4, "eps"))), (call.x, weight, bias)
+
+
 def _add(sign: float, call: Call) -> Read:
     alpha = float(call.constant(2, "alpha", 1.0))
     return _constant_last(ops.Add((1.0, sign * alpha)), call.operand(0, "input"), call.operand(1, "other"))
@@ -85,7 +92,7 @@ def _move(row: Row, call: Call) -> Read:
 def _parameters(row: Row, call: Call) -> list[Any]:
     """The arguments that the row knows; with others the call is another function."""
     keys = [key for key, _ in row.parameters]
-    others = set(call.kwargs) - {*keys, "input", "self"}
+    others = set(call.kwargs) - {*keys, "input"}
     if len(call.args) > 1 + len(keys) or others:
         raise Unsupported(f"{row.name} with further arguments")
     return [call.constant(i, key, default) for i, (key, default) in enumerate(row.parameters, start=1)]
@@ -101,7 +108,7 @@ def _hardtanh(call: Call) -> Read:
 
 
 def _reduce(function: Any, call: Call) -> Read:
-    axes = call.constant(1, "dim", call.kwargs.get("axis"))
+    axes = call.constant(1, "dim", None)
     if axes is None or call.kwargs.get("dtype") is not None:
         raise Unsupported(f"{function} over everything")
     axes = tuple(axes) if isinstance(axes, list | tuple) else (axes,)
@@ -119,6 +126,7 @@ _READERS: dict[str, Reader] = {
     "functional.batch_norm": partial(_batch_norm, 5, (3, 4, 1, 2), 7),
     "batch_norm": partial(_batch_norm, 5, (1, 2, 3, 4), 7),
     "_native_batch_norm_legit_no_training": partial(_batch_norm, None, (1, 2, 3, 4), 6),
+    "native_layer_norm": _native_layer_norm,
     "add": partial(_add, 1.0),
     "sub": partial(_add, -1.0),
     "rsub": _rsub,
@@ -133,6 +141,7 @@ _READERS: dict[str, Reader] = {
     "mean": partial(_reduce, "mean"),
     "sum": partial(_reduce, "sum"),
     "amax": partial(_reduce, "max"),
+    "amin": partial(_reduce, "min"),
 }
 READERS: dict[Row, Reader] = {
     **{row: partial(_FORMS[row.form], row) for row in ROWS.values() if row.form in _FORMS},

@@ -23,6 +23,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
+from reparam_compiler.frontends.torch.aliasing import written_aside
+from reparam_compiler.frontends.torch.called import resolve
+
 
 def symbolic_trace(model: nn.Module, concrete_args: Mapping[str, Any] | None = None) -> fx.GraphModule:
     """A module as a GraphModule, which shares the module's tensors.
@@ -46,7 +49,7 @@ def symbolic_trace(model: nn.Module, concrete_args: Mapping[str, Any] | None = N
             f"{type(model).__name__} draws random numbers that do not depend on its input; a trace would freeze them"
         )
     for node in graph.nodes:
-        if tracer.asked and _writes(node) and any(tracer.is_constant(source) for source in node.all_input_nodes):
+        if tracer.asked and _writes(node, tracer.root) and any(tracer.is_constant(source) for source in node.all_input_nodes):
             raise TraceError(f"{type(model).__name__} writes to its own parameters at {node.name}, and asks for others' values")
     for node in reversed(graph.nodes):
         if node in tracer.values and not node.users:
@@ -107,7 +110,7 @@ class _Tracer(fx.Tracer):
     def _computed(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(_Untraced(self.root))
-        if not node.op.startswith("call") or not node.all_input_nodes or _writes(node):
+        if not node.op.startswith("call") or not node.all_input_nodes or _writes(node, self.root):
             raise TraceError(f"{node.name} is asked for its value, which depends on the input or is written to")
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
         with torch.no_grad():
@@ -205,21 +208,12 @@ def _raises(instructions: Sequence[dis.Instruction]) -> bool:
     return False
 
 
-def _writes(node: fx.Node) -> bool:
-    """Whether a call writes to one of its arguments."""
-    if node.op not in ("call_function", "call_method"):
+def _writes(node: fx.Node, root: nn.Module) -> bool:
+    """Whether a call writes to one of its arguments, as the vocabulary has it: a function of the user's is no op of torch's."""
+    if not node.op.startswith("call"):
         return False
-    name = str(node.target) if node.op == "call_method" else str(getattr(node.target, "__name__", node.target))
-    inplace = name.endswith("_") and not name.endswith("__")
-    augmented = node.target in _AUGMENTED or name in ("setitem", "__setitem__", "set_data")
-    return inplace or augmented or "out" in node.kwargs or bool(node.kwargs.get("inplace"))
-
-
-_AUGMENTED = {
-    getattr(operator, f"i{name}")
-    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift")
-    if hasattr(operator, f"i{name}")
-} | {operator.iand, operator.ior, operator.ixor}
+    called = resolve(node, root)
+    return called.writes or bool(written_aside(node, called))
 
 
 def _name_of(node: fx.Node) -> str:

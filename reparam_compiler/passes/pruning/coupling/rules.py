@@ -325,6 +325,9 @@ def _embedding(node: Node, op: ops.Embedding, trace: Trace) -> Labelled:
 @coupling_rule(ops.SliceUpdate)
 def _slice_update(node: Node, op: ops.SliceUpdate, trace: Trace) -> Labelled:
     """Ties what is written to what it is written into, where it is written from end to end of the channels."""
+    base = node.operand("x")
+    if isinstance(base, Param) and base.origin is None:
+        return trace.freeze(node, f"{called(node)} writes into what is computed from parameters")
     labelled = {value.axis for value in (trace.source(node, "x"), trace.source(node, "value")) if value.axis is not None}
     if labelled.intersection(axis for axis, _, _ in op.cuts):
         return trace.freeze(node, f"{called(node)} writes to channels by their numbers")
