@@ -55,7 +55,9 @@ class FakeValues:
     def _retyped(self, node: fx.Node) -> Any:
         x = node.args[0] if node.args else None
         if isinstance(x, fx.Node) and resolve_function(node.target).is_(*_LIKE_THEIR_INPUT):
-            return torch.empty_like(x.meta["val"])  # their fake kernels are decompositions, hundreds of times as slow
+            # their fake kernels are decompositions, hundreds of times as slow
+            memory_format: Any = node.kwargs.get("memory_format")
+            return torch.empty_like(x.meta["val"], memory_format=memory_format)
         return self._called(node)
 
     def _called(self, node: fx.Node) -> Any:

@@ -1,7 +1,8 @@
 """Writes changes into a GraphModule: new modules beside those that they replace, pruned tensors where the old ones stood."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -9,12 +10,17 @@ from torch.nn.utils import parametrize
 
 from reparam_compiler.core.names import common_path, free_name
 from reparam_compiler.errors import RewriteError
-from reparam_compiler.frontends.torch.module_widths import update_module
-from reparam_compiler.frontends.torch.native import NativeNodes
+from reparam_compiler.frontends.torch.module_widths import plain_module, tensor_name, update_module
+from reparam_compiler.frontends.torch.native import NativeNodes, reading_calls
 from reparam_compiler.frontends.torch.padded_conv import conv_of
 from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call
-from reparam_compiler.frontends.torch.tensor_arguments import exchanged_params, set_tensor_argument
-from reparam_compiler.frontends.torch.tensors import tensor_from
+from reparam_compiler.frontends.torch.tensor_arguments import (
+    call_that_reads,
+    exchanged_params,
+    set_tensor_argument,
+    takes_gradient,
+)
+from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
 from reparam_compiler.frontends.torch.writer import new_module
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param
 
@@ -32,6 +38,7 @@ class GraphModuleWriter:
     changes: Diff
     exact: bool
     sizes: ComputedSizes
+    _cut: dict[str, Param] = field(default_factory=dict, init=False)
     _holders: dict[int, list[tuple[nn.Module, str]]] = field(default_factory=dict, init=False)
 
     def write(self, nodes: NativeNodes) -> None:
@@ -40,13 +47,15 @@ class GraphModuleWriter:
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 self._holders.setdefault(id(tensor), []).append((module, name))
         old_targets = self._targets()
-        updated: dict[str, Param] = {}
         for node in self.changes.changed:
             if node.replaces:
                 nodes.replace(node.id, self._replace(nodes, node))
             else:
-                self._update(nodes.call(node.id), node, updated)
+                self._update(nodes.call(node.id), node)
         nodes.erase_unread(self.model.graph, self.changes.removed)
+        for origin, param in self._cut.items():
+            self._keep_whole(origin, reading_calls(self.before, nodes, origin))
+            self._set_tensor(origin, tensor_from(param, exact=self.exact))
         self.model.graph.lint()
         self._delete(old_targets - self._targets())
         self.model.recompile()
@@ -81,24 +90,57 @@ class GraphModuleWriter:
                     return tensor.device
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
-    def _update(self, fx_node: fx.Node, node: Node, updated: dict[str, Param]) -> None:
+    def _update(self, fx_node: fx.Node, node: Node) -> None:
         if fx_node.op == "call_module" and parametrize.is_parametrized(self.model.get_submodule(str(fx_node.target))):
-            # A plain module instead: removing a parametrization edits its class, which the caller's module has as well.
-            plain = new_module(node, lambda param: tensor_from(param, exact=self.exact), trains=self._trains(node))
-            self.model.set_submodule(str(fx_node.target), plain)
-            return
+            self._take_parametrizations_off(str(fx_node.target))
         for index, param in exchanged_params(self.before, node, fx_node):
             if param.origin is None:
-                self._exchange(fx_node, node, index, param)
-            elif param.origin not in updated:
-                updated[param.origin] = param
-                self._set_tensor(param.origin, tensor_from(param, exact=self.exact))
-            elif updated[param.origin] is not param:
+                self._exchange(call_that_reads(fx_node, node), node, index, param)
+            elif self._cut.setdefault(param.origin, param) is not param:
                 raise RewriteError(f"{node.id}: {param.origin} is shared, and its users changed it in different ways")
         if fx_node.op == "call_module":
             update_module(self.model.get_submodule(str(fx_node.target)), node)
         else:
             update_call(fx_node, self.before[node.id], node, self.sizes)
+
+    def _take_parametrizations_off(self, target: str) -> None:
+        """A plain module with the same tensors instead: torch's own removal edits a class that the caller's module has too."""
+        module = self.model.get_submodule(target)
+        plain = plain_module(module)
+        self.model.set_submodule(target, plain)
+        for name, tensor in (*plain._parameters.items(), *plain._buffers.items()):
+            self._holders.setdefault(id(tensor), []).append((plain, name))
+
+    def _keep_whole(self, origin: str, cut: Collection[fx.Node]) -> None:
+        """Gives a tensor that is about to be cut a second name, for the calls that need it whole: constant expressions.
+
+        cut: the calls that read it cut.
+        """
+        old = attribute(self.model, origin)
+        if not isinstance(old, Tensor):
+            return
+        name = ""
+        for node in [node for node in self.model.graph.nodes if node not in cut]:
+            if node.op == "call_module" and _holds(self.model.get_submodule(str(node.target)), old):
+                copied = deep_copy(self.model.get_submodule(str(node.target)))
+                node.target = self._free_name(f"{node.target}_whole")
+                self.model.add_submodule(node.target, copied)
+            elif node.op == "get_attr" and attribute(self.model, str(node.target)) is old:
+                others = [user for user in node.users if user not in cut]
+                if others and not name:
+                    name = self._free_name(f"{origin}_whole".replace(".", "_"))
+                    self._register(name, old)
+                with self.model.graph.inserting_after(node):
+                    whole = self.model.graph.get_attr(name) if others else node
+                for user in others:
+                    user.replace_input_with(node, whole)
+
+    def _register(self, name: str, tensor: Tensor) -> None:
+        """A tensor of the model's own: a parameter where it is one, else a buffer."""
+        if isinstance(tensor, nn.Parameter):
+            self.model.register_parameter(name, tensor)
+        else:
+            self.model.register_buffer(name, tensor)
 
     def _set_tensor(self, path: str, tensor: Tensor) -> None:
         """Puts a tensor of another shape in place of one, under all its names, as a parameter where that was one."""
@@ -112,13 +154,14 @@ class GraphModuleWriter:
 
     def _exchange(self, fx_node: fx.Node, node: Node, index: int, param: Param) -> None:
         """A tensor that the model had no name for: a bias where there was none, or what was computed from parameters."""
-        tensor = nn.Parameter(tensor_from(param, exact=self.exact), requires_grad=self._trains(node))
+        tensor = tensor_from(param, exact=self.exact)
+        if takes_gradient(param):
+            tensor = nn.Parameter(tensor, requires_grad=self._trains(node))
         if fx_node.op == "call_module":
-            module, name = conv_of(self.model.get_submodule(str(fx_node.target))), ("weight", "bias")[index - 1]
-            setattr(module, name, tensor)
+            setattr(conv_of(self.model.get_submodule(str(fx_node.target))), tensor_name(node, index), tensor)
             return
         name = self._free_name(f"{fx_node.name}_{param.role}")
-        self.model.register_parameter(name, tensor)
+        self._register(name, tensor)
         with self.model.graph.inserting_before(fx_node):
             stored = self.model.graph.get_attr(name)
         set_tensor_argument(fx_node, self.before, node, index, stored)
@@ -145,6 +188,10 @@ class GraphModuleWriter:
                 path, _, leaf = path.rpartition(".")
                 holder = self.model.get_submodule(path)
                 delattr(holder, leaf)
+
+
+def _holds(module: nn.Module, tensor: object) -> bool:
+    return any(held is tensor for held in (*module.parameters(), *module.buffers()))
 
 
 def _beside(targets: Sequence[str]) -> str:

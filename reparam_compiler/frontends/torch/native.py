@@ -12,6 +12,7 @@ from itertools import takewhile
 from torch import fx
 
 from reparam_compiler.frontends.torch.aliasing import Writes
+from reparam_compiler.frontends.torch.called import tuple_behind
 from reparam_compiler.ir.graph import Graph, Node
 
 
@@ -34,6 +35,12 @@ class InPlace:
         rebound = {node.name: tuple(other.name for other in same) for node, same in writes.rebound.items()}
         into_inputs = frozenset(node.name for node in writes.into_inputs)
         return InPlace(rebound, {node.name: written_into[node.name] for node in writes.parts}, into_inputs)
+
+
+def reading_calls(before: Graph, nodes: "NativeNodes", origin: str) -> set[fx.Node]:
+    """The calls that read a parameter of the model as one of the graph's, of the graph that was read."""
+    readers = [reader for param, users in before.param_users.items() if param.origin == origin for reader, _ in users]
+    return {nodes.call(reader) for reader in readers}
 
 
 @dataclass
@@ -72,8 +79,9 @@ class NativeNodes:
         return self.nodes[node_id]
 
     def call(self, node_id: str) -> fx.Node:
-        """The node that makes a value."""
-        return self.nodes[node_id]
+        """The node that makes a value: where that is read as the first element of a tuple, the call that gives the tuple."""
+        node = self.nodes[node_id]
+        return tuple_behind(node) or node
 
     def first_reader(self, before: Graph, node: Node) -> fx.Node:
         """Where a new op goes: before the first reader of its source, which may be written to before a later one."""

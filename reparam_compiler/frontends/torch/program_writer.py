@@ -12,9 +12,14 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from reparam_compiler.core.names import common_path, free_name
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.torch.fake_values import FakeValues
-from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
+from reparam_compiler.frontends.torch.native import InPlace, NativeNodes, reading_calls
 from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call
-from reparam_compiler.frontends.torch.tensor_arguments import exchanged_params, set_tensor_argument
+from reparam_compiler.frontends.torch.tensor_arguments import (
+    call_that_reads,
+    exchanged_params,
+    set_tensor_argument,
+    takes_gradient,
+)
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
 from reparam_compiler.frontends.torch.writer import new_call
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param
@@ -39,7 +44,6 @@ class ProgramWriter:
     sizes: ComputedSizes
     graph: fx.Graph = field(init=False)
     nodes: NativeNodes = field(init=False)
-    first: fx.Node = field(init=False)
     values: FakeValues = field(init=False)
     new_specs: list[InputSpec] = field(default_factory=list)
     new_tensors: Tensors = field(default_factory=dict)
@@ -51,7 +55,6 @@ class ProgramWriter:
         nodes = {original.name: node for original, node in zip(originals, self.graph.nodes, strict=True)}
         for name, node in nodes.items():
             node.name = name  # copying renames what is called as a builtin is (`input`), and the signature goes by names
-        self.first = next(iter(self.graph.nodes))
         self.nodes = NativeNodes(nodes, self.in_place)
         self.values = FakeValues(self.graph, self.model.graph_module)
 
@@ -71,7 +74,9 @@ class ProgramWriter:
         fx_node = self.nodes.call(node.id)
         for index, param in exchanged_params(self.before, node, fx_node):
             if param.origin is None:
-                set_tensor_argument(fx_node, self.before, node, index, self._parameter(f"{fx_node.name}.{param.role}", param))
+                read = call_that_reads(fx_node, node)
+                set_tensor_argument(read, self.before, node, index, self._parameter(f"{read.name}.{param.role}", param))
+                self.updated.add(read)
                 continue
             tensor = tensor_from(param, exact=self.exact)
             old = self.new_tensors.get(param.origin)
@@ -103,6 +108,7 @@ class ProgramWriter:
     def _specs_that_stay(self, changes: Diff) -> list[InputSpec]:
         """Erases what nothing reads any more, and gives the specs of the inputs that are left."""
         erased = self.nodes.erase_unread(self.graph, changes.removed)
+        self._keep_whole()
         gone = {node.name for node in erased if node.op == "placeholder"}
         specs = [*self.new_specs, *self.model.graph_signature.input_specs]
         gone |= self._orphans(specs, gone)
@@ -110,6 +116,21 @@ class ProgramWriter:
             if node.op == "placeholder" and node.name in gone and not node.users:
                 self.graph.erase_node(node)
         return [spec for spec in specs if getattr(spec.arg, "name", None) not in gone]
+
+    def _keep_whole(self) -> None:
+        """Gives tensors that are cut a second name, for the calls that need them whole: constant expressions."""
+        state = {**self.model.state_dict, **self.model.constants}
+        placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
+        for spec in self.model.graph_signature.input_specs:
+            if spec.target not in self.new_tensors or spec.arg.name not in placeholders:
+                continue
+            stored = placeholders[spec.arg.name]
+            others = stored.users.keys() - reading_calls(self.before, self.nodes, spec.target)
+            if others:
+                trains = spec.kind == InputKind.PARAMETER
+                whole = self._stored(f"{spec.target}_whole", state[spec.target].detach().clone(), trains=trains)
+            for user in others:
+                user.replace_input_with(stored, whole)
 
     def _orphans(self, specs: Sequence[InputSpec], gone: Collection[str]) -> set[str]:
         """Tensors that nothing reads, of modules whose read tensors are all gone: a batch norm's counter."""
@@ -166,13 +187,18 @@ class ProgramWriter:
 
     def _parameter(self, wanted: str, param: Param) -> fx.Node:
         """A new placeholder with its parameter, under the wanted name or one beside it."""
-        tensor = tensor_from(param, exact=self.exact)
+        exact = tensor_from(param, exact=True) if self.exact else None
+        return self._stored(wanted, tensor_from(param), exact, trains=takes_gradient(param))
+
+    def _stored(self, wanted: str, tensor: Tensor, exact: Tensor | None = None, *, trains: bool) -> fx.Node:
+        """A new placeholder with a tensor, that of a parameter where it trains, else of a buffer."""
         target = free_name(wanted, self.new_tensors.keys() | self.model.state_dict.keys())
-        with self.graph.inserting_before(self.first):
-            node = self.graph.placeholder("p_" + target.replace(".", "_"))
-        node.meta["val"] = self.values.of_parameter(nn.Parameter(tensor_from(param)))
-        self.new_specs.append(InputSpec(InputKind.PARAMETER, TensorArgument(node.name), target))
-        self.new_tensors[target] = tensor
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            node = self.graph.placeholder(("p_" if trains else "b_") + target.replace(".", "_"))
+        node.meta["val"] = self.values.of_parameter(nn.Parameter(tensor) if trains else tensor)
+        kind, persistent = (InputKind.PARAMETER, None) if trains else (InputKind.BUFFER, True)
+        self.new_specs.append(InputSpec(kind, TensorArgument(node.name), target, persistent))
+        self.new_tensors[target] = tensor if exact is None else exact
         return node
 
     def _call(self, target: Any, *args: Any) -> fx.Node:

@@ -4,6 +4,7 @@ F.conv2d(x, w)      with a bias that repair made      becomes      F.conv2d(x, w
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +15,37 @@ from reparam_compiler.frontends.torch.arguments import argument, set_argument
 from reparam_compiler.frontends.torch.spellings import is_aten, row_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param
-from reparam_compiler.ir.kind import OperandName
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
-Places = Mapping[OperandName | None, int]
-"""For an operand the place of its argument, which is called as the operand is."""
+Places = Mapping[int, tuple[int, tuple[str, ...]]]
+"""For an input of a node the place of its argument, and what that is called."""
 
 
-def _places(weight: int, bias: int) -> Places:
-    return {"weight": weight, "bias": bias}
+def _places(**places: int) -> Places:
+    """Those of the inputs after the first one, in order."""
+    return {index: (place, (name,)) for index, (name, place) in enumerate(places.items(), start=1)}
 
 
 _PLACES: dict[str, Places] = {
-    **{f"{kind}{rank}d": _places(1, 2) for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)},
-    **dict.fromkeys(("convolution", "linear", "instance_norm"), _places(1, 2)),
-    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm"), _places(2, 3)),
-    "functional.instance_norm": _places(3, 4),
-    "embedding": {"weight": 0},
+    **{f"{kind}{rank}d": _places(weight=1, bias=2) for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)},
+    **dict.fromkeys(("convolution", "linear", "instance_norm"), _places(weight=1, bias=2)),
+    **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm", "group_norm"), _places(weight=2, bias=3)),
+    "functional.instance_norm": _places(weight=3, bias=4),
+    "functional.batch_norm": _places(weight=3, bias=4, running_mean=1, running_var=2),
+    **dict.fromkeys(
+        ("batch_norm", "_native_batch_norm_legit_no_training"), _places(weight=1, bias=2, running_mean=3, running_var=4)
+    ),
+    "embedding": _places(weight=0),
+    "functional.embedding": _places(weight=1),
+    "prelu": _places(weight=1),
+    **{name: {0: (0, ("input",)), 1: (1, ("other", "mat2"))} for name in ("matmul", "bmm", "mm")},
+    "scaled_dot_product_attention": {0: (0, ("query",)), **_places(key=1, value=2, attn_mask=3)},
+    "setitem": _places(value=2),
+    "copy": _places(src=1),
+    "fill": _places(value=1),
+    "slice_scatter": {0: (0, ("input",)), 1: (1, ("src",))},
 }
-"""Where the calls of a row have their weight and bias."""
+"""Where the calls of a row have their tensors, if not in the order of the node's inputs."""
 
 
 def new_params(before: Graph, node: Node) -> list[tuple[int, Param]]:
@@ -45,6 +59,8 @@ def exchanged_params(before: Graph, node: Node, fx_node: fx.Node) -> list[tuple[
     A linear that is spelled as a product becomes a call of `linear`, for which all of them are written.
     """
     new = new_params(before, node)
+    if isinstance(node.op, ops.SliceUpdate):  # what is written, without what broadcasts it to a stated width on the way
+        return [(index, replace(param, origin=None) if index == 1 else param) for index, param in new]
     name = _row_name(fx_node)
     if not new or not isinstance(node.op, ops.Linear) or fx_node.op == "call_module" or name == "linear":
         return new
@@ -55,18 +71,20 @@ def exchanged_params(before: Graph, node: Node, fx_node: fx.Node) -> list[tuple[
     return [(i, Param(p.role, p.dtype, p.shape, p.load)) for i, p in enumerate(node.inputs) if isinstance(p, Param)]
 
 
+def takes_gradient(param: Param) -> bool:
+    """Whether a new tensor is a parameter of the model: one that is no statistic, of numbers that are not whole."""
+    return param.dtype in FLOATING and param.role not in ("mean", "var")
+
+
 def set_tensor_argument(fx_node: fx.Node, before: Graph, node: Node, index: int, value: fx.Node) -> None:
     """Makes the parameter that is input `index` of a node another value.
 
     Raises:
         RewriteError: the parameter stands in no argument that is known.
     """
-    operand = node.op.signature.name(index)
-    place = _PLACES.get(_row_name(fx_node), {}).get(operand)
-    if fx_node.target is F.embedding:
-        place = 1  # behind the indices; torch.embedding and aten have it before them
+    place = _PLACES.get(_row_name(fx_node), {}).get(index)
     if place is not None:
-        set_argument(fx_node, place, str(operand), value=value)
+        set_argument(fx_node, place[0], *place[1], value=value)
     elif isinstance(before[node.id].op, ops.Opaque | ops.Concat | ops.Stack):
         _set_nth_tensor(fx_node, before, node, index, value)
     elif isinstance(node.op, ops.Add | ops.Mul | ops.Div):
@@ -77,6 +95,19 @@ def set_tensor_argument(fx_node: fx.Node, before: Graph, node: Node, index: int,
             set_argument(fx_node, 1, "other", value=value)
     else:
         raise RewriteError(f"{node.id}: input {index} of {node.op.name} is computed from parameters and cannot be exchanged")
+
+
+def call_that_reads(fx_node: fx.Node, node: Node) -> fx.Node:
+    """The call that reads the new parameters of a node: of a write to a part that is several calls, the innermost one.
+
+    `slice_scatter(y, copy(slice(y, 2, 0, 1), expand(v, …)), 2, 0, 1)` is such a write; `copy` reads what is written.
+    """
+    if not isinstance(node.op, ops.SliceUpdate) or _row_name(fx_node) != "slice_scatter":
+        return fx_node
+    source = argument(fx_node, 1, "src")
+    if not isinstance(source, fx.Node) or not source.op.startswith("call"):
+        return fx_node
+    return call_that_reads(source, node) if _row_name(source) in ("slice_scatter", "copy", "fill") else fx_node
 
 
 def _row_name(fx_node: fx.Node) -> str:
