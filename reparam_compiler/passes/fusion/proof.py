@@ -1,9 +1,9 @@
 """What is measured before a region is rewritten: its response to zero, and both of its forms on random sources.
 
-Sources are just wider than the kernel, so that most outputs see the border; no axis has the size of another, and a strided
-kernel is tried on even and odd sizes. A region of more than convs, norms and sums may act on certain positions, on whole axes
-or across the batch: it is tried on two samples, on multiples of these sizes and on long ones too (`probe.larger`), or on the
-sizes that the model has, where it has no others.
+Sources are just wider than the kernel, so that most outputs see the border; no spatial axis has the size of another, and a
+strided kernel is tried on even and odd sizes. A region of more than convs, norms and sums may act on certain positions, on
+whole axes or across the batch: it is tried on two samples, on multiples of these sizes and on long ones too (`probe.larger`), or on
+the sizes that the model has, where it has no others.
 """
 
 from collections.abc import Callable, Sequence
@@ -80,9 +80,14 @@ def _small_shapes(kernel: ConvKernel, layout: SourceLayout) -> list[Ints]:
         max(span, *map(abs, pair)) + sum(abs(min(amount, 0)) for amount in pair) + s + 1
         for span, s, pair in zip(kernel.span, kernel.stride, kernel.padding, strict=True)
     ]
-    sizes = [tuple(size + axis for axis, size in enumerate(base))]
+    unlike: list[int] = []
+    for size in base:
+        while size in unlike:
+            size += 1
+        unlike.append(size)
+    sizes = [tuple(unlike)]
     if any(s > 1 for s in kernel.stride):
-        sizes.append(tuple(size + 2 * len(base) - 1 - axis for axis, size in enumerate(base)))
+        sizes.append(tuple(size + 1 for size in unlike))
     return [(1 if spatial else 3, layout.channels, *spatial) for spatial in sizes]
 
 

@@ -51,6 +51,12 @@ def test_a_fusion_that_would_be_slower_is_refused_and_says_what_both_cost() -> N
     )
 
 
+def test_sizes_that_are_not_known_count_as_nominal_ones() -> None:
+    (nominal,), (stated,) = fused(Two(64)).refusals, fused(Two(64), USUAL, "cost", torch.zeros(1, 64, 28, 28)).refusals
+    assert nominal.reason == stated.reason
+    assert "multiply-adds" in nominal.reason
+
+
 def test_policy_always_fuses_what_is_exact() -> None:
     (fusion,) = fused(Two(64), policy="always").fusions
     assert fusion.weight == (64, 64, 5, 5)
