@@ -16,7 +16,13 @@ MODULES = [
     "api.options",
     "checking.runners",
     "checking.tolerances",
+    "core.affine",
+    "core.slicing",
+    "cost.model",
     "frontends.base",
+    "frontends.coupling",
+    "interpreter.difference",
+    "interpreter.evaluate",
     "models.opening",
     "models.shapes",
 ]

@@ -33,8 +33,21 @@ def average_pool(
 ) -> ConvKernel:
     """Average pooling as a depthwise conv.
 
-    Raises NotFusable where an output divides by the number of pixels it really saw (`count_include_pad=False` with padding),
-    and for `ceil_mode`, whose last output may reach beyond the padding.
+    Args:
+        channels: of what is read and of what is given.
+        size, stride, padding: of the window, in positions along each spatial axis; padding is (low, high).
+        count_include_pad, ceil_mode: as torch has them.
+        divisor: what the sum over a window is divided by; its number of positions where None.
+
+    Returns:
+        A kernel with the weight `C 1 *size`, all of whose taps are alike.
+
+    Raises:
+        NotFusable: an output divides by the number of positions that it really saw (`count_include_pad=False` with padding), or
+            `ceil_mode` lets the last output reach beyond the padding.
+
+    >>> average_pool(8, (2, 2), (2, 2), ((0, 0), (0, 0))).weight[0, 0, 0]
+    array([0.25, 0.25])
     """
     if any(low or high for low, high in padding) and not count_include_pad and divisor is None:
         raise NotFusable("average pool with count_include_pad=False divides by less at the border")

@@ -88,13 +88,13 @@ class Spread:
         self._square = self._square + (rows**2).sum(0)
 
     @property
-    def mean(self) -> Float64[np.ndarray, "C"]:
-        """Of the rows so far."""
+    def mean(self) -> Float64[np.ndarray, "*C"]:
+        """Of the rows so far; a single 0 before the first."""
         return np.asarray(self._sum / max(self._count, 1) + (0.0 if self._about is None else self._about))
 
     @property
-    def variance(self) -> Float64[np.ndarray, "C"]:
-        """Likewise."""
+    def variance(self) -> Float64[np.ndarray, "*C"]:
+        """Likewise, divided by the number of rows."""
         mean = self._sum / max(self._count, 1)
         return np.asarray(np.maximum(self._square / max(self._count, 1) - mean**2, 0))
 

@@ -85,15 +85,15 @@ class _State:
         variance = float((covariance * gram).sum())
         scale = float(np.trace(covariance)) / max(1, len(covariance))
         self._group = consumer.group.copy()
-        self._counts = variance > 0 and scale > 0
-        if self._counts:
+        self._matters = variance > 0 and scale > 0
+        if self._matters:
             self._inverse = np.linalg.inv(covariance + ridge * scale * np.eye(len(covariance)))
             self._gram = gram / variance
 
     def costs(self, candidates: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
         """The relative error of losing each of these groups now."""
         found = np.zeros(len(candidates))
-        if not self._counts:
+        if not self._matters:
             return found
         order = np.argsort(self._group, kind="stable")
         first = np.searchsorted(self._group[order], candidates, side="left")
@@ -109,7 +109,7 @@ class _State:
     def remove(self, groups: Int64[np.ndarray, "N"]) -> None:
         """Takes the groups out and refits the rest."""
         lost = np.flatnonzero(np.isin(self._group, groups))
-        if not self._counts or not len(lost):
+        if not self._matters or not len(lost):
             return
         across = self._inverse[:, lost]
         absorbed = np.linalg.solve(across[lost], across.T)  # P

@@ -18,14 +18,26 @@ Keep = Bool[np.ndarray, "C"]
 
 
 def take(array: np.ndarray, keeps: Mapping[int, Keep]) -> np.ndarray:
-    """The array without what is not kept, in its own dtype; `keeps` has a mask for each axis that is cut."""
+    """The array without what is not kept, in its own dtype.
+
+    keeps: for each axis that is cut, by its number, a mask as long as the axis. The other axes stay as they are.
+
+    >>> take(np.arange(6).reshape(2, 3), {1: np.array([True, False, True])})
+    array([[0, 2],
+           [3, 5]])
+    """
     for axis, keep in keeps.items():
         array = np.take(array, np.flatnonzero(keep), axis=axis)
     return array
 
 
 def blank(array: np.ndarray, keeps: Mapping[int, Keep]) -> np.ndarray:
-    """A copy of the array that is zero where an axis is not kept."""
+    """A copy of the array, of its shape and dtype, that is zero where an axis is not kept; `keeps` as in `take`.
+
+    >>> blank(np.arange(6).reshape(2, 3), {1: np.array([True, False, True])})
+    array([[0, 0, 2],
+           [3, 0, 5]])
+    """
     blanked = array.copy()
     for axis, keep in keeps.items():
         blanked[(slice(None),) * axis + (~keep,)] = 0

@@ -18,6 +18,12 @@ from reparam_compiler.ir.graph import Graph
 
 Model = TypeVar("Model")
 ModelOut = TypeVar("ModelOut", covariant=True)
+
+
+class Unsupported(Exception):
+    """A call, or a node, that has no exact form in `ir.ops`: a frontend keeps it as the model has it."""
+
+
 Kind = Literal["torch.nn", "torch.fx", "torch.export", "onnx"]
 """A plain nn.Module, which must be traced before it is read; an fx.GraphModule; an ExportedProgram; an onnx.ModelProto."""
 

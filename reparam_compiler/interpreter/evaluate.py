@@ -24,7 +24,11 @@ from reparam_compiler.vocabulary.dtypes import FLOATING
 
 
 def tensor_of(param: Param, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A parameter as a torch tensor: floating ones in `dtype`, all others as they are."""
+    """A parameter as a torch tensor of its shape, on the CPU: floating ones in `dtype`, all others in their own.
+
+    >>> tensor_of(Param.of(np.ones((2, 3), np.float16), role="weight", dtype="f16")).dtype
+    torch.float64
+    """
     array = np.asarray(param.load())
     if param.dtype in FLOATING:
         return torch.from_numpy(np.array(array, np.float64, order="C")).to(dtype)
@@ -102,7 +106,11 @@ def one_thread() -> Iterator[None]:
 
 
 def evaluate_region(nodes: Sequence[Node], source: NodeId, x: Tensor) -> Tensor:
-    """What the last of these nodes gives, in float64, where the source holds x; raises as `evaluate` does."""
+    """What the last of these nodes gives where the source holds x.
+
+    nodes: sources before their readers; all that they read is the source, a parameter or one of them. x: of any shape that the
+    region takes, in float64, which the result is of too, where it is floating. Raises as `evaluate` does.
+    """
     values: dict[NodeId, Any] = {source: x}
     with torch.no_grad():
         for node in nodes:

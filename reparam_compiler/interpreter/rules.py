@@ -48,7 +48,7 @@ _Move = (
 _NotRun = ops.Input | ops.PerChannel | ops.Glu | ops.Slicewise | ops.Rearrange
 """Inputs have no rule, and what only models how an opaque op couples channels has none: the opaque op itself is run."""
 
-Operands = Sequence[Any]
+OperandValues = Sequence[Any]
 """The values of all operands that a kind declares, None for one that is absent."""
 
 
@@ -76,7 +76,7 @@ def apply(op: ops.Op, inputs: Sequence[Any]) -> Any:
     assert_never(op)
 
 
-def _weighted(op: _Weighted, operands: Operands) -> Tensor:
+def _weighted(op: _Weighted, operands: OperandValues) -> Tensor:
     match op:
         case ops.Conv(stride, padding, dilation, groups, mode):
             x, weight, bias = operands
@@ -156,7 +156,7 @@ def _torch_padding(padding: Sequence[tuple[int, int]]) -> list[int]:
     return [amount for pair in reversed(padding) for amount in pair]
 
 
-def _pointwise(op: _Pointwise, operands: Operands) -> Tensor:
+def _pointwise(op: _Pointwise, operands: OperandValues) -> Tensor:
     match op:
         case ops.Add(coefficients):
             total: Tensor = reduce(torch.add, (v if c == 1 else c * v for c, v in zip(coefficients, operands, strict=True)))
@@ -208,7 +208,7 @@ def _move(op: _Move, x: Any) -> Any:
             assert_never(op)
 
 
-def _across(op: _Across, operands: Operands) -> Tensor:
+def _across(op: _Across, operands: OperandValues) -> Tensor:
     """Over those that the mask has a 1 for, where there is one."""
     match op:
         case ops.Reduce(function, axes, keepdim):

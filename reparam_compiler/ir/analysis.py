@@ -1,4 +1,4 @@
-"""networkx views of a graph: order, dominators, and the nodes between two values."""
+"""networkx views of a graph: its edges, dominators, and the nodes between two values."""
 
 from collections.abc import Set
 
@@ -18,11 +18,6 @@ def dataflow(graph: Graph) -> "nx.DiGraph[NodeId]":
     view.add_nodes_from(graph.nodes)
     view.add_edges_from((source, node.id) for node in graph for source in node.sources)
     return view
-
-
-def topological_order(graph: Graph) -> list[NodeId]:
-    """The ids, sources first, as stable as networkx makes it."""
-    return list(nx.lexicographical_topological_sort(dataflow(graph), key=graph.position.__getitem__))
 
 
 def immediate_dominators(graph: Graph) -> dict[NodeId, NodeId]:

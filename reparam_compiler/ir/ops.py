@@ -64,6 +64,7 @@ __all__ = [
     "Permute",
     "Rearrange",
     "Reduce",
+    "Reduction",
     "Reshape",
     "Slice",
     "SliceUpdate",
@@ -72,6 +73,7 @@ __all__ = [
     "Stack",
     "TupleGet",
     "Weighted",
+    "understood",
 ]
 
 
@@ -359,3 +361,8 @@ Op = (
 """All kinds. A `match` that has a case for each ends in `assert_never`, so that mypy names what a new kind still lacks."""
 KINDS: tuple[type[Op], ...] = get_args(Op)
 """The same as classes."""
+
+
+def understood(op: Op) -> Op:
+    """What an op is to pruning: itself, or the coupling model of an opaque one."""
+    return op.coupling if isinstance(op, Opaque) and op.coupling is not None else op

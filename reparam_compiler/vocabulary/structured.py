@@ -1,12 +1,13 @@
 """Ops with tensors or sizes of their own: convs, products, norms, pools, reductions. Each frontend has a reader for them."""
 
 import operator
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reparam_compiler.ir.ops import Facts
+from reparam_compiler.ir.ops import Facts, Reduction
 from reparam_compiler.vocabulary.row import Row, onnx, rows
 
 _BILINEAR = Facts.BILINEAR
@@ -109,3 +110,11 @@ ROWS = (
     Row("feature_alpha_dropout", modules=(nn.FeatureAlphaDropout,), module_arguments=("p", "training"), facts=_DROPPED),
     *rows("feature_dropout native_dropout", facts=_DROPPED),
 )
+REDUCTIONS: Mapping[str, Reduction] = {
+    "mean": "mean",
+    "sum": "sum",
+    "amax": "max",
+    "amin": "min",
+    "linalg_vector_norm": "norm",
+}
+"""For each row that reduces along axes what it makes of the elements there."""

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, NodeProto, helper
 
+from reparam_compiler.frontends.base import Unsupported
 from reparam_compiler.frontends.onnx.shapes.evaluator import Shapes
 from reparam_compiler.frontends.onnx.shapes.sizes import Size
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Operand, Param, TensorType
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
+__all__ = ["Call", "Read", "Unsupported", "attributes_of"]
+
 Read = tuple[ops.Op, tuple[Operand, ...]]
-
-
-class Unsupported(Exception):
-    """This node has no exact form in `ir.ops`."""
 
 
 @dataclass(frozen=True, slots=True)

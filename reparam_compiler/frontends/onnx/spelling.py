@@ -66,18 +66,13 @@ class Place:
         return now.shape[place]
 
 
-def stated(op: ops.Op) -> ops.Op:
-    """What an op is to pruning: itself, or the coupling model of an opaque one."""
-    return op.coupling if isinstance(op, ops.Opaque) and op.coupling is not None else op
-
-
 def is_stated_anew(was: ops.Op, now: ops.Op) -> bool:
     """True where the model's own node can do what it shall do now: only numbers differ that it states."""
     if was == now:
         return True
     if isinstance(was, ops.Opaque) and isinstance(now, ops.Opaque) and (was.target, was.run) != (now.target, now.run):
         return False
-    before, after = stated(was), stated(now)
+    before, after = ops.understood(was), ops.understood(now)
     if type(before) is not type(after):
         return False
     free = STATED.get(type(before), frozenset())
@@ -99,7 +94,7 @@ def _group(place: Place) -> Numbers:
 
 def _reshape(place: Place) -> Numbers:
     """Sizes that changed are written as numbers; 0 and -1 come out right by themselves."""
-    op = stated(place.after.op)
+    op = ops.understood(place.after.op)
     if not isinstance(op, ops.Flatten | ops.Reshape):
         return {}
     said = place.said(1, "shape")
@@ -113,7 +108,7 @@ def _reshape(place: Place) -> Numbers:
 
 def _expand(place: Place) -> Numbers:
     """An Expand by numbers: 1, which keeps a size, where x has it already."""
-    op = stated(place.after.op)
+    op = ops.understood(place.after.op)
     if not isinstance(op, ops.Expand | ops.Identity):
         return {}
     rank = len(place.after.type.shape) if place.after.type is not None else 0

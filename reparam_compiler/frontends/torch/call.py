@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from reparam_compiler.core.kernel import Pairs
+from reparam_compiler.frontends.base import Unsupported
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Operand, Param, TensorType
 
+__all__ = ["Call", "Read", "Reader", "Unsupported", "both", "spread"]
+
 Read = tuple[ops.Op, tuple[Operand, ...]]
-
-
-class Unsupported(Exception):
-    """This call has no exact form in `ir.ops`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ from torch import nn
 
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.torch.padded_conv import conv_of
-from reparam_compiler.frontends.torch.spellings import stated
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
 from reparam_compiler.ir.kind import Kind, Place
@@ -45,7 +44,7 @@ def update_module(module: nn.Module, node: Node) -> None:
     Raises:
         RewriteError: the module's class has no writer.
     """
-    module, op = conv_of(module), stated(node.op)
+    module, op = conv_of(module), ops.understood(node.op)
     row = resolve_module(type(module)).row
     entry = MODULE_WRITERS.get(row) if row is not None else None
     if entry is None or not isinstance(op, entry[0]):

@@ -127,18 +127,13 @@ def is_aten(target: Any) -> bool:
     return isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket)
 
 
-def stated(op: ops.Op) -> ops.Op:
-    """What an op is, or its coupling model."""
-    return op.coupling if isinstance(op, ops.Opaque) and op.coupling is not None else op
-
-
 def update_call(fx_node: fx.Node, before: Node, node: Node, sizes: ComputedSizes) -> None:
     """Writes the widths that a node states now into the arguments of its call: groups, shapes, piece sizes, slice bounds.
 
     Raises:
         RewriteError: the call has no writer, or its spelling cannot say what the node states.
     """
-    was, now = stated(before.op), stated(node.op)
+    was, now = ops.understood(before.op), ops.understood(node.op)
     told_in_numbers = before.op != node.op and now.states_sizes and not isinstance(node.op, ops.Opaque)
     if was == now and not told_in_numbers:
         return

@@ -1,18 +1,16 @@
 """Arithmetic, linear layers, batch norm and functions of elements whose attributes need a word."""
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 
 from reparam_compiler.core.kernel import Ints
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
-from reparam_compiler.frontends.onnx.ops.registry import reads
+from reparam_compiler.frontends.onnx.ops.registry import REDUCTIONS, reads
 from reparam_compiler.frontends.onnx.tensors import decimal, dtype_word
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
 
-REDUCTIONS: dict[str, Literal["mean", "sum", "max"]] = {"ReduceMean": "mean", "ReduceSum": "sum", "ReduceMax": "max"}
 COEFFICIENTS = {"Add": (1.0, 1.0), "Sub": (1.0, -1.0), "Neg": (-1.0,)}
 
 
@@ -123,9 +121,9 @@ def clip(call: Call) -> Read:
     return (ops.Elementwise("relu6") if bounds == [0, 6] else ops.Elementwise("clamp", tuple(bounds))), (call.x,)
 
 
-@reads("ReduceMean", "ReduceSum", "ReduceMax")
+@reads("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
 def reduce(call: Call) -> Read:
-    """A mean, a sum or the largest over constant axes."""
+    """A mean, a sum, the largest or the least over constant axes."""
     function = REDUCTIONS[call.node.op_type]
     call.floating()
     axes = call.values(1, "axes")

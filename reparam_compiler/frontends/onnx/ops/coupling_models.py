@@ -4,30 +4,16 @@ A coupling model reads the first inputs of its node, in their order. Further inp
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reparam_compiler.frontends import coupling
 from reparam_compiler.frontends.onnx.call import Call, Unsupported
-from reparam_compiler.frontends.onnx.ops.registry import Coupled, couples, slicewise
+from reparam_compiler.frontends.onnx.ops.registry import REDUCTIONS, Coupled, couples, slicewise
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import TensorType
-
-REDUCTIONS: dict[str, Literal["mean", "sum", "max", "min", "norm"]] = {
-    "ReduceMean": "mean",
-    "ReduceSum": "sum",
-    "ReduceMax": "max",
-    "ReduceMin": "min",
-    "ReduceL2": "norm",
-}
-
-
-def _known(result: TensorType | None) -> TensorType:
-    if result is None:
-        raise Unsupported("a value of no known shape")
-    return result
 
 
 @couples("Cast", "CastLike", "Clip")
@@ -104,14 +90,7 @@ def _gather_places(call: Call, result: TensorType | None) -> Coupled:
 
 @couples("Reshape", "Squeeze", "Unsqueeze", "Flatten")
 def _reshape(call: Call, result: TensorType | None) -> Coupled:
-    own = call.shape
-    shape = [
-        size if isinstance(size, int) else 0 if size is not None and own[axis : axis + 1] == (size,) else -1
-        for axis, size in enumerate(_known(result).shape)
-    ]
-    if shape.count(-1) > 1:
-        raise Unsupported("a reshape to several open sizes")
-    return ops.Reshape(tuple(shape)), 1
+    return coupling.reshape(call.shape, coupling.shape_of(result)), 1
 
 
 @couples("Slice")
@@ -125,16 +104,13 @@ def _slice(call: Call, result: TensorType | None) -> Coupled:
 @couples("Expand")
 def _expand(call: Call, result: TensorType | None) -> Coupled:
     """To numbers; an open size that x has stays as it is."""
-    own, shape = call.shape, _known(result).shape
-    new = len(shape) - len(own)
-    sizes = [size if isinstance(size, int) else -1 for size in shape]
-    if any(size == -1 and axis and (axis < new or own[axis - new] != shape[axis]) for axis, size in enumerate(sizes)):
-        raise Unsupported("an expansion to an open size")
-    for asked in call.samples(1) if sizes[0] == -1 and own[0] == 1 else ():
+    own = call.shape
+    op = coupling.expand(own, coupling.shape_of(result))
+    for asked in call.samples(1) if op.shape[0] == -1 and own[0] == 1 else ():
         said = asked[len(asked) - len(own) :]
         if any(size != 1 and have != 1 for size, have in zip(said[1:], own[1:], strict=True)):
             raise Unsupported("an expansion to an open batch that says other sizes too")
-    return ops.Expand(tuple(sizes)), 1
+    return op, 1
 
 
 def expanded_type(call: Call) -> TensorType | None:
@@ -171,22 +147,13 @@ def _reduce(call: Call, result: TensorType | None) -> Coupled:
 
 @couples("MatMul")
 def _matmul(call: Call, result: TensorType | None) -> Coupled:
-    ranks = [len(_known(call.type(index)).shape) for index in (0, 1)]
-    if min(ranks) < 2:
-        raise Unsupported("a product with a vector")
-    batch = "abcdefgh"[: max(ranks) - 2]
-    letters = (batch[len(batch) - ranks[0] + 2 :] + "yz", batch[len(batch) - ranks[1] + 2 :] + "zx")
-    return ops.Einsum(*letters, batch + "yx"), 2
+    left, right = (len(coupling.shape_of(call.type(index))) for index in (0, 1))
+    return coupling.matmul(left, right), 2
 
 
 @couples("Einsum")
 def _einsum(call: Call, result: TensorType | None) -> Coupled:
-    equation = call.attribute("equation", "")
-    terms, arrow, out = equation.replace(" ", "").partition("->")
-    sides = terms.split(",")
-    if len(sides) != 2 or not arrow or not all(side.isalpha() and len(set(side)) == len(side) for side in sides):
-        raise Unsupported(f"Einsum of {equation}")
-    return ops.Einsum(sides[0], sides[1], out), 2
+    return coupling.einsum(call.attribute("equation", "")), 2
 
 
 @couples("LayerNormalization", "RMSNormalization")

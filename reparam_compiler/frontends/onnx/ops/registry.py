@@ -7,18 +7,20 @@ A type must stand in a row (`vocabulary.resolve.by_onnx`). A function of each el
 that moves elements: they are read by what the row says of the type's attributes. Types of other domains have no row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
+from reparam_compiler.frontends import coupling
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
 from reparam_compiler.frontends.onnx.tensors import decimal
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import TensorType
-from reparam_compiler.vocabulary.resolve import by_onnx
+from reparam_compiler.vocabulary.resolve import ROWS, by_onnx
 from reparam_compiler.vocabulary.row import OnnxType, Row
+from reparam_compiler.vocabulary.structured import REDUCTIONS as REDUCTION_ROWS
 
 Coupled = tuple[ops.Op, int]
 """A coupling model, and how many inputs it reads: the first ones of the node."""
@@ -29,6 +31,12 @@ READERS: dict[str, Reader] = {}
 """For each type with a reader of its own the reader: it gives an op and its operands, or raises `Unsupported`."""
 COUPLING_MODELS: dict[str, CouplingModel] = {}
 """For each type with a coupling model of its own the function that gives it, of the call and the type of its result."""
+
+
+REDUCTIONS: Mapping[str, ops.Reduction] = {
+    of_type.name: function for name, function in REDUCTION_ROWS.items() for of_type in ROWS[name].onnx
+}
+"""For each type that reduces along axes what it makes of the elements there."""
 
 
 def reads(*types: str) -> Callable[[Reader], Reader]:
@@ -77,9 +85,7 @@ def coupling_model(call: Call, result: TensorType | None) -> Coupled:
 
 def slicewise(call: Call, result: TensorType | None, reads: int) -> Coupled:
     """A function of the elements at the same place."""
-    if result is None:
-        raise Unsupported("a value of no known shape")
-    return ops.Slicewise(tuple(range(len(result.shape)))), reads
+    return coupling.elementwise(coupling.shape_of(result)), reads
 
 
 def _pointwise(row: Row, of_type: OnnxType, call: Call) -> Read:

@@ -6,11 +6,12 @@ their sizes and dtypes alone.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from reparam_compiler.frontends import coupling
 from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
 from reparam_compiler.frontends.torch.ops.windows import WINDOWS
 from reparam_compiler.ir import ops
@@ -22,15 +23,6 @@ CouplingModel = Callable[[Call, TensorType | None], Read]
 """Gives the op and its operands from a call and the type of what it gives, or raises Unsupported."""
 
 
-Function = Literal["mean", "sum", "max", "min", "norm"]
-
-
-def _known(result: TensorType | None) -> TensorType:
-    if result is None:
-        raise Unsupported("a value of no known shape")
-    return result
-
-
 def _tensors(call: Call) -> tuple[Operand, ...]:
     """The tensors among the arguments, in order; numbers stay with the call."""
     given: list[Any] = []
@@ -40,11 +32,11 @@ def _tensors(call: Call) -> tuple[Operand, ...]:
 
 
 def _elementwise(call: Call, result: TensorType | None) -> Read:
-    return ops.Slicewise(tuple(range(len(_known(result).shape)))), _tensors(call)
+    return coupling.elementwise(coupling.shape_of(result)), _tensors(call)
 
 
 def _of_first(call: Call, result: TensorType | None) -> Read:
-    return ops.Slicewise(tuple(range(len(_known(result).shape)))), (call.x,)
+    return coupling.elementwise(coupling.shape_of(result)), (call.x,)
 
 
 def _but(index: int, key: str, default: Any, call: Call, result: TensorType | None) -> Read:
@@ -62,7 +54,7 @@ def _of_matrices(call: Call, result: TensorType | None) -> Read:
 
 def _spread(call: Call, result: TensorType | None) -> Read:
     """Variance over axes that stay, of size 1."""
-    if len(_known(result).shape) != call.rank:
+    if len(coupling.shape_of(result)) != call.rank:
         raise Unsupported(f"{call.name} that drops axes")
     return _but(1, "dim", None, call, result)
 
@@ -141,31 +133,20 @@ def _channel_shuffle(call: Call, result: TensorType | None) -> Read:
 
 
 def _reshape(call: Call, result: TensorType | None) -> Read:
-    """To the shape that comes out: 0 for an open size of the same axis, -1 for one that is left."""
     if any(isinstance(argument, torch.dtype) for argument in (*call.args, *call.kwargs.values())):
         raise Unsupported("a view of the bits as another dtype")
-    own = call.shape
-    shape = [
-        size if isinstance(size, int) else 0 if own[axis : axis + 1] == (size,) else -1
-        for axis, size in enumerate(_known(result).shape)
-    ]
-    if shape.count(-1) > 1:
-        raise Unsupported("a reshape to several open sizes")
-    return ops.Reshape(tuple(shape)), (call.x,)
+    return coupling.reshape(call.shape, coupling.shape_of(result)), (call.x,)
 
 
 def _expand(call: Call, result: TensorType | None) -> Read:
     x, known = call.operand_of(call.first, "const"), call.type_of(call.first)
-    shape, own = _known(result).shape, x.shape if known is None and not isinstance(x, str | None) else call.shape
-    new = len(shape) - len(own)
-    sizes = [size if isinstance(size, int) else -1 for size in shape]
-    if any(size == -1 and axis and (axis < new or own[axis - new] != shape[axis]) for axis, size in enumerate(sizes)):
-        raise Unsupported("an expansion to an open size")
+    own = x.shape if known is None and not isinstance(x, str | None) else call.shape
+    op = coupling.expand(own, coupling.shape_of(result))
     other = call.raw(1, "other") if call.name == "expand_as" else None
-    return ops.Expand(tuple(sizes)), (x,) if other is None else (x, call.operand_of(other, "const"))
+    return op, (x,) if other is None else (x, call.operand_of(other, "const"))
 
 
-def _reduce(function: Function, place: int, call: Call, result: TensorType | None) -> Read:
+def _reduce(function: ops.Reduction, place: int, call: Call, result: TensorType | None) -> Read:
     given = call.constant(place, "dim", None)
     axes = range(call.rank) if given in (None, [], ()) else given if isinstance(given, list | tuple) else (given,)
     if call.kwargs.get("dtype") is not None:
@@ -182,12 +163,7 @@ def _norm(key: str, call: Call, result: TensorType | None) -> Read:
 
 def _matmul(call: Call, result: TensorType | None) -> Read:
     a, b = call.raw(0, "input"), call.raw(1, "other" if call.name == "matmul" else "mat2")
-    ranks = [_rank(call, value) for value in (a, b)]
-    if min(ranks) < 2:
-        raise Unsupported("a product with a vector")
-    batch = "abcdefgh"[: max(ranks) - 2]
-    letters = (batch[len(batch) - ranks[0] + 2 :] + "yz", batch[len(batch) - ranks[1] + 2 :] + "zx")
-    return ops.Einsum(*letters, batch + "yx"), (call.operand_of(a, "const"), call.operand_of(b, "const"))
+    return coupling.matmul(_rank(call, a), _rank(call, b)), (call.operand_of(a, "const"), call.operand_of(b, "const"))
 
 
 def _rank(call: Call, value: Any) -> int:
@@ -201,12 +177,9 @@ def _rank(call: Call, value: Any) -> int:
 def _einsum(call: Call, result: TensorType | None) -> Read:
     equation, given = call.raw(0, "equation"), call.sizes(1, "tensors")
     values = given[0] if len(given) == 1 and isinstance(given[0], list | tuple) else given
-    terms, arrow, out = str(equation).replace(" ", "").partition("->")
-    sides = terms.split(",")
-    plain = all(side.isalpha() and len(set(side)) == len(side) for side in sides)
-    if len(sides) != 2 or not arrow or not plain or len(values) != 2:
-        raise Unsupported(f"einsum of {equation}")
-    return ops.Einsum(sides[0], sides[1], out), tuple(call.operand_of(value, "const") for value in values)
+    if len(values) != 2:
+        raise Unsupported(f"einsum of {len(values)} values")
+    return coupling.einsum(str(equation)), tuple(call.operand_of(value, "const") for value in values)
 
 
 def _attention(call: Call, result: TensorType | None) -> Read:

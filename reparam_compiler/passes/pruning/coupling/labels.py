@@ -282,9 +282,10 @@ Coupling = Callable[[Node, Kind, Trace], Labelled]
 
 def coupling_model(node: Node) -> tuple[ops.Op, Node]:
     """What a node is to pruning: its op or the coupling model of it, and the node with the inputs of that alone."""
-    if not isinstance(node.op, ops.Opaque) or node.op.coupling is None:
-        return node.op, node
-    return node.op.coupling, replace(node, inputs=node.inputs[: node.op.reads])
+    model = ops.understood(node.op)
+    if model is node.op or not isinstance(node.op, ops.Opaque):
+        return model, node
+    return model, replace(node, inputs=node.inputs[: node.op.reads])
 
 
 def reads_channels(node: Node, axes: Iterable[int]) -> bool:
