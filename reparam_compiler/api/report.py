@@ -126,6 +126,11 @@ UNREPAIRED = (
 
 def cost_lines(before: Cost, after: Cost) -> list[str]:
     """A line for each figure that is known, before and after."""
+    return [f"  {name:<14}{old} -> {new}" for name, old, new in cost_rows(before, after)]
+
+
+def cost_rows(before: Cost, after: Cost) -> list[tuple[str, str, str]]:
+    """Each figure that is known: its name, and what it is before and after."""
     rows: list[tuple[str, float | None, float | None, str]] = [
         ("convs", before.convs, after.convs, "{:.0f}"),
         ("params", before.params / 1e6, after.params / 1e6, "{:.3f} M"),
@@ -134,9 +139,7 @@ def cost_lines(before: Cost, after: Cost) -> list[str]:
         ("activations", _mebi(before.activation_bytes), _mebi(after.activation_bytes), "{:.2f} MiB"),
     ]
     return [
-        f"  {name:<14}{shown.format(old)} -> {shown.format(new)}"
-        for name, old, new, shown in rows
-        if old is not None and new is not None
+        (name, shown.format(old), shown.format(new)) for name, old, new, shown in rows if old is not None and new is not None
     ]
 
 

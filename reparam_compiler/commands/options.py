@@ -1,49 +1,26 @@
-"""Options that several commands of `reparam` have, each written once."""
+"""Options that several commands of `reparam` have, each written once; those of a word take the words of the library's table."""
 
-from enum import StrEnum
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any, get_args
 
 import typer
 
-
-class FusePolicy(StrEnum):
-    """What is fused."""
-
-    cost = "cost"
-    always = "always"
+from reparam_compiler.passes.fusion import planner
+from reparam_compiler.passes.pruning.allocation import ALLOCATIONS
+from reparam_compiler.passes.pruning.criteria.importance import CRITERIA
+from reparam_compiler.passes.pruning.pipeline import QUALITIES
 
 
-class Importance(StrEnum):
-    """How channels are ranked."""
+def one_of(words: Iterable[str]) -> dict[str, Any]:
+    """What makes typer take one of these words, show them, and call any other wrong usage."""
+    known = tuple(words)
 
-    l1 = "l1"
-    l2 = "l2"
-    bn_scale = "bn_scale"
-    fpgm = "fpgm"
-    geometric = "geometric"
-    random = "random"
-    taylor = "taylor"
-    hessian = "hessian"
-    energy = "energy"
-    lasso = "lasso"
-    obs = "obs"
-    obs_patches = "obs_patches"
+    def parser(text: str) -> str:
+        if text not in known:
+            raise typer.BadParameter(f"found {text!r}; expected one of {', '.join(known)}")
+        return text
 
-
-class Allocation(StrEnum):
-    """Where channels are taken from."""
-
-    uniform = "uniform"
-    whole = "global"
-    sensitivity = "sensitivity"
-
-
-class Quality(StrEnum):
-    """What is done with calibration data."""
-
-    fast = "fast"
-    standard = "standard"
-    high = "high"
+    return {"parser": parser, "metavar": f"[{'|'.join(known)}]"}
 
 
 Model = Annotated[str, typer.Argument(help="An .onnx, a .pt2, or package.module:factory.", show_default=False)]
@@ -53,7 +30,24 @@ Shapes = Annotated[
 ]
 UnsafeLoad = Annotated[bool, typer.Option("--unsafe-load", help="Open pickles too: they can run any code.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-Policy = Annotated[FusePolicy, typer.Option("--policy", help="Fuse what makes the model faster, or all that is exact.")]
+Policy = Annotated[
+    str,
+    typer.Option(
+        "--policy", help="Fuse what makes the model faster, or all that is exact.", **one_of(get_args(planner.Policy))
+    ),
+]
+Importance = Annotated[
+    str | None,
+    typer.Option(help="How channels are ranked; without: what the quality takes, l1 without data.", **one_of(CRITERIA)),
+]
+Allocation = Annotated[
+    str,
+    typer.Option(
+        help="The same share of every layer, or the least important of the whole model, or what costs the least error.",
+        **one_of(ALLOCATIONS),
+    ),
+]
+Quality = Annotated[str, typer.Option(help="What is done with calibration data.", **one_of(QUALITIES))]
 KeepBn = Annotated[bool, typer.Option("--keep-bn", help="Leave the last batch norm of each block, to train on quantized.")]
 MeasureCosts = Annotated[
     bool, typer.Option("--measure-costs", help="Decide by the speed of this machine, not of a usual CPU; takes a second.")

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from reparam_compiler.api.report import UNREPAIRED, FuseReport, PruneReport
+from reparam_compiler.api.report import UNREPAIRED, FuseReport, PruneReport, cost_rows
 from reparam_compiler.checking.equivalent import Equivalence
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.passes.pruning.pipeline import PrunePlan
@@ -106,13 +106,6 @@ def _asked(plan: PrunePlan) -> str:
 
 def _cost_table(before: Cost, after: Cost) -> Table:
     table = Table("cost", "before", "after")
-    for name, old, new, shown in (
-        ("convs", before.convs, after.convs, "{:,}"),
-        ("parameters", before.params, after.params, "{:,}"),
-        ("multiply-adds", before.flops, after.flops, "{:,}"),
-        ("with Winograd", before.winograd_muls, after.winograd_muls, "{:,.0f}"),
-        ("activation bytes", before.activation_bytes, after.activation_bytes, "{:,}"),
-    ):
-        if old is not None and new is not None:
-            table.add_row(name, shown.format(old), shown.format(new))
+    for row in cost_rows(before, after):
+        table.add_row(*row)
     return table

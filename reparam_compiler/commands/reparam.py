@@ -28,7 +28,6 @@ from reparam_compiler.api.fusing import fuse, inspect
 from reparam_compiler.api.pruning import apply_manifest, prune
 from reparam_compiler.commands.options import (
     Allocation,
-    FusePolicy,
     Importance,
     Json,
     KeepBn,
@@ -91,7 +90,7 @@ def fuse_command(
     model: Model,
     output: Annotated[Path, Output],
     input_shapes: Shapes = None,
-    policy: Policy = FusePolicy.cost,
+    policy: Policy = "cost",
     keep_bn: KeepBn = False,
     measure: MeasureCosts = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove what was rewritten.")] = False,
@@ -123,7 +122,7 @@ def fuse_command(
 def inspect_command(
     model: Model,
     input_shapes: Shapes = None,
-    policy: Policy = FusePolicy.cost,
+    policy: Policy = "cost",
     keep_bn: KeepBn = False,
     measure: MeasureCosts = False,
     unsafe_load: UnsafeLoad = False,
@@ -194,15 +193,11 @@ def prune_command(
         Path | None,
         typer.Option(help="Inputs as the model will see them: an .npz, an .npy, a folder of .npy or of images; 32 do much."),
     ] = None,
-    quality: Annotated[Quality, typer.Option(help="What is done with calibration data.")] = Quality.standard,
+    quality: Quality = "standard",
     mean: Annotated[str | None, typer.Option(help="Images are normalised by: '0.485,0.456,0.406'.")] = None,
     std: Annotated[str | None, typer.Option(help="Images are normalised by: '0.229,0.224,0.225'.")] = None,
-    importance: Annotated[
-        Importance | None, typer.Option(help="How channels are ranked; without: what the quality takes, l1 without data.")
-    ] = None,
-    allocation: Annotated[
-        Allocation, typer.Option(help="The same share of every layer, or the least important of the whole model.")
-    ] = Allocation.uniform,
+    importance: Importance = None,
+    allocation: Allocation = "uniform",
     layer: Annotated[list[str] | None, typer.Option(help="PATTERN=RATIO: the ratio of some layers. Repeatable.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Where to write which channels were kept (JSON).")] = None,
     round_to: Annotated[int, typer.Option(min=1, help="Widths go to the nearest multiple; 1: the exact ratio.")] = 8,
@@ -223,9 +218,9 @@ def prune_command(
         "flops": flops,
         "params": params,
         "latency": latency,
-        "importance": None if importance is None else importance.value,
-        "allocation": _layers(layer) or allocation.value,
-        "quality": quality.value,
+        "importance": importance,
+        "allocation": _layers(layer) or allocation,
+        "quality": quality,
         "round_to": round_to,
         "ignore": tuple(ignore or ()),
     }
@@ -402,11 +397,11 @@ def _inputs_of_either(one: Any, other: Any, shapes: str) -> tuple[Any, ...]:
         raise error from None
 
 
-def _options(policy: FusePolicy, keep_bn: bool, measure: bool) -> dict[str, Any]:
+def _options(policy: str, keep_bn: bool, measure: bool) -> dict[str, Any]:
     """How to fuse: arguments of `fuse` and `inspect`."""
     with status("measuring this machine") if measure else contextlib.nullcontext():
         model = measure_costs() if measure else None
-    return {"policy": policy.value, "keep_bn": keep_bn, "cost_model": model}
+    return {"policy": policy, "keep_bn": keep_bn, "cost_model": model}
 
 
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:

@@ -86,12 +86,13 @@ def _parse(text: str) -> dict[str, Any]:
             raise LoweringError(f"target: {word!r} in {text!r} is no option; expected -key=value or -key value")
         if not equals:
             value = rest.pop(0) if rest and not rest[0].startswith("-") else "true"
-        config[name] = _typed(name, value)
+        config[name] = typed(name, value)
     return config
 
 
-def _typed(name: str, value: str) -> Any:
-    if name in {"mattr", "keys", "libs"}:
+def typed(name: str, value: str) -> Any:
+    """An attribute of a target as TVM wants it, from a word: `typed("mattr", "+avx2,+fma")` is `["+avx2", "+fma"]`."""
+    if name in {"mattr", "keys", "libs", "cl-opt"}:
         return value.split(",")
     if name in {"mcpu", "mtriple", "arch", "model", "device", "mabi", "mfloat-abi"}:
         return value

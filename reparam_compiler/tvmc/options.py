@@ -24,7 +24,6 @@ LAYOUT_OR_OP = re.compile(r"[A-Z][A-Za-z0-9]*(:[A-Za-z0-9]+)?|default|(nn|qnn|im
 LISTS = ("--desired-layout", "--desired-layout-ops", "--mixed-precision-ops")
 """Options that take several words; the words are told from MODEL by `LAYOUT_OR_OP`."""
 
-KINDS = ("llvm", "cuda")
 TARGET_OPTIONS = {
     "llvm": (
         *(
@@ -48,7 +47,7 @@ TARGET_OPTIONS = {
         *("l2_cache_size_bytes", "max_num_threads", "keys", "libs", "device", "model", "tag"),
     ),
 }
-LISTED = ("mattr", "keys", "libs", "cl-opt")
+KINDS = tuple(TARGET_OPTIONS)
 EXECUTORS = {
     "graph": ("link-params",),
     "aot": ("link-params", "unpacked-api", "interface-api", "workspace-byte-alignment", "constant-byte-alignment"),
@@ -184,7 +183,9 @@ def target_of(found: argparse.Namespace) -> str | dict[str, Any] | None:
     if head in KINDS and any(of != head for of, _ in options):
         raise LoweringError(f"--target-{kind}-{first}: found for a target of kind {head}; pass it with --target {kind}")
     if base:
-        return base | {name: _typed(name, value) for (_, name), value in options.items()}
+        from reparam_compiler.lowering.target import typed
+
+        return base | {name: typed(name, value) for (_, name), value in options.items()}
     return " ".join([str(text), *(f"-{name}={shlex.quote(value)}" for (_, name), value in options.items())])
 
 
@@ -408,9 +409,3 @@ def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
     return int(text)
-
-
-def _typed(name: str, value: str) -> Any:
-    if name in LISTED:
-        return value.split(",")
-    return int(value) if value.lstrip("-").isdigit() else value

@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from typer.testing import CliRunner, Result
 
 import reparam_compiler
 from reparam_compiler.commands import reparam as cli
-from reparam_compiler.commands.reparam import Allocation, Importance, Quality
 from reparam_compiler.errors import (
     InvalidGraphError,
     LoweringError,
@@ -182,6 +183,7 @@ def test_people_read_costs_and_weight_ranges_of_what_is_fused_and_reasons_of_wha
     assert "57.8 -> 80.28" in fused  # millions: twice 64 * 64 * 9 * 784, and 64 * 64 * 25 * 784
     assert "-0.0" in fused
     assert " … 0.0" in fused
+    assert "FLOPs 0.058 G 0.080 G" in fused  # as the report's text has them
 
 
 def test_keep_bn_leaves_the_norm_that_ends_a_block(tmp_path: Path) -> None:
@@ -326,10 +328,22 @@ def test_budgets_layers_and_qualities_are_options(folder: Path) -> None:
     assert [family["after"] for family in json.loads(found.stdout)["report"]["plan"]["families"]] == [12]
 
 
-def test_every_criterion_is_an_option() -> None:
-    assert {member.value for member in Importance} == set(CRITERIA)
-    assert {member.value for member in Quality} == set(QUALITIES)
-    assert {member.value for member in Allocation} == set(ALLOCATIONS)
+@pytest.mark.parametrize(
+    ("option", "known"),
+    [
+        ("--importance", CRITERIA),
+        ("--quality", QUALITIES),
+        ("--allocation", ALLOCATIONS),
+        ("--policy", ("cost", "always")),
+    ],
+)
+def test_an_option_takes_the_words_of_the_library_s_table_and_no_other(option: str, known: Iterable[str]) -> None:
+    words = ("inspect", FACTORY) if option == "--policy" else ("prune", "--ratio", 0.5, "absent.onnx")
+    refused = reparam(*words, option, "nonsense")
+    assert refused.exit_code == 2
+    assert f"found 'nonsense'; expected one of {', '.join(known)}" in " ".join(re.sub("[│╭╮╰╯─]", " ", refused.stderr).split())
+    for word in known:
+        assert reparam(*words, option, word).exit_code != 2
 
 
 def test_no_fuse_prunes_the_branches_together(folder: Path) -> None:

@@ -11,7 +11,7 @@ pytest.importorskip("tvm")
 pytest.importorskip("onnx")
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.target import resolve
+from reparam_compiler.lowering.target import resolve, typed
 from reparam_compiler.tvmc.options import (
     KINDS,
     OF_COMPILE,
@@ -170,6 +170,17 @@ def test_target_options_join_the_target() -> None:
     assert native["num-cores"] == 7
     assert native["mcpu"]
     assert target("--target", "cuda", "--target-cuda-arch", "sm_90")["arch"] == "sm_90"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("cl-opt=-x=1,-y", ["-x=1", "-y"]), ("mcpu=7", "7"), ("num-cores=7", 7), ("fast-math=true", True), ("mattr=+a", ["+a"])],
+)
+def test_an_option_of_a_target_means_the_same_however_the_target_is_written(option: str, value: object) -> None:
+    name = option.partition("=")[0]
+    found = target_of(parse(["compile", "m.onnx", "--target", '{"kind": "llvm"}', f"--target-llvm-{option}"]))
+    assert found == {"kind": "llvm", name: value}
+    assert typed(*option.split("=", 1)) == value
 
 
 def test_a_target_may_be_a_file(tmp_path: Path) -> None:
