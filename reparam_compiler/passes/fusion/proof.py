@@ -2,8 +2,8 @@
 
 Sources are just wider than the kernel, so that most outputs see the border; no spatial axis has the size of another, and a
 strided kernel is tried on even and odd sizes. A region of more than convs, norms and sums may act on certain positions, on
-whole axes or across the batch: it is tried on two samples, on multiples of these sizes and on long ones too (`probe.larger`), or on
-the sizes that the model has, where it has no others.
+whole axes or across the batch: it is tried on two samples, on multiples of these sizes and on long ones too (`probe.larger`),
+or on the sizes that the model has, where it has no others.
 """
 
 from collections.abc import Callable, Sequence
