@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
 
+from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.tvmc.options import GONE_FORMATS
 
@@ -312,20 +313,15 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     Raises: LoweringError where the folder does not exist.
     """
     check_folder(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
-        whole = Path(folder) / "outputs.npz"
-        with whole.open("wb") as file:
-            np.savez(file, **arrays)
-        whole.replace(path)
+    with written_whole(path) as whole, whole.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text, whole or not at all."""
     check_folder(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
-        whole = Path(folder) / path.name
+    with written_whole(path) as whole:
         whole.write_text(text)
-        whole.replace(path)
 
 
 def check_folder(path: Path) -> None:

@@ -5,7 +5,6 @@ A model of more than `IN_MEMORY` bytes keeps its weights in the file beside it; 
 """
 
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +14,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
 
+from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.tensors import byte_count, inline
 
@@ -119,14 +119,8 @@ def _placed(tensor: TensorProto, file: BinaryIO, location: str) -> TensorProto:
 
 
 def _write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes beside the target, and takes its place when all is written."""
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        with part.open("xb") as file:
-            write(file)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(target) as part, part.open("xb") as file:
+        write(file)
 
 
 def fits_in_memory(model: ModelProto) -> bool:

@@ -18,6 +18,7 @@ import numpy as np
 import tvm
 from tvm.runtime.vm import VirtualMachine
 
+from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.backend import Backend
 from reparam_compiler.lowering.backends import backend_for
@@ -210,10 +211,9 @@ class Executable:
             raise LoweringError(f"{path}: this Executable holds no library to save; make one with compile() or load()")
         if not path.parent.is_dir():
             raise LoweringError(f"{path}: the folder {path.parent} does not exist; make it first")
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".reparam-") as folder:
+        with tempfile.TemporaryDirectory() as folder, written_whole(path) as whole:
             manifest = self._manifest()
             library = self._linked(Path(folder), manifest, compiler, compiler_options)
-            whole = Path(folder) / "artifact"
             if form == "tar":
                 write_tar(whole, library, manifest)
             elif holds_manifest(library):
@@ -221,7 +221,6 @@ class Executable:
                 whole.chmod(0o755)
             else:
                 raise LoweringError(f"{path}: a library of format 1 does not describe itself; compile the model again")
-            whole.replace(path)
 
     @property
     def _backend(self) -> Backend:

@@ -17,7 +17,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from reparam_compiler.core.files import written_whole
 from reparam_compiler.core.slicing import take
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.ir import ops
@@ -125,13 +125,8 @@ class Manifest:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the JSON, whole or not at all; an older file is replaced in one step."""
-        target = Path(path)
-        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-        try:
+        with written_whole(path) as part:
             part.write_text(self.to_json(), encoding="utf-8")
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> "Manifest":
