@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch import nn
 
 from reparam_compiler.api.fusing import fuse_source
+from reparam_compiler.api.modes import outside_inference_mode
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.checking.compiled import verify_compiled
 from reparam_compiler.errors import UnsupportedModelError
@@ -148,6 +149,7 @@ def tune(
     )
 
 
+@outside_inference_mode()
 def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Source:
     """The model, opened, with zeros of these shapes where a module has no inputs. Raises LoweringError as `zeros_of`."""
     from reparam_compiler.lowering.importing.importer import checked_shapes, zeros_of
@@ -159,6 +161,7 @@ def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Sourc
     return source
 
 
+@outside_inference_mode()
 def _fused(source: Source, options: FuseOptions, *, verify: bool) -> Any:
     """The fused model; the model itself where `fuse` cannot read or run it: what is wrong then, the importer says."""
     if source.kind in ("torch.nn", "torch.fx"):

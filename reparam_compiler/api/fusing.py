@@ -1,21 +1,20 @@
 """`fuse` and `inspect`: a model is opened, its graph fused, the result written, checked and reported."""
 
-import math
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from torch import nn
 
+from reparam_compiler.api.modes import outside_inference_mode
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.api.report import FuseReport, WholeModel, merged, prefixed
 from reparam_compiler.api.writing import write_fused, write_fused_onnx
-from reparam_compiler.checking.runners import TorchRunner
-from reparam_compiler.checking.tolerances import ROUNDED_TOLERANCE
-from reparam_compiler.checking.written import Comparison, Inputs, checked, compare
+from reparam_compiler.checking.written import Comparison, check_parts, check_same
 from reparam_compiler.cost.model import cost
 from reparam_compiler.frontends.base import Kind
-from reparam_compiler.frontends.torch.tracing.modules import fuse_parts
+from reparam_compiler.frontends.torch.tracing.modules import Parts, fuse_parts
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import Source, open
 from reparam_compiler.passes.fusion import pipeline
@@ -86,8 +85,9 @@ def fuse(
 
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
-    source = open(model, example_inputs, copy=not inplace)
-    fused, report = fuse_source(source, made(FuseOptions, "fuse", options).of_passes(verify=verify), inplace=inplace)
+    passes = made(FuseOptions, "fuse", options).of_passes(verify=verify)
+    with outside_inference_mode():
+        fused, report = fuse_source(open(model, example_inputs, copy=not inplace), passes, inplace=inplace)
     return (fused, report) if return_report else fused
 
 
@@ -111,16 +111,31 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
         UnsupportedModelError: no frontend reads this model.
     """
     source, passes = open(model, example_inputs), made(FuseOptions, "inspect", options).of_passes(verify=True)
-    if source.kind == "onnx":
-        return _fuse_onnx(source, passes, inplace=False, verify=False)[1]
-    if source.kind == "torch.nn" and source.trace is None:
-        return _fuse_parts(source, passes, verify=False)[1]
-    return _report(source, source.graph, pipeline.run(source.graph, passes), None)
+    with outside_inference_mode():
+        if source.kind == "onnx":
+            report = _fuse_onnx(source, passes, inplace=False, verify=False)[1]
+        elif source.kind == "torch.nn" and source.trace is None:
+            report = _fuse_parts(source, passes, verify=False)[1]
+        else:
+            report = _report(source, source.graph, pipeline.run(source.graph, passes), None)
+    return replace(report, not_compared="nothing was written")
 
 
 def fuse_source(source: Source, options: Options, *, inplace: bool = False) -> tuple[Any, FuseReport]:
     """What `fuse` does to a model that was opened, by its kind."""
-    return _FUSE[source.kind](source, options, inplace, options.verify)
+    fused, report = _FUSE[source.kind](source, options, inplace, options.verify)
+    why = "" if report.whole_model is not None else _why_not_compared(source, report, options.verify)
+    return fused, replace(report, not_compared=why)
+
+
+def _why_not_compared(source: Source, report: FuseReport, verify: bool) -> str:
+    if not report.fusions:
+        return "nothing was fused"
+    if not verify:
+        return "verify=False"
+    if source.kind == "onnx" and importlib.util.find_spec("onnxruntime") is None:
+        return "ONNX Runtime is not installed"
+    return "pass example inputs to have that done"
 
 
 def _fuse_graph(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
@@ -169,7 +184,12 @@ def _fuse_onnx(source: Source, options: Options, inplace: bool, verify: bool) ->
 
 def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Module, FuseReport]:
     """A model that no tracer takes whole."""
-    parts = fuse_parts(source.model, lambda part: fuse_source(open(part), options, inplace=True), copy=source.copy)
+
+    def fused_parts(copy: bool) -> Parts:
+        return fuse_parts(source.model, lambda part: fuse_source(open(part), options, inplace=True), copy=copy)
+
+    inputs = source.run_inputs if verify else None
+    parts = fused_parts(source.copy or inputs is not None)  # what is to be changed in place is checked on a copy before
     result, kind = parts.model, type(source.model).__name__
     fused = f"{len(parts.reports)} of its parts were fused: {', '.join(parts.reports) or 'none'}"
     kept = [f"{path} was not fused as a whole: {why}" for path, why in parts.kept.items()]
@@ -178,16 +198,16 @@ def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Modu
         [prefixed(part, path) for path, part in parts.reports.items()],
         [f"{kind} cannot be traced whole; {fused}", *kept],
     )
-    if not (verify and source.copy and source.inputs is not None and report.fusions):
-        return result, report
-    apart, dtype = compare(
-        lambda exact: TorchRunner(source.model, exact=exact),
-        lambda exact: TorchRunner(result, exact=exact),
-        Inputs(source.inputs),
-    )
-    checked(apart, ROUNDED_TOLERANCE if dtype == "float64" else math.inf)
-    how = f"torch, {dtype}, example inputs, the fused weights as they are stored"
-    return result, replace(report, whole_model=WholeModel(how, apart))
+    whole, given = None, None
+    if inputs is not None and report.fusions:
+        compared, given = check_parts(result, source.model, inputs)
+        how = f"torch, {compared.dtype}, {inputs.words}, the fused weights as they are stored"
+        whole = WholeModel(how, compared.difference)
+    if inputs is not None and not source.copy:
+        result = fused_parts(False).model
+        if given is not None:
+            check_same(result, given, inputs)
+    return result, replace(report, whole_model=whole)
 
 
 _FUSE: Mapping[Kind, Callable[[Source, Options, bool, bool], tuple[Any, FuseReport]]] = {

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 from torch import nn
 
+from reparam_compiler.api.modes import outside_inference_mode
 from reparam_compiler.api.options import PruneKeywords, PruneOptions, RoundKeywords, made, takes
 from reparam_compiler.api.report import UNREPAIRED, PruneReport
 from reparam_compiler.api.writing import write_pruned
@@ -117,13 +118,14 @@ def prune(
 
     Source: coupling, selection and repair as in docs/pruning.md.
     """
-    source = open(model, example_inputs, copy=not inplace)
     settings = made(PruneOptions, "prune", options)
-    before = source.graph
-    result = _pruned(source, settings)
-    if settings.calibration is None and result.graph is not before:
-        warnings.warn(UNREPAIRED, UnrepairedPruneWarning, stacklevel=2)
-    written = write_pruned(source, result.graph, inplace=inplace, verify=verify)
+    with outside_inference_mode():
+        source = open(model, example_inputs, copy=not inplace)
+        before = source.graph
+        result = _pruned(source, settings)
+        if settings.calibration is None and result.graph is not before:
+            warnings.warn(UNREPAIRED, UnrepairedPruneWarning, stacklevel=2)
+        written = write_pruned(source, result.graph, inplace=inplace, verify=verify)
     if not return_report:
         return written
     manifest = Manifest.of(before, result)
@@ -134,7 +136,8 @@ def _pruned(source: Source, options: PruneOptions) -> pipeline.PruneResult:
     graph, data = source.graph, None
     if options.calibration is not None:
         nodes = [node for node in graph if isinstance(node.op, ops.Input)]
-        data = batches(options.calibration, nodes, exact=fixed_batch(graph), mean=options.mean, std=options.std)
+        exact, names = fixed_batch(graph), source.input_names
+        data = batches(options.calibration, nodes, exact=exact, mean=options.mean, std=options.std, names=names)
     timed = options.measure or (lambda written: _milliseconds(written, graph, source.inputs))
     return pipeline.prune(
         graph,
@@ -185,8 +188,9 @@ def apply_manifest(
     cut = manifest if isinstance(manifest, Manifest) else Manifest.load(Path(manifest))
     if isinstance(model, Mapping):
         return apply_to_graph(model, cut)
-    source = open(model, example_inputs, copy=not inplace)
-    return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
+    with outside_inference_mode():
+        source = open(model, example_inputs, copy=not inplace)
+        return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
 
 
 class IterativePruner:

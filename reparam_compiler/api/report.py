@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.interpreter.difference import Difference
@@ -24,7 +24,7 @@ class FuseReport:
     """What `fuse` did.
 
     kind: the kind of model. fusions: what was rewritten. refusals: merges and norms that stayed.
-    before, after: what the model costs. whole_model: None where the whole was not compared.
+    before, after: what the model costs. whole_model: None where the whole was not compared; not_compared: why it was not.
     remarks: what the caller should know besides.
     """
 
@@ -35,6 +35,7 @@ class FuseReport:
     after: Cost
     whole_model: WholeModel | None = None
     remarks: tuple[str, ...] = field(default=())
+    not_compared: str = ""
 
     @property
     def max_error(self) -> Difference | None:
@@ -70,7 +71,7 @@ class FuseReport:
         elif self.fusions:
             lines.append("the fused regions were not proven (verify=False)")
         if self.whole_model is None:
-            lines.append("the whole model was not compared: pass example inputs to have that done")
+            lines.append(f"the whole model was not compared: {self.not_compared or 'no example inputs were given'}")
         else:
             worst = self.whole_model.difference
             lines.append(
@@ -91,7 +92,8 @@ class PruneReport:
 
     def to_json(self) -> str:
         """The report as a JSON object, with the fields of this class but the manifest, which has a file of its own."""
-        return json.dumps(asdict(replace(self, manifest=None)), indent=2)  # type: ignore[arg-type]
+        shown = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "manifest"}
+        return json.dumps({k: asdict(v) if is_dataclass(v) else v for k, v in shown.items()}, indent=2)
 
     def to_text(self) -> str:
         """The report as text: a line for each family that was cut, and for each that had to keep its width."""

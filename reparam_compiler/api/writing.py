@@ -1,12 +1,22 @@
 """A rewritten graph, written back and checked: the last step of `fuse`, `prune` and `apply_manifest`.
 
-What is to be changed in place is checked on a copy before, so that an error leaves the caller's model as it was.
+What is to be changed in place is written into a copy first, which is checked, so that an error leaves the caller's model as it
+was; the model itself must then give what the copy gave.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from reparam_compiler.checking.written import Comparison, check_pruned, check_runs, compare_fused
+from reparam_compiler.checking.runners import Outputs
+from reparam_compiler.checking.written import (
+    Comparison,
+    Inputs,
+    Reference,
+    check_same,
+    check_stored,
+    compare_fused,
+    run_written,
+)
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import Source
 
@@ -16,13 +26,14 @@ def write_fused(source: Source, after: Graph, *, inplace: bool, verify: bool) ->
 
     Raises:
         VerificationError: it is off by more than rounding.
-        RewriteError: the program that was written does not run.
+        RewriteError: what was written does not run.
     """
-    comparison = compare_fused(source.native, source.reading, after, source.run_inputs) if verify else None
-    written = source.reading.write(after, inplace=inplace or source.is_own)
-    if verify and source.kind == "torch.export" and not inplace:
-        check_runs(written, source.run_inputs)
-    return written, comparison
+    reading, inputs = source.reading, source.run_inputs
+    if not verify or inputs is None:
+        return reading.write(after, inplace=inplace or source.is_own), None
+    comparison, compared = compare_fused(source.native, reading, after, inputs)
+    reference = Reference.of_model(source.model, inputs, compared)
+    return _written(source, after, inputs, lambda written: check_stored(written, reference), inplace), comparison
 
 
 def write_fused_onnx(
@@ -40,7 +51,7 @@ def write_fused_onnx(
     written, comparison = checked_onnx(
         source.model,
         lambda: write(False),
-        lambda stored: compare_fused_onnx(source.model, stored, source.inputs) if changed() else None,
+        lambda stored: compare_fused_onnx(source.model, stored, source.inputs, lambda: source.graph) if changed() else None,
     )
     return _in_place(source, written) if inplace else written, comparison
 
@@ -52,10 +63,8 @@ def write_pruned(source: Source, after: Graph, *, inplace: bool, verify: bool) -
         VerificationError: it computes something else.
         RewriteError: it does not run, or is not valid.
     """
-    reading = source.reading
-    if not verify:
-        return reading.write(after, inplace=inplace or source.is_own)
-    if source.kind == "onnx":
+    reading, inputs = source.reading, source.run_inputs
+    if verify and source.kind == "onnx":
         from reparam_compiler.checking.onnx_written import checked_onnx, compare_pruned_onnx
 
         written, _ = checked_onnx(
@@ -64,11 +73,30 @@ def write_pruned(source: Source, after: Graph, *, inplace: bool, verify: bool) -
             lambda stored: compare_pruned_onnx(source.model, reading.graph, after, stored, source.inputs),
         )
         return _in_place(source, written) if inplace else written
-    if inplace:
-        check_pruned(reading.write(after), after, source.run_inputs)
-    written = reading.write(after, inplace=inplace or source.is_own)
+    if not verify or inputs is None:
+        return reading.write(after, inplace=inplace or source.is_own)
+    reference = Reference.of_graph(source.model, source.native, reading.graph, after, inputs)
+
+    def check(written: Any) -> Outputs | None:
+        if reference is not None:
+            return check_stored(written, reference)
+        run = run_written(written, source.model, inputs)
+        return None if run is None else run.outputs
+
+    return _written(source, after, inputs, check, inplace)
+
+
+def _written(source: Source, after: Graph, inputs: Inputs, check: Callable[[Any], Outputs | None], inplace: bool) -> Any:
+    """A torch model, written and checked; `check` gives what it computes."""
+    write = source.reading.write
     if not inplace:
-        check_pruned(written, after, source.run_inputs)
+        written = write(after, inplace=source.is_own)
+        check(written)
+        return written
+    expected = check(write(after))
+    written = write(after, inplace=True)
+    if expected is not None:
+        check_same(written, expected, inputs)
     return written
 
 

@@ -63,7 +63,7 @@ class Runner(Protocol):
         """
         ...
 
-    def nudged(self) -> "Runner":
+    def nudged(self, seed: int = 0) -> "Runner":
         """The same model with every weight moved at random by no more than its rounding."""
         ...
 
@@ -113,10 +113,10 @@ class TorchRunner:
                 f"{self.name} does not run on inputs of shapes {shapes}: {first_line(error)}"
             ) from error
 
-    def nudged(self) -> "TorchRunner":
+    def nudged(self, seed: int = 0) -> "TorchRunner":
         """A copy with moved weights."""
         exact = self.computed == "f64"
-        moved, generator = _copied(self._module, {}), torch.Generator().manual_seed(0)
+        moved, generator = _copied(self._module, {}), torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, tensor in _tensors(moved):
                 if tensor.is_floating_point():
@@ -131,6 +131,7 @@ class GraphRunner:
 
     read: the graph for these inputs, and the inputs by the ids of its `Input` nodes.
     names: the keys under which the outputs are given, in their order; None gives them by position.
+    nudge: the seed of the numbers by which the weights are moved; None leaves them.
     """
 
     read: Callable[[Sequence[Any]], tuple[Graph, Mapping[str, Tensor]]]
@@ -139,7 +140,7 @@ class GraphRunner:
     name: str = "the graph"
     runtime: str = "the graph, float64"
     computed: str = "f64"
-    moves_weights: bool = False
+    nudge: int | None = None
 
     @classmethod
     def of(cls, graph: Graph) -> "GraphRunner":
@@ -156,14 +157,14 @@ class GraphRunner:
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0) -> Outputs:
         graph, feeds = self.read([*args, *(kwargs or {}).values()])
         with _apart(torch.device("cpu"), seed):
-            values = evaluate(_nudged_graph(graph) if self.moves_weights else graph, feeds)
+            values = evaluate(graph if self.nudge is None else _nudged_graph(graph, self.nudge), feeds)
         if self.names is not None:
             return leaves(values, self.names)
         return leaves([values[node_id] for node_id in graph.outputs])
 
-    def nudged(self) -> "GraphRunner":
+    def nudged(self, seed: int = 0) -> "GraphRunner":
         """The graph with moved parameters."""
-        return replace(self, moves_weights=True)
+        return replace(self, nudge=seed)
 
 
 class OnnxRunner:
@@ -210,11 +211,11 @@ class OnnxRunner:
         named = {name: _without_texts(value) for name, value in zip(self.output_names, outputs, strict=True)}
         return leaves(named, self.output_names)
 
-    def nudged(self) -> "OnnxRunner":
+    def nudged(self, seed: int = 0) -> "OnnxRunner":
         """A copy with moved initializers; those that lie in a file stay."""
         from onnx import ModelProto, TensorProto, numpy_helper
 
-        model, generator = ModelProto(), torch.Generator().manual_seed(0)
+        model, generator = ModelProto(), torch.Generator().manual_seed(seed)
         model.CopyFrom(self._model)
         for tensor in model.graph.initializer:
             if _is_weight(tensor) and tensor.data_location != TensorProto.EXTERNAL:
@@ -290,8 +291,8 @@ def _moved(noise: Tensor, dtype: str, *, exact: bool) -> Tensor:
     return 1 + factor * EPS[dtype] / 2 if exact else 1 + factor.round() * EPS[dtype]
 
 
-def _nudged_graph(graph: Graph) -> Graph:
-    generator, moved = torch.Generator().manual_seed(0), dict[Param, Param]()
+def _nudged_graph(graph: Graph, seed: int) -> Graph:
+    generator, moved = torch.Generator().manual_seed(seed), dict[Param, Param]()
     for param in graph.param_users:
         if param.dtype in EPS and (param.role != "const" or param.count > _FEW):
             moved[param] = _nudged_param(param, torch.rand(param.shape, generator=generator, dtype=torch.float64))

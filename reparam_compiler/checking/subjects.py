@@ -17,9 +17,9 @@ from torch.export import ExportedProgram
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from reparam_compiler.checking.rounding import largest_difference
 from reparam_compiler.checking.runners import GraphRunner, OnnxRunner, Outputs, Runner, TorchRunner
 from reparam_compiler.checking.tolerances import agreement
-from reparam_compiler.checking.written import largest_difference
 from reparam_compiler.errors import ReparamError, UnsupportedModelError, first_line
 from reparam_compiler.ir.graph import Graph
 

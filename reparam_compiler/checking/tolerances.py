@@ -13,7 +13,7 @@ from reparam_compiler.vocabulary.dtypes import FLOATING
 WHOLE_TOLERANCE = 1e-6
 """A whole model in float64, before and after, with the new weights not yet rounded."""
 ROUNDED_TOLERANCE = 1e-4
-"""The same with weights that are rounded to float32 already."""
+"""The same with weights that are rounded to float32 already; for coarser dtypes see `rounded`."""
 SUSPECT = 1e-5
 """A difference of two float64 runs above which both are run in the model's dtype as well."""
 SAME = 1e-3
@@ -24,6 +24,8 @@ COMPUTED_FLOOR = 1e-5
 """`floor`, below, where models run in float32."""
 MARGIN = 8
 """A conversion rounds a few times on its way (each branch, their sum), and a measured response to rounding is one sample."""
+NUDGES = 3
+"""How often a model's weights are moved by their rounding, before a difference is said to be none of rounding's."""
 LAYERS = 10
 """How many times the error that one layer may have, `CompileOptions.max_error`, a compiled model may have."""
 
@@ -50,6 +52,15 @@ BY_DTYPE = {
 }
 EPS = {word: row.eps for word, row in FLOATING.items()}
 """The distance of 1 and the next number; rounding moves a number by half of it at most."""
+
+
+def rounded(stored: str) -> float:
+    """By how much a model may move in float64 where its new weights are rounded to this dtype.
+
+    >>> rounded("f32"), rounded("f16")
+    (0.0001, 0.0625)
+    """
+    return max(ROUNDED_TOLERANCE, 64 * EPS[stored])
 
 
 def agreement(stored: str) -> float:

@@ -2,11 +2,18 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
+import pytest
+import torch
+from torch import nn
+
+import reparam_compiler
 from reparam_compiler.api.report import FuseReport, WholeModel, cost_lines, merged, prefixed
 from reparam_compiler.cost.model import Cost, Work
 from reparam_compiler.interpreter.difference import Difference
 from reparam_compiler.passes.fusion.fuse_branches import Fusion, Refusal
+from tests.support.every_kind import DATA, X, as_onnx, net
 
 BEFORE = Cost(12_345_678, 3, 2_000_000_000, 1.5e9, 3 * 2**20)
 AFTER = Cost(8_300_000, 1, 1_000_000_000, 0.5e9, 2**20)
@@ -59,7 +66,8 @@ def test_what_is_not_known_is_left_out_of_the_costs() -> None:
 
 
 def test_a_whole_that_was_not_compared_says_how_to_have_it_compared() -> None:
-    assert report().to_text().endswith("the whole model was not compared: pass example inputs to have that done")
+    reason = "pass example inputs to have that done"
+    assert report(not_compared=reason).to_text().endswith(f"the whole model was not compared: {reason}")
 
 
 def test_regions_that_were_not_proven_are_called_so() -> None:
@@ -88,3 +96,42 @@ def test_reports_of_parts_carry_their_paths_and_add_up() -> None:
     assert [refusal.node for refusal in whole.refusals] == ["backbone.c", "head.0.c"]
     assert (whole.before.params, whole.after.convs, whole.before.flops) == (2 * 12_345_678, 2, None)
     assert whole.remarks == ("a remark",)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) if x.sum() > 0 else x
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: reparam_compiler.fuse(net(), return_report=True)[1], "pass example inputs to have that done"),
+        (lambda: reparam_compiler.fuse(net(), (X,), verify=False, return_report=True)[1], "verify=False"),
+        (lambda: reparam_compiler.fuse(nn.ReLU().eval(), (X,), return_report=True)[1], "nothing was fused"),
+        (lambda: reparam_compiler.fuse(as_onnx(net()), verify=False, return_report=True)[1], "verify=False"),
+        (lambda: reparam_compiler.fuse(Branching().eval(), return_report=True)[1], "pass example inputs to have that done"),
+        (lambda: reparam_compiler.inspect(net(), (X,)), "nothing was written"),
+        (lambda: reparam_compiler.inspect(Branching().eval(), (X,)), "nothing was written"),
+    ],
+)
+def test_the_reason_why_the_whole_was_not_compared_is_the_true_one(made: Any, said: str) -> None:
+    report = made()
+    assert report.whole_model is None
+    assert report.to_text().endswith(f"the whole model was not compared: {said}")
+
+
+def test_an_export_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    reparam_compiler.inspect(Branching().eval(), (X,))
+    assert capfd.readouterr().err == ""
+
+
+def test_the_json_of_a_prune_report_has_all_but_the_manifest() -> None:
+    _, report = reparam_compiler.prune(net(), (X,), ratio=0.5, calibration=DATA, return_report=True)
+    found = json.loads(report.to_json())
+    assert set(found) == {"kind", "plan", "before", "after"}
+    assert found["plan"]["families"][0]["after"] == 16

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.torch.graph_module_writer import GraphModuleWriter, attribute
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch.reader import TorchReader
@@ -129,7 +129,8 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
     except Exception as error:
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
         raise UnsupportedModelError(
-            f"{type(model).__name__} does not run on the example inputs {shapes}: {error}; pass what its forward() takes"
+            f"{type(model).__name__} does not run on the example inputs {shapes}: {first_line(error)}; "
+            "pass what its forward() takes"
         ) from error
     return values
 

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from reparam_compiler.errors import ReparamError, VerificationError
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, plain_attributes
+from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def traced(
     if example_inputs is None:
         return None
     try:
-        exported = torch.export.export(deep_copy(model) if copy else model, tuple(example_inputs)).module()
+        with quiet_export():
+            exported = torch.export.export(deep_copy(model) if copy else model, tuple(example_inputs)).module()
     except Exception as error:  # noqa: BLE001 - as above
         logger.info("torch.export of %s failed: %s", type(model).__name__, error)
         return None
@@ -78,9 +80,12 @@ def does_more_than_forward(module: nn.Module) -> bool:
     return any(hooks) or "forward" in vars(module) or calls_otherwise
 
 
-def _versions(model: nn.Module) -> list[int]:
-    """How often each tensor of a model was written to."""
-    return [tensor._version for tensor in (*model.parameters(), *model.buffers())]
+def _versions(model: nn.Module) -> list[int | bytes]:
+    """How often each tensor of a model was written to; its values, for one of inference mode, which does not count."""
+    return [
+        tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.is_inference() else tensor._version
+        for tensor in (*model.parameters(), *model.buffers())
+    ]
 
 
 def _absent(model: nn.Module, given: int) -> dict[str, None]:
