@@ -14,8 +14,9 @@ An error of the library is one line on stderr and the exit code of its class. Ou
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,7 @@ from reparam_compiler.commands.options import (
 )
 from reparam_compiler.commands.outputs import check_file, check_model_output
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_pruning, status
+from reparam_compiler.core.calls import by_position
 from reparam_compiler.cost.measure import measure_costs
 from reparam_compiler.errors import (
     InfeasiblePruneError,
@@ -99,7 +101,7 @@ def fuse_command(
 ) -> None:
     """Make one conv of every block of parallel conv-BN branches, fold the conv-BN pairs that remain, and prove each."""
     with errors_as_exit_codes(as_json):
-        native = load_model(model, unsafe=unsafe_load)
+        native = _loaded(model, unsafe_load)
         inputs = _inputs(native, input_shapes)
         check_model_output(native, output, inputs)
         options = _options(policy, keep_bn, measure)
@@ -130,7 +132,7 @@ def inspect_command(
 ) -> None:
     """Show what would fuse, what would not and why, and the cost before and after; nothing is written."""
     with errors_as_exit_codes(as_json):
-        native = load_model(model, unsafe=unsafe_load)
+        native = _loaded(model, unsafe_load)
         options = _options(policy, keep_bn, measure)
         with status(f"reading {model}"):
             report = inspect(native, _inputs(native, input_shapes), **options)
@@ -158,7 +160,7 @@ def equivalent_command(
 ) -> None:
     """Say whether two models compute the same but for rounding: exit code 0 where they do, 7 where not."""
     with errors_as_exit_codes(as_json):
-        one, other = (load_model(spec, unsafe=unsafe_load) for spec in (a, b))
+        one, other = (_loaded(spec, unsafe_load) for spec in (a, b))
         inputs = _inputs_of_either(one, other, input_shapes)
         with status("comparing"):
             found = equivalent(one, other, inputs, tolerance=tolerance)
@@ -270,14 +272,14 @@ def _prune(
     unsafe_load: bool,
     as_json: bool,
 ) -> None:
-    native = load_model(model, unsafe=unsafe_load)
+    native = _loaded(model, unsafe_load)
     inputs = _inputs(native, input_shapes)
     if inputs is None and isinstance(native, torch.nn.Module):
         if calibration is None:
             raise UnsupportedModelError(
                 f"{model}: pruning needs the input shapes of a torch module: --input-shapes 'x:[1,3,224,224]', or --calibration"
             )
-        inputs = tuple(torch.from_numpy(array[:1].copy()) for array in _first_arrays(calibration))
+        inputs = _samples(_first_arrays(calibration), native)
     if output is not None:
         check_model_output(native, output, inputs)
     if manifest is not None:
@@ -314,7 +316,7 @@ def cut_command(
 ) -> None:
     """Cut MODEL where another checkpoint of the same architecture was cut; nothing is refitted."""
     with errors_as_exit_codes(False):
-        native = load_model(model, unsafe=unsafe_load)
+        native = _loaded(model, unsafe_load)
         inputs = _inputs(native, input_shapes)
         check_model_output(native, output, inputs)
         if not no_fuse:
@@ -362,8 +364,8 @@ def errors_as_exit_codes(as_json: bool) -> Iterator[None]:
         raise typer.Exit(code) from None
 
 
-def _first_arrays(path: Path) -> list[np.ndarray[Any, Any]]:
-    """The arrays of an .npz, of an .npy, or of the first .npy in a folder, whose shapes a torch module is to take.
+def _first_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz by name, or that of an .npy or of the first .npy in a folder, whose shapes a module is to take.
 
     Raises:
         UnsupportedModelError: there are none, they are not plain arrays, or they are images.
@@ -376,10 +378,38 @@ def _first_arrays(path: Path) -> list[np.ndarray[Any, Any]]:
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
-                return [archive[name] for name in archive.files]
-        return [np.load(files[0], allow_pickle=False)]
+                return {name: archive[name] for name in archive.files}
+        return {"": np.load(files[0], allow_pickle=False)}
     except Exception as error:  # zip, pickle, header: numpy has no common class for what it cannot read
         raise UnsupportedModelError(f"{path}: it cannot be read as plain arrays: {error}") from error
+
+
+def _loaded(spec: str, unsafe: bool) -> Any:
+    """The model that a spec names; one that comes in training mode, as most factories give it, in evaluation mode.
+
+    There is no other use for it here: a norm in training mode is never folded.
+    """
+    model = load_model(spec, unsafe=unsafe)
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    if any(module.training for module in modules if type(module) is not torch.nn.Module):  # fx holds children in bare ones
+        with contextlib.suppress(NotImplementedError):  # the module of a program, whose mode is that of its export
+            model.eval()
+            typer.echo(f"reparam: {spec} came in training mode; it is taken in evaluation mode", err=True)
+    return model
+
+
+def _samples(arrays: Mapping[str, np.ndarray[Any, Any]], model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    """The first sample of each array, as the inputs of a model: by their names, or in order where none is an input's.
+
+    Floating numbers come in the dtype of the model's weights.
+    """
+    parameters = signature(model.forward).parameters
+    named = [name for name in arrays if name in parameters]
+    names = by_position(parameters, named) if named else list(arrays)
+    dtypes = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    dtype = next(dtypes, torch.float32)
+    samples = (torch.from_numpy(arrays[name][:1].copy()) for name in names)
+    return tuple(sample.to(dtype) if sample.is_floating_point() else sample for sample in samples)
 
 
 def _inputs(model: Any, shapes: str | None) -> tuple[Any, ...] | None:

@@ -2,7 +2,7 @@
 
     an array                    for a model of one input
     a tuple of arrays           an array for each input
-    a mapping                   arrays by the names of the inputs, or in order where the names are others
+    a mapping                   arrays by the names of the inputs; in order where none of its names is an input's
     a path: .npz                the same as a mapping, read from the file a batch at a time
     a path: .npy                the same as an array, mapped into memory
     a path: a folder of .npy    each file as above, in the order of their names
@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from struct import error as StructError
@@ -39,11 +40,10 @@ from torch import Tensor
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node
+from reparam_compiler.models.fitting import Array, Batch, fitted, selected
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Calibration = np.ndarray | Tensor | tuple[Any, ...] | Mapping[str, Any] | str | os.PathLike[str] | Iterable[Any]
-Array = np.ndarray[Any, Any]
-Batch = tuple[Array, ...]
 Floats = float | Sequence[float]
 BATCH = 32
 """Samples in a batch, where it is not the caller who makes batches."""
@@ -71,11 +71,12 @@ class Batches:
     inputs: tuple[Node, ...]
     exact: int | None
     _start: Callable[[], Iterator[Any]]
+    _names: Mapping[str, str]
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
         for batch in self._start():
-            for piece in _exactly(_fitted(batch, self.inputs), self.exact):
+            for piece in _exactly(fitted(batch, self.inputs, self._names), self.exact):
                 empty = False
                 yield piece
         if empty:
@@ -93,6 +94,7 @@ def batches(
     exact: int | None = None,
     mean: Floats | None = None,
     std: Floats | None = None,
+    names: Mapping[str, str] | None = None,
 ) -> Batches:
     """The batches of calibration data for these input nodes.
 
@@ -104,12 +106,13 @@ def batches(
             does not count.
         mean, std: for images, of the values from 0 to 1: a number, or one for each channel. By default those of ImageNet for
             3 channels and 0 and 1 for grey images, with a warning: they must be those of the model's own preprocessing.
+        names: what the model calls its inputs, by their ids, where these are others: torch.fx renames `input` to `input_1`.
 
     Raises:
         UnsupportedModelError: the data is of no kind that is known, images do not suit the model, Pillow is missing, or an
             option makes no sense. What single batches lack is raised when they are reached.
     """
-    nodes = tuple(inputs)
+    nodes, called = tuple(inputs), names or {}
     batch = batch if exact is None else exact
     if batch < 1:
         raise UnsupportedModelError(f"calibration: batch={batch}; give a number of samples, at least 1")
@@ -120,17 +123,17 @@ def batches(
             "calibration: mean and std are for a folder of images; arrays are taken as they are, so normalise them before"
         )
     if path is not None and images:
-        return Batches(nodes, exact, _ImageFolder.of(path, images, nodes, batch, mean, std).start)
+        return Batches(nodes, exact, _ImageFolder.of(path, images, nodes, batch, mean, std).start, called)
     if path is not None:
-        return Batches(nodes, exact, _of_files(path, nodes, batch))
+        return Batches(nodes, exact, _of_files(path, nodes, batch, called), called)
     if isinstance(data, np.ndarray | Tensor | tuple | Mapping):
-        selected = _selected(data, nodes)
-        return Batches(nodes, exact, lambda: _cut(selected, nodes, batch))
+        arrays = selected(data, nodes, called)
+        return Batches(nodes, exact, lambda: _cut(arrays, nodes, batch), called)
     if not isinstance(data, Iterable):
         raise UnsupportedModelError(
             f"found calibration data of type {type(data).__name__}; expected arrays, a path, or an iterable of batches"
         )
-    return Batches(nodes, exact, _Replay.of(data).start)
+    return Batches(nodes, exact, _Replay.of(data).start, called)
 
 
 def fixed_batch(graph: Graph) -> int | None:
@@ -190,7 +193,7 @@ class _Replay:
             yield batch
 
 
-def _of_files(path: Path, inputs: tuple[Node, ...], batch: int) -> Callable[[], Iterator[Any]]:
+def _of_files(path: Path, inputs: tuple[Node, ...], batch: int, names: Mapping[str, str]) -> Callable[[], Iterator[Any]]:
     """The start of what an .npz, an .npy or a folder of .npy holds."""
     files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
     if not files:
@@ -201,7 +204,7 @@ def _of_files(path: Path, inputs: tuple[Node, ...], batch: int) -> Callable[[], 
         )
     if not path.exists():
         raise UnsupportedModelError(f"{path}: no such calibration file; expected an .npz, an .npy or a folder")
-    read = _npz if path.suffix == ".npz" and not path.is_dir() else _npy
+    read = partial(_npz, names=names) if path.suffix == ".npz" and not path.is_dir() else _npy
     return lambda: (piece for file in files for piece in read(file, inputs, batch))
 
 
@@ -215,13 +218,13 @@ def _npy(path: Path, inputs: tuple[Node, ...], batch: int) -> Iterator[Batch]:
     return _cut([array], inputs, batch)
 
 
-def _npz(path: Path, inputs: tuple[Node, ...], batch: int) -> Iterator[Batch]:
+def _npz(path: Path, inputs: tuple[Node, ...], batch: int, names: Mapping[str, str]) -> Iterator[Batch]:
     """The arrays of an .npz, read from the archive as far as they are needed: numpy itself reads each as a whole."""
     try:
         with ExitStack() as stack:
             archive = stack.enter_context(ZipFile(path))
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            wanted = _selected(members, inputs)
+            wanted = selected(members, inputs, names)
             stored = [_Stored.of(stack.enter_context(archive.open(member))) for member in wanted]
             rows = _rows([array.shape for array in stored], inputs, batch)
             if rows is None or any(array.fortran for array in stored):
@@ -394,44 +397,3 @@ def _per_channel(name: str, value: Floats, channels: int) -> np.ndarray[Any, Any
     if numbers.size not in (1, channels) or numbers.ndim > 1 or not np.isfinite(numbers).all():
         raise UnsupportedModelError(f"calibration: {name}={value}; expected a number, or one for each of {channels} channels")
     return np.broadcast_to(numbers.reshape(-1, 1, 1), (channels, 1, 1))
-
-
-def _selected(given: Any, inputs: Sequence[Node]) -> list[Any]:
-    """The values of one batch in the order of the inputs; what there is beyond them is left out."""
-    names = [node.id for node in inputs]
-    if isinstance(given, Mapping):
-        values = [given[name] for name in names] if set(names) <= set(given) else list(given.values())
-    else:
-        values = list(given) if isinstance(given, tuple | list) else [given]
-    if len(values) < len(inputs):
-        raise UnsupportedModelError(
-            f"a calibration batch holds {len(values)} arrays; the model has the inputs {', '.join(names)}"
-        )
-    return values[: len(inputs)]
-
-
-def _fitted(batch: Any, inputs: Sequence[Node]) -> Batch:
-    """One batch as arrays in the order of the inputs, each of the input's shape but for the batch axis."""
-    return tuple(_array(array, node) for array, node in zip(_selected(batch, inputs), inputs, strict=True))
-
-
-def _array(value: Any, node: Node) -> Array:
-    """An array in memory that torch can take: native, and free to be written to."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
-    try:
-        array = np.asarray(value)
-    except ValueError as error:  # rows of unequal lengths
-        raise UnsupportedModelError(f"calibration data for {node.id} is no array: {error}") from error
-    if array.dtype.kind not in "biuf":
-        raise UnsupportedModelError(f"calibration data for {node.id} is of type {array.dtype}; expected numbers")
-    expected = node.type.shape if node.type is not None else None
-    if expected is not None:
-        fits = len(array.shape) == len(expected) and all(
-            not isinstance(want, int) or want == got for want, got in zip(expected[1:], array.shape[1:], strict=True)
-        )
-        if not fits:
-            wanted = " ".join(["N", *map(str, expected[1:])])
-            raise UnsupportedModelError(f"calibration data for {node.id} has shape {array.shape}; expected {wanted}")
-    return np.require(array, array.dtype.newbyteorder("="), ["C", "W"])

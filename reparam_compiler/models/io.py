@@ -12,12 +12,9 @@ import contextlib
 import importlib
 import inspect
 import io
-import logging
 import os
 import re
-import secrets
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +23,14 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from reparam_compiler.core.calls import by_position
+from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.base import kind_of
+from reparam_compiler.frontends.torch.tensors import dtype_word
+from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
 from reparam_compiler.models import pt2_archive
+from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
 WRITTEN = (".onnx", ".pt2")
@@ -81,27 +83,22 @@ def save_model(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequ
     target = Path(path)
     check_output(model, target, example_inputs=example_inputs)
     is_onnx = kind_of(model) == "onnx"
-    if is_onnx or target.suffix == ".onnx":
+    if is_onnx or target.suffix.lower() == ".onnx":
         from reparam_compiler.frontends.onnx import io as onnx_io
 
         onnx_io.save(model if is_onnx else _to_onnx(_program(model, target, example_inputs), target), target)
         return
     program = _program(model, target, example_inputs)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.pt2")
-    try:
-        with _quiet_export():
-            torch.export.save(program, part)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with written_whole(target) as part, quiet_export():
+        torch.export.save(program, part)
 
 
 def check_output(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequence[Any] | None = None) -> None:
     """Raises UnsupportedModelError where `save_model` cannot write such a model to such a path: to be asked before work."""
     target, kind = Path(path), kind_of(model)
-    if target.suffix not in WRITTEN:
+    if target.suffix.lower() not in WRITTEN:
         raise UnsupportedModelError(f"{target}: found the suffix {target.suffix!r}; expected .onnx or .pt2")
-    if kind == "onnx" and target.suffix == ".pt2":
+    if kind == "onnx" and target.suffix.lower() == ".pt2":
         raise UnsupportedModelError(f"{target}: an ONNX model cannot become a .pt2; give a path that ends in .onnx")
     if kind in ("torch.nn", "torch.fx") and example_inputs is None:
         raise UnsupportedModelError(
@@ -113,38 +110,50 @@ def check_output(model: Any, path: str | os.PathLike[str], *, example_inputs: Se
 
 
 def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...]:
-    """Random inputs (normal, seed 0) of these shapes, in the order in which the model takes them.
+    """Random inputs (normal, seed 0; 0 or 1 for whole numbers) of these shapes, in the order in which the model takes them.
 
     Args:
         model: any native model.
         shapes: sizes by the names of the inputs.
 
     Returns:
-        float32 arrays for an `onnx.ModelProto`, tensors for every other.
+        Arrays for an `onnx.ModelProto`, tensors for every other; of the dtypes that it states, else float32.
 
     Raises:
-        UnsupportedModelError: a name is no input of the model.
+        UnsupportedModelError: a name is no input of the model, or one that it takes by keyword only; or an input is left out
+            that must be given, or that stands before another.
     """
-    names = _input_names(model)
-    unknown = [name for name in shapes if names is not None and name not in names]
-    if unknown:
-        raise UnsupportedModelError(f"{', '.join(unknown)} is no input of the model; the inputs are {', '.join(names or ())}")
-    ordered = [name for name in names if name in shapes] if names is not None else list(shapes)
+    dtypes = _input_dtypes(model)
+    if dtypes is None:
+        parameters: Mapping[str, inspect.Parameter] = inspect.signature(model.forward).parameters
+    else:
+        by_keyword = set(model.call_spec.in_spec.child(1).context) if isinstance(model, ExportedProgram) else set()
+        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        # all are called "x" here: ONNX has names that Python would not take
+        parameters = {name: inspect.Parameter("x", kinds[name in by_keyword]) for name in dtypes}
     source = torch.Generator().manual_seed(0)
-    tensors = [torch.randn(tuple(shapes[name]), generator=source) for name in ordered]
+    tensors = []
+    for name in by_position(parameters, list(shapes)):
+        row = DTYPES[(dtypes or {}).get(name) or "f32"]
+        size = tuple(shapes[name])
+        is_floating = row.word in FLOATING
+        drawn = torch.randn(size, generator=source) if is_floating else torch.randint(0, 2, size, generator=source)
+        tensors.append(drawn.to(getattr(torch, row.name)))
     return tuple(tensor.numpy() for tensor in tensors) if kind_of(model) == "onnx" else tuple(tensors)
 
 
-def _input_names(model: Any) -> list[str] | None:
-    """The names of the inputs, in their order; None for a forward(*args), which has none."""
+def _input_dtypes(model: Any) -> dict[str, str | None] | None:
+    """The inputs of a model that states them, with the dtypes that are known; None for a module, which states none."""
     if kind_of(model) == "onnx":
         from reparam_compiler.frontends.onnx.frontend import unset_inputs
+        from reparam_compiler.frontends.onnx.tensors import type_of
 
-        return [value.name for value in unset_inputs(model)]
+        return {value.name: type_of(value.type)[0] for value in unset_inputs(model)}
     if isinstance(model, ExportedProgram):
-        return list(model.graph_signature.user_inputs)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return None if any(p.kind is p.VAR_POSITIONAL for p in parameters) else [p.name for p in parameters]
+        values = {node.name: node.meta.get("val") for node in model.graph.nodes}
+        names = [str(name) for name in model.graph_signature.user_inputs]
+        return {name: dtype_word(value.dtype) if isinstance(value := values.get(name), Tensor) else None for name in names}
+    return None
 
 
 def _onnx(path: Path) -> Any:
@@ -162,7 +171,7 @@ def _exported(path: Path, unsafe: bool) -> ExportedProgram:
     if not unsafe:
         pt2_archive.check(data, str(path))
     try:
-        with _quiet_export():
+        with quiet_export():
             return torch.export.load(io.BytesIO(data))
     except Exception as error:
         raise UnsupportedModelError(f"{path}: torch.export cannot load it: {first_line(error)}") from error
@@ -212,7 +221,7 @@ def _program(model: Any, target: Path, example_inputs: Sequence[Any] | None) -> 
         return model
     inputs = tuple(value if isinstance(value, Tensor) else torch.as_tensor(value) for value in example_inputs or ())
     try:
-        with _quiet_export():
+        with quiet_export():
             return torch.export.export(model, inputs)
     except Exception as error:
         raise UnsupportedModelError(f"{target}: torch.export cannot take the model: {first_line(error)}") from error
@@ -220,7 +229,7 @@ def _program(model: Any, target: Path, example_inputs: Sequence[Any] | None) -> 
 
 def _to_onnx(program: ExportedProgram, target: Path) -> Any:
     try:
-        with _quiet_export():
+        with quiet_export():
             written = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:
         raise UnsupportedModelError(f"{target}: torch.onnx cannot export the model: {first_line(error)}") from error
@@ -241,19 +250,3 @@ def _working_folder_importable() -> Iterator[None]:
     finally:
         if added and folder in sys.path:
             sys.path.remove(folder)
-
-
-@contextlib.contextmanager
-def _quiet_export() -> Iterator[None]:
-    """torch's exporters warn of their own deprecations and log what is raised anyway."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch._export", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx
 
 from reparam_compiler.checking.written import Inputs, same_function
@@ -96,6 +97,13 @@ class Source:
         return (*frozen, *meta.get("remarks", ()))
 
     @property
+    def input_names(self) -> dict[str, str]:
+        """What the model calls its inputs, by the ids of their nodes: a trace renames those that are Python's own words."""
+        if not isinstance(self.native, fx.GraphModule):
+            return {}
+        return {node.name: str(node.target).lstrip("*") for node in self.native.graph.find_nodes(op="placeholder")}
+
+    @property
     def run_inputs(self) -> Inputs | None:
         """What the model can be run on: the example inputs, or those that a program brings with it."""
         return Inputs.of(self.model, self.inputs)
@@ -111,7 +119,7 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True) -> Source
 
     Args:
         model: an nn.Module, fx.GraphModule, ExportedProgram, onnx.ModelProto, or a path.
-        example_inputs: what it is called with, in a tuple; a tensor alone is one input.
+        example_inputs: what it is called with, in a tuple; a tensor or an array alone is one input.
         copy: leave the caller's module alone; without, its trace shares its tensors.
 
     Raises:
@@ -138,7 +146,7 @@ def frontend_for(model: object) -> Frontend[Any]:
 
 
 def _given(example_inputs: Any) -> Sequence[Any] | None:
-    if isinstance(example_inputs, Tensor):
+    if isinstance(example_inputs, Tensor | np.ndarray):
         return (example_inputs,)
     if example_inputs is None or isinstance(example_inputs, tuple | list):
         return example_inputs
@@ -150,7 +158,7 @@ def _given(example_inputs: Any) -> Sequence[Any] | None:
 def _loaded(model: Any) -> Any:
     if not isinstance(model, str | os.PathLike):
         return model
-    if Path(model).suffix not in WRITTEN:
+    if Path(model).suffix.lower() not in WRITTEN:
         raise UnsupportedModelError(
             f"found the path {os.fspath(model)}; expected one that ends in .onnx or .pt2, or a model object"
         )

@@ -292,6 +292,53 @@ def test_prune_takes_shapes_from_the_calibration_data(folder: Path) -> None:
     assert "nothing written" in found.stdout
 
 
+class Scaled(nn.Module):
+    """Two inputs, in an order that is not that of the alphabet; in training mode, as most factories give a model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide, self.norm, self.last = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        """`N 3 H W` and `N 4 1 1` to `N 4 H-2 W-2`."""
+        return self.last(torch.relu(self.norm(self.wide(x)))) * by
+
+
+def test_arrays_of_a_file_are_the_inputs_of_their_names(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    by, x = random.standard_normal((8, 4, 1, 1)), random.standard_normal((8, 3, 9, 7))  # float64, as numpy makes them
+    np.savez(tmp_path / "data.npz", by=by, label=by, x=x)
+    found = reparam(*PRUNE_SCALED, "--calibration", tmp_path / "data.npz", "-o", tmp_path / "small.pt2")
+    assert found.exit_code == 0, found.output
+    assert load_model(tmp_path / "small.pt2").module()(torch.zeros(1, 3, 9, 7), torch.zeros(1, 4, 1, 1)).shape == (1, 4, 7, 5)
+    np.savez(tmp_path / "data.npz", by=by, pixels=x)
+    found = reparam(*PRUNE_SCALED, "--calibration", tmp_path / "data.npz")
+    assert found.exit_code == 3
+    assert "no shape for x; the inputs are x, by" in found.stderr
+
+
+PRUNE_SCALED = ("prune", "--ratio", 0.5, "--round-to", 1, "tests.commands.test_cli:Scaled")
+
+
+def test_pixels_are_refused_in_one_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "pixels.npy", np.zeros((4, 3, 9, 7), np.uint8))
+    found = reparam("prune", "--ratio", 0.5, FACTORY, "--input-shapes", SHAPES, "--calibration", tmp_path / "pixels.npy")
+    assert found.exit_code == 3
+    assert "calibration data for x is of type uint8" in error_line(found, "UnsupportedModelError")
+    found = reparam("prune", "--ratio", 0.5, FACTORY, "--calibration", tmp_path / "pixels.npy")
+    assert found.exit_code == 3
+    error_line(found, "UnsupportedModelError")
+
+
+def test_a_factory_in_training_mode_is_taken_in_evaluation_mode_with_a_line() -> None:
+    spec = "tests.commands.test_cli:Scaled"
+    found = reparam("inspect", spec, "--input-shapes", "x:[1,3,9,7] by:[1,4,1,1]", "--json")
+    assert found.stderr.splitlines()[0] == f"reparam: {spec} came in training mode; it is taken in evaluation mode"
+    assert len(json.loads(found.stdout)["report"]["fusions"]) == 1
+    assert reparam("inspect", FACTORY, "--input-shapes", SHAPES).stderr == ""
+
+
 def test_prune_without_calibration_says_what_that_costs(folder: Path) -> None:
     found = reparam(
         "prune", "--ratio", 0.5, folder / "net.pt2", "--round-to", 1, "--importance", "l2", "--allocation", "global"

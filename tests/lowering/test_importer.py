@@ -231,10 +231,14 @@ def test_order_of_shapes_holds_where_forward_has_no_names() -> None:
 @pytest.mark.parametrize(
     ("model", "shapes", "message"),
     [
-        (Two, {"y": (2, 3, 5, 6)}, r"y is no input; the inputs are x, scale, shift"),
+        (Two, {"y": (2, 3, 5, 6)}, r"y is no input of the model; the inputs are x, scale, shift"),
         (Two, {"scale": (5, 1)}, r"no shape for x; the inputs are x, scale, shift"),
         (Two, {"x": (2, 3, 5, 6), "shift": (6,)}, r"no shape for scale; the inputs are x, scale, shift"),
-        (ByName, {"x": (2, 3), "scale": (3,)}, r"scale is no input; the inputs are x"),
+        (
+            ByName,
+            {"x": (2, 3), "scale": (3,)},
+            r"scale is no input of the model, which takes it by keyword only: .* x",
+        ),
         (net, {"input": "abc"}, r"found 'abc' for input; expected sizes from 1"),
         (net, {"input": (1, 0, 9, 8)}, r"found \(1, 0, 9, 8\) for input"),
         (net, {"input": (1, -3, 9, 8)}, r"found \(1, -3, 9, 8\) for input"),

@@ -448,6 +448,55 @@ def test_fewer_arrays_than_inputs_are_refused() -> None:
         list(batches(normal(4, 3), PAIR))
 
 
+RENAMED = {"input_1": "input"}
+"""What torch.fx calls an input, and what the model does."""
+
+
+@pytest.mark.parametrize("form", [dict, lambda given: [given], "npz"])
+@pytest.mark.parametrize(
+    "keys", [("input", "other"), ("other", "input"), ("other", "input_1"), ("label", "other", "input"), ("first", "second")]
+)
+def test_arrays_go_by_the_models_own_names_of_its_inputs(form: Any, keys: tuple[str, ...], tmp_path: Path) -> None:
+    inputs = [an_input(2, name="input_1"), an_input(2, name="other")]
+    values = dict(zip(keys, (normal(4, 2, seed=seed) for seed in range(3)), strict=False))
+    expected = [values.get("input", values.get("input_1", values.get("first"))), values.get("other", values.get("second"))]
+    if form == "npz":
+        np.savez(tmp_path / "x.npz", **values)
+    data = tmp_path / "x.npz" if form == "npz" else form(values)
+    (found,) = batches(data, inputs, names=RENAMED)
+    for array, wanted in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
+@pytest.mark.parametrize("keys", [("other", "inptu"), ("input", "othr"), ("label", "input")])
+def test_a_name_that_is_missing_beside_one_that_fits_is_refused(keys: tuple[str, str], tmp_path: Path) -> None:
+    inputs = [an_input(2, name="input_1"), an_input(2, name="other")]
+    values = {key: normal(4, 2) for key in keys}
+    np.savez(tmp_path / "x.npz", **values)
+    for data in (values, [values], tmp_path / "x.npz"):
+        with pytest.raises(UnsupportedModelError, match=f"holds {', '.join(keys)}; expected .* by their names, input, other"):
+            list(batches(data, inputs, names=RENAMED))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data", "said"),
+    [
+        ("f32", normal(4, 3).astype(np.uint8), "of type uint8; the input is float32: expected floating numbers, .* pixels"),
+        ("f16", np.zeros((4, 3), bool), "of type bool; the input is float16: expected floating"),
+        ("i64", normal(4, 3), "of type float32; the input is int64: expected whole numbers"),
+    ],
+)
+def test_pixels_are_no_floats_and_floats_no_indices(dtype: str, data: np.ndarray, said: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=said):
+        list(batches(data, [an_input(3, dtype=dtype)]))
+
+
+def test_whole_numbers_take_the_dtype_of_their_input() -> None:
+    (array,) = joined(np.arange(12, dtype=np.int16).reshape(4, 3), [an_input(3, dtype="i64")])
+    assert array.dtype == np.int64
+    assert joined(normal(4, 3).astype(float), [an_input(3)])[0].dtype == np.float64  # passes compute in it
+
+
 @pytest.mark.parametrize("batch", [0, -3])
 def test_a_batch_needs_a_sample(batch: int) -> None:
     with pytest.raises(UnsupportedModelError, match=f"batch={batch}"):

@@ -397,3 +397,39 @@ def test_inputs_come_in_the_order_of_the_model() -> None:
     assert inputs_of_shapes(identity_onnx(), {"x": (4, 2)})[0].shape == (4, 2)
     with pytest.raises(UnsupportedModelError, match="z is no input of the model; the inputs are first, second"):
         inputs_of_shapes(Two(), {"z": (1,)})
+
+
+class Optional(nn.Module):
+    def forward(self, a: torch.Tensor, b: Any = None, c: Any = None, *, scale: Any = None) -> torch.Tensor:
+        return a
+
+
+def test_an_input_never_lands_in_the_place_of_another() -> None:
+    assert len(inputs_of_shapes(Optional(), {"b": (1,), "a": (2,)})) == 2
+    for shapes, said in (
+        ({"a": (2,), "c": (1,)}, "no shape for b; the inputs are a, b, c, in this order"),
+        ({"b": (1,)}, "no shape for a"),
+        ({"a": (2,), "scale": (1,)}, "scale is no input of the model, which takes it by keyword only"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=said):
+            inputs_of_shapes(Optional(), shapes)
+
+
+def test_inputs_are_of_the_dtypes_that_a_model_states() -> None:
+    class Look(nn.Module):
+        def forward(self, table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return table[index]
+
+    program = torch.export.export(Look(), (torch.zeros(4, 2).double(), torch.zeros(3, dtype=torch.int64)))
+    table, index = inputs_of_shapes(program, {"index": (3,), "table": (4, 2)})
+    assert (table.dtype, index.dtype) == (torch.float64, torch.int64)
+    assert set(index.tolist()) <= {0, 1}
+    with pytest.raises(UnsupportedModelError, match="no shape for index; the inputs are table, index"):
+        inputs_of_shapes(program, {"table": (4, 2)})
+    by_keyword = torch.export.export(Look(), (torch.zeros(4, 2),), {"index": torch.zeros(3, dtype=torch.int64)})
+    with pytest.raises(UnsupportedModelError, match="index is no input of the model, which takes it by keyword only"):
+        inputs_of_shapes(by_keyword, {"table": (4, 2), "index": (3,)})
+    proto = identity_onnx()
+    proto.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    proto.graph.input[0].name = "input:0"
+    assert inputs_of_shapes(proto, {"input:0": (4, 2)})[0].dtype == np.int32

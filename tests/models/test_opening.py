@@ -10,6 +10,7 @@ from torch import nn
 import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.models import opening
+from reparam_compiler.models.io import save_model
 
 X = torch.randn(1, 3, 9, 7, generator=torch.Generator().manual_seed(0))
 
@@ -67,6 +68,23 @@ def test_a_program_in_a_file_is_opened_as_a_program(tmp_path: Path) -> None:
 def test_what_is_no_model_is_refused(model: Any, message: str) -> None:
     with pytest.raises(UnsupportedModelError, match=message):
         opening.open(model)
+
+
+def test_a_suffix_in_capitals_is_the_same_suffix(tmp_path: Path) -> None:
+    program = torch.export.export(net(), (X,))
+    save_model(program, tmp_path / "M.PT2")
+    assert opening.open(tmp_path / "M.PT2").kind == "torch.export"
+    with pytest.raises(UnsupportedModelError, match=r"M\.ONNX: no such file"):
+        opening.open(tmp_path / "M.ONNX")
+
+
+def test_the_models_own_names_of_its_inputs_are_known() -> None:
+    class Renamed(nn.Module):
+        def forward(self, input: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+            return input + 2 * other
+
+    assert opening.open(Renamed().eval()).input_names == {"input_1": "input", "other": "other"}
+    assert opening.open(torch.export.export(Renamed(), (X, X))).input_names == {}
 
 
 def test_inputs_that_are_no_tuple_are_refused() -> None:

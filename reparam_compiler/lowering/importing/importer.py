@@ -22,13 +22,13 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from reparam_compiler.core.calls import by_position
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, class_and_line
 from reparam_compiler.lowering.importing.dtypes import own_dtypes
 from reparam_compiler.lowering.runtime.executable import TensorSpec
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 
 Shapes = Mapping[str, Sequence[int]]
-_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,26 +109,15 @@ def checked_shapes(input_shapes: Shapes | None) -> dict[str, tuple[int, ...]]:
 def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
     """What a module's forward is called with, in its order: zeros of these shapes, by the names of its parameters.
 
-    A forward(*args) has no names: there the order of `shapes` holds.
-
-    Raises: LoweringError where a name is none of forward's parameters, or where one is left out that has no default, or that
-    stands before another: TVM takes no None.
+    Raises: LoweringError where these are not the names of a call by position (`core/calls.py`): TVM takes no None.
     """
     import torch
 
-    parameters = inspect.signature(model.forward).parameters
-    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values()):
-        return tuple(torch.zeros(tuple(shape)) for shape in shapes.values())
-    names = [name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL]
-    if unknown := sorted(set(shapes) - set(names)):
-        raise LoweringError(f"input_shapes: {', '.join(unknown)} is no input; the inputs are {', '.join(names)}")
-    last = max(index for index, name in enumerate(names) if name in shapes)
-    needed = [name for index, name in enumerate(names) if index < last or parameters[name].default is inspect.Parameter.empty]
-    if missing := [name for name in needed if name not in shapes]:
-        raise LoweringError(
-            f"input_shapes: no shape for {', '.join(missing)}; the inputs are {', '.join(names)}, in this order"
-        )
-    return tuple(torch.zeros(tuple(shapes[name])) for name in names[: last + 1])
+    try:
+        names = by_position(inspect.signature(model.forward).parameters, list(shapes))
+    except UnsupportedModelError as refusal:
+        raise LoweringError(f"input_shapes: {refusal}") from None
+    return tuple(torch.zeros(tuple(shapes[name])) for name in names)
 
 
 def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
