@@ -34,4 +34,4 @@ def equivalent(a: Any, b: Any, example_inputs: Sequence[Any], *, tolerance: floa
     """
     with outside_inference_mode():
         one, other = open(a, example_inputs), open(b)
-        return compare_models(one.model, other.model, one.inputs, tolerance=tolerance)
+        return compare_models(one.model, other.model, one.inputs or (), tolerance=tolerance)

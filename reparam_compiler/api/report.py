@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.interpreter.difference import Difference
@@ -92,8 +92,8 @@ class PruneReport:
 
     def to_json(self) -> str:
         """The report as a JSON object, with the fields of this class but the manifest, which has a file of its own."""
-        shown = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "manifest"}
-        return json.dumps({k: asdict(v) if is_dataclass(v) else v for k, v in shown.items()}, indent=2)
+        costs = {"before": asdict(self.before), "after": asdict(self.after)}
+        return json.dumps({"kind": self.kind, "plan": asdict(self.plan), **costs}, indent=2)
 
     def to_text(self) -> str:
         """The report as text: a line for each family that was cut, and for each that had to keep its width."""
