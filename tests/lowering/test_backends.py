@@ -33,6 +33,7 @@ def test_a_target_has_the_backend_of_its_kind() -> None:
     assert {kind: backend_for(resolve(kind)).device_name for kind in BACKENDS} == {"llvm": "cpu", "cuda": "cuda"}
     assert [kind for kind in BACKENDS if backend_for(resolve(kind)).tuning() is not None] == ["llvm"]
     assert backend_for(resolve("nvidia/nvidia-a100")).kind == "cuda"
+    assert backend_for(resolve("cuda -arch=sm_90")).kind == "cuda"
 
 
 def test_only_backends_name_a_kind_of_target() -> None:

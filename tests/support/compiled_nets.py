@@ -136,7 +136,9 @@ def results_of(nets: Nets, run: Callable[..., list[np.ndarray]]) -> Results:
     with torch.no_grad():
         expected = model(*inputs)
     found = iter(run(model, inputs))
-    return {name: [(next(found), value.numpy()) for value in values] for name, values in zip(nets, expected, strict=True)}
+    results = {name: [(next(found), value.numpy()) for value in values] for name, values in zip(nets, expected, strict=True)}
+    assert next(found, None) is None
+    return results
 
 
 def rectified(nets: Nets) -> Nets:

@@ -119,7 +119,7 @@ DETECTOR = {
     "decoder_in_channels": [32, 32, 32],
     "d_model": 32,
     "decoder_ffn_dim": 32,
-    "decoder_layers": 1,
+    "decoder_layers": 2,
     "decoder_attention_heads": 4,
     "num_queries": 12,
     "num_denoising": 0,
@@ -151,7 +151,7 @@ def _d_fine(library: Any, small: bool) -> nn.Module:
         stage_kernel_size=[3, 3, 5, 5],
         **STAGES,
     )
-    return library.DFineForObjectDetection(library.DFineConfig(backbone_config=backbone, **DETECTOR | {"decoder_layers": 2}))
+    return library.DFineForObjectDetection(library.DFineConfig(backbone_config=backbone, **DETECTOR))
 
 
 CONFIGURED: dict[str, tuple[Callable[[Any, bool], nn.Module], tuple[int, ...], tuple[int, ...]]] = {

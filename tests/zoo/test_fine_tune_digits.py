@@ -33,7 +33,7 @@ def hard() -> nn.Module:
 def test_its_settings_improve_a_net_that_was_pruned_hard(seed: int, hard: nn.Module) -> None:
     pruned = copy.deepcopy(hard)
     before = fine_tune_digits.on_test(pruned)
-    fine_tune_digits.fine_tune(pruned, epochs=2, seed=seed)
+    fine_tune_digits.fine_tune(pruned, epochs=3, seed=seed)
     assert all(parameter.isfinite().all() for parameter in pruned.parameters())
     assert fine_tune_digits.on_test(pruned) > before
     assert not pruned.training

@@ -19,21 +19,21 @@ TIMM: dict[str, tuple[int, int, dict[str, Any]]] = {
     "coat_tiny": (33, 21, {"serial_depths": (1, 1, 1, 1), "parallel_depth": 1}),
     "csatv2": (17, 17, {"depths": (1, 1, 2, 1), "transformer_depths": (0, 0, 1, 1)}),
     "davit_tiny": (20, 20, {"depths": (1, 1, 1, 1)}),
-    "efficientvim_m1": (42, 42, {"depths": (1, 1, 1)}),
+    "efficientvim_m1": (50, 50, {"depths": (1, 1, 2)}),
     "fastvit_t8": (38, 28, {"layers": (1, 1, 1, 1)}),
-    "lcnetv2_small": (24, 20, {"depths": (1, 1, 2, 1)}),
+    "lcnetv2_small": (28, 22, {"depths": (1, 1, 2, 2)}),
     "repghostnet_050": (95, 95, {}),
     "efficientformerv2_s0": (44, 44, {"depths": (1, 1, 2, 2), "num_vit": 1}),
     "shvit_s1": (39, 39, {"depth": (1, 1, 1)}),
     "efficientvit_m0": (71, 71, {"depth": (1, 1, 1)}),
     "iformer_t": (74, 74, {}),
-    "twins_svt_small": (9, 9, {"depths": (1, 1, 2, 1)}),
+    "twins_svt_small": (11, 11, {"depths": (2, 2, 2, 1)}),
     "repvit_m0_9": (54, 46, {"depth": (1, 1, 2, 1)}),
     "ghostnet_050": (95, 95, {}),
     "repvgg_a0": (44, 22, {}),
 }
 """For each model the convs before, those that timm's own `reparameterize_model` leaves, and the depths that make it shallow:
-each kind of block once, since many alike show nothing more."""
+each kind of block once, since many alike show nothing more. A module that is called several times is one conv here."""
 TRANSFORMERS = {"textnet": (40, 16), "rt_detr": (57, 45), "efficientloftr": (17, 10), "d_fine": (117, 93)}
 """For each model the convs before and after `fuse`; these have no conversion of their own."""
 
