@@ -8,15 +8,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 from threadpoolctl import threadpool_limits
 
 if importlib.util.find_spec("beartype") is not None:
     # the dtypes and axes that annotations state are checked, in all rooms that have some; TVM takes no function that
     # something wraps, so of lowering where none is given to it
-    importlib.import_module("tests.support.typechecker")
     rooms = [f"reparam_compiler.{room}" for room in ("core", "ir", "passes", "training", "lowering.conv.accuracy")]
-    install_import_hook(rooms, "tests.support.typechecker.checked")
+    importlib.import_module("tests.support.typechecker").install(rooms)
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
