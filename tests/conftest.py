@@ -1,5 +1,6 @@
 """How all tests run: hypothesis without deadlines, one torch thread, seeded generators, third parties' warnings named."""
 
+import functools
 import gc
 import importlib.util
 import os
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch._export.utils
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
@@ -15,6 +17,9 @@ if importlib.util.find_spec("beartype") is not None:
     # something wraps, so of lowering where none is given to it
     rooms = [f"reparam_compiler.{room}" for room in ("core", "ir", "passes", "training", "lowering.conv.accuracy")]
     importlib.import_module("tests.support.typechecker").install(rooms)
+
+# torch looks for ops that only C++ knows once for each of 28 namespaces, in every decomposition of every export: once is enough
+torch._export.utils._materialize_cpp_cia_ops = functools.cache(torch._export.utils._materialize_cpp_cia_ops)
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)

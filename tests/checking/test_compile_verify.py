@@ -119,17 +119,20 @@ def of_kind(kind: str, folder: Path) -> Any:
     return onnx.load(path)
 
 
-@pytest.mark.parametrize("inputs", [(X,), (torch.zeros_like(X),)], ids=["random", "zeros"])
 @pytest.mark.parametrize("kind", ["module", "graph module", "program", "path", "proto"])
 def test_every_kind_is_compared_with_its_own_runtime(
-    kind: str, inputs: tuple[Tensor], tmp_path: Path, misread: None, monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, misread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = of_kind(kind, tmp_path)
+    model, zeros = of_kind(kind, tmp_path), (torch.zeros_like(X),)
+    loaded = of_kind("proto", tmp_path) if kind == "path" else model
     with pytest.raises(VerificationError, match=r"the compiled model differs by 0\.01"):
-        reparam_compiler.compile(model, inputs)
-    reparam_compiler.compile(model, inputs, verify=False)
+        reparam_compiler.compile(model, (X,))
+    wrong = reparam_compiler.compile(model, zeros, verify=False)
+    with pytest.raises(VerificationError, match=r"the compiled model differs by 0\.01"):
+        verify_compiled(wrong, loaded, zeros)
     monkeypatch.undo()
-    reparam_compiler.compile(model, inputs)
+    right = reparam_compiler.compile(model, (X,))
+    verify_compiled(right, loaded, zeros)
 
 
 def test_program_and_proto_are_compared_without_inputs(tmp_path: Path, misread: None) -> None:

@@ -16,6 +16,7 @@ import tvm_ffi
 from torch import nn
 from tvm import te
 from tvm.s_tir.pipeline import default_s_tir_pipeline
+from tvm.support import nvcc
 
 from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
@@ -130,8 +131,14 @@ def fused_a0() -> nn.Module:
 def test_whole_net_compiles_within_launch_limits(
     batch: int, dtype: torch.dtype, arch: str, fused_a0: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Where there is nvcc, it compiles half of the eight, so that each two of dtype, batch and architecture meet once.
+
+    It takes half a minute for the unrolled kernels of float32; of the others the CUDA source is written.
+    """
     model = copy.deepcopy(fused_a0).to(dtype)
     x, target = torch.zeros(batch, 3, 224, 224, dtype=dtype), resolve(f"cuda -arch={arch}")
+    if ((batch == 1) + (dtype == torch.float32) + (arch == "sm_90")) % 2:
+        monkeypatch.setattr(nvcc, "_compile_cuda_nvcc", lambda *arguments, **named: bytearray(1))
     kind, lowered = type(backend_for(target)), []
     lower_as_ever = kind.lower
 
