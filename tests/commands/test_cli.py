@@ -579,7 +579,7 @@ import sys
 sys.modules["tvm"] = None
 from reparam_compiler.commands import demo
 from reparam_compiler.commands.reparam import app
-demo.ROUNDS = 3
+demo.ROUNDS, demo.CALIBRATION = 3, 32
 app(["prune", "--ratio", "0.3", "--json"])
 """
     found = python("-c", script)

@@ -168,8 +168,16 @@ class GraphModuleWriter:
 
     def _free_name(self, wanted: str) -> str:
         """The wanted path, or one beside it where something stands already."""
-        taken = {name for name, _ in (*self.model.named_modules(), *self.model.named_parameters())}
-        return free_name(wanted, lambda name: name in taken or hasattr(self.model, name))
+        return free_name(wanted, self._stands)
+
+    def _stands(self, path: str) -> bool:
+        """Whether something has this path: each step alone is looked up, for a large model has thousands of names."""
+        holder: Any = self.model
+        for step in path.split("."):
+            if not hasattr(holder, step):
+                return False
+            holder = getattr(holder, step)
+        return True
 
     def _targets(self) -> set[str]:
         return {str(node.target) for node in self.model.graph.nodes if node.op in ("call_module", "get_attr")}
