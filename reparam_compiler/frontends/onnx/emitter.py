@@ -155,7 +155,7 @@ class Emitter:
 def _weight(node: Node) -> Param:
     weight = node.param("weight")
     if weight is None:
-        raise RewriteError(f"{node.id}: found {node.op.name} whose weight is computed; a pass makes those with a constant one")
+        raise RewriteError(f"{node.id}: found {node.op.name} without a weight, which is none that a pass may make")
     return weight
 
 

@@ -8,6 +8,7 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 import reparam_compiler
+from reparam_compiler.frontends.onnx.subgraphs import with_functions_inlined
 from reparam_compiler.frontends.onnx.writer import names_of
 from tests.support.onnx_blocks import SHAPE, conv, norm, repvgg, together
 from tests.support.onnx_models import FLOAT32, Shape, model_of, normal, run
@@ -230,3 +231,37 @@ def test_every_name_of_a_fused_model_is_there_once() -> None:
     fused = check(model)
     given = [names_of(graph) - {"x"} for graph in bodies(fused)]
     assert not given[0] & given[1]
+
+
+def scaling(name: str, *types: str) -> onnx.FunctionProto:
+    """A function of these types, one after the other."""
+    steps = [
+        helper.make_node(kind, [f"v{k}", "w"] if kind == "Conv" else [f"v{k}"], [f"v{k + 1}"]) for k, kind in enumerate(types)
+    ]
+    return helper.make_function("mine", name, ["v0", "w"], [f"v{len(types)}"], steps, [helper.make_opsetid("", 17)])
+
+
+def test_functions_are_inlined_where_that_lets_more_be_fused_and_no_others() -> None:
+    """What counts is asked of the model: here the convs that stand in the graph itself, of which two are worth it."""
+    nodes = [
+        helper.make_node("Wide", ["x", "w"], ["a"], domain="mine"),
+        helper.make_node("Narrow", ["a", "w"], ["b"], domain="mine"),
+        helper.make_node("Gate", ["b", "w"], ["y"], domain="mine"),
+    ]
+    model = model_of(nodes, {"x": (1, 4, 5, 5)}, ["y"], {"w": normal(4, 4, 1, 1)})
+    model.functions.extend([scaling("Wide", "Conv"), scaling("Narrow", "Conv", "Relu"), scaling("Gate", "Sigmoid")])
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+
+    def convs(candidate: ModelProto) -> int:
+        return kinds(candidate.graph).count("Conv")
+
+    both = with_functions_inlined(model, convs)
+    assert both is not None
+    assert kinds(both.graph) == ["Conv", "Conv", "Relu", "Gate"]
+    first = with_functions_inlined(model, lambda candidate: min(convs(candidate), 1))
+    assert first is not None
+    assert kinds(first.graph) in (["Conv", "Narrow", "Gate"], ["Wide", "Conv", "Relu", "Gate"])
+    assert with_functions_inlined(model, lambda candidate: 0) is None
+    assert kinds(model.graph) == ["Wide", "Narrow", "Gate"]
+    del model.functions[:2]
+    assert with_functions_inlined(model, convs) is None
