@@ -21,6 +21,7 @@ MODULES = [
     "cost.model",
     "frontends.base",
     "frontends.coupling",
+    "frontends.torch.hooks",
     "interpreter.difference",
     "interpreter.evaluate",
     "models.opening",

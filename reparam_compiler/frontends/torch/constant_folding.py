@@ -16,6 +16,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reparam_compiler.frontends.torch.call import Unsupported
+from reparam_compiler.frontends.torch.hooks import does_more_than_forward, written_class
 
 _ROUNDED = 64
 """Units in the last place that a computation in the model's dtype may be off by, beside the largest element."""
@@ -130,10 +131,9 @@ def of_a_value(tensor: Tensor, name: str) -> Constant:
 
 def is_pure(module: nn.Module) -> bool:
     """True for a module of torch's that gives the same for the same input and keeps nothing of it."""
-    kind = type(module).__mro__[1] if parametrize.is_parametrized(module) else type(module)
-    hooked = any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, "forward" in module.__dict__))
+    own = written_class(module).__module__.startswith("torch.nn.modules")
     keeps = isinstance(module, nn.modules.batchnorm._NormBase) or parametrize.is_parametrized(module)
-    return kind.__module__.startswith("torch.nn.modules") and not hooked and not (keeps and module.training)
+    return own and not does_more_than_forward(module) and not (keeps and module.training)
 
 
 def call(node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

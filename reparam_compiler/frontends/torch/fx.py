@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.torch.graph_module_writer import GraphModuleWriter, attribute
+from reparam_compiler.frontends.torch.hooks import HOOKS
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
@@ -39,13 +40,6 @@ class FxFrontend:
         reader = TorchReader(model.graph, model, tensors, values)
         graph = replace(reader.read(), sizes_are_fixed=False)  # a trace runs on other sizes as well
         return FxReading(model, graph, InPlace.of(reader.writes, reader.written_into))
-
-
-_HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
-)
-"""What calls of a module run beside its forward()."""
 
 
 def _is_torch_s(hook: Any) -> bool:
@@ -78,7 +72,7 @@ class FxReading:
                 if isinstance(tensor, nn.Parameter):
                     memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=tensor.requires_grad)
         copied = deep_copy(self.model, memo)
-        for name in _HOOKS:  # a GraphModule's own copy has none; those of torch.export read attributes that it has not either
+        for name in HOOKS:  # a GraphModule's own copy has none; those of torch.export read attributes that it has not either
             hooks = getattr(self.model, name).items()
             getattr(copied, name).update({key: hook for key, hook in hooks if not _is_torch_s(hook)})
         return copied

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from reparam_compiler.errors import RewriteError
+from reparam_compiler.frontends.torch.hooks import written_class
 from reparam_compiler.frontends.torch.padded_conv import conv_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node, Param
@@ -55,7 +56,7 @@ def update_module(module: nn.Module, node: Node) -> None:
 
 def plain_module(module: nn.Module) -> nn.Module:
     """A parametrized module without its parametrizations: their values are its parameters, all else it shares."""
-    kind: Any = type(module).__mro__[1]
+    kind = written_class(module)
     plain: nn.Module = kind.__new__(kind)
     vars(plain).update(vars(module))
     parametrizations: Any = module.parametrizations

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.utils import parametrize
 
+from reparam_compiler.frontends.torch.hooks import does_more_than_forward, written_class
 from reparam_compiler.frontends.torch.padded_conv import PaddedConv
 from reparam_compiler.vocabulary.resolve import ROWS, Resolved, by_row_name, resolve_module, unread_module
 from reparam_compiler.vocabulary.row import Row
@@ -118,10 +118,8 @@ _ARGUMENTS: dict[Row, Callable[[Any, str], tuple[Any, ...]]] = by_row_name(
 
 def called_module(module: nn.Module) -> Resolved:
     """What a leaf module calls: no row where it does more than its class says."""
-    kind = type(module)
-    if parametrize.is_parametrized(module):
-        kind = kind.__mro__[1]
-    if any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, "forward" in module.__dict__)):
+    kind = written_class(module)
+    if does_more_than_forward(module):
         return unread_module(kind)
     if isinstance(module, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d) and module.return_indices:
         return unread_module(kind)

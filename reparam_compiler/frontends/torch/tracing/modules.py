@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam_compiler.errors import ReparamError, VerificationError
+from reparam_compiler.frontends.torch.hooks import does_more_than_forward
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, plain_attributes
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
@@ -71,13 +72,6 @@ def traced(
     only = f"the result takes inputs of the example's shapes only ({shapes})"
     exported.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {only}",)
     return exported
-
-
-def does_more_than_forward(module: nn.Module) -> bool:
-    """True where calling the module does something else than its class's `forward`."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    calls_otherwise = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
-    return any(hooks) or "forward" in vars(module) or calls_otherwise
 
 
 def _versions(model: nn.Module) -> list[int | bytes]:
