@@ -70,7 +70,8 @@ def fuse(
         policy: "cost" fuses where that makes the model faster, by `cost_model`; "always" wherever it is exact.
         cost_model: the speed of the machine that the model is for; None is a usual CPU, `measure_costs()` this one.
         keep_bn: leave a batch norm that ends a block or follows a lone conv, for quantization-aware training.
-        verify: prove every rewritten region, and compare the whole model where there are inputs. Without, no copies are held.
+        verify: prove every rewritten region; where there are inputs compare the whole model, and run what was written as it is
+            stored. Without, no copies are held.
         inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
             then shares its tensors.)
         return_report: give `(model, FuseReport)`.
@@ -80,8 +81,9 @@ def fuse(
 
     Raises:
         UnsupportedModelError: no frontend reads this model.
-        VerificationError: the whole model, compared in float64, is off by more than 1e-6 relative. The caller's model is
-            as it was.
+        VerificationError: the whole model, compared in float64, is off by more than 1e-6 relative, or what was written by more
+            than rounding. The caller's model is as it was.
+        RewriteError: what was written does not run, or is no valid ONNX model.
 
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
@@ -204,7 +206,7 @@ def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Modu
         how = f"torch, {compared.dtype}, {inputs.words}, the fused weights as they are stored"
         whole = WholeModel(how, compared.difference)
     if inputs is not None and not source.copy:
-        result = fused_parts(False).model
+        result = fused_parts(False).model if report.fusions else source.model
         if given is not None:
             check_same(result, given, inputs)
     return result, replace(report, whole_model=whole)

@@ -1,0 +1,74 @@
+"""ONNX Runtime as the checks ask it: what it loads, what it says against a model, and what inputs can be made up."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx_runtime = pytest.importorskip("reparam_compiler.checking.onnx_runtime")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from reparam_compiler.frontends.onnx import io as onnx_io  # noqa: E402
+
+
+def doubling(*inputs: tuple[str, int, tuple[Any, ...] | None]) -> Any:
+    """y = 2 x, with these inputs beside x."""
+    values = [helper.make_tensor_value_info(*value) for value in (("x", TensorProto.FLOAT, (2, 3)), *inputs)]
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    two = numpy_helper.from_array(np.float32(2), "two")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "two"], ["y"])], "doubling", values, [out], [two])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+X = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def test_a_model_runs_from_memory_and_from_a_file_and_where_it_is_too_large_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx_io.save(doubling(), tmp_path / "m.onnx")
+    for model in (doubling(), tmp_path / "m.onnx"):
+        np.testing.assert_array_equal(onnx_runtime.run_model(model, {"x": X})[0], 2 * X)
+    monkeypatch.setattr(onnx_io, "fits_in_memory", lambda model: False)
+    np.testing.assert_array_equal(onnx_runtime.run_model(doubling(), {"x": X})[0], 2 * X)
+
+
+@pytest.mark.parametrize("feeds", [{}, {"x": X.astype(np.float64)}, {"x": X[:, :2]}, {"z": X}])
+def test_inputs_that_do_not_fit_are_one_of_the_errors_that_callers_catch(feeds: dict[str, Any]) -> None:
+    with pytest.raises(onnx_runtime.RUNTIME_ERRORS):
+        onnx_runtime.run_model(doubling(), feeds)
+
+
+def test_a_refusal_is_one_line_and_none_where_there_is_none(tmp_path: Path) -> None:
+    assert onnx_runtime.refusal_of(doubling()) is None
+    wrong = doubling()
+    wrong.graph.node[0].op_type = "NoSuchOp"
+    onnx_io.save(wrong, tmp_path / "m.onnx")
+    for model in (wrong, tmp_path / "m.onnx"):
+        said = onnx_runtime.refusal_of(model)
+        assert "NoSuchOp" in said
+        assert "\n" not in said
+
+
+def test_random_inputs_have_the_shapes_and_dtypes_of_the_file() -> None:
+    model = doubling(
+        ("index", TensorProto.INT64, ("batch", 40)), ("mask", TensorProto.BOOL, ()), ("two", TensorProto.FLOAT, ())
+    )
+    x, index, mask = onnx_runtime.random_inputs(model)  # `two` has a value in the model
+    assert [(a.shape, a.dtype) for a in (x, index, mask)] == [((2, 3), np.float32), ((2, 40), np.int64), ((), np.bool_)]
+    assert set(index.ravel().tolist()) == {0, 1}
+    np.testing.assert_array_equal(x, onnx_runtime.random_inputs(model)[0])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        ("z", TensorProto.FLOAT, (1, "width")),
+        ("z", TensorProto.FLOAT, None),
+        ("z", TensorProto.BFLOAT16, (1,)),
+        ("z", TensorProto.STRING, (1,)),
+    ],
+)
+def test_inputs_of_open_sizes_or_other_dtypes_are_not_made_up(value: Any) -> None:
+    assert onnx_runtime.random_inputs(doubling(value)) is None
