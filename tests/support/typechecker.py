@@ -1,7 +1,8 @@
 """What checks the annotations of arrays while the tests run: beartype, on those hints alone that name a dtype and axes.
 
-Other hints are mypy's: a test that passes a wrong word on purpose must reach the refusal behind it. jaxtyping's hook wraps every
-function of a module, in three calls each, which costs as much as what the functions do; here those without such a hint stay bare.
+Other hints are mypy's: a test that passes a wrong word on purpose must reach the refusal behind it. jaxtyping's hook wraps
+every function of a module, in three calls each, which costs as much as what the functions do; here those without such a hint
+stay bare.
 """
 
 import dataclasses
