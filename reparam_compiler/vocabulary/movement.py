@@ -85,9 +85,10 @@ ROWS = (
     *rows("positive sum_to_size cartesian_prod", facts=_VIEW),
     Row("nested_tensor", (), functions=(torch.nested.nested_tensor,), facts=_VIEW),
     # in another dtype, or on another device
-    Row("to", onnx=onnx("Cast", "CastLike"), facts=_VIEW),
-    *rows("type type_as float double half bfloat16 cpu cuda", facts=_VIEW),
-    *rows("_to_copy bool int long"),
+    Row("to", onnx=onnx("Cast", "CastLike"), facts=_VIEW, form="recast"),
+    *rows("type type_as float double half bfloat16", facts=_VIEW, form="recast"),
+    *rows("cpu cuda", facts=_VIEW),
+    *rows("_to_copy bool int long", form="recast"),
     # what is written
     Row("setitem", ("__setitem__",), functions=(operator.setitem,)),
     *rows("copy fill zero"),

@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 from reparam_compiler.ir.ops import Facts
 
-Form = Literal["pointwise", "elementwise", "move", "rearranged"]
+Form = Literal["pointwise", "elementwise", "move", "rearranged", "resampled", "recast"]
 """How an op without a reader of its own is understood.
 
     pointwise     a function of each element by itself, which is read as `ops.Elementwise` and evaluated by `math`
     elementwise   a function of the elements at the same place, of which only pruning knows something
     move          moves elements, is read as `ops.Move` and evaluated by `math`
     rearranged    moves or repeats elements, of which only pruning knows something; a frontend may have a reader for it
+    resampled     slides a window, or resizes, along the axes behind batch and channels, likewise
+    recast        gives a value of the shape of its first argument, of another dtype or of other elements, likewise
 """
 
 
@@ -49,6 +51,7 @@ class Row:
     onnx: the types of ONNX's own domain.
     facts: what passes need to know of it.
     parameters: what follows its first argument, in order, with defaults, for an op with a form.
+    axes: of a resampled one, how many there are behind batch and channels; None for any number.
     form, math: how it is understood without a reader, and the torch function that computes it in float64.
     """
 
@@ -63,6 +66,7 @@ class Row:
     onnx: tuple[OnnxType, ...] = ()
     facts: Facts = Facts.NONE
     parameters: tuple[tuple[str, float | None], ...] = ()
+    axes: int | None = None
     form: Form | None = None
     math: Callable[..., Any] | None = None
 
@@ -90,6 +94,6 @@ def moves(
     return Row(name, modules=modules, onnx=onnx, facts=Facts.LINEAR, parameters=numbers, form="move", math=math)
 
 
-def rows(words: str, *, facts: Facts = Facts.NONE, form: Form | None = None) -> tuple[Row, ...]:
+def rows(words: str, *, facts: Facts = Facts.NONE, form: Form | None = None, axes: int | None = None) -> tuple[Row, ...]:
     """A row for each of these words, of which nothing else is to be said."""
-    return tuple(Row(word, facts=facts, form=form) for word in words.split())
+    return tuple(Row(word, facts=facts, form=form, axes=axes) for word in words.split())

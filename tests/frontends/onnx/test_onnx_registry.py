@@ -1,5 +1,7 @@
 """The ONNX columns of the vocabulary, and what a type without a row is."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from onnx import AttributeProto, ModelProto, helper
@@ -182,3 +184,22 @@ def test_opaque_ops_have_the_facts_of_their_row_and_the_arguments_of_the_call() 
     }
     assert found["r"].run is None
     assert found["h"].coupling == ops.Slicewise((0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "attributes", "axes"),
+    [
+        ("LpPool", {"kernel_shape": [2, 2]}, (0, 1)),
+        ("MaxPool", {"kernel_shape": [2, 2], "ceil_mode": 1, "strides": [3, 3], "pads": [0, 0, 1, 1]}, (0, 1)),
+        ("GlobalLpPool", {}, (0, 1)),
+        ("Cast", {"to": 7}, (0, 1, 2, 3)),
+        ("Sin", {}, (0, 1, 2, 3)),
+    ],
+)
+def test_the_form_of_a_row_says_along_which_axes_slices_stay_apart(
+    kind: str, attributes: dict[str, Any], axes: tuple[int, ...]
+) -> None:
+    nodes = [helper.make_node(kind, ["x"], ["v"], **attributes), helper.make_node("Cast", ["v"], ["y"], to=1)]
+    op = OnnxFrontend().read(model_of(nodes, {"x": (2, 4, 6, 6)}, ["y"])).graph["v"].op
+    assert isinstance(op, ops.Opaque)
+    assert (op.coupling, op.reads) == (ops.Slicewise(axes), 1)

@@ -16,7 +16,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import TensorType
 
 
-@couples("Cast", "CastLike", "Clip")
+@couples("Clip")
 def _of_first(call: Call, result: TensorType | None) -> Coupled:
     return slicewise(call, result, 1)
 
@@ -67,11 +67,6 @@ def _resize(call: Call, result: TensorType | None) -> Coupled:
         kept = bool((call.constant(place)[:2] == 1).all())
     if not kept:
         raise Unsupported("a resize of batch or channels")
-    return ops.Slicewise((0, 1)), 1
-
-
-@couples("AveragePool", "MaxPool", "LpPool", "GlobalLpPool")
-def _resampled(call: Call, result: TensorType | None) -> Coupled:
     return ops.Slicewise((0, 1)), 1
 
 

@@ -80,6 +80,10 @@ def coupling_model(call: Call, result: TensorType | None) -> Coupled:
         raise Unsupported(kind)
     if row.form in ("move", "rearranged"):
         return ops.Rearrange(), 1
+    if row.form == "resampled":
+        return ops.Slicewise((0, 1)), 1
+    if row.form == "recast":
+        return slicewise(call, result, 1)
     return slicewise(call, result, len(call.node.input))
 
 

@@ -18,7 +18,9 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.node_runner import FAILURES, run_arrays
 from reparam_compiler.frontends.onnx.tensors import Constant
 from reparam_compiler.ir.graph import Dim, TensorType
+from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
+from reparam_compiler.vocabulary.resolve import onnx_facts
 
 SAMPLES = ((7, 2), (10, 3), (16, 5))
 """Open sizes, in order, are tried as first + k * step: no two are equal in any try."""
@@ -46,7 +48,6 @@ _JUMPING = frozenset({"Round", "Floor", "Ceil", "Less", "LessOrEqual", "Greater"
 """Ops that make a jump of a difference in the last place: what they are part of is computed in the model's own dtypes."""
 _FILLING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike", "OneHot", "NonZero"})
 """Ops that make as many elements as a size says: too many of them for far tries."""
-_ASKS_FOR_SIZES = ("Shape", "Size")
 
 
 @dataclass
@@ -81,7 +82,7 @@ class SampledShapes:
     def follow(self, node: NodeProto, place: int) -> bool:
         """Notes a node all of whose inputs are constant or derived, or that asks for the size of a value; False for others."""
         given = [name for name in node.input if name]
-        asks = node.op_type in _ASKS_FOR_SIZES and not self._is_known(given[0])
+        asks = Facts.SIZE_QUERY in onnx_facts(node.op_type) and not self._is_known(given[0])
         if asks:
             known = self.type_of(given[0])
             if known is None or any(size is None for size in known.shape):
@@ -145,7 +146,7 @@ class SampledShapes:
     def _run(
         self, node: NodeProto, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], *, own: bool = False
     ) -> list[Any]:
-        if node.op_type in _ASKS_FOR_SIZES and not self._is_known(node.input[0]):
+        if Facts.SIZE_QUERY in onnx_facts(node.op_type) and not self._is_known(node.input[0]):
             return [self._asked(node, sizes)]
         feeds = {name: values[name] if name in values else self._load(name) for name in node.input if name}
         if node.op_type == "Cast":

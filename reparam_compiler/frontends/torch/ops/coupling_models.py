@@ -260,23 +260,14 @@ def _same_for(names: str, coupling_model: CouplingModel) -> dict[str, CouplingMo
     return dict.fromkeys(names.split(), coupling_model)
 
 
-_SHAPED_LIKE_FIRST = "zeros_like ones_like full_like to _to_copy type type_as float double half bfloat16 bool int long"
-_RESAMPLED = {
-    1: "upsample_nearest1d upsample_linear1d adaptive_max_pool1d lp_pool1d avg_pool1d max_pool1d",
-    2: "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa "
-    "adaptive_max_pool2d lp_pool2d avg_pool2d max_pool2d max_pool2d_with_indices",
-    3: "upsample_nearest3d upsample_trilinear3d adaptive_max_pool3d avg_pool3d max_pool3d",
-    None: "interpolate",
-}
-"""By the number of axes that they slide along."""
 _FORMS: dict[Form, CouplingModel] = {
     "pointwise": _elementwise,
     "elementwise": _elementwise,
     "move": _rearranged,
     "rearranged": _rearranged,
+    "recast": _of_first,
 }
 _COUPLING_MODELS: dict[str, CouplingModel] = {
-    **_same_for(_SHAPED_LIKE_FIRST, _of_first),
     **_same_for("softmax _softmax log_softmax _log_softmax softmin cumsum cumprod", partial(_but, 1, "dim", None)),
     "flip": _flip,
     "squeeze": _squeeze,
@@ -285,7 +276,6 @@ _COUPLING_MODELS: dict[str, CouplingModel] = {
     "normalize": partial(_but, 2, "dim", 1),
     **_same_for("var std", _spread),
     **_same_for("tril triu", _of_matrices),
-    **{name: partial(_resampled, axes) for axes, names in _RESAMPLED.items() for name in names.split()},
     **_same_for("unbind select", partial(_by_number, 1, "dim")),
     "getitem": _getitem,
     "index": _index,
@@ -314,7 +304,8 @@ _COUPLING_MODELS: dict[str, CouplingModel] = {
     "prelu": _prelu,
 }
 COUPLING_MODELS: dict[Row, CouplingModel] = {
-    **{row: _FORMS[row.form] for row in ROWS.values() if row.form is not None},
+    **{row: _FORMS[row.form] for row in ROWS.values() if row.form in _FORMS},
+    **{row: partial(_resampled, row.axes) for row in ROWS.values() if row.form == "resampled"},
     **by_row_name(_COUPLING_MODELS),
 }
 """For each row its coupling model. One with a form needs none of its own."""
