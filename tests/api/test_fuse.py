@@ -595,7 +595,7 @@ def test_the_report_as_json_has_every_field() -> None:
     model, x = block("relu_in_branches")
     report = fuse_in_float64(model, x, shapes=True).report
     found = json.loads(report.to_json())
-    assert set(found) == {"kind", "fusions", "refusals", "before", "after", "whole_model", "remarks"}
+    assert set(found) == {"kind", "fusions", "refusals", "before", "after", "whole_model", "remarks", "not_compared"}
     assert [refusal["op"] for refusal in found["refusals"]] == ["add", "add", "batch_norm"]
     assert found["before"]["convs"] == found["after"]["convs"] == 2
     assert found["fusions"][0]["error"]["relative"] < EXACT
