@@ -40,9 +40,9 @@ from reparam_compiler.commands.options import (
     Shapes,
     UnsafeLoad,
 )
-from reparam_compiler.commands.outputs import check_file, check_model_output
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_pruning, status
 from reparam_compiler.core.calls import by_position
+from reparam_compiler.core.files import UNREADABLE, check_place
 from reparam_compiler.cost.measure import measure_costs
 from reparam_compiler.errors import (
     InfeasiblePruneError,
@@ -51,7 +51,7 @@ from reparam_compiler.errors import (
     UnsupportedModelError,
     VerificationError,
 )
-from reparam_compiler.models.io import inputs_of_shapes, load_model, save_model
+from reparam_compiler.models.io import check_output, inputs_of_shapes, load_model, save_model
 from reparam_compiler.models.shapes import parse_shapes
 from reparam_compiler.tvmc import commands as tvmc_commands
 
@@ -103,7 +103,7 @@ def fuse_command(
     with errors_as_exit_codes(as_json):
         native = _loaded(model, unsafe_load)
         inputs = _inputs(native, input_shapes)
-        check_model_output(native, output, inputs)
+        _check_output(native, output, inputs)
         options = _options(policy, keep_bn, measure)
         with status(f"fusing {model}"):
             fused, report = fuse(native, inputs, verify=not no_verify, return_report=True, **options)
@@ -231,7 +231,7 @@ def prune_command(
             if calibration is not None or input_shapes is not None or no_fuse or manifest is not None:
                 raise typer.BadParameter("--calibration, --input-shapes, --no-fuse and --manifest need a MODEL")
             if output is not None:
-                check_file(output)
+                check_place(output)
             from reparam_compiler.commands import demo
 
             print_json(as_json, demo.run(console(as_json), output, options))
@@ -281,9 +281,9 @@ def _prune(
             )
         inputs = _samples(_first_arrays(calibration), native)
     if output is not None:
-        check_model_output(native, output, inputs)
+        _check_output(native, output, inputs)
     if manifest is not None:
-        check_file(manifest)
+        check_place(manifest)
     fusions = None
     if not no_fuse:
         with status(f"fusing {model}"):
@@ -318,7 +318,7 @@ def cut_command(
     with errors_as_exit_codes(False):
         native = _loaded(model, unsafe_load)
         inputs = _inputs(native, input_shapes)
-        check_model_output(native, output, inputs)
+        _check_output(native, output, inputs)
         if not no_fuse:
             native = fuse(native, inputs)
         save_model(apply_manifest(native, manifest, inputs), output, example_inputs=inputs)
@@ -376,11 +376,10 @@ def _first_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     if not path.is_dir() and path.suffix not in (".npz", ".npy"):
         raise UnsupportedModelError(f"{path}: found the suffix {path.suffix!r}; expected an .npz, an .npy, or a folder of .npy")
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-        return {"": np.load(files[0], allow_pickle=False)}
-    except Exception as error:  # zip, pickle, header: numpy has no common class for what it cannot read
+        with files[0].open("rb") as file:  # numpy leaves one that it cannot read open
+            found = np.load(file, allow_pickle=False)
+            return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else {"": found}
+    except UNREADABLE as error:
         raise UnsupportedModelError(f"{path}: it cannot be read as plain arrays: {error}") from error
 
 
@@ -437,3 +436,8 @@ def _options(policy: str, keep_bn: bool, measure: bool) -> dict[str, Any]:
 def _as_json(options: dict[str, Any]) -> dict[str, Any]:
     model = options["cost_model"]
     return {**options, "cost_model": None if model is None else asdict(model)}
+
+
+def _check_output(model: Any, output: Path, inputs: tuple[Any, ...] | None) -> None:
+    check_output(model, output, example_inputs=inputs)
+    check_place(output)

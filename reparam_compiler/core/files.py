@@ -1,10 +1,32 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and what reading a broken one raises."""
 
 import contextlib
 import os
 import secrets
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+
+UNREADABLE = (
+    *(OSError, ValueError, EOFError, TypeError, IndexError, RuntimeError, SyntaxError, MemoryError),
+    *(struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What numpy and zipfile raise for an .npy or .npz that is broken, is encrypted, or holds objects."""
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Asks before minutes of work what would fail after them.
+
+    Raises FileNotFoundError where the folder of a file to be written does not exist, IsADirectoryError where it is a folder.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; make it first")
+    if target.is_dir():
+        raise IsADirectoryError(f"{target}: found a folder; expected the name of a file")
 
 
 @contextlib.contextmanager
@@ -20,11 +42,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     os.listdir(folder)
     ['cut.json']
 
-    Raises FileNotFoundError where the folder does not exist, before anything is written.
+    Raises as `check_place`, before anything is written.
     """
+    check_place(path)
     target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; make it first")
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{target.suffix}")
     try:
         yield part

@@ -22,21 +22,21 @@ can be used only once is held in memory; a DataLoader shuffles and augments with
 
 import os
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from struct import error as StructError
 from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
+from reparam_compiler.core.files import UNREADABLE
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node
@@ -52,8 +52,6 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """Mean and std of the channels of ImageNet's images, from 0 to 1: what models of colour images are mostly trained with."""
 PLAIN = ((0.0,), (1.0,))
 """Mean and std that leave grey values from 0 to 1 as they are."""
-_UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, StructError, IndexError, BadZipFile, zlib.error)
-"""What numpy, zipfile and Pillow raise for a file that is broken."""
 
 
 class PreprocessingWarning(UserWarning):
@@ -211,7 +209,7 @@ def _of_files(path: Path, inputs: tuple[Node, ...], batch: int, names: Mapping[s
 def _npy(path: Path, inputs: tuple[Node, ...], batch: int) -> Iterator[Batch]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if not isinstance(array, np.ndarray):
         raise _unreadable(path, "it holds several arrays; name it .npz")
@@ -231,7 +229,7 @@ def _npz(path: Path, inputs: tuple[Node, ...], batch: int, names: Mapping[str, s
                 yield from _cut([array.whole() for array in stored], inputs, batch)
             else:
                 yield from (tuple(array.rows(size) for array in stored) for size in rows)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
@@ -307,12 +305,12 @@ def _images_in(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _ImageFolder:
-    """Images for an input `N C H W`; mean and std are `C 1 1`."""
+    """Images for an input `N C H W`."""
 
     files: tuple[Path, ...]
     size: tuple[int, int]
-    mean: np.ndarray[Any, Any]
-    std: np.ndarray[Any, Any]
+    mean: Float32[np.ndarray, "C 1 1"]
+    std: Float32[np.ndarray, "C 1 1"]
     batch: int
 
     @staticmethod
@@ -345,8 +343,8 @@ class _ImageFolder:
         while chunk := list(islice(files, self.batch)):
             yield np.stack([self._image(file) for file in chunk])
 
-    def _image(self, path: Path) -> Array:
-        """One image, `C H W` in float32."""
+    def _image(self, path: Path) -> Float32[np.ndarray, "C H W"]:
+        """One image."""
         from PIL import Image
 
         try:
@@ -355,7 +353,7 @@ class _ImageFolder:
                     raise UnsupportedModelError(f"{path}: found pixels of mode {image.mode}; expected 8 bits, or give an .npz")
                 whole = image.convert("RGBA") if image.mode == "P" else image  # a palette may have transparent colours
                 plain = whole.convert("RGB" if len(self.mean) == 3 else "L")
-        except (*_UNREADABLE, Image.DecompressionBombError) as error:
+        except (*UNREADABLE, Image.DecompressionBombError) as error:
             raise UnsupportedModelError(f"{path} cannot be read as an image: {error}; take it out of the folder") from error
         pixels = np.asarray(plain.resize(self.size[::-1], Image.Resampling.BILINEAR, box=_centre(plain.size, self.size)))
         levels = pixels.astype(np.float32).reshape(*self.size, -1).transpose(2, 0, 1) / np.float32(255)
@@ -392,7 +390,7 @@ def _image_shape(folder: Path, inputs: tuple[Node, ...]) -> tuple[int, int, int]
     )
 
 
-def _per_channel(name: str, value: Floats, channels: int) -> np.ndarray[Any, Any]:
+def _per_channel(name: str, value: Floats, channels: int) -> Float32[np.ndarray, "C 1 1"]:
     numbers = np.asarray(value, np.float32)
     if numbers.size not in (1, channels) or numbers.ndim > 1 or not np.isfinite(numbers).all():
         raise UnsupportedModelError(f"calibration: {name}={value}; expected a number, or one for each of {channels} channels")

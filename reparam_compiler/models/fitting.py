@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Node
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
-Array = np.ndarray[Any, Any]
+Array = Shaped[np.ndarray, "..."]
 Batch = tuple[Array, ...]
 
 

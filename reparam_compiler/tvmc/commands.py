@@ -14,10 +14,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
-import struct
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from reparam_compiler.core.files import UNREADABLE
 from reparam_compiler.errors import (
     LoweringError,
     ReparamError,
@@ -48,11 +46,6 @@ EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
     (VerificationError, 7),
     (ReparamError, 1),
 )
-UNREADABLE = (
-    *(OSError, ValueError, EOFError, TypeError, RuntimeError, SyntaxError),
-    *(struct.error, zipfile.BadZipFile, zlib.error),
-)
-"""What numpy and zipfile raise for an .npz that is broken, is encrypted, or holds objects."""
 DUMPED = {"relay": "relax"}
 """What `--dump-code` names otherwise now."""
 

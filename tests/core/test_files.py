@@ -1,10 +1,15 @@
 """A file is there as a whole, or as it was before."""
 
+import io
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from reparam_compiler.core.files import written_whole
+from reparam_compiler.core.files import UNREADABLE, check_place, written_whole
 
 
 def write_half(target: Path) -> None:
@@ -31,3 +36,32 @@ def test_what_fails_leaves_what_was_there_and_nothing_beside_it(old: bytes | Non
 def test_a_folder_that_is_missing_is_named_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"cut.json: the folder .*none does not exist; make it first"):
         write_half(tmp_path / "none" / "cut.json")
+    with pytest.raises(IsADirectoryError, match="found a folder; expected the name of a file"):
+        check_place(tmp_path)
+    check_place("cut.json")
+
+
+def npz(save: Any) -> bytes:
+    buffer = io.BytesIO()
+    save(buffer, x=np.arange(20, dtype="float32"), y=np.zeros((2, 3)))
+    return buffer.getvalue()
+
+
+WHOLE = [npz(np.savez), npz(np.savez_compressed)]
+
+
+@pytest.mark.filterwarnings("ignore")  # numpy's, of headers that make no sense
+@given(
+    which=st.integers(0, 1), places=st.lists(st.tuples(st.integers(0, 9999), st.integers(0, 255)), max_size=2), data=st.data()
+)
+def test_a_broken_npz_raises_nothing_else(which: int, places: list[tuple[int, int]], data: st.DataObject) -> None:
+    content = bytearray(WHOLE[which])
+    for place, byte in places:
+        content[place % len(content)] = byte
+    kept = data.draw(st.integers(0, len(content))) if not places else len(content)
+    try:
+        with np.load(io.BytesIO(bytes(content[:kept])), allow_pickle=False) as archive:
+            dict(archive)
+    except UNREADABLE:
+        return
+    assert places or kept == len(content)
