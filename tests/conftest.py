@@ -13,9 +13,8 @@ from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
 if importlib.util.find_spec("beartype") is not None:
-    # the dtypes and axes that annotations state are checked, in all rooms that have some; TVM takes no function that
-    # something wraps, so of lowering where none is given to it
-    rooms = [f"reparam_compiler.{room}" for room in ("core", "ir", "models", "passes", "training", "lowering.conv.accuracy")]
+    # the dtypes and axes that annotations state are checked, in all rooms that have some
+    rooms = [f"reparam_compiler.{room}" for room in ("core", "ir", "lowering", "models", "passes", "training")]
     importlib.import_module("tests.support.typechecker").install(rooms)
 
 # torch looks for ops that only C++ knows once for each of 28 namespaces, in every decomposition of every export: once is enough
