@@ -1,12 +1,14 @@
 """Every published block through every route: one conv where one is exact, the reason where none is, the same values."""
 
 import copy
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from onnx import ModelProto
 
 import reparam_compiler
 from reparam_compiler.api.report import FuseReport
@@ -23,6 +25,9 @@ SILENT = ("input", "identity", "size", "shape", "getitem", "Shape", "torch.expor
 """What neither computes nor moves anything, and what reads or checks shapes."""
 QUICK = ("repvgg_grouped", "dbb", "dyrep", "ecbsr", "fastvit", "lora_tokens")
 """What goes through the dynamo exporter, which takes seconds for each block, even in a quick run."""
+EXPORTED = [name for name, entry in ENTRIES.items() if entry.exports]
+TOGETHER = 8
+"""How many blocks go through the dynamo exporter in one call."""
 
 
 def check(entry: Entry, after: Graph, report: FuseReport) -> None:
@@ -49,6 +54,13 @@ def test_a_block_is_one_conv_through_torch(name: str, kind: str) -> None:
     check(entry, frontend_for(fused).read(fused, (x,)).graph, report)
 
 
+@functools.cache
+def dynamo_exports(group: int) -> dict[str, ModelProto]:
+    """Some neighbours in the catalogue, from the dynamo exporter."""
+    made = {name: built(ENTRIES[name].make) for name in EXPORTED[group * TOGETHER : (group + 1) * TOGETHER]}
+    return onnx_models.exported_together({name: (model.float(), x.float()) for name, (model, x) in made.items()})
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(
     ("name", "dynamo"),
@@ -63,7 +75,10 @@ def test_a_block_is_one_conv_through_onnx(name: str, dynamo: bool, tmp_path: Pat
     if dynamo and not entry.exports:
         pytest.skip("torch.export does not take this block")
     model, x = built(entry.make)
-    proto = onnx_models.exported(model.float(), x.float(), tmp_path, dynamo=dynamo, dynamic=False)
+    if dynamo:
+        proto = dynamo_exports(EXPORTED.index(name) // TOGETHER)[name]
+    else:
+        proto = onnx_models.exported(model.float(), x.float(), tmp_path, dynamo=False, dynamic=False)
     fused, report = reparam_compiler.fuse(proto, policy="always", return_report=True)
     feeds = {proto.graph.input[0].name: x.float().numpy()}
     with torch.no_grad():

@@ -1,13 +1,15 @@
 """Small ONNX models and how to run them."""
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import onnx
+import onnx.utils
 import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -95,16 +97,45 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 def exported(module: torch.nn.Module, x: torch.Tensor, folder: Path, *, dynamo: bool, dynamic: bool) -> ModelProto:
     """The module through one of torch's two exporters."""
     path = folder / "model.onnx"
-    with warnings.catch_warnings():
-        # the legacy exporter announces its end, and both call deprecated parts of torch themselves
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", UserWarning)
+    with _quiet():
         if dynamo:
             shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
-            with mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(_registry)):
-                torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+            torch.onnx.export(module, (x,), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
         else:
             axes = {"x": {0: "batch"}} if dynamic else None
             torch.onnx.export(module, (x,), path, dynamo=False, input_names=["x"], dynamic_axes=axes)
     return onnx.load(path)
+
+
+def exported_together(modules: Mapping[str, tuple[torch.nn.Module, torch.Tensor]]) -> dict[str, ModelProto]:
+    """Each module through the dynamo exporter: all in one call, which takes half the time, and cut apart again."""
+    parts, inputs = [module for module, _ in modules.values()], tuple(x for _, x in modules.values())
+    with _quiet():
+        program = torch.onnx.export(_Together(parts).eval(), inputs, dynamo=True, verbose=False)
+    assert program is not None
+    whole = onnx.shape_inference.infer_shapes(program.model_proto)
+    cut = onnx.utils.Extractor(whole)
+    ends = zip(modules, whole.graph.input, whole.graph.output, strict=True)
+    return {name: cut.extract_model([source.name], [output.name]) for name, source, output in ends}
+
+
+class _Together(torch.nn.Module):
+    """Each part of an input of its own."""
+
+    def __init__(self, parts: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList(parts)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(part(x) for part, x in zip(self.parts, inputs, strict=True))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Exports without the warnings of exporters about themselves, and with one registry of functions for all."""
+    with warnings.catch_warnings(), mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(_registry)):
+        # the legacy exporter announces its end, and both call deprecated parts of torch themselves
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", UserWarning)
+        yield

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto
 from torch import nn
 
 from reparam_compiler.cost.model import cost
@@ -28,7 +29,7 @@ from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
 from tests.support.branch_blocks import BLOCKS, CATALOGUE, block
 from tests.support.catalogue import ENTRIES
-from tests.support.onnx_models import exported
+from tests.support.onnx_models import exported, exported_together
 from tests.support.small_models import EXACT, normal, traced_as
 
 GOLDENS = Path(__file__).parents[2] / "goldens" / "fuse_branches"
@@ -198,9 +199,18 @@ EXPORTS = [
 """The dynamo exporter takes seconds for each block."""
 
 
+@cache
+def dynamo_exports() -> dict[str, ModelProto]:
+    made = {name: block(name) for name in BLOCKS}
+    return exported_together({name: (model.float(), x.float()) for name, (model, x) in made.items()})
+
+
 @pytest.mark.parametrize(("name", "dynamo"), EXPORTS)
 def test_onnx_gives_the_same_graph_after(name: str, dynamo: bool, tmp_path: Path) -> None:
-    model, x = block(name)
-    proto = exported(model.float(), x.float(), tmp_path, dynamo=dynamo, dynamic=False)
+    if dynamo:
+        proto = dynamo_exports()[name]
+    else:
+        model, x = block(name)
+        proto = exported(model.float(), x.float(), tmp_path, dynamo=False, dynamic=False)
     graph = OnnxFrontend().read(proto).graph
     assert without_remarks(to_text(pipeline.run(graph).graph)) == without_remarks(to_text(fused(name, "fx").graph))
