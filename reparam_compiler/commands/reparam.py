@@ -228,8 +228,10 @@ def prune_command(
     }
     with errors_as_exit_codes(as_json):
         if model is None:
-            if calibration is not None or input_shapes is not None or no_fuse or manifest is not None:
-                raise typer.BadParameter("--calibration, --input-shapes, --no-fuse and --manifest need a MODEL")
+            of_a_model = {"--calibration": calibration, "--input-shapes": input_shapes, "--no-fuse": no_fuse}
+            of_a_model |= {"--manifest": manifest, "--mean": mean, "--std": std, "--unsafe-load": unsafe_load}
+            if useless := [name for name, value in of_a_model.items() if value not in (None, False)]:
+                raise typer.BadParameter(f"without a MODEL there is nothing for {', '.join(useless)}")
             if output is not None:
                 check_place(output)
             from reparam_compiler.commands import demo

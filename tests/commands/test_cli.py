@@ -476,6 +476,9 @@ def test_every_class_of_error_has_its_code(
         ["prune", "--ratio", "0.3", "--mean", "grey", "net.onnx"],
         ["prune", "--ratio", "x"],
         ["prune", "--ratio", "0.3", "--no-fuse"],
+        ["prune", "--ratio", "0.3", "--mean", "0.5"],
+        ["prune", "--ratio", "0.3", "--std", "0.5"],
+        ["prune", "--ratio", "0.3", "--unsafe-load"],
         ["nothing"],
     ],
 )
