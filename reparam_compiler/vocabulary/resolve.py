@@ -78,7 +78,7 @@ def _enter(table: dict[Any, Any], key: Any, value: Any, row: Row) -> None:
     table[key] = value
 
 
-def add_row(row: Row) -> None:
+def _add_row(row: Row) -> None:
     """Makes a row known; raises ValueError where its name, or something that identifies it, belongs to another row."""
     if row.name in ROWS:
         raise ValueError(f"{row.name} has a row already")
@@ -194,7 +194,7 @@ _OPERATORS: frozenset[Any] = frozenset(
     function for name, function in vars(operator).items() if callable(function) and not name.startswith("_")
 )
 for _row in (*pointwise.ROWS, *elementwise.ROWS, *movement.ROWS, *structured.ROWS, *numbers.ROWS):
-    add_row(_row)
+    _add_row(_row)
 
 MATH: Mapping[str, Callable[..., Tensor]] = {row.name: row.math for row in ROWS.values() if row.math is not None}
 """The torch function of each op that is evaluated by its row."""

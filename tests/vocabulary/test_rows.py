@@ -29,85 +29,8 @@ from reparam_compiler.vocabulary import resolve
 from reparam_compiler.vocabulary.resolve import ROWS, resolve_function, resolve_method, resolve_module
 from reparam_compiler.vocabulary.row import OnnxType, Row
 from tests.support.onnx_models import model_of
+from tests.support.row_samples import CALLABLE, NUMBERS, X, sample
 from tests.support.small_models import EXACT, normal, relative_error
-
-X = normal(2, 4, 6, 6).abs() % 0.9 + 0.05
-Y = normal(2, 4, 6, 6, seed=1).abs() + 0.2
-BINARY = {
-    *("add", "sub", "rsub", "mul", "div", "floor_divide", "fmod", "remainder", "pow", "maximum", "minimum", "eq", "ne"),
-    *("lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_xor"),
-}
-MOVED = {"pixel_shuffle": (2,), "pixel_unshuffle": (2,)}
-NUMBERS = {**MOVED, "clamp": (0.2, 0.7), "leaky_relu": (0.2,), "elu": (0.7,), "celu": (0.7,), "softplus": (2.0, 15.0)}
-"""The arguments of functions of elements and moves, where the defaults would hide that they are read."""
-SAMPLES: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys(BINARY, (Y,)),
-    **NUMBERS,
-    "masked_fill": (Y > 1, 0.5),
-    "lerp": (Y, 0.3),
-    "addcmul": (Y, Y),
-    "addcdiv": (Y, Y),
-    "threshold": (0.3, 0.1),
-    "clamp_min": (0.3,),
-    "clamp_max": (0.3,),
-    "view": (2, 4, 36),
-    "reshape": (2, 4, 36),
-    "flatten": (2,),
-    "unflatten": (1, (2, 2)),
-    "squeeze": (),
-    "unsqueeze": (1,),
-    "permute": ((0, 2, 3, 1),),
-    "transpose": (1, 2),
-    "movedim": (1, 3),
-    "moveaxis": (1, 3),
-    "swapaxes": (1, 3),
-    "swapdims": (1, 3),
-    "adjoint": (),
-    "select": (2, 1),
-    "narrow": (2, 1, 3),
-    "unfold": (2, 3, 1),
-    "diagonal": (0, 2, 3),
-    "tile": ((1, 1, 2, 1),),
-    "repeat_interleave": (2, 3),
-    "roll": (1, 2),
-    "flip": ((2,),),
-    "rot90": (1, (2, 3)),
-    "channel_shuffle": (2,),
-    "tril": (),
-    "triu": (),
-    "softmax": (1,),
-    "log_softmax": (1,),
-    "softmin": (1,),
-    "cumsum": (2,),
-    "cumprod": (2,),
-    "normalize": (),
-    "glu": (1,),
-    "mean": (2,),
-    "sum": (2,),
-    "amax": (2,),
-    "amin": (2,),
-    "linalg_vector_norm": (),
-    "norm": (),
-    "var": (2,),
-    "std": (2,),
-    "adaptive_avg_pool2d": (3,),
-    "avg_pool2d": (2,),
-    "max_pool2d": (2,),
-    "lp_pool2d": (2.0, 2),
-    "matmul": (Y,),
-    "contiguous": (),
-    "clone": (),
-    "detach": (),
-    "ravel": (),
-    "expand_as": (Y,),
-    "reshape_as": (Y,),
-    "view_as": (Y,),
-    "zeros_like": (),
-    "ones_like": (),
-    "full_like": (2.0,),
-}
-NO_TENSOR_ALONE = frozenset({"where", "bitwise_not", "gelu_tanh", "shrink_both"})
-"""Rows of a form that take something else than a tensor of numbers, or have no spelling."""
 
 
 class Called(nn.Module):
@@ -124,13 +47,6 @@ class Called(nn.Module):
             return self.module(x)
         given = [getattr(self, f"given{i}", a) for i, a in enumerate(self.arguments)]
         return self.call(x, *given)
-
-
-def sample(row: Row) -> tuple[Any, ...] | None:
-    """What follows the first argument; None for rows that cannot be called so."""
-    if row.name in NO_TENSOR_ALONE or (row.form in ("move", "rearranged") and row.name not in SAMPLES):
-        return None
-    return SAMPLES.get(row.name, () if row.form in ("pointwise", "elementwise") else None)
 
 
 def source(row: Row) -> Tensor:
@@ -163,9 +79,6 @@ def same(found: Any, expected: Any) -> bool:
     if expected.dtype == torch.bool or not expected.is_floating_point():
         return torch.equal(torch.as_tensor(found), expected)
     return relative_error(expected, torch.as_tensor(found)) < EXACT
-
-
-CALLABLE = [row for row in ROWS.values() if sample(row) is not None]
 
 
 @pytest.mark.parametrize("row", CALLABLE, ids=lambda row: row.name)
@@ -333,9 +246,9 @@ def test_a_form_gives_a_row_what_it_needs(row: Row) -> None:
 
 def test_what_stands_in_two_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="relu has a row already"):
-        resolve.add_row(Row("relu"))
+        resolve._add_row(Row("relu"))
     try:
         with pytest.raises(ValueError, match="stands in two rows of the vocabulary"):
-            resolve.add_row(Row("another relu", ("relu",)))
+            resolve._add_row(Row("another relu", ("relu",)))
     finally:
         ROWS.pop("another relu", None)

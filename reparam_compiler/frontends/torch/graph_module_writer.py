@@ -154,7 +154,7 @@ class GraphModuleWriter:
     def _exchange(self, fx_node: fx.Node, node: Node, index: int, param: Param) -> None:
         """A tensor that the model had no name for: a bias where there was none, or what was computed from parameters."""
         tensor = tensor_from(param, exact=self.exact)
-        if takes_gradient(param):
+        if takes_gradient(node, index, param):
             tensor = nn.Parameter(tensor, requires_grad=self._trains(node))
         if fx_node.op == "call_module":
             setattr(conv_of(self.model.get_submodule(str(fx_node.target))), tensor_name(node, index), tensor)

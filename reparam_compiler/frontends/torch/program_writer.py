@@ -75,7 +75,8 @@ class ProgramWriter:
         for index, param in exchanged_params(self.before, node, fx_node):
             if param.origin is None:
                 read = call_that_reads(fx_node, node)
-                set_tensor_argument(read, self.before, node, index, self._parameter(f"{read.name}.{param.role}", param))
+                wanted, trains = f"{read.name}.{param.role}", takes_gradient(node, index, param)
+                set_tensor_argument(read, self.before, node, index, self._parameter(wanted, param, trains=trains))
                 self.updated.add(read)
                 continue
             tensor = tensor_from(param, exact=self.exact)
@@ -185,10 +186,10 @@ class ProgramWriter:
 
         self.values.retype(tensor_of, self.updated)
 
-    def _parameter(self, wanted: str, param: Param) -> fx.Node:
+    def _parameter(self, wanted: str, param: Param, *, trains: bool = True) -> fx.Node:
         """A new placeholder with its parameter, under the wanted name or one beside it."""
         exact = tensor_from(param, exact=True) if self.exact else None
-        return self._stored(wanted, tensor_from(param), exact, trains=takes_gradient(param))
+        return self._stored(wanted, tensor_from(param), exact, trains=trains)
 
     def _stored(self, wanted: str, tensor: Tensor, exact: Tensor | None = None, *, trains: bool) -> fx.Node:
         """A new placeholder with a tensor, that of a parameter where it trains, else of a buffer."""

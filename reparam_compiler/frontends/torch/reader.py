@@ -118,6 +118,8 @@ class TorchReader:
             if part is not None:
                 self._assign(node, part)
                 return
+            if Facts.GIVES_FIRST in called.facts:
+                raise Unsupported("a tuple of which more than the first element is read")
             op, operands = self._known(tuple_behind(node) or node)
         except Unsupported:
             if (behind := tuple_behind(node)) is not None:

@@ -71,9 +71,9 @@ def exchanged_params(before: Graph, node: Node, fx_node: fx.Node) -> list[tuple[
     return [(i, Param(p.role, p.dtype, p.shape, p.load)) for i, p in enumerate(node.inputs) if isinstance(p, Param)]
 
 
-def takes_gradient(param: Param) -> bool:
-    """Whether a new tensor is a parameter of the model: one that is no statistic, of numbers that are not whole."""
-    return param.dtype in FLOATING and param.role not in ("mean", "var")
+def takes_gradient(node: Node, index: int, param: Param) -> bool:
+    """Whether the new input `index` of a node is a parameter of the model: no statistic, and of numbers that are not whole."""
+    return param.dtype in FLOATING and node.op.signature.name(index) not in ("mean", "var")
 
 
 def set_tensor_argument(fx_node: fx.Node, before: Graph, node: Node, index: int, value: fx.Node) -> None:

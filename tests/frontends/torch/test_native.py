@@ -80,3 +80,16 @@ def test_a_tuple_with_a_computed_weight_stays_opaque() -> None:
     graph = ExportFrontend().read(program).graph
     assert [node.op.name for node in graph if isinstance(node.op, ops.Opaque)][-2:] == ["native_layer_norm", "getitem"]
     torch.testing.assert_close(value(graph, x), model(x))
+
+
+class OfBothElements(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y, mean, _ = torch.native_layer_norm(x, (8,), None, None, 1e-5)
+        return y + mean
+
+
+def test_a_tuple_of_which_more_is_read_is_no_layer_norm() -> None:
+    model, x = Normed(OfBothElements()).double().eval(), normal(2, 3, 4, 5)
+    graph = ExportFrontend().read(torch.export.export(model, (x,))).graph
+    assert not [node for node in graph if isinstance(node.op, ops.LayerNorm)]
+    torch.testing.assert_close(value(graph, x), model(x))

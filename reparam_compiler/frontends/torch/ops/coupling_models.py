@@ -142,8 +142,12 @@ def _expand(call: Call, result: TensorType | None) -> Read:
     x, known = call.operand_of(call.first, "const"), call.type_of(call.first)
     own = x.shape if known is None and not isinstance(x, str | None) else call.shape
     op = coupling.expand(own, coupling.shape_of(result))
-    other = call.raw(1, "other") if call.name == "expand_as" else None
-    return op, (x,) if other is None else (x, call.operand_of(other, "const"))
+    if call.name != "expand_as":
+        return op, (x,)
+    other = call.operand(1, "other")
+    if not isinstance(other, str):
+        raise Unsupported("an expansion to the shape of a constant, which stays")
+    return op, (x, other)
 
 
 def _reduce(function: ops.Reduction, place: int, call: Call, result: TensorType | None) -> Read:

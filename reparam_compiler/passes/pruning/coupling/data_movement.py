@@ -5,7 +5,7 @@ labels is reshaped, for the others repeat them. Every other op runs on the label
 neither carry labels nor are moved along have size one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ def move(node: Node, op: ops.Op, trace: Trace) -> Labelled:
         moved = _run(node, op, values, labelled, trace)
     except RewriteError:
         return trace.freeze(node, f"{called(node)} cannot be followed at this shape")
+    if isinstance(op, ops.Move):  # its channels stay channels: it is told how many of them make one
+        return _settle(node, moved.numpy(), trace, labelled)  # type: ignore[union-attr]
     if isinstance(moved, tuple | list):
         return tuple(_settle(node, piece.numpy(), trace) for piece in moved)
     return _settle(node, moved.numpy(), trace)
@@ -121,14 +123,14 @@ def _blocks(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ra
     return blocks
 
 
-def _settle(node: Node, labels: np.ndarray, trace: Trace) -> Value:
-    """The axis along which a value can be cut, with what lies across each of its slices tied."""
+def _settle(node: Node, labels: np.ndarray, trace: Trace, axes: Collection[int] | None = None) -> Value:
+    """The axis along which a value can be cut, one of these, with what lies across each of its slices tied."""
     if not labels.size:
         return NOTHING
     dynamic = {axis for axis, size in enumerate(node.type.shape) if not isinstance(size, int)} if node.type else set()
     labels = labels[tuple(slice(None) if step else slice(1) for step in labels.strides)]  # a stride of 0 only repeats
     varying = [axis for axis in range(labels.ndim) if (labels != labels.take([0], axis)).any()]
-    usable = [axis for axis in varying if axis not in dynamic]
+    usable = [axis for axis in varying if axis not in dynamic and (axes is None or axis in axes)]
     if not usable:
         trace.pin(Value(None, labels.ravel()), node.id, f"{called(node)} leaves one channel, or moves channels to the batch")
         return NOTHING
