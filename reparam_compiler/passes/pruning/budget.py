@@ -288,9 +288,12 @@ class _Line:
         return min(max(self.first("flops", aim), low + 1), high - 1)
 
     def _share(self, name: str, count: int) -> float:
+        keep = self.allocation(count).keep
+        if bool(keep.all()):
+            return 1.0  # of itself: two measurements of one model may differ by a half on a busy machine
         if name not in self._whole:
             self._whole[name] = self._count(name, self._graph)
-        return self._count(name, self._cut(self.allocation(count).keep)) / (self._whole[name] or 1.0)
+        return self._count(name, self._cut(keep)) / (self._whole[name] or 1.0)
 
     def _count(self, name: str, graph: Graph) -> float:
         if name == "flops":

@@ -148,6 +148,17 @@ def test_latency_is_measured_a_few_times_and_never_exceeded(allocation: Allocati
     assert found.allocation.widths == as_flops.allocation.widths  # a straight line, so that eight are enough
 
 
+def test_a_machine_that_is_busy_at_first_does_not_make_a_net_that_nothing_was_cut_from_fast_enough() -> None:
+    graph, times = mixed_net(width=32), [3.0]  # what the first measurement takes longer than the others
+
+    def measure(candidate: Graph) -> float:
+        return multiply_adds(candidate) * (times.pop() if times else 1.0)
+
+    found, after, _ = fitted(graph, Budget(latency=0.5), measure=measure)
+    assert 0 < found.shares["latency"] <= 0.5
+    assert multiply_adds(after) < multiply_adds(graph)
+
+
 def test_latency_and_multiply_adds_are_met_together() -> None:
     graph = mixed_net(width=32)
     found, _, _ = fitted(graph, Budget(flops=0.4, latency=0.9), measure=lambda g: float(multiply_adds(g)))
