@@ -14,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import onnx
+
 from reparam_compiler import UnsupportedModelError, equivalent, fuse
 from reparam_compiler.checking import runners as runs
 from reparam_compiler.checking.tolerances import BY_DTYPE
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
-
-onnx = pytest.importorskip("onnx")
-from tests.support.onnx_models import exported, model_of, normal  # noqa: E402
+from tests.support.onnx_models import exported, model_of, normal
 
 X = (torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(1)),)
 

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-onnx_runtime = pytest.importorskip("reparam_compiler.checking.onnx_runtime")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
 
-from reparam_compiler.frontends.onnx import io as onnx_io  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper
+
+from reparam_compiler.checking import onnx_runtime
+from reparam_compiler.frontends.onnx import io as onnx_io
 
 
 def doubling(*inputs: tuple[str, int, tuple[Any, ...] | None]) -> Any:
