@@ -3,6 +3,8 @@
 import operator
 from typing import Any
 
+from torch import nn
+
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.row import Row, onnx, rows
 
@@ -20,8 +22,8 @@ def _binary(name: str, *aliases: str, types: str = "", facts: Facts = Facts.NONE
     )
 
 
-def _unary(name: str, types: str = "", *, functions: tuple[Any, ...] = (), facts: Facts = Facts.NONE) -> Row:
-    return Row(name, functions=functions, onnx=onnx(*types.split()), facts=facts, form="elementwise")
+def _unary(name: str, types: str = "", *modules: type, functions: tuple[Any, ...] = (), facts: Facts = Facts.NONE) -> Row:
+    return Row(name, functions=functions, modules=modules, onnx=onnx(*types.split()), facts=facts, form="elementwise")
 
 
 ROWS = (
@@ -75,6 +77,14 @@ ROWS = (
     _unary("round", "Round"),
     _unary("isnan", "IsNaN"),
     _unary("isinf", "IsInf"),
+    _unary("selu", "Selu", nn.SELU),
+    _unary("softsign", "Softsign", nn.Softsign),
+    _unary("hardshrink", "", nn.Hardshrink),
+    _unary("softshrink", "", nn.Softshrink),
+    _unary("threshold", "ThresholdedRelu", nn.Threshold),
+    Row("log_sigmoid", ("log_sigmoid", "logsigmoid"), modules=(nn.LogSigmoid,), form="elementwise"),
+    Row("hardtanh", modules=(nn.Hardtanh,), module_arguments=("min_val", "max_val"), form="elementwise"),
+    Row("shrink_both", (), onnx=onnx("Shrink"), form="elementwise"),
     *(
         Row(name, (), functions=(plain,), in_place=(writing,))
         for name, plain, writing in (

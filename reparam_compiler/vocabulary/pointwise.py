@@ -23,12 +23,9 @@ def pointwise(
     return Row(name, words, modules=modules, onnx=onnx, parameters=parameters, form="pointwise", math=math)
 
 
-def _elementwise(name: str, types: str, *modules: type) -> Row:
-    return Row(name, modules=modules, onnx=onnx(*types.split()), form="elementwise")
-
-
 ROWS = (
     pointwise("abs", torch.abs, onnx=onnx("Abs")),
+    pointwise("celu", F.celu, nn.CELU, onnx=(OnnxType("Celu", (("alpha", 1.0),)),), parameters=(("alpha", 1.0),)),
     pointwise("clamp", torch.clamp, onnx=onnx("Clip"), parameters=(("min", None), ("max", None)), words=("clamp", "clip")),
     pointwise("elu", F.elu, nn.ELU, onnx=(OnnxType("Elu", (("alpha", 1.0),)),), parameters=(("alpha", 1.0),)),
     pointwise("exp", torch.exp, onnx=onnx("Exp")),
@@ -63,14 +60,4 @@ ROWS = (
     ),
     pointwise("sqrt", torch.sqrt, onnx=onnx("Sqrt")),
     pointwise("tanh", torch.tanh, nn.Tanh, onnx=onnx("Tanh")),
-    # of these only pruning knows something
-    _elementwise("selu", "Selu", nn.SELU),
-    pointwise("celu", F.celu, nn.CELU, onnx=(OnnxType("Celu", (("alpha", 1.0),)),), parameters=(("alpha", 1.0),)),
-    _elementwise("softsign", "Softsign", nn.Softsign),
-    _elementwise("hardshrink", "", nn.Hardshrink),
-    _elementwise("softshrink", "", nn.Softshrink),
-    _elementwise("threshold", "ThresholdedRelu", nn.Threshold),
-    Row("log_sigmoid", ("log_sigmoid", "logsigmoid"), modules=(nn.LogSigmoid,), form="elementwise"),
-    Row("hardtanh", modules=(nn.Hardtanh,), module_arguments=("min_val", "max_val"), form="elementwise"),
-    Row("shrink_both", (), onnx=onnx("Shrink"), form="elementwise"),
 )
