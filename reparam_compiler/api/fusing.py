@@ -112,8 +112,9 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
     Raises:
         UnsupportedModelError: no frontend reads this model.
     """
-    source, passes = open(model, example_inputs), made(FuseOptions, "inspect", options).of_passes(verify=True)
+    passes = made(FuseOptions, "inspect", options).of_passes(verify=True)
     with outside_inference_mode():
+        source = open(model, example_inputs)
         if source.kind == "onnx":
             report = _fuse_onnx(source, passes, inplace=False, verify=False)[1]
         elif source.kind == "torch.nn" and source.trace is None:
