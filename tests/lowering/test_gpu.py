@@ -30,8 +30,8 @@ from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.runtime.executable import LIBRARY
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import REPVGG, randomise_batch_norm
-from tests.support.compiled_nets import Together
 from tests.support.lowered import lower
+from tests.support.small_models import Together
 
 pytestmark = pytest.mark.tvm
 FATBIN_MAGIC = (0xBA55ED50).to_bytes(4, "little")

@@ -1,10 +1,12 @@
 """Convs and small nets over shapes that hide nothing (H != W, ragged widths, groups), to compile and compare with torch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import nn
+
+from tests.support.small_models import Together
 
 
 def seeded(module: nn.Module) -> nn.Module:
@@ -109,18 +111,6 @@ NETS = {
     ),
     "no conv at all": (nn.ReLU(), (2, 3)),
 }  # fmt: skip
-
-
-class Together(nn.Module):
-    """Several nets, each with an input of its own: one compilation for all."""
-
-    def __init__(self, nets: Iterable[nn.Module]) -> None:
-        super().__init__()
-        self.nets = nn.ModuleList(nets)
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
-        found = [net(x) for net, x in zip(self.nets, inputs, strict=True)]
-        return tuple(each if isinstance(each, tuple) else (each,) for each in found)
 
 
 Nets = dict[str, tuple[nn.Module, tuple[int, ...]]]

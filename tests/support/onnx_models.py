@@ -17,6 +17,7 @@ from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir.graph import Graph
+from tests.support.small_models import Together
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # ONNX Runtime's float32 against float64
 Shape = Sequence[int | str | None]
@@ -111,23 +112,12 @@ def exported_together(modules: Mapping[str, tuple[torch.nn.Module, torch.Tensor]
     """Each module through the dynamo exporter: all in one call, which takes half the time, and cut apart again."""
     parts, inputs = [module for module, _ in modules.values()], tuple(x for _, x in modules.values())
     with _quiet():
-        program = torch.onnx.export(_Together(parts).eval(), inputs, dynamo=True, verbose=False)
+        program = torch.onnx.export(Together(parts).eval(), inputs, dynamo=True, verbose=False)
     assert program is not None
     whole = onnx.shape_inference.infer_shapes(program.model_proto)
     cut = onnx.utils.Extractor(whole)
     ends = zip(modules, whole.graph.input, whole.graph.output, strict=True)
     return {name: cut.extract_model([source.name], [output.name]) for name, source, output in ends}
-
-
-class _Together(torch.nn.Module):
-    """Each part of an input of its own."""
-
-    def __init__(self, parts: Sequence[torch.nn.Module]) -> None:
-        super().__init__()
-        self.parts = torch.nn.ModuleList(parts)
-
-    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(part(x) for part, x in zip(self.parts, inputs, strict=True))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ Statistics of norms are random and no input is square: defaults hide bugs.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,3 +104,15 @@ class Pieces(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.wiring(self, x)
+
+
+class Together(nn.Module):
+    """Several nets, each with an input of its own: one compilation, or one export, for all."""
+
+    def __init__(self, nets: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], ...]:
+        found = [net(x) for net, x in zip(self.nets, inputs, strict=True)]
+        return tuple(each if isinstance(each, tuple) else (each,) for each in found)
