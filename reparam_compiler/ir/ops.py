@@ -97,6 +97,10 @@ class Facts(Flag):
     FACTORY          makes a value of numbers alone
     CHECK            checks something and gives nothing
     QUANTIZED        goes between numbers and whole ones that stand for them, which a model keeps
+    LIKE_INPUT       gives a value of the shape and the dtype of its first one
+    PIECEWISE        follows another formula where its values are small or large
+    DISCONTINUOUS    gives another value where what it reads differs in its last digit
+    SIZED_BY_VALUE   gives as many elements as a value that it reads says
     """
 
     NONE = 0
@@ -113,6 +117,10 @@ class Facts(Flag):
     FACTORY = auto()
     CHECK = auto()
     QUANTIZED = auto()
+    LIKE_INPUT = auto()
+    PIECEWISE = auto()
+    DISCONTINUOUS = auto()
+    SIZED_BY_VALUE = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from reparam_compiler.vocabulary.row import Row, onnx, rows
 
 _BILINEAR = Facts.BILINEAR
 _LINEAR = Facts.LINEAR
-_DROPPED = Facts.RANDOM | Facts.VIEW
+_LIKE_INPUT = Facts.LIKE_INPUT
+_DROPPED = Facts.RANDOM | Facts.VIEW | Facts.LIKE_INPUT
 _POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
 _MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
@@ -61,7 +62,7 @@ ROWS = (
     Row("adaptive_max_pool3d", form="resampled", axes=3),
     Row("lp_pool2d", onnx=onnx("LpPool", "GlobalLpPool"), form="resampled", axes=2),
     Row("interpolate", modules=(nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d), form="resampled"),
-    Row("resize", (), onnx=onnx("Resize", "Upsample"), facts=_BILINEAR | Facts.WIDTH_OF_INPUT),
+    Row("resize", (), onnx=onnx("Resize", "Upsample"), facts=_BILINEAR | Facts.WIDTH_OF_INPUT | Facts.SIZED_BY_VALUE),
     *rows("lp_pool1d upsample_nearest1d upsample_linear1d", form="resampled", axes=1),
     *rows("upsample_nearest2d upsample_bilinear2d upsample_bicubic2d", form="resampled", axes=2),
     *rows("_upsample_bilinear2d_aa _upsample_bicubic2d_aa", form="resampled", axes=2),
@@ -82,13 +83,18 @@ ROWS = (
     Row("embedding", excluded=(F.embedding,)),
     Row("functional.embedding", (), functions=(F.embedding,), modules=(nn.Embedding,)),
     # norms
-    Row("batch_norm", excluded=(F.batch_norm,), modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)),
-    Row("functional.batch_norm", (), functions=(F.batch_norm,), onnx=onnx("BatchNormalization")),
+    Row(
+        "batch_norm",
+        excluded=(F.batch_norm,),
+        modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        facts=_LIKE_INPUT,
+    ),
+    Row("functional.batch_norm", (), functions=(F.batch_norm,), onnx=onnx("BatchNormalization"), facts=_LIKE_INPUT),
     Row("_native_batch_norm_legit_no_training", facts=Facts.GIVES_FIRST),
-    Row("layer_norm", modules=(nn.LayerNorm,), onnx=onnx("LayerNormalization")),
+    Row("layer_norm", modules=(nn.LayerNorm,), onnx=onnx("LayerNormalization"), facts=_LIKE_INPUT),
     Row("native_layer_norm", facts=Facts.GIVES_FIRST),
     Row("rms_norm", modules=(nn.RMSNorm,), onnx=onnx("RMSNormalization")),
-    Row("group_norm", modules=(nn.GroupNorm,), onnx=onnx("GroupNormalization")),
+    Row("group_norm", modules=(nn.GroupNorm,), onnx=onnx("GroupNormalization"), facts=_LIKE_INPUT),
     Row("instance_norm", excluded=(F.instance_norm,), onnx=onnx("InstanceNormalization")),
     Row(
         "functional.instance_norm",
@@ -111,6 +117,9 @@ ROWS = (
     Row("linalg_vector_norm", functions=(torch.linalg.vector_norm,), onnx=onnx("ReduceL2")),
     Row("sum_of_values", (), onnx=onnx("Sum"), facts=_LINEAR),
     Row("mean_of_values", (), onnx=onnx("Mean"), facts=_LINEAR),
+    Row("argmax", onnx=onnx("ArgMax"), facts=Facts.DISCONTINUOUS),
+    Row("argmin", onnx=onnx("ArgMin"), facts=Facts.DISCONTINUOUS),
+    Row("topk", onnx=onnx("TopK"), facts=Facts.DISCONTINUOUS),
     *rows("norm var std"),
     # dropout
     Row("dropout", modules=(nn.Dropout,), module_arguments=("p", "training"), onnx=onnx("Dropout"), facts=_DROPPED),
@@ -119,7 +128,8 @@ ROWS = (
     Row("dropout3d", modules=(nn.Dropout3d,), module_arguments=("p", "training"), facts=_DROPPED),
     Row("alpha_dropout", modules=(nn.AlphaDropout,), module_arguments=("p", "training"), facts=_DROPPED),
     Row("feature_alpha_dropout", modules=(nn.FeatureAlphaDropout,), module_arguments=("p", "training"), facts=_DROPPED),
-    *rows("feature_dropout native_dropout", facts=_DROPPED),
+    Row("feature_dropout", facts=_DROPPED),
+    Row("native_dropout", facts=Facts.RANDOM | Facts.VIEW),
 )
 REDUCTIONS: Mapping[str, Reduction] = {
     "mean": "mean",

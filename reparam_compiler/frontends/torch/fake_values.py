@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 
+from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.resolve import resolve_function
 
-_LIKE_THEIR_INPUT = (
-    *("batch_norm", "layer_norm", "group_norm", "relu", "relu6", "hardtanh", "hardswish", "hardsigmoid", "sigmoid", "silu"),
-    *("gelu", "mish", "elu", "leaky_relu", "tanh", "dropout", "softmax", "clone"),
-)
-"""Ops that give a tensor of the shape and dtype of their first argument."""
+
+def _is_like(x: fx.Node, call: fx.Node) -> bool:
+    """Whether a call gives a tensor of the shape and dtype of its first argument."""
+    called = resolve_function(call.target)
+    of_elements = called.row is not None and called.row.form == "pointwise" and call.all_input_nodes == [x]
+    value = x.meta["val"]
+    return isinstance(value, Tensor) and value.is_floating_point() and (of_elements or Facts.LIKE_INPUT in called.facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +57,8 @@ class FakeValues:
 
     def _retyped(self, node: fx.Node) -> Any:
         x = node.args[0] if node.args else None
-        if isinstance(x, fx.Node) and resolve_function(node.target).is_(*_LIKE_THEIR_INPUT):
-            # their fake kernels are decompositions, hundreds of times as slow
+        if isinstance(x, fx.Node) and _is_like(x, node):
+            # such fake kernels are decompositions, hundreds of times as slow
             memory_format: Any = node.kwargs.get("memory_format")
             return torch.empty_like(x.meta["val"], memory_format=memory_format)
         return self._called(node)

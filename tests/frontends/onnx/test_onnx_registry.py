@@ -174,7 +174,7 @@ def test_opaque_ops_have_the_facts_of_their_row_and_the_arguments_of_the_call() 
     found = {name: node.op for name in "rzh" if isinstance((node := graph[name]).op, ops.Opaque)}
     assert {name: op.facts for name, op in found.items() if isinstance(op, ops.Opaque)} == {
         "r": Facts.RANDOM,
-        "z": Facts.BILINEAR | Facts.WIDTH_OF_INPUT,
+        "z": Facts.BILINEAR | Facts.WIDTH_OF_INPUT | Facts.SIZED_BY_VALUE,
         "h": Facts.NONE,
     }
     assert {name: op.arguments for name, op in found.items() if isinstance(op, ops.Opaque)} == {

@@ -23,8 +23,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.bn(self.a(x)))
-        y = y.reshape(-1, 8, 20).unflatten(2, (4, 5)) + torch.cat(y.split(4, 1), 1).softmax(2)
-        y = y.clone()
+        y = y.reshape(-1, 8, 20).unflatten(2, (4, 5)) + torch.cat(y.split(4, 1), 1).softmax(2, dtype=torch.float64)
+        y = y.clone().float()
         y[:, :, 0:1] = self.v
         return self.b(y).permute(0, 2, 3, 1)
 

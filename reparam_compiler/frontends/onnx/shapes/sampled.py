@@ -9,6 +9,8 @@ constant (the number of channels that was taken from a shape), and a pattern fou
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -26,28 +28,6 @@ SAMPLES = ((7, 2), (10, 3), (16, 5))
 """Open sizes, in order, are tried as first + k * step: no two are equal in any try."""
 FAR_SAMPLES = ((1, 0), (1009, 16), (50021, 48))
 """The same for values that something bounds or compares: what holds for middling sizes need not hold for these."""
-_BOUNDING = frozenset({"Min", "Max", "Clip", "Relu", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Sign"}) | {
-    "Div",
-    "Mod",
-    "Floor",
-    "Ceil",
-    "Round",
-    "Cast",
-    "Where",
-    "Not",
-    "And",
-    "Or",
-}
-_JUMPING = frozenset({"Round", "Floor", "Ceil", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Equal", "Sign", "Mod"}) | {
-    "QuantizeLinear",
-    "DynamicQuantizeLinear",
-    "ArgMax",
-    "ArgMin",
-    "TopK",
-}
-"""Ops that make a jump of a difference in the last place: what they are part of is computed in the model's own dtypes."""
-_FILLING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "EyeLike", "OneHot", "NonZero"})
-"""Ops that make as many elements as a size says: too many of them for far tries."""
 
 
 @dataclass
@@ -131,7 +111,8 @@ class SampledShapes:
         """The elements, floats in float64; raises UnsupportedModelError where a node cannot be evaluated."""
         values: dict[str, np.ndarray] = {}
         chain = self.chain(name)
-        jumps = any(node.op_type in _JUMPING and self._is_floating(node.input[0]) for node in chain)
+        # what is part of a discontinuous value is computed in the model's own dtypes
+        jumps = any(Facts.DISCONTINUOUS in onnx_facts(node.op_type) and self._is_floating(node.input[0]) for node in chain)
         for node in chain:
             try:
                 outputs = self._run(node, values, sizes or {}, own=jumps)
@@ -216,10 +197,11 @@ class SampledShapes:
 
     def _holds_far_off(self, name: str, value: np.ndarray) -> bool:
         """Whether a value is the same for very small and very large sizes too, where anything in its chain could bound it."""
-        kinds = {node.op_type for node in self.chain(name) if any(output in self._open for output in node.output)}
-        if not kinds & _BOUNDING:
+        computed = [node for node in self.chain(name) if any(output in self._open for output in node.output)]
+        facts = reduce(or_, (onnx_facts(node.op_type) for node in computed), Facts.NONE)
+        if Facts.PIECEWISE not in facts:
             return True
-        if kinds & _FILLING:
+        if Facts.SIZED_BY_VALUE in facts:  # far tries would fill the memory
             return False
         try:
             return all(np.array_equal(value, self.evaluate(name, sizes)) for sizes in self._tries(FAR_SAMPLES))
