@@ -178,23 +178,30 @@ def verify_pruned(
 def _without_opaque(graph: Graph) -> Graph:
     """The graph with each opaque node replaced by an input; what it read becomes an output.
 
-    Those that pruning understands stay, and so do the numbers that they are told.
+    Those that pruning understands stay, and so do the numbers that they are told. The value of an opaque node whose shape is
+    not known cannot be an input: what reads it goes as well.
     """
     numbers = set(numbers_of(graph))
-    opaque = {n.id for n in graph if isinstance(n.op, ops.Opaque) and n.op.coupling is None and n.id not in numbers}
+    hidden: set[NodeId] = set()
+    unknown: set[NodeId] = set()
     nodes: list[Node] = []
-    outputs: dict[NodeId, None] = {node_id: None for node_id in graph.outputs if node_id not in opaque}
+    read: dict[NodeId, None] = {}
     for node in graph:
         if node.id in numbers and not graph.users[node.id]:
             continue
-        if node.id in opaque:
-            outputs.update((source, None) for source in node.sources if graph[source].type and source not in opaque)
-        if node.id in opaque or (isinstance(node.op, ops.TupleGet) and node.sources[0] in opaque):
-            if node.type is not None:
-                nodes.append(Node(node.id, ops.Input(), (), node.type))
-        else:
+        opaque = isinstance(node.op, ops.Opaque) and node.op.coupling is None and node.id not in numbers
+        part = isinstance(node.op, ops.TupleGet) and node.sources[0] in hidden
+        if not opaque and not part and not unknown & {*node.sources}:
             nodes.append(node)
-    return Graph.of(nodes, outputs)
+            continue
+        hidden.add(node.id)
+        read.update((source, None) for source in node.sources if graph[source].type and source not in hidden)
+        if node.type is not None and None not in node.type.shape:
+            nodes.append(Node(node.id, ops.Input(), (), node.type))
+        else:
+            unknown.add(node.id)
+    outputs = {node_id: None for node_id in graph.outputs if node_id not in hidden}
+    return Graph.of(nodes, outputs | read)
 
 
 def _random(node: Node, seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError,
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, diff
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, TensorType, diff
 from reparam_compiler.ir.printer import to_text
 from reparam_compiler.ir.verifier import check
 from reparam_compiler.passes.pruning.coupling.groups import channel_groups
@@ -322,6 +322,16 @@ def test_opaque_op_that_cannot_be_run_is_no_obstacle_to_verification() -> None:
     x = net.add(ops.Opaque("custom", lambda v: v), net.conv(net.conv(net.x, 8), 6))
     graph = net.head(net.conv(x, 8))
     bare = Graph.of([_without_run(node) for node in graph], graph.outputs)
+    assert prune(bare, ratio=0.5, round_to=1).plan.relative_error <= TOLERANCE
+
+
+@pytest.mark.parametrize("known", [None, TensorType("f32", (None, None, 5, 6))], ids=["no type", "no sizes"])
+def test_what_reads_a_value_of_unknown_shape_is_no_obstacle_either(known: TensorType | None) -> None:
+    net = Net()
+    (whole,) = net.head(net.conv(net.conv(net.x, 8), 8)).outputs
+    x = net.add(ops.Opaque("custom", lambda v: v), net.x)
+    graph = net.graph(whole, net.conv(x, 4))
+    bare = Graph.of([replace(_without_run(n), type=known) if n.id == x else _without_run(n) for n in graph], graph.outputs)
     assert prune(bare, ratio=0.5, round_to=1).plan.relative_error <= TOLERANCE
 
 
