@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reparam_compiler.errors import ReparamError
-from reparam_compiler.interpreter.evaluate import evaluate_node
+from reparam_compiler.interpreter.evaluate import run_node
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId
 from reparam_compiler.ir.ops import Facts
@@ -52,7 +52,7 @@ def number_values(graph: Graph, shapes: Shapes = MappingProxyType({})) -> dict[N
         node = graph[node_id]
         operands = {source: values[source] if source in values else _hollow(graph, source, shapes) for source in node.sources}
         try:
-            values[node_id] = evaluate_node(node, operands)
+            values[node_id] = run_node(node, operands)
         except _FAILURES:
             values[node_id] = object()
     return values

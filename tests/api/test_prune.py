@@ -75,6 +75,36 @@ def test_every_frontend_keeps_the_same_channels(quality: Any, tmp_path: Path) ->
     assert kept[1:] == [kept[0]] * 3
 
 
+class Rounded(nn.Module):
+    """Activations in half precision, and back: an exported program checks their dtypes. A number among the outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return self.last(torch.relu(self.first(x)).half().float()), x.shape[2] // 2
+
+
+@pytest.mark.parametrize("kind", ["fx", "export", "decomposed"])
+@pytest.mark.parametrize("quality", ["fast", "standard", "high"])
+def test_calibration_goes_through_checks_of_dtypes_and_numbers(kind: str, quality: Any) -> None:
+    model: Any = torch.fx.symbolic_trace(Rounded().eval()) if kind == "fx" else torch.export.export(Rounded().eval(), (X,))
+    model = model.run_decompositions() if kind == "decomposed" else model
+    assert kind == "fx" or any("assert" in node.name for node in model.graph.nodes)
+    options: dict[str, Any] = {
+        "ratio": 0.5,
+        "round_to": 1,
+        "quality": quality,
+        "calibration": CALIBRATION,
+        "return_report": True,
+    }
+    pruned, report = reparam_compiler.prune(model, (X,) if kind == "fx" else None, **options)
+    assert [family.after for family in report.manifest.families.values()] == [4]
+    assert (pruned if kind == "fx" else pruned.module())(X)[1] == 8
+
+
 def test_a_budget_of_latency_is_measured_by_what_it_is_given() -> None:
     widths: list[int] = []
 

@@ -11,10 +11,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from reparam_compiler.errors import InfeasiblePruneError, InvalidGraphError
 from reparam_compiler.interpreter.evaluate import evaluate_node, tensor_of
@@ -24,8 +26,8 @@ from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 Array = Tensor | np.ndarray
 Batch = Sequence[Array] | Array
 """An array for each model input, in order; one array alone for a model of one input."""
-Activation = Tensor | tuple[Tensor, ...]
-"""A value on one batch; the pieces of a split."""
+Activation = Any
+"""A value on one batch: a tensor, the pieces of a split, or what a model computes from sizes."""
 BUDGET = 2**30
 """Bytes of activations that are held in memory."""
 
@@ -105,7 +107,7 @@ class Activations:
         self._room -= _bytes(value)
         if self._room >= 0:
             return value
-        return tuple(map(_on_disk, value)) if isinstance(value, tuple) else _on_disk(value)
+        return _pytree.tree_map_only(Tensor, _on_disk, value)
 
     def _inputs(self, graph: Graph, batches: Iterable[Batch]) -> dict[NodeId, list[Activation]]:
         values: dict[NodeId, list[Activation]] = {}
@@ -141,13 +143,13 @@ def _tensor(array: Array, dtype: torch.dtype) -> Tensor:
 
 
 def _one(node_id: NodeId, value: Activation) -> Tensor:
-    if isinstance(value, tuple):
-        raise InvalidGraphError(f"{node_id} gives several tensors, but a conv or linear reads it as one")
-    return value
+    if isinstance(value, Tensor):
+        return value
+    raise InvalidGraphError(f"{node_id} gives {type(value).__name__}, but a conv or linear reads it as one tensor")
 
 
 def _bytes(value: Activation) -> int:
-    return sum(map(_bytes, value)) if isinstance(value, tuple) else value.element_size() * value.numel()
+    return sum(part.element_size() * part.numel() for part in _pytree.tree_leaves(value) if isinstance(part, Tensor))
 
 
 def _on_disk(value: Tensor) -> Tensor:
