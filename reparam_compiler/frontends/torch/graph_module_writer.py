@@ -1,6 +1,6 @@
 """Writes changes into a GraphModule: new modules beside those that they replace, pruned tensors where the old ones stood."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,8 +53,9 @@ class GraphModuleWriter:
             else:
                 self._update(nodes.call(node.id), node)
         nodes.erase_unread(self.model.graph, self.changes.removed)
+        readers = self._readers()
         for origin, param in self._cut.items():
-            self._keep_whole(origin, reading_calls(self.before, nodes, origin))
+            self._keep_whole(origin, readers, reading_calls(self.before, nodes, origin))
             self._set_tensor(origin, tensor_from(param, exact=self.exact))
         self.model.graph.lint()
         self._delete(old_targets - self._targets())
@@ -111,16 +112,27 @@ class GraphModuleWriter:
         for name, tensor in (*plain._parameters.items(), *plain._buffers.items()):
             self._holders.setdefault(id(tensor), []).append((plain, name))
 
-    def _keep_whole(self, origin: str, cut: Collection[fx.Node]) -> None:
+    def _readers(self) -> dict[int, list[fx.Node]]:
+        """For each tensor of the model, by `id`, the nodes that hold it."""
+        readers: dict[int, list[fx.Node]] = {}
+        for node in self.model.graph.nodes:
+            if node.op == "call_module":
+                for tensor in _tensors(self.model.get_submodule(str(node.target))):
+                    readers.setdefault(id(tensor), []).append(node)
+            elif node.op == "get_attr":
+                readers.setdefault(id(attribute(self.model, str(node.target))), []).append(node)
+        return readers
+
+    def _keep_whole(self, origin: str, readers: Mapping[int, Sequence[fx.Node]], cut: Collection[fx.Node]) -> None:
         """Gives a tensor that is about to be cut a second name, for the calls that need it whole: constant expressions.
 
-        cut: the calls that read it cut.
+        readers: the nodes that held a tensor before any was cut. cut: the calls that read it cut.
         """
         old = attribute(self.model, origin)
         if not isinstance(old, Tensor):
             return
         name = ""
-        for node in [node for node in self.model.graph.nodes if node not in cut]:
+        for node in [node for node in readers.get(id(old), ()) if node not in cut]:
             if node.op == "call_module" and _holds(self.model.get_submodule(str(node.target)), old):
                 copied = deep_copy(self.model.get_submodule(str(node.target)))
                 node.target = self._free_name(f"{node.target}_whole")
@@ -198,8 +210,12 @@ class GraphModuleWriter:
                 delattr(holder, leaf)
 
 
+def _tensors(module: nn.Module) -> tuple[Tensor, ...]:
+    return (*module.parameters(), *module.buffers())
+
+
 def _holds(module: nn.Module, tensor: object) -> bool:
-    return any(held is tensor for held in (*module.parameters(), *module.buffers()))
+    return any(held is tensor for held in _tensors(module))
 
 
 def _beside(targets: Sequence[str]) -> str:
