@@ -1,37 +1,45 @@
 """Every row beside a conv that loses channels: it is written back for those that are left, or it keeps their number.
 
 A branch is a conv of 4 channels, a call of a row, and a linear layer. Each row is called with its arguments by place, by
-keyword and by numpy's words, in an FX graph, and by place in an exported program. What is written must give what the masked
-reference gives. A row that states a width which nobody writes fails here.
+keyword and by numpy's words, in an FX graph, an exported program, a decomposed one and an ONNX model. What is written must
+give, run by its own framework, what the masked reference gives. A row that states a width which nobody writes fails here, and
+so does one with a reader or a coupling model that no case calls.
 """
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import helper
 from torch import Tensor, fx, nn
 
 from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.frontends.torch.ops.coupling_models import COUPLING_MODELS
+from reparam_compiler.frontends.torch.ops.table import READERS
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.pruning import pipeline
 from reparam_compiler.passes.pruning.slice_channels import masked
+from reparam_compiler.vocabulary.resolve import resolve_attribute, resolve_function, resolve_method
 from reparam_compiler.vocabulary.row import Row
+from tests.support.onnx_models import exported, model_of, run
 from tests.support.row_samples import CALLABLE, sample
 from tests.support.small_models import normal
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::reparam_compiler.UnrepairedPruneWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),  # of functions that torch will drop
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of torch's exporter, and of functions that it will drop
 ]
 INPUT = normal(2, 3, 6, 6)
-FLOAT64 = 1e-9  # relative
+FLOAT64, FLOAT32 = 1e-9, 1e-4  # relative; ONNX Runtime has no float64 convs
 aten = torch.ops.aten
 Body = Callable[[Tensor], Any]
 
@@ -51,7 +59,7 @@ class Branch(nn.Module):
     def __init__(self, body: Body) -> None:
         super().__init__()
         self.conv, self.body = nn.Conv2d(3, 4, 3, padding=1), body
-        nn.init.constant_(self.conv.bias, 0.5)
+        nn.init.uniform_(self.conv.bias, 0.4, 0.6)  # no two alike: torch's exporter to ONNX makes equal tensors one
         self.conv.weight.data.mul_(0.1)  # arcsines and logarithms are of numbers between 0 and 1
         given = body(torch.full((2, 4, 6, 6), 0.5, dtype=torch.float64))
         self.ranks = [part.ndim for part in given] if isinstance(given, tuple | list) else given.ndim
@@ -253,6 +261,50 @@ MORE: tuple[Body, ...] = (
     lambda y: F.gelu(y, approximate="tanh"),
     lambda y: F.hardtanh(y, 0, 6),
     lambda y: F.pixel_shuffle(y, 2),
+)
+"""Calls of several tensors, along the channels, and in spellings of their own."""
+
+
+TORCH_ALONE: tuple[Body, ...] = (
+    lambda y: F.conv3d(y[:, :, None], const(MAP[:, None, None], y), groups=4),
+    lambda y: F.conv_transpose1d(y.flatten(2), const(MAP, y), groups=4),
+    lambda y: F.conv_transpose3d(y[:, :, None], const(MAP[:, None, None], y), groups=4),
+    lambda y: F.conv2d(y, const(MAP[:, None], y), padding="same", groups=4),
+    lambda y: F.avg_pool3d(y[:, :, None], (1, 2, 2)),
+    lambda y: F.max_pool3d(y[:, :, None], (1, 2, 2)),
+    lambda y: F.lp_pool1d(y.flatten(2), 2.0, 2),
+    lambda y: F.adaptive_avg_pool1d(y.flatten(2), 5),
+    lambda y: F.adaptive_avg_pool3d(y[:, :, None], (1, 2, 2)),
+    lambda y: F.adaptive_max_pool1d(y.flatten(2), 5),
+    lambda y: F.adaptive_max_pool3d(y[:, :, None], (1, 2, 2)),
+    lambda y: F.max_pool2d(y, 2, return_indices=True)[0],
+    lambda y: F.interpolate(y.flatten(2), 50, mode="nearest"),
+    lambda y: F.interpolate(y.flatten(2), 50, mode="linear"),
+    lambda y: F.interpolate(y, (4, 9), mode="bicubic"),
+    lambda y: F.interpolate(y, (4, 3), mode="bilinear", antialias=True),
+    lambda y: F.interpolate(y, (4, 3), mode="bicubic", antialias=True),
+    lambda y: F.interpolate(y[:, :, None], (2, 4, 3), mode="nearest"),
+    lambda y: F.interpolate(y[:, :, None], (2, 4, 3), mode="trilinear"),
+    lambda y: F.dropout1d(y.flatten(2), training=False),
+    lambda y: F.dropout2d(y, training=False),
+    lambda y: F.dropout3d(y[:, :, None], training=False),
+    lambda y: F.alpha_dropout(y, training=False),
+    lambda y: F.feature_alpha_dropout(y, training=False),
+    lambda y: torch.feature_dropout(y, 0.5, False),
+    lambda y: y.mean((2, 3)).t().t(),
+    lambda y: y.mean((2, 3)).T.T,
+    lambda y: y.type(torch.float32),
+    lambda y: y.type_as(y[0]),
+    lambda y: y.float(),
+    lambda y: y.double(),
+    lambda y: y.half(),
+    lambda y: y.bfloat16(),
+    lambda y: (100 * y).int(),
+    lambda y: (y - 0.5).relu().bool(),
+    lambda y: ~(y > 0.5),
+    lambda y: +y,
+    lambda y: aten.alias(y),
+    lambda y: aten._unsafe_view(y, (2, 4, 36)),
     lambda y: torch.roll(y, shifts=1),
     lambda y: y.mT,
     lambda y: y.cumprod(3),
@@ -261,53 +313,125 @@ MORE: tuple[Body, ...] = (
     lambda y: F.rms_norm(y.mean((2, 3)), (4,), eps=1e-5),
     lambda y: F.channel_shuffle(y, 2),
 )
-"""Calls of several tensors, along the channels, and in spellings of their own."""
+"""Those that torch's exporter to ONNX has no form for."""
 
 
-def pruned(chosen: Sequence[Case], kind: str) -> tuple[list[str], int]:
-    """What is wrong with these cases, in one model, and how many lost channels.
+ALONE = {
+    "export": frozenset(
+        {
+            *("upsample_nearest1d", "upsample_linear1d", "upsample_nearest3d", "upsample_trilinear3d"),
+            *(
+                "upsample_nearest2d",
+                "upsample_bilinear2d",
+                "upsample_bicubic2d",
+                "_upsample_bilinear2d_aa",
+                "_upsample_bicubic2d_aa",
+            ),
+            *("bitwise_not", "index", "lift_fresh_copy", "numpy_T"),
+        }
+    ),
+    "decomposed": frozenset({"_softmax", "_log_softmax", "_native_batch_norm_legit_no_training", "_to_copy"}),
+}
+"""Rows that only these kinds of model call."""
+ELSEWHERE = frozenset({"padded_conv", "gelu_tanh", "shrink_both", "space_to_depth"})
+"""Rows that no call of torch's is: of our modules, of a word with an argument, and of ONNX alone."""
+
+
+def called_rows(model: fx.GraphModule | torch.export.ExportedProgram) -> set[str]:
+    """The rows that a model of torch calls."""
+    found = []
+    for node in model.graph.nodes:
+        if node.target is getattr:
+            found.append(resolve_attribute(node.args[1]))
+        elif node.op in ("call_function", "call_method"):
+            found.append(resolve_method(node.target) if node.op == "call_method" else resolve_function(node.target))
+    return {resolved.row.name for resolved in found if resolved.row is not None}
+
+
+def pruned(chosen: Sequence[Case], kind: str, folder: Path) -> tuple[list[str], int, set[str]]:
+    """What is wrong with these cases, in one model, how many lost channels, and the rows that were called.
 
     They are halved where something is raised, to find what.
     """
     model = Branches([case.body for case in chosen])
+    native = _native(model, kind, folder)
     try:
-        native: Any = torch.export.export(model, (INPUT,)) if kind == "export" else fx.symbolic_trace(model)
-        reading = frontend_for(native).read(native, (INPUT,))
+        reading = frontend_for(native).read(native, None if kind == "onnx" else (INPUT,))
         result = pipeline.prune(reading.graph, ratio=0.5, round_to=1)
         written = _outputs(reading.write(result.graph))
     except Exception as error:  # noqa: BLE001  whatever is raised is the finding
         if len(chosen) == 1:
             kept = isinstance(error, InfeasiblePruneError)
-            return ([] if kept else [f"{chosen[0].row} {chosen[0].spelling}: {type(error).__name__} {error}"]), 0
-        halves = [pruned(half, kind) for half in (chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :])]
-        return [*halves[0][0], *halves[1][0]], halves[0][1] + halves[1][1]
+            wrong = [] if kept else [f"{chosen[0].row} {chosen[0].spelling}: {type(error).__name__} {error}"]
+            return wrong, 0, set() if kind == "onnx" else called_rows(native)
+        halves = [pruned(half, kind, folder) for half in (chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :])]
+        return [*halves[0][0], *halves[1][0]], halves[0][1] + halves[1][1], halves[0][2] | halves[1][2]
     (source,) = (node.id for node in reading.graph if isinstance(node.op, ops.Input))
     hidden = masked(reading.graph, result.groups, result.keep)
-    expected = evaluate(hidden, {source: INPUT})
+    expected = evaluate(hidden, {source: INPUT.float().double() if kind == "onnx" else INPUT})
+    room = FLOAT32 if kind == "onnx" else FLOAT64
     pairs = zip(chosen, hidden.outputs, written, strict=True)
     apart = [(case, difference(expected[output], found).relative) for case, output, found in pairs]
-    wrong = [f"{case.row} {case.spelling}: values {error} apart" for case, error in apart if not error <= FLOAT64]
-    return wrong, sum(family.after < family.before for family in result.plan.families)
+    wrong = [f"{case.row} {case.spelling}: values {error} apart" for case, error in apart if not error <= room]
+    cut = sum(family.after < family.before for family in result.plan.families)
+    return wrong, cut, set() if kind == "onnx" else called_rows(native)
+
+
+def _native(model: nn.Module, kind: str, folder: Path) -> Any:
+    if kind == "onnx":
+        return exported(model.float(), INPUT.float(), folder, dynamo=False, dynamic=False)
+    if kind == "fx":
+        return fx.symbolic_trace(model)
+    program = torch.export.export(model, (INPUT,))
+    return program if kind == "export" else program.run_decompositions()
 
 
 def _outputs(model: Any) -> list[Tensor]:
-    module = model.module() if isinstance(model, torch.export.ExportedProgram) else model
-    return list(module(INPUT))
+    if isinstance(model, torch.export.ExportedProgram):
+        return list(model.module()(INPUT))
+    if isinstance(model, nn.Module):
+        return list(model(INPUT))
+    return [torch.from_numpy(value) for value in run(model, {"x": INPUT.float().numpy()})]
 
 
 def chosen_for(kind: str) -> list[Case]:
     """Keywords are those of FX graphs alone; functions of elements are pruned by test_rows.py."""
-    more = [Case(inspect.getsource(body).strip(), "", body) for body in MORE]
+    bodies = MORE if kind == "onnx" else (*MORE, *TORCH_ALONE)
+    more = [Case(inspect.getsource(body).strip(), "", body) for body in bodies]
     rows = [row for row in CALLABLE if row.form not in ("pointwise", "elementwise")] if kind == "fx" else []
     placed = [case for row in rows if (case := by_place(row)) is not None]
     return [*more, *placed, *(case for row in rows for case in by_keyword(row))]
 
 
-@pytest.mark.parametrize("kind", ["fx", "export"])
-def test_a_row_beside_a_cut_conv_is_written_for_what_is_left_or_keeps_all(kind: str) -> None:
-    chosen, wrong, cut = chosen_for(kind), [], 0
+@pytest.mark.parametrize("kind", ["fx", "export", "decomposed", "onnx"])
+def test_a_row_beside_a_cut_conv_is_written_for_what_is_left_or_keeps_all(kind: str, tmp_path: Path) -> None:
+    chosen = chosen_for(kind)
+    wrong, cut, called = [], 0, set[str]()
     for first in range(0, len(chosen), 60):
-        found, narrower = pruned(chosen[first : first + 60], kind)
-        wrong, cut = wrong + found, cut + narrower
+        found, narrower, rows = pruned(chosen[first : first + 60], kind, tmp_path)
+        wrong, cut, called = wrong + found, cut + narrower, called | rows
     assert not wrong
     assert cut > len(chosen) / 2  # most lose channels
+    assert ALONE.get(kind, frozenset()) <= called
+    if kind == "fx":
+        elements = {row for row in CALLABLE if row.form in ("pointwise", "elementwise")}  # test_rows.py has these
+        needed = {row.name for row in {**READERS, **COUPLING_MODELS} if row not in elements}
+        assert called & needed == needed - ELSEWHERE - ALONE["export"] - ALONE["decomposed"]
+
+
+@pytest.mark.parametrize(("kind", "attributes"), [("SpaceToDepth", {"blocksize": 2}), ("Shrink", {"lambd": 0.3, "bias": 0.1})])
+def test_what_only_onnx_has_is_written_for_what_is_left(kind: str, attributes: dict[str, Any]) -> None:
+    wide = 16 if kind == "SpaceToDepth" else 4
+    nodes = [
+        helper.make_node("Conv", ["x", "first"], ["y"], "first"),
+        helper.make_node(kind, ["y"], ["z"], kind, **attributes),
+        helper.make_node("Conv", ["z", "last"], ["out"], "last"),
+    ]
+    weights = {"first": normal(4, 3, 1, 1).float().numpy(), "last": normal(2, wide, 1, 1).float().numpy()}
+    model = model_of(nodes, {"x": (2, 3, 6, 6)}, ["out"], weights)
+    reading = frontend_for(model).read(model)
+    result = pipeline.prune(reading.graph, ratio=0.5, round_to=1)
+    assert [(family.before, family.after) for family in result.plan.families] == [(4, 2)]
+    expected = evaluate(masked(reading.graph, result.groups, result.keep), {"x": INPUT.float()})["out"]
+    (found,) = run(reading.write(result.graph), {"x": INPUT.float().numpy()})
+    assert difference(expected, torch.from_numpy(found)).relative < FLOAT32
