@@ -38,6 +38,12 @@ class DType:
         return float(2.0**-self.mantissa)
 
     @property
+    def span(self) -> tuple[float, float]:
+        """The smallest number above zero that a floating dtype holds, and the largest."""
+        zero, infinity = np.asarray(0, self.numpy), np.asarray(np.inf, self.numpy)
+        return float(np.nextafter(zero, infinity)), float(np.nextafter(infinity, zero))
+
+    @property
     def bytes(self) -> int:
         """Of one element as it is stored."""
         return self.bits // 8

@@ -26,6 +26,13 @@ def test_eps_is_the_distance_from_one_to_the_next_number(row: DType) -> None:
     assert np.ones((), row.numpy) + np.asarray(row.eps, row.numpy) > 1
 
 
+@pytest.mark.parametrize("row", FLOATING.values(), ids=FLOATING)
+def test_span_is_from_the_smallest_number_above_zero_to_the_largest(row: DType) -> None:
+    smallest, largest = row.span
+    assert largest == torch.finfo(getattr(torch, row.name)).max
+    assert np.asarray(smallest, row.numpy) > 0 == np.asarray(smallest / 2, row.numpy)
+
+
 def test_floating_dtypes_come_the_finest_first_and_whole_numbers_have_no_eps() -> None:
     assert list(FLOATING) == ["f64", "f32", "f16", "bf16"]
     with pytest.raises(ValueError, match="i64 has no eps"):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 
 from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.torch.graph_module_writer import GraphModuleWriter, attribute
@@ -110,6 +111,11 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
         def run_node(self, n: fx.Node) -> Any:
             values[n.name] = super().run_node(n)
             return values[n.name]
+
+        def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+            module = self.fetch_attr(target)  # with tensors that are fake as well: torch keeps no shapes of calls that mix them
+            tensors = (*module.named_parameters(), *module.named_buffers())
+            return functional_call(module, {name: mode.from_tensor(tensor) for name, tensor in tensors}, args, kwargs)
 
         def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
             value = super().get_attr(target, args, kwargs)

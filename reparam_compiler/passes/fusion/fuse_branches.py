@@ -243,9 +243,12 @@ def _check_promotion(graph: Graph, region: Region) -> None:
 
 def _check_range(weight: Param, array: np.ndarray) -> None:
     """Raises NotFusable where rounding the weights to their dtype would lose them: they are too large or too small."""
+    stored = FLOATING[weight.dtype]
+    (smallest, most), largest = stored.span, float(max(array.max(initial=0.0), -array.min(initial=0.0)))
+    if largest <= most / 2 and smallest * array.size**0.5 <= stored.eps * largest:
+        return  # each loses at most half a unit and half of `smallest`, all of them together less than `_LOST` units
     if not np.isfinite(array).all():
         raise NotFusable("the weights of one conv would not be finite")
-    stored = FLOATING[weight.dtype]
     with np.errstate(over="ignore", under="ignore"):
         rounded = array.astype(stored.numpy).astype(np.float64)
     size = float(np.linalg.norm(array))
