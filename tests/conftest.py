@@ -47,6 +47,16 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def one_process() -> Iterator[None]:
+    """All searches of a run that are asked for the same measurements share a process, which takes seconds to start."""
+    from reparam_compiler.lowering.search import tuning
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "measuring", functools.cache(tuning.measuring))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> Iterator[None]:
     """Every test draws the same weights, whatever ran before it."""

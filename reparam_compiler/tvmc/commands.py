@@ -154,6 +154,8 @@ def _tune(found: argparse.Namespace) -> None:
             f"--tasks: found {found.tasks!r}; parts of a model cannot be tuned alone. All kernels are, the costly ones first: "
             "bound the search with --trials"
         )
+    from reparam_compiler import lowering as _  # noqa: F401  as for `_compile`
+
     model = api.load(found.MODEL, found.model_format, found.input_shapes, fuse=not found.no_fuse, unsafe=found.unsafe_load)
     numbers = {name: getattr(found, name) for name in ("trials", "repeat", "number", "timeout")}
     result = api.measured(model, target_of(found), found.output, found.tuning_records, progress=not found.json, **numbers)

@@ -16,6 +16,7 @@ import reparam_compiler
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.lowering import CompileOptions, Executable
 from reparam_compiler.lowering.runtime.executable import Kernel
+from reparam_compiler.lowering.search import tuning
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 
 pytestmark = pytest.mark.tvm
@@ -179,7 +180,9 @@ def test_what_cannot_be_compiled_for_is_refused_before_the_model_is_fused(
         reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), **asked)
 
 
-def test_tune_fuses_too(model: nn.Module, tmp_path: Path) -> None:
+def test_tune_fuses_too(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "measuring", lambda *_: None)  # no process that measures
+    monkeypatch.setattr(tuning, "_measure", lambda *_: (1e-3,))
     words = {"trials": 1, "repeat": 1, "progress": False}
     fused = reparam_compiler.tune(model, torch.zeros(1, 6, 7, 5), database=tmp_path / "fused", **words)
     plain = reparam_compiler.tune(model, torch.zeros(1, 6, 7, 5), database=tmp_path / "plain", fuse=False, **words)

@@ -21,6 +21,7 @@ pytest.importorskip("onnx")
 
 from reparam_compiler.errors import LoweringError, TvmMissingError, VerificationError
 from reparam_compiler.lowering import load
+from reparam_compiler.lowering.search import tuning
 from reparam_compiler.tvmc.commands import read_inputs
 from tests.support.tvmc_runs import WEIGHT, tvmc, write_onnx
 
@@ -94,6 +95,7 @@ tvmc run --inputs imagenet_cat.npz --output predictions.npz --print-time --repea
 """
 
 
+@pytest.mark.usefixtures("one_process")
 def test_the_old_tutorial_s_commands_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_onnx(tmp_path / "resnet50-v2-7.onnx", "N", name="data")  # the zoo's file leaves the batch open too
@@ -388,12 +390,18 @@ def test_help_teaches_by_example() -> None:
     assert tvmc("--version").stdout.startswith("reparam_compiler ")
 
 
-def test_tuned_records_are_taken_by_compile_and_by_another_search(model: Path, tmp_path: Path) -> None:
+def test_tuned_records_are_taken_by_compile_and_by_another_search(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+    monkeypatch.setattr(tuning, "measuring", lambda *asked: started.append(asked))  # the tutorial's search measures
+    monkeypatch.setattr(tuning, "_measure", lambda *_: (1e-3,))
     done = tvmc(
-        "tune", model, "--trials", 2, "-o", tmp_path / "records", "--repeat", 1, "--number", 1, "--timeout", 20, "--json"
+        "tune", model, "--trials", 2, "-o", tmp_path / "records", "--repeat", 2, "--number", 3, "--timeout", 20, "--json"
     )
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["measured"] == 2
+    assert started == [(3, 2, 20.0)]
     assert tvmc("compile", model, "--tuning-records", tmp_path / "records", "-o", tmp_path / "m.tar").exit_code == 0
     words = ["tune", model, "--trials", 2, "--tuning-records", tmp_path / "records", "--json"]
     again = tvmc(*words, "-o", tmp_path / "more")

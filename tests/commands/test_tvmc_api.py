@@ -28,6 +28,7 @@ def package(model: tvmc.TVMCModel) -> tvmc.TVMCPackage:
     return tvmc.compile(model, target="llvm")
 
 
+@pytest.mark.usefixtures("one_process")
 def test_the_example_of_the_old_module_runs(model: tvmc.TVMCModel, tmp_path: Path) -> None:
     records = tvmc.tune(model, target="llvm", trials=1, tuning_records=str(tmp_path / "records"))
     package = tvmc.compile(model, target="llvm", tuning_records=records, package_path=str(tmp_path / "m.tar"))

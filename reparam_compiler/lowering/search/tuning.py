@@ -9,14 +9,14 @@ again, and counts towards `trials`.
 """
 
 import contextlib
+import functools
 import itertools
 import logging
 import math
 import os
 import sys
 import tempfile
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,12 @@ from reparam_compiler.lowering.relax.conv_sites import ConvSite, find_conv_sites
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.runtime.linking import export_library
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, ConvRecord, append_conv, prepare, read_convs
+from reparam_compiler.lowering.search.processes import Building, measuring, without_intrinsics
 from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
-INTRINSICS = "tvm.s_tir.tensor_intrin"
 BATCH = 16  # generic trials between two writes of the database
+Runner = Callable[[], Any]
+"""What measures, started when it is first asked for: a search that goes on with nothing left needs none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +93,11 @@ def tune(
     Raises: LoweringError as `check_search`, or what `compile` raises.
     """
     search = check_search(target, database, trials=trials, repeat=repeat, number=number, timeout=timeout)
-    with COMPILING, _bar(progress, trials) as advance, _without_intrinsics(), search.backend.target, filter_stderr():
+    runner = functools.cache(lambda: measuring(number, repeat, timeout))
+    with COMPILING, _bar(progress, trials) as advance, without_intrinsics(), search.backend.target, filter_stderr():
         imported = to_relax(model, example_inputs, input_shapes=input_shapes)
         module = search.tuning.prepared(imported.module)
         sites = _distinct(find_conv_sites(module["main"]))
-        config = meta_schedule.runner.EvaluatorConfig(number, repeat, 0, enable_cpu_cache_flush=True)
-        runner = meta_schedule.runner.LocalRunner(timeout, config, initializer=_skip_intrinsics)
         convs = _tune_convs(search, sites, trials, runner, advance)
         rest = _tune_rest(search, search.tuning.with_kernels(module), trials - convs.total, runner, advance)
     return TuneResult(convs.measured + rest.measured, convs.total + rest.total, (*convs.tasks, *rest.tasks))
@@ -140,7 +141,7 @@ def _distinct(sites: Sequence[ConvSite]) -> list[ConvSite]:
     return sorted(by_shape.values(), key=lambda site: -site.shape.macs)
 
 
-def _tune_convs(search: Search, sites: Sequence[ConvSite], trials: int, runner: Any, advance: Any) -> TuneResult:
+def _tune_convs(search: Search, sites: Sequence[ConvSite], trials: int, runner: Runner, advance: Any) -> TuneResult:
     """Measure the missing points of every site, each site's first before any site's second."""
     name = describe(search.backend.target)
     wanted = [[(site, algorithm) for algorithm in search.tuning.points(site.shape)] for site in sites]
@@ -150,7 +151,7 @@ def _tune_convs(search: Search, sites: Sequence[ConvSite], trials: int, runner: 
     advance(len(kept))
     missing = [pair for pair in ordered if (pair[0].shape, pair[1]) not in known][: max(0, trials - len(kept))]
     for site, algorithm in missing:
-        seconds = _measure(search.tuning.kernel(site.shape, algorithm, site.epilogue), search.backend, runner)
+        seconds = _measure(search.tuning.kernel(site.shape, algorithm, site.epilogue), search.backend, runner())
         record = ConvRecord(site.shape, site.epilogue, algorithm, name, seconds)
         append_conv(search.folder, record)
         known[site.shape, algorithm] = record
@@ -174,7 +175,7 @@ def _measure(func: Any, backend: Backend, runner: Any) -> tuple[float, ...]:
     return tuple(float(seconds) for seconds in result.run_secs or ())
 
 
-def _tune_rest(search: Search, module: Any, trials: int, runner: Any, advance: Any) -> TuneResult:
+def _tune_rest(search: Search, module: Any, trials: int, runner: Runner, advance: Any) -> TuneResult:
     """MetaSchedule's generic space for the functions that no recipe made, with what the convs left of the trials."""
     functions = {
         str(variable.name_hint): func
@@ -204,8 +205,8 @@ def _tune_rest(search: Search, module: Any, trials: int, runner: Any, advance: A
                 work_dir=work,
                 max_trials_global=trials - before,
                 num_trials_per_iter=max(1, min(BATCH, (trials - before) // len(contexts))),
-                builder=meta_schedule.builder.LocalBuilder(initializer=_skip_intrinsics),
-                runner=runner,
+                builder=Building(runner()),
+                runner=runner(),
                 database=store,
             )
         advance(len(store) - before)
@@ -229,23 +230,6 @@ def _generic_task(store: Any, name: str, func: Any) -> TunedTask:
         if record.workload.same_as(workload) and record.run_secs
     ]
     return TunedTask(name, len(times), min(times, default=math.inf))
-
-
-def _skip_intrinsics() -> None:
-    """Stand in for TVM's module of tensor intrinsics, which no `Tuning` needs and which takes 40 s to import."""
-    sys.modules.setdefault(INTRINSICS, types.ModuleType(INTRINSICS))
-
-
-@contextlib.contextmanager
-def _without_intrinsics() -> Iterator[None]:
-    """`_skip_intrinsics` in this process, for as long as the block runs: a GPU target of a later call needs the real one."""
-    absent = INTRINSICS not in sys.modules
-    _skip_intrinsics()
-    try:
-        yield
-    finally:
-        if absent:
-            sys.modules.pop(INTRINSICS, None)
 
 
 @contextlib.contextmanager
