@@ -2,13 +2,14 @@
 
     parameter, constant as initialised   c = 0: 0.1 N(0, 1);  |c| < 0.1 (a layer scale): U(0.3, 0.7);  else c U(0.8, 1.2)
     batch norm                           `randomise_batch_norm`
+    conv of transformers                 He et al.: those of the detectors are so small that nothing of the picture arrives
 
 A zero-initialised scale makes its whole branch vanish, and with it every mistake in fusing the branch.
 """
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -43,12 +44,13 @@ def _offline(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def timm_model(name: str, size: int | None = None, **options: Any) -> tuple[nn.Module, Tensor]:
+def timm_model(name: str, size: int | None = None, *, without: Sequence[str] = (), **options: Any) -> tuple[nn.Module, Tensor]:
     """A model of timm in evaluation mode, and an image that it takes.
 
     Args:
         name, options: as for `timm.create_model`.
         size: height and width of the image; the smallest in `SIZES` that the model takes where it is None.
+        without: blocks that are left out, which give what they take.
 
     Raises:
         RuntimeError: it takes none of them.
@@ -56,7 +58,10 @@ def timm_model(name: str, size: int | None = None, **options: Any) -> tuple[nn.M
     create = timm().create_model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = randomised(create(name, pretrained=False, **options))
+        model = create(name, pretrained=False, **options)
+        for path in without:
+            model.set_submodule(path, nn.Identity())
+        randomised(model)
     channels, *given = model.default_cfg.get("input_size", (3, 224, 224))
     for tried in (size,) if size is not None else (*SIZES, given[0]):
         x = normal(1, channels, tried, tried)
@@ -85,7 +90,11 @@ def transformers_model(name: str, *, small: bool = True) -> tuple[nn.Module, Ten
     make, *shapes = CONFIGURED[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return randomised(make(library, small)), normal(*shapes[not small])
+        model = randomised(make(library, small))
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+    return model, normal(*shapes[not small])
 
 
 def _textnet(library: Any, small: bool) -> nn.Module:
@@ -112,11 +121,14 @@ def _efficientloftr(library: Any, small: bool) -> nn.Module:
 
 ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 DETECTOR = {
-    "encoder_in_channels": [24, 32, 40],
+    "encoder_in_channels": [32, 40],
     "encoder_hidden_dim": 32,
     "encoder_ffn_dim": 32,
     "encoder_attention_heads": 4,
-    "decoder_in_channels": [32, 32, 32],
+    "decoder_in_channels": [32, 32],
+    "feat_strides": [16, 32],
+    "encode_proj_layers": [1],
+    "num_feature_levels": 2,
     "d_model": 32,
     "decoder_ffn_dim": 32,
     "decoder_layers": 2,
@@ -126,7 +138,7 @@ DETECTOR = {
     "anchor_image_size": [96, 96],
     "freeze_backbone_batch_norms": False,
 }
-STAGES = {"hidden_sizes": [16, 24, 32, 40], "out_features": ["stage2", "stage3", "stage4"]}
+STAGES = {"hidden_sizes": [16, 24, 32, 40], "out_features": ["stage3", "stage4"]}
 
 
 def _rt_detr(library: Any, small: bool) -> nn.Module:
@@ -151,7 +163,7 @@ def _d_fine(library: Any, small: bool) -> nn.Module:
         stage_kernel_size=[3, 3, 5, 5],
         **STAGES,
     )
-    return library.DFineForObjectDetection(library.DFineConfig(backbone_config=backbone, **DETECTOR))
+    return library.DFineForObjectDetection(library.DFineConfig(backbone_config=backbone, depth_mult=1 / 3, **DETECTOR))
 
 
 CONFIGURED: dict[str, tuple[Callable[[Any, bool], nn.Module], tuple[int, ...], tuple[int, ...]]] = {

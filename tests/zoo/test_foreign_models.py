@@ -14,27 +14,31 @@ from tests.support.foreign_models import timm_model, transformers_model
 
 TOLERANCE = 1e-6
 """float64, the fused weights rounded to float32 on the way into the model."""
+GHOSTS = ["blocks.2.0", "blocks.4.0", "blocks.6.1", "blocks.6.2", "blocks.8.2", "blocks.8.3"]
+GATED = [f"stages.2.blocks.{i}" for i in (*range(1, 6), *range(9, 15))]
+EFFICIENTVIT_WIDTHS = {"embed_dim": (64, 128), "key_dim": (16, 16), "window_size": (7, 7)}
+TWINS_WIDTHS = {"embed_dims": (64, 128), "mlp_ratios": (4, 4)}
 TIMM: dict[str, tuple[int, int, dict[str, Any]]] = {
-    "mobileone_s0": (191, 43, {}),
+    "mobileone_s0": (65, 15, {"without": [f"stages.{s}.{i}" for s, end in ((1, 16), (2, 20)) for i in range(4, end)]}),
     "coat_tiny": (33, 21, {"serial_depths": (1, 1, 1, 1), "parallel_depth": 1}),
     "csatv2": (17, 17, {"depths": (1, 1, 2, 1), "transformer_depths": (0, 0, 1, 1)}),
-    "davit_tiny": (20, 20, {"depths": (1, 1, 1, 1)}),
+    "davit_tiny": (10, 10, {"depths": (1, 1), "embed_dims": (96, 192), "num_heads": (3, 6)}),
     "efficientvim_m1": (50, 50, {"depths": (1, 1, 2)}),
     "fastvit_t8": (38, 28, {"layers": (1, 1, 1, 1)}),
     "lcnetv2_small": (28, 22, {"depths": (1, 1, 2, 2)}),
-    "repghostnet_050": (95, 95, {}),
+    "repghostnet_050": (67, 67, {"without": GHOSTS}),
     "efficientformerv2_s0": (44, 44, {"depths": (1, 1, 2, 2), "num_vit": 1}),
     "shvit_s1": (39, 39, {"depth": (1, 1, 1)}),
-    "efficientvit_m0": (71, 71, {"depth": (1, 1, 1)}),
-    "iformer_t": (74, 74, {}),
-    "twins_svt_small": (11, 11, {"depths": (2, 2, 2, 1)}),
+    "efficientvit_m0": (37, 37, {"depth": (1, 1), "num_heads": (2, 2), "kernels": (5, 5)} | EFFICIENTVIT_WIDTHS),
+    "iformer_t": (39, 39, {"without": ["stages.0.blocks.1", "stages.1.blocks.1", *GATED]}),
+    "twins_svt_small": (5, 5, {"depths": (2, 1), "num_heads": (2, 4), "sr_ratios": (8, 4), "wss": (7, 7)} | TWINS_WIDTHS),
     "repvit_m0_9": (54, 46, {"depth": (1, 1, 2, 1)}),
-    "ghostnet_050": (95, 95, {}),
-    "repvgg_a0": (44, 22, {}),
+    "ghostnet_050": (67, 67, {"without": GHOSTS}),
+    "repvgg_a0": (16, 8, {"without": [f"stages.{s}.{i}" for s, end in ((1, 4), (2, 14)) for i in range(2, end)]}),
 }
-"""For each model the convs before, those that timm's own `reparameterize_model` leaves, and the depths that make it shallow:
-each kind of block once, since many alike show nothing more. A module that is called several times is one conv here."""
-TRANSFORMERS = {"textnet": (40, 16), "rt_detr": (57, 45), "efficientloftr": (17, 10), "d_fine": (117, 93)}
+"""For each model the convs before, those that timm's own `reparameterize_model` leaves, and what makes it shallow: each kind of
+block once or twice, since many alike show nothing more. A module that is called several times is one conv here."""
+TRANSFORMERS = {"textnet": (40, 16), "rt_detr": (37, 31), "efficientloftr": (17, 10), "d_fine": (57, 53)}
 """For each model the convs before and after `fuse`; these have no conversion of their own."""
 
 

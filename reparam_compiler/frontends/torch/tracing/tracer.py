@@ -16,6 +16,7 @@ import inspect
 import operator
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from types import FrameType
 from typing import Any
 
@@ -73,6 +74,31 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> Proxy:
         """A value that can be asked."""
         return _Value(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """As fx has it, which walks through the whole model for each tensor that it is asked for."""
+        name = self._name_in_model(a) if isinstance(a, Tensor) else None
+        return super().create_arg(a) if name is None else self.create_node("get_attr", name, (), {})
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
+        """As above."""
+        name = self._name_in_model(attr_val) if isinstance(attr_val, nn.Parameter) else None
+        if name is None:
+            return super().getattr(attr, attr_val, parameter_proxy_cache)
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """The parameters and buffers of the model by their `id`, as they were when it was first asked for one."""
+        named = (*self.root.named_buffers(), *self.root.named_parameters())
+        return {id(tensor): name for name, tensor in named}
+
+    def _name_in_model(self, tensor: Tensor) -> str | None:
+        """Where the model has this tensor, if it still has it there."""
+        name = self._names.get(id(tensor))
+        return name if name is not None and operator.attrgetter(name)(_Untraced(self.root)) is tensor else None
 
     def to_bool(self, obj: Proxy) -> bool:
         """What `if` and `while` ask."""
