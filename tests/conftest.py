@@ -4,6 +4,7 @@ import functools
 import gc
 import importlib.util
 import os
+import typing
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +20,8 @@ if importlib.util.find_spec("beartype") is not None:
 
 # torch looks for ops that only C++ knows once for each of 28 namespaces, in every decomposition of every export: once is enough
 torch._export.utils._materialize_cpp_cia_ops = functools.cache(torch._export.utils._materialize_cpp_cia_ops)
+# and it makes thousands of annotations anew in each: those of typing are cached
+torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
