@@ -12,6 +12,7 @@ import reparam_compiler
 from reparam_compiler.checking import onnx_written, written
 from reparam_compiler.errors import RewriteError, UnsupportedModelError, VerificationError
 from tests.support.every_kind import DATA, KINDS, X, as_onnx, exported, net, off_by_a_tenth, reading_of, same, state_of
+from tests.support.small_models import Float32Only
 
 FUNCTIONS: dict[str, dict[str, Any]] = {"fuse": {}, "prune": {"ratio": 0.5, "calibration": DATA}}
 
@@ -187,19 +188,8 @@ def test_what_rounding_alone_decides_is_not_held_against_the_result(kind: str) -
     assert not torch.equal(found(X), expected(X))
 
 
-class Rounding(nn.Module):
-    """Runs in its own dtype only: it brings its input to float32 on its way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x.float())
-
-
 def test_a_model_that_runs_in_its_own_dtype_only_is_held_to_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = torch.fx.symbolic_trace(Rounding().eval())
+    model = torch.fx.symbolic_trace(Float32Only(net()).eval())
     _, report = reparam_compiler.fuse(model, (X,), return_report=True)
     assert report.whole_model is not None
     assert "the model's own dtype" in report.whole_model.how

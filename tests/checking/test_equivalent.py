@@ -24,6 +24,7 @@ from reparam_compiler.checking import runners as runs
 from reparam_compiler.checking.tolerances import BY_DTYPE
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 from tests.support.onnx_models import exported, model_of, normal
+from tests.support.small_models import Float32Only
 
 X = (torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(1)),)
 
@@ -337,23 +338,14 @@ def test_neither_model_nor_input_is_changed(kinds: dict[str, Any]) -> None:
 
 
 def test_a_model_that_does_not_run_in_float64_runs_in_its_own_dtype() -> None:
-    class Casts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            """Insists on float32."""
-            return F.conv2d(x.float(), self.conv.weight, self.conv.bias)
-
-    model = Casts().eval()
-    found = equivalent(model, copy.deepcopy(model.conv), X)
+    model = Float32Only(nn.Conv2d(3, 4, 3)).eval()
+    found = equivalent(model, copy.deepcopy(model.body), X)
     assert found, found.to_text()
     assert found.dtype == "float32"
     assert found.runtimes == ("torch, float32", "torch, float64")
     wrong = copy.deepcopy(model)
     with torch.no_grad():
-        wrong.conv.weight.mul_(1.0001)
+        wrong.body.weight.mul_(1.0001)
     assert not equivalent(model, wrong, X)
 
 

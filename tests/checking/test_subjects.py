@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
 
 from reparam_compiler.checking import subjects
 from reparam_compiler.checking.runners import GraphRunner, OnnxRunner, TorchRunner
 from reparam_compiler.errors import UnsupportedModelError
 from tests.support.every_kind import X, as_onnx, exported, net
+from tests.support.small_models import Float32Only
 
 
 @pytest.mark.parametrize("made", [net, lambda: torch.fx.symbolic_trace(net()), lambda: exported(net())])
@@ -22,17 +22,10 @@ def test_a_torch_model_runs_in_float64(made: Any) -> None:
 
 
 def test_one_that_fails_there_runs_in_its_own_dtype() -> None:
-    class Converts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = net()
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.body(x.float())
-
-    assert subjects.subject(Converts().eval(), (X,)).runner.computed == "f32"
-    with pytest.raises(UnsupportedModelError, match="Converts does not run on inputs of shapes"):
-        subjects.subject(Converts().eval(), (X[:, :2],))
+    model = Float32Only(net()).eval()
+    assert subjects.subject(model, (X,)).runner.computed == "f32"
+    with pytest.raises(UnsupportedModelError, match="Float32Only does not run on inputs of shapes"):
+        subjects.subject(model, (X[:, :2],))
 
 
 def test_an_onnx_model_runs_as_its_graph_where_onnx_runtime_agrees() -> None:

@@ -42,6 +42,17 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+class Float32Only(nn.Module):
+    """Runs in one dtype only: it brings its input to float32 on its way."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Any:
+        return self.body(x.float())
+
+
 def traced_as(kind: Kind, model: nn.Module, inputs: Sequence[Any]) -> Any:
     """What the caller gives to `fuse`: it shares nothing with `model`."""
     model = copy.deepcopy(model)
