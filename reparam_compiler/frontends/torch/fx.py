@@ -22,6 +22,9 @@ from reparam_compiler.frontends.torch.spellings import ComputedSizes
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.ir.graph import Graph, diff
 
+_KEEPS_ITS_TENSORS = (torch.jit.ScriptModule, nn.DataParallel)
+"""Modules that `functional_call` does not run."""
+
 
 class FxFrontend:
     """Reads and writes `torch.fx.GraphModule`."""
@@ -113,7 +116,10 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
             return values[n.name]
 
         def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-            module = self.fetch_attr(target)  # with tensors that are fake as well: torch keeps no shapes of calls that mix them
+            module = self.fetch_attr(target)
+            if any(isinstance(part, _KEEPS_ITS_TENSORS) for part in module.modules()):
+                return super().call_module(target, args, kwargs)
+            # with tensors that are fake as well: torch keeps no shapes of calls that mix them
             tensors = (*module.named_parameters(), *module.named_buffers())
             return functional_call(module, {name: mode.from_tensor(tensor) for name, tensor in tensors}, args, kwargs)
 

@@ -10,6 +10,7 @@ import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.padded_conv import Pad, PaddedConv
+from reparam_compiler.ir.graph import TensorType
 from tests.support.branch_blocks import block
 from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal, randomised, relative_error, run
 
@@ -196,3 +197,28 @@ def test_a_check_of_a_shape_goes_with_the_value_that_it_looks_at() -> None:
     fused = fuse_in_float64(_Guarded(), normal(2, 4, 9, 7))
     assert fused.error < EXACT
     assert [node.op for node in fused.model.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+class _Leaves(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(m, module_qualified_name)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_scripted_leaf_is_read_with_example_inputs_and_left_alone() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+            self.scripted = torch.jit.script(nn.Sequential(nn.Tanh(), nn.ReLU()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scripted(self.left(x) + self.right(x))
+
+    model, x = Net().eval(), normal(1, 4, 6, 5).float()
+    traced = fx.GraphModule(model, _Leaves().trace(model))
+    reading = FxFrontend().read(traced, (x,))
+    assert [(node.id, node.type) for node in reading.graph][-1] == ("scripted", TensorType("f32", (1, 4, 6, 5)))
+    fused = reparam_compiler.fuse(traced, (x,))
+    torch.testing.assert_close(fused(x), model(x))
+    assert [node.name for node in fused.graph.nodes][1:] == ["fused", "scripted", "output"]
