@@ -4,7 +4,8 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 `Conv3d`, `Linear`) under the name of what it replaces, and pruned tensors stand in the modules that had them before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -130,7 +131,7 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, tuple(example_inputs))
     try:
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), _attributes_kept(model):
             Recorder(model).run(*fake)
     except Exception as error:
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
@@ -139,6 +140,23 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
             "pass what its forward() takes"
         ) from error
     return values
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Puts the tensors back that modules hold as plain attributes: a hook of a weight norm sets its weight anew in each run."""
+    before = [(module, _plain_tensors(module)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, tensors in before:
+            for name in _plain_tensors(module).keys() - tensors.keys():
+                delattr(module, name)
+            vars(module).update(tensors)
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
 
 
 def _recorded(model: fx.GraphModule) -> dict[str, Any]:

@@ -199,6 +199,31 @@ def test_a_check_of_a_shape_goes_with_the_value_that_it_looks_at() -> None:
     assert [node.op for node in fused.model.graph.nodes] == ["placeholder", "call_module", "output"]
 
 
+class _Counted(nn.Module):
+    """Keeps what it saw last, and a tensor that it had none of before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x
+        return x * 2
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm:FutureWarning")
+def test_reading_with_example_inputs_leaves_what_hooks_and_modules_keep() -> None:
+    model = nn.Sequential(
+        nn.utils.weight_norm(nn.Conv2d(3, 4, 1)), nn.utils.spectral_norm(nn.Conv2d(4, 4, 1)), _Counted()
+    ).eval()
+
+    class Leaf(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, _Counted) or super().is_leaf_module(m, module_qualified_name)
+
+    traced = fx.GraphModule(model, Leaf().trace(model))
+    weights = [module.weight for module in list(traced.children())[:2]]
+    FxFrontend().read(traced, (normal(1, 3, 6, 5).float(),))
+    assert all(module.weight is weight for module, weight in zip(traced.children(), weights, strict=False))
+    assert "seen" not in vars(model[2])
+
+
 class _Leaves(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(m, module_qualified_name)
