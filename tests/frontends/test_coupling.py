@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +34,13 @@ FLOAT64 = 1e-7  # relative: the written model in float64; a kernel that is folde
 FLOAT32 = 1e-5  # relative: the written model in ONNX Runtime
 NO_ONNX = (ChannelShuffled,)  # aten::channel_shuffle has no form in the TorchScript exporter
 pytestmark = pytest.mark.filterwarnings("ignore::reparam_compiler.UnrepairedPruneWarning")
+
+
+@cache
+def program_of(make: Callable[[], Model]) -> ExportedProgram:
+    """A model of fixed sizes, exported once for all tests; pruning makes another program."""
+    model, x = build(make)
+    return torch.export.export(model, (x,))
 
 
 def traced(model: nn.Module, x: Tensor, kind: Kind, folder: Path) -> Any:
@@ -78,7 +86,7 @@ def test_every_frontend_keeps_the_same_channels_and_writes_the_masked_reference(
     kept: list[list[tuple[int, int]]] = []
     first: Tensor | None = None
     for kind in kinds:
-        reading, result = pruned(traced(model, x, kind, tmp_path), x)
+        reading, result = pruned(program_of(make) if kind == "export" else traced(model, x, kind, tmp_path), x)
         assert result.plan.relative_error <= GRAPH
         error = difference(reference(reading, result, x), outputs(reading.write(result.graph), x)).relative
         assert error <= (FLOAT32 if kind == "onnx" else FLOAT64), kind
@@ -93,8 +101,7 @@ def test_every_frontend_keeps_the_same_channels_and_writes_the_masked_reference(
 @pytest.mark.parametrize("make", MODELS)
 def test_likeness_computes_what_the_op_itself_does(make: Callable[[], Model]) -> None:
     """Where a likeness can be run by itself, its value is that of the opaque op."""
-    model, x = build(make)
-    native = torch.export.export(model, (x,))
+    native, (_, x) = program_of(make), build(make)
     graph = frontend_for(native).read(native).graph
     source = next(node.id for node in graph if isinstance(node.op, ops.Input))
     values = evaluate(graph, {source: x}, wanted=list(graph.nodes))
@@ -113,7 +120,7 @@ def test_pruned_models_are_ordinary_models(make: Callable[[], Model]) -> None:
     model, x = build(make)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = reparam_compiler.prune(torch.export.export(model, (x,)), ratio=0.4, round_to=1)
+        program = reparam_compiler.prune(program_of(make), ratio=0.4, round_to=1)
         again = torch.export.export(program.module(), (x,))
         module = reparam_compiler.prune(fx.symbolic_trace(copy.deepcopy(model)), (x,), ratio=0.4, round_to=1)
     torch.testing.assert_close(again.module()(x), program.module()(x))

@@ -223,11 +223,15 @@ def calls(graph: fx.Graph) -> dict[str, tuple[Any, int, set[str]]]:
 
 
 def chosen_for(family: str, kind: str) -> dict[str, Spelling]:
-    """The spellings of a family that a kind of model can have."""
+    """The spellings of a family that a kind of model can have.
+
+    An exported program has one call for an op whatever the spelling was: a dynamic one need not show that again.
+    """
     return {
         name: spelling
         for name, spelling in FAMILIES[family].items()
-        if (kind != "onnx" or spelling.onnx) and (kind != "dynamic" or spelling.batch)
+        if (kind != "onnx" or spelling.onnx)
+        and (kind != "dynamic" or (spelling.batch and not name.endswith(("keywords", ", method"))))
     }
 
 

@@ -108,11 +108,17 @@ def exported(module: torch.nn.Module, x: torch.Tensor, folder: Path, *, dynamo: 
     return onnx.load(path)
 
 
-def exported_together(modules: Mapping[str, tuple[torch.nn.Module, torch.Tensor]]) -> dict[str, ModelProto]:
-    """Each module through the dynamo exporter: all in one call, which takes half the time, and cut apart again."""
+def exported_together(
+    modules: Mapping[str, tuple[torch.nn.Module, torch.Tensor]], *, dynamic: bool = False
+) -> dict[str, ModelProto]:
+    """Each module through the dynamo exporter: all in one call, which takes half the time, and cut apart again.
+
+    Where they are `dynamic` each has a batch of its own.
+    """
     parts, inputs = [module for module, _ in modules.values()], tuple(x for _, x in modules.values())
+    shapes = (tuple({0: torch.export.Dim(f"batch{index}")} for index in range(len(parts))),) if dynamic else None
     with _quiet():
-        program = torch.onnx.export(Together(parts).eval(), inputs, dynamo=True, verbose=False)
+        program = torch.onnx.export(Together(parts).eval(), inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
     assert program is not None
     whole = onnx.shape_inference.infer_shapes(program.model_proto)
     cut = onnx.utils.Extractor(whole)

@@ -207,7 +207,7 @@ def test_pull_alone_leaves_the_mean_of_a_cluster_where_it_is() -> None:
     torch.testing.assert_close(after.mean(1), means, rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(rate=st.floats(0.01, 0.5), strength=st.floats(0.1, 1.5), decay=st.floats(0, 0.1), seed=st.integers(0, 9))
 def test_what_sets_filters_apart_shrinks_by_the_factor_that_is_promised(
     rate: float, strength: float, decay: float, seed: int

@@ -19,7 +19,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.printer import to_text
 from reparam_compiler.passes.fusion import pipeline
 from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm
-from tests.support.onnx_models import FLOAT32, evaluated, exported, run
+from tests.support.onnx_models import FLOAT32, evaluated, exported, exported_together, run
 
 EXPORTERS = pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
 BATCHES = pytest.mark.parametrize("dynamic", [True, False], ids=["dynamic", "static"])
@@ -172,13 +172,23 @@ IDIOMS: dict[str, tuple[Any, set[str]]] = {
 }
 
 
+IDIOM_INPUT = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(3))
+
+
+@cache
+def dynamo_idioms(dynamic: bool) -> dict[str, onnx.ModelProto]:
+    made = {idiom: (Block(function).eval(), IDIOM_INPUT.clone()) for idiom, (function, _) in IDIOMS.items()}
+    return exported_together(made, dynamic=dynamic)
+
+
 @EXPORTERS
 @BATCHES
 @pytest.mark.parametrize("idiom", IDIOMS)
 def test_what_the_exporters_leave_of_an_idiom_is_exact(tmp_path: Path, idiom: str, dynamo: bool, dynamic: bool) -> None:
     function, expected = IDIOMS[idiom]
-    block, x = Block(function).eval(), torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(3))
-    model = exported(block, x, tmp_path, dynamo=dynamo, dynamic=dynamic)
+    block = Block(function).eval()
+    made = dynamo_idioms(dynamic) if dynamo else {idiom: exported(block, IDIOM_INPUT, tmp_path, dynamo=False, dynamic=dynamic)}
+    model = made[idiom]
     graph = OnnxFrontend().read(model).graph
     name = next(iter(graph.nodes))
     found = {node.op.name for node in graph if not isinstance(node.op, ops.Input)}

@@ -2,12 +2,14 @@
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 import reparam_compiler
 from reparam_compiler.frontends.base import Reading
@@ -27,10 +29,34 @@ ROUTES = ("setitem", "unlifted", "export", "decomposed")
 def given(route: str, model: nn.Module, x: Tensor = X, **how: Any) -> Any:
     if route == "setitem":
         return _SetItems(model).traced()
-    program = torch.export.export(model, (x,), **how)
+    return programs_as(route, torch.export.export(model, (x,), **how))
+
+
+def programs_as(route: str, program: ExportedProgram) -> Any:
     if route == "unlifted":
         return program.module()
     return program if route == "export" else program.run_decompositions({})
+
+
+@cache
+def wired(wiring: "Wiring") -> tuple[Pieces, ExportedProgram]:
+    """A net, and its program: exported once for all routes."""
+    model = Pieces(wiring).double()
+    return model, torch.export.export(model, (X,))
+
+
+@cache
+def native(route: str, wiring: "Wiring") -> Any:
+    """A net as it comes by this route. Nothing here changes it: `fuse` makes a copy."""
+    model, program = wired(wiring)
+    return given(route, model) if route == "setitem" else programs_as(route, program)
+
+
+@cache
+def sized() -> tuple[nn.Module, ExportedProgram]:
+    """A net with a border, and its program with two free sizes."""
+    model, dims = bordered(), {0: torch.export.Dim("batch"), 2: torch.export.Dim("height")}
+    return model, torch.export.export(model, (X,), dynamic_shapes=(dims,))
 
 
 class _SetItems(fx.Tracer):
@@ -52,11 +78,10 @@ class _Assignable(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
-def read(route: str, model: nn.Module, x: Tensor = X, **how: Any) -> Reading:
-    native = given(route, model, x, **how)
-    if isinstance(native, fx.GraphModule):
-        return FxFrontend().read(native, (x,))  # type: ignore[return-value]
-    return ExportFrontend().read(native)  # type: ignore[return-value]
+def read(given: Any, x: Tensor = X) -> Reading:
+    if isinstance(given, fx.GraphModule):
+        return FxFrontend().read(given, (x,))  # type: ignore[return-value]
+    return ExportFrontend().read(given)  # type: ignore[return-value]
 
 
 def value(graph: Graph, x: Tensor) -> Tensor:
@@ -96,29 +121,36 @@ def bordered() -> nn.Module:
     return Bordered().double().eval()
 
 
+@cache
+def borders(route: str) -> tuple[nn.Module, Any]:
+    """A net with a border, and how it comes by this route."""
+    model = bordered()
+    return model, given(route, model)
+
+
 STRIPS = [ops.SliceUpdate(cuts) for cuts in (((2, 0, 1),), ((2, -1, None),), ((3, 0, 1),), ((3, -1, None),))]
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_border_padded_by_a_bias_is_read_as_four_assignments(route: str) -> None:
-    model = bordered()
-    graph = read(route, model).graph
+    model, native = borders(route)
+    graph = read(native).graph
     assert written(graph) == STRIPS
     assert relative_error(run(model, X), value(graph, X)) < EXACT
     assert not [node.op.name for node in graph if node.op.name in ("slice", "getitem", "expand", "copy", "slice_scatter")]
 
 
 def test_all_spellings_give_the_same_text() -> None:
-    texts = {to_text(read(route, bordered()).graph).replace("GuardsFn", "") for route in ("export", "decomposed")}
+    texts = {to_text(read(borders(route)[1]).graph).replace("GuardsFn", "") for route in ("export", "decomposed")}
     assert len(texts) == 1
     (text,) = texts
-    assert text == to_text(read("setitem", bordered()).graph)
+    assert text == to_text(read(borders("setitem")[1]).graph)
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_border_padded_by_a_bias_is_fused_and_its_writes_are_gone(route: str) -> None:
-    model = bordered()
-    fused, report = reparam_compiler.fuse(given(route, model), (X,), return_report=True)
+    model, native = borders(route)
+    fused, report = reparam_compiler.fuse(native, (X,), return_report=True)
     assert len(report.fusions) == 1
     assert relative_error(run(model, X), run(fused, X)) < EXACT
     calls = {str(node.target) for node in fused.graph.nodes if node.op == "call_function"}
@@ -127,8 +159,8 @@ def test_a_border_padded_by_a_bias_is_fused_and_its_writes_are_gone(route: str) 
 
 @pytest.mark.parametrize("route", ["export", "decomposed", "unlifted"])
 def test_sizes_stay_free_where_a_border_was_written(route: str) -> None:
-    model, dims = bordered(), {0: torch.export.Dim("batch"), 2: torch.export.Dim("height")}
-    fused = reparam_compiler.fuse(given(route, model, dynamic_shapes=(dims,)), (X,))
+    model, program = sized()
+    fused = reparam_compiler.fuse(programs_as(route, program), (X,))
     other = normal(3, 4, 9, 5)
     assert relative_error(run(model, other), run(fused, other)) < EXACT
 
@@ -207,11 +239,11 @@ READ_AS_ASSIGNMENTS: list[tuple[Wiring, int, int]] = [
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize(("wiring", "writes", "fusions"), READ_AS_ASSIGNMENTS, ids=lambda w: getattr(w, "__name__", ""))
 def test_a_write_to_a_part_keeps_every_value(wiring: Wiring, writes: int, fusions: int, route: str) -> None:
-    model = Pieces(wiring).double()
-    graph = read(route, model).graph
+    model, _ = wired(wiring)
+    graph = read(native(route, wiring)).graph
     assert len(written(graph)) == writes
     assert relative_error(run(model, X), value(graph, X)) < EXACT
-    fused, report = reparam_compiler.fuse(given(route, model), (X,), return_report=True)
+    fused, report = reparam_compiler.fuse(native(route, wiring), (X,), return_report=True)
     assert len(report.fusions) == fusions
     assert relative_error(run(model, X), run(fused, X)) < EXACT
 
@@ -277,21 +309,21 @@ LEFT_AS_THEY_ARE: list[Wiring] = [
 @pytest.mark.parametrize("route", ["setitem", "export"])
 @pytest.mark.parametrize("wiring", LEFT_AS_THEY_ARE, ids=lambda wiring: wiring.__name__)
 def test_what_a_view_would_show_is_left_as_it_is(wiring: Wiring, route: str) -> None:
-    model = Pieces(wiring).double()
-    graph = read(route, model).graph
+    model, _ = wired(wiring)
+    graph = read(native(route, wiring)).graph
     assert not written(graph)
     assert relative_error(run(model, X), value(graph, X)) < EXACT
-    fused, report = reparam_compiler.fuse(given(route, model), (X,), return_report=True)
+    fused, report = reparam_compiler.fuse(native(route, wiring), (X,), return_report=True)
     assert not report.fusions
     assert relative_error(run(model, X), run(fused, X)) < EXACT
 
 
 @pytest.mark.parametrize("wiring", LEFT_AS_THEY_ARE, ids=lambda wiring: wiring.__name__)
 def test_functional_programs_have_no_views(wiring: Wiring) -> None:
-    model = Pieces(wiring).double()
-    graph = read("decomposed", model).graph
+    model, _ = wired(wiring)
+    graph = read(native("decomposed", wiring)).graph
     assert relative_error(run(model, X), value(graph, X)) < EXACT
-    fused = reparam_compiler.fuse(given("decomposed", model), (X,))
+    fused = reparam_compiler.fuse(native("decomposed", wiring), (X,))
     assert relative_error(run(model, X), run(fused, X)) < EXACT
 
 
@@ -306,7 +338,7 @@ def test_a_constant_expanded_to_the_sizes_of_a_value_can_be_evaluated(route: str
 
     model, dims = Pieces(forward).double(), {0: torch.export.Dim("batch"), 2: torch.export.Dim("height")}
     how = {} if route == "setitem" else {"dynamic_shapes": (None, dims)[1:]}
-    graph = read(route, model, **how).graph
+    graph = read(given(route, model, **how)).graph
     assert [node.op for node in graph if isinstance(node.op, ops.Concat)] == [ops.Concat(2), ops.Concat(3)]
     for x in (X, normal(3, 4, 8, 5)):
         assert relative_error(run(model, x), value(graph, x)) < EXACT
