@@ -17,6 +17,7 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import reparam_compiler
+from reparam_compiler.commands import demo
 from reparam_compiler.commands import reparam as cli
 from reparam_compiler.errors import (
     InvalidGraphError,
@@ -557,10 +558,11 @@ def test_a_refused_model_is_one_line_in_a_real_process(tmp_path: Path) -> None:
 
 @pytest.mark.tvm
 @pytest.mark.slow
-def test_the_demo_measures_every_step(tmp_path: Path) -> None:
+def test_the_demo_measures_every_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tvm")
-    found = python("-m", "reparam_compiler.prune", "--ratio", 0.3, "--json", "-o", tmp_path / "small.pt2", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    monkeypatch.setattr(demo, "ROUNDS", 5)
+    found = reparam("prune", "--ratio", 0.3, "--json", "-o", tmp_path / "small.pt2")
+    assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
     steps = record["steps"]
     assert [step["engine"] for step in steps] == ["torch"] * 4 + ["TVM"] * 2
@@ -576,16 +578,14 @@ def test_the_demo_measures_every_step(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_goes_on_where_tvm_is_missing() -> None:
-    script = """
-import sys
-sys.modules["tvm"] = None
-from reparam_compiler.commands import demo
-from reparam_compiler.commands.reparam import app
-demo.ROUNDS, demo.CALIBRATION = 3, 32
-app(["prune", "--ratio", "0.3", "--json"])
-"""
-    found = python("-c", script)
+def test_the_demo_goes_on_where_tvm_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("reparam_compiler.lowering")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(reparam_compiler, "lowering", raising=False)
+    monkeypatch.setitem(sys.modules, "tvm", None)
+    monkeypatch.setattr(demo, "ROUNDS", 3)
+    monkeypatch.setattr(demo, "CALIBRATION", 32)
+    found = reparam("prune", "--ratio", 0.3, "--json")
     record = json.loads(found.stdout)
     assert len(record["steps"]) == 4
     assert "pip install" in record["left_out"][0]
