@@ -76,8 +76,8 @@ def measure(settings: Settings, folder: Path) -> Results:
 
 
 def timed(subject: str, folder: Path, threads: int, settings: Settings) -> list[Row]:
-    """A row for each engine; in a quick run, of nets behind the first, for two that start fast."""
-    chosen = ENGINES if subject == A0 or not settings.quick else FAST
+    """A row for each engine; in a quick run only of the first net with one thread, and else for two that start fast."""
+    chosen = ENGINES if (subject, threads) == (A0, 1) or not settings.quick else FAST
     engines = [engine for engine in chosen if engine != TRAINING or (folder / "training.onnx").exists()]
     workers = [Worker(engine, folder, threads) for engine in engines]
     taken: dict[str, list[float]] = {worker.engine: [] for worker in workers}

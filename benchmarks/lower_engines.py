@@ -121,6 +121,7 @@ def _ncnn(folder: Path, threads: int) -> Run:
 
 
 def _ours(folder: Path, threads: int) -> Run:
+    import benchmarks.without_torch  # noqa: F401
     from reparam_compiler.lowering import load
 
     executable, x = load(folder / "ours.tar"), _image(folder)

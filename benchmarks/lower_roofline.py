@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+import benchmarks.without_torch  # noqa: F401
 from benchmarks import page
 from reparam_compiler.lowering import load
 from reparam_compiler.lowering.runtime.executable import Executable, filled
