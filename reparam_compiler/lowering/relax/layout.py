@@ -3,8 +3,9 @@
     simplify         batch norms and constants folded, what inference does not need decomposed
     channels_last    NCHW model -> NHWC inside, transposes only at the borders
 
-TVM's ConvertLayout does it, for what `canonicalize.py` says in ops that it knows. TVM's FoldConstant compiles a function for
-every constant that it folds (seconds for a net's weights); `_FoldInNumpy` leaves it little to do.
+TVM's ConvertLayout does it, for what `canonicalize.py` says in ops that it knows. TVM's FoldConstant writes a kernel for every
+op, constant or not, and compiles one for every constant that it folds (seconds for a net's weights); `_FoldInNumpy` mostly
+leaves it nothing to do, and then it is left out.
 """
 
 from collections.abc import Callable
@@ -55,15 +56,32 @@ def channels_last(module: Any) -> Any:
 def _folded(module: Any) -> Any:
     module = module.clone()
     module["main"] = _FoldInNumpy(module).visit_expr(module["main"])
+    rest = [relax.transform.FoldConstant()] if _computes_constants(module["main"]) else []
     return Sequential(
         [
             relax.transform.CanonicalizeBindings(),
-            relax.transform.FoldConstant(),
+            *rest,
             relax.transform.EliminateCommonSubexpr(),
             relax.transform.CanonicalizeBindings(),
             relax.transform.DeadCodeElimination(),
         ]
     )(module)
+
+
+def _computes_constants(function: Any) -> bool:
+    """Whether a call has constants alone for its operands."""
+    values = dict(relax.analysis.get_var2val(function).items())
+
+    def constant(operand: Any) -> bool:
+        if isinstance(operand, relax.Var):
+            return operand in values and constant(values[operand])
+        if isinstance(operand, relax.Tuple):
+            return all(map(constant, operand.fields))
+        if isinstance(operand, relax.TupleGetItem):
+            return constant(operand.tuple_value)
+        return not isinstance(operand, relax.Call | relax.If)
+
+    return any(isinstance(value, relax.Call) and all(map(constant, value.args)) for value in values.values())
 
 
 @mutator
@@ -73,9 +91,11 @@ class _FoldInNumpy(PyExprMutator):  # type: ignore[misc, unused-ignore]
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
         name = op_name(call)
-        if name in {TRANSPOSE, "relax.reshape"}:
+        if name in {TRANSPOSE, "relax.reshape", "relax.expand_dims"}:
             array, folded = self._array(call.args[0]), None
-            if array is not None and name == TRANSPOSE:
+            if array is not None and name == "relax.expand_dims":
+                folded = np.expand_dims(array, [int(axis) for axis in call.attrs.axis])
+            elif array is not None and name == TRANSPOSE:
                 folded = np.transpose(array, None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes])
             elif array is not None and isinstance(call.args[1], relax.ShapeExpr):
                 sizes = list(call.args[1].values)
