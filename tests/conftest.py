@@ -4,24 +4,21 @@ import functools
 import gc
 import importlib.util
 import os
-import typing
 from collections.abc import Iterator
 
 import pytest
 import torch
-import torch._export.utils
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
+
+from tests.support import quick_decompositions
 
 if importlib.util.find_spec("beartype") is not None:
     # the dtypes and axes that annotations state are checked, in all rooms that have some
     rooms = [f"reparam_compiler.{room}" for room in ("core", "ir", "lowering", "models", "passes", "training")]
     importlib.import_module("tests.support.typechecker").install(rooms)
 
-# torch looks for ops that only C++ knows once for each of 28 namespaces, in every decomposition of every export: once is enough
-torch._export.utils._materialize_cpp_cia_ops = functools.cache(torch._export.utils._materialize_cpp_cia_ops)
-# and it makes thousands of annotations anew in each: those of typing are cached
-torch._ops.Callable = typing.Callable  # type: ignore[attr-defined]
+quick_decompositions.install()
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 import reparam_compiler
+from tests.support import quick_decompositions
 from tests.support.branch_blocks import block
 from tests.support.small_models import EXACT, Pieces, normal, relative_error, run, traced_as
 
@@ -150,3 +151,20 @@ def test_the_programs_own_example_inputs_are_what_the_whole_is_compared_on() -> 
     program._example_inputs = None
     _, report = reparam_compiler.fuse(program, return_report=True)
     assert report.whole_model is None
+
+
+def test_the_tests_quick_way_of_decomposing_is_torchs_own() -> None:
+    """The same kernels for every op while it is open, and none of them afterwards."""
+    given, _ = torch.export.exported_program._split_decomp_table_to_cia_and_python_decomp({})
+
+    def kernels() -> dict[Any, set[Any]]:
+        return {op: {(key, getattr(kernel, "__qualname__", "")) for key, kernel in op.py_kernels.items()} for op in given}
+
+    before, held = kernels(), {op: dict(op.py_kernels) for op in given}
+    with quick_decompositions.torchs_override(given):
+        expected = kernels()
+    with quick_decompositions.override(given):
+        found = kernels()
+    assert len(given) > 400
+    assert found == expected != before
+    assert {op: dict(op.py_kernels) for op in given} == held
