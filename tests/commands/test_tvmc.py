@@ -434,21 +434,39 @@ def test_a_missing_tvm_is_said_with_the_command_that_installs_it(words: list[str
 
 
 TVM_AND_NUMPY = """
-import runpy, sys
+import os, runpy, sys
 for name in ("torch", "onnx", "onnxruntime", "networkx", "jaxtyping", "rich", "typer", "sklearn", "xgboost"):
     sys.modules[name] = None
-sys.argv = ["tvmc", *sys.argv[1:]]
-runpy.run_module("reparam_compiler.tvmc", run_name="__main__")
+artifact, folder, *cases = sys.argv[1:]
+for index, words in enumerate(cases):
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(os.path.join(folder, f"{index}.{name}"), os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv = ["tvmc", "run", artifact, *words.split()]
+    try:
+        runpy.run_module("reparam_compiler.tvmc", run_name="__main__")
+    except SystemExit as ended:
+        print(f"exit {ended.code}", flush=True)
 """
+SHOWN = ("--print-time", "--print-top 3", "--profile", "--json")
 
 
-@pytest.mark.parametrize("words", [["--print-time"], ["--print-top", "3"], ["--profile"], ["--json"]])
-def test_run_needs_tvm_and_numpy_alone_and_is_quiet_on_stderr(artifact: Path, words: list[str]) -> None:
-    command = [sys.executable, "-c", TVM_AND_NUMPY, "run", str(artifact), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "80"})
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert "y: float32" in done.stdout or json.loads(done.stdout)
+@pytest.fixture(scope="module")
+def shown(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """What `tvmc run` writes to stdout and stderr with each of the options, in one process that has tvm and numpy alone."""
+    folder = tmp_path_factory.mktemp("shown")
+    command = [sys.executable, "-c", TVM_AND_NUMPY, str(artifact), str(folder), *SHOWN]
+    subprocess.run(command, check=True, env={**os.environ, "COLUMNS": "80"})
+    files = ((folder / f"{index}.out", folder / f"{index}.err") for index in range(len(SHOWN)))
+    return {words: (out.read_text(), err.read_text()) for words, (out, err) in zip(SHOWN, files, strict=True)}
+
+
+@pytest.mark.parametrize("words", SHOWN)
+def test_run_needs_tvm_and_numpy_alone_and_is_quiet_on_stderr(shown: dict[str, tuple[str, str]], words: str) -> None:
+    stdout, stderr = shown[words]
+    assert stderr == ""
+    found, _, code = stdout.rpartition("exit ")
+    assert code == "0\n"
+    assert "y: float32" in found or json.loads(found)
 
 
 def test_the_commands_are_also_those_of_reparam(model: Path, tmp_path: Path) -> None:
