@@ -9,7 +9,7 @@ Timing  all forms in both engines take turns in one run, in an order that rotate
         over the unpruned net in the same engine. Errors are against the same form in float64 (torch), relative to the largest
         output.
 
-`--quick` takes three layers and few rounds: to see that it works; its numbers mean nothing.
+`--quick` takes two layers and few rounds: to see that it works; its numbers mean nothing.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def subject(quick: bool) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     if quick:
-        model, size = repvgg.RepVGG(repvgg.Architecture((1, 2), (64, 64), strides=(2, 1)), num_classes=10), 64
+        model, size = repvgg.RepVGG(repvgg.Architecture((1, 1), (32, 32), strides=(2, 1)), num_classes=10), 16
     else:
         model, size = repvgg.repvgg_a0(), 224
     return randomise_batch_norm(model.eval(), 0), torch.randn(1, 3, size, size, generator=generator)
