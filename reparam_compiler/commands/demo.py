@@ -34,7 +34,8 @@ from reparam_compiler.zoo.digits import Images, accuracy, calibration_images, di
 
 ROUNDS = 200
 CALIBRATION = 256
-Run = Callable[[Images], np.ndarray[Any, Any]]
+Logits = np.ndarray[Any, Any]
+Run = Callable[[Images], Logits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class _Demo:
 
     one: what the models are called with, one image. images: what they are tested on.
     fused, pruned: the models that earlier steps made. cut: what the pruned one is called.
+    exact, exact_cut: the logits that the training form and the pruned model give for the images in float64.
     """
 
     console: Console
@@ -106,13 +108,16 @@ class _Demo:
     fused: nn.Module = field(init=False)
     pruned: nn.Module = field(init=False)
     cut: str = "pruned"
+    exact: Logits = field(init=False)
+    exact_cut: Logits = field(init=False)
 
     def fuse(self) -> None:
         """Training form and fused form."""
-        self._add("training form", self.model, self.model, "a block is a 3x3, a 1x1 and an identity, each with its batch norm")
+        self.exact = _in_float64(self.model, self.images)
+        self._add("training form", self.model, self.exact, "a block is a 3x3, a 1x1 and an identity, each with its batch norm")
         self.fused, fusions = fuse(self.model, self.one, return_report=True)
         convs = f"{fusions.before.convs} convs and their batch norms are {fusions.after.convs} convs now: the same function"
-        self._add("fused", self.fused, self.model, convs)
+        self._add("fused", self.fused, self.exact, convs)
 
     def prune(self, options: Mapping[str, Any]) -> None:
         """The fused form pruned without repair, and with it; options: arguments of `prune`."""
@@ -126,36 +131,37 @@ class _Demo:
         plan = report.plan
         mended = 0 if plan.repair is None else len(plan.repair.repaired)
         words = f"ranked by {plan.importance}, and {mended} layers refitted on {CALIBRATION} images"
-        self._add(self.cut, self.pruned, self.pruned, words)
+        self.exact_cut = _in_float64(self.pruned, self.images)
+        self._add(self.cut, self.pruned, self.exact_cut, words)
 
     def compile(self) -> None:
         """The fused and the pruned form as machine code, where TVM is installed."""
         try:
-            for title, subject, reference in (("fused", self.fused, self.model), (self.cut, self.pruned, self.pruned)):
+            for title, subject, exact in (("fused", self.fused, self.exact), (self.cut, self.pruned, self.exact_cut)):
                 seconds = time.perf_counter()
                 executable = compile(subject, self.one, fuse=False)
                 seconds = time.perf_counter() - seconds
-                self.steps.append(_step(title, "TVM", _tvm_run(executable), subject, reference, self.images, batch=1))
+                self.steps.append(_step(title, "TVM", _tvm_run(executable), subject, exact, self.images, batch=1))
                 self._say(f"machine code for this CPU, made in {seconds:.0f} s without a search")
         except TvmMissingError as missing:
             self.left_out.append(str(missing))
             self.console.print(f"[yellow]not compiled[/]: {missing}", highlight=False)
 
-    def _add(self, name: str, subject: nn.Module, reference: nn.Module | None, words: str) -> None:
-        self.steps.append(_torch_step(name, subject, reference, self.images))
+    def _add(self, name: str, subject: nn.Module, exact: Logits | None, words: str) -> None:
+        self.steps.append(_torch_step(name, subject, exact, self.images))
         self._say(words)
 
     def _say(self, words: str) -> None:
         self.console.print(f"[green]✓[/] [bold]{_title(self.steps[-1][0])}[/]: {words}", highlight=False, soft_wrap=True)
 
 
-def _torch_step(name: str, subject: nn.Module, reference: nn.Module | None, images: Images) -> tuple[Step, Run]:
-    def predict(batch: Images) -> np.ndarray[Any, Any]:
+def _torch_step(name: str, subject: nn.Module, exact: Logits | None, images: Images) -> tuple[Step, Run]:
+    def predict(batch: Images) -> Logits:
         with torch.inference_mode():
-            logits: np.ndarray[Any, Any] = subject(torch.from_numpy(np.array(batch))).numpy()
+            logits: Logits = subject(torch.from_numpy(np.array(batch))).numpy()
         return logits
 
-    return _step(name, "torch", predict, subject, reference, images, batch=256)
+    return _step(name, "torch", predict, subject, exact, images, batch=256)
 
 
 def _tvm_run(executable: Any) -> Run:
@@ -163,26 +169,26 @@ def _tvm_run(executable: Any) -> Run:
 
 
 def _step(
-    name: str, engine: str, predict: Run, subject: nn.Module, reference: nn.Module | None, images: Images, *, batch: int
+    name: str, engine: str, predict: Run, subject: nn.Module, exact: Logits | None, images: Images, *, batch: int
 ) -> tuple[Step, Run]:
     """A step that is not timed yet."""
     digits = digits_split()
     logits = []
 
-    def kept(part: Images) -> np.ndarray[Any, Any]:
+    def kept(part: Images) -> Logits:
         logits.append(predict(part))
         return logits[-1]
 
     share = accuracy(kept, images, digits.test_labels, batch_size=batch)
-    error = None if reference is None else _relative_error(np.concatenate(logits), reference, images)
+    error = None if exact is None else float(np.abs(np.concatenate(logits) - exact).max() / np.abs(exact).max())
     # batch norm's own statistics are no parameters: they are not counted in the paper either
     return Step(name, engine, share, sum(p.numel() for p in subject.parameters()), error), predict
 
 
-def _relative_error(logits: np.ndarray[Any, Any], reference: nn.Module, images: Images) -> float:
+def _in_float64(model: nn.Module, images: Images) -> Logits:
     with torch.inference_mode():
-        exact = deep_copy(reference).double()(torch.from_numpy(np.array(images)).double()).numpy()
-    return float(np.abs(logits - exact).max() / np.abs(exact).max())
+        logits: Logits = deep_copy(model).double()(torch.from_numpy(np.array(images)).double()).numpy()
+    return logits
 
 
 def _timed(steps: list[tuple[Step, Run]], image: Images) -> list[Step]:
