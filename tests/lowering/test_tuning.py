@@ -33,7 +33,7 @@ from reparam_compiler.lowering.search.database import (
     read_convs,
 )
 from reparam_compiler.lowering.target import describe, resolve
-from tests.support.onnx_models import model_of, normal
+from tests.support.onnx_models import model_of, normal, run_on
 
 pytestmark = [pytest.mark.tvm, pytest.mark.usefixtures("one_process")]
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -60,7 +60,10 @@ def test_points_start_with_the_rule_and_move_every_knob() -> None:
 
 
 def test_every_point_computes_the_same(tmp_path: Path) -> None:
-    model, x = nn.Sequential(nn.Conv2d(32, 40, 3, padding=1), nn.ReLU()).eval(), torch.randn(1, 32, 14, 14)
+    nodes = [onnx.helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1] * 4), onnx.helper.make_node("Relu", ["c"], ["y"])]
+    constants = {"w": 0.1 * normal(40, 32, 3, 3), "b": normal(40)}
+    model, x = model_of(nodes, {"x": (1, 32, 14, 14)}, ["y"], constants), normal(1, 32, 14, 14)
+    (expected,) = run_on(model, x)
     target = resolve(None)
     rule = candidates(SHAPE, vector_unit(target))[0]
     chosen = points(SHAPE, vector_unit(target))[1::4]
@@ -70,9 +73,9 @@ def test_every_point_computes_the_same(tmp_path: Path) -> None:
         folder.mkdir()
         for each, seconds in ((rule, 1.0), (algorithm, 0.1)):
             append_conv(folder, ConvRecord(SHAPE, (), each, describe(target), (seconds,)))
-        compiled = lowering.compile(model, x, database=folder)
+        compiled = lowering.compile(model, database=folder)
         assert str(algorithm) in {kernel.algorithm for kernel in compiled.kernels}
-        np.testing.assert_allclose(compiled.run(x)[0], model(x).detach().numpy(), **FLOAT32)
+        np.testing.assert_allclose(compiled.run(x)[0], expected, **FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -108,22 +111,22 @@ def test_convs_are_measured_once_and_counted_towards_the_trials(tmp_path: Path) 
 
 @pytest.mark.slow
 def test_ops_without_a_recipe_are_tuned_by_metaschedule_and_compiled_from_records(tmp_path: Path) -> None:
-    model, x = nn.MaxPool2d(3, 2, 1).eval(), torch.randn(1, 16, 32, 24)
-    result = lowering.tune(model, x, trials=6, database=tmp_path, progress=False)
+    pool = onnx.helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    model, x = model_of([pool], {"x": (1, 16, 32, 24)}, ["y"]), normal(1, 16, 32, 24)
+    result = lowering.tune(model, trials=6, database=tmp_path, progress=False)
     assert result.total >= 6
     assert (tmp_path / SCHEDULES).read_bytes().count(b"\n") == result.total
-    np.testing.assert_allclose(lowering.compile(model, x, database=tmp_path).run(x)[0], model(x).detach().numpy(), **FLOAT32)
-    assert lowering.tune(model, x, trials=6, database=tmp_path, progress=False).measured == 0
+    np.testing.assert_allclose(lowering.compile(model, database=tmp_path).run(x)[0], run_on(model, x)[0], **FLOAT32)
+    assert lowering.tune(model, trials=6, database=tmp_path, progress=False).measured == 0
 
 
 def test_nothing_starts_where_nothing_is_left_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = nn.Conv2d(3, 8, 3).eval(), torch.zeros(1, 3, 8, 7)
     words = {"trials": 1, "database": tmp_path, "repeat": 2, "number": 3, "timeout": 4.0, "progress": False}
     started = []
     monkeypatch.setattr(tuning, "measuring", lambda *asked: started.append(asked))
     monkeypatch.setattr(tuning, "_measure", lambda *_: (1e-3,))
-    assert lowering.tune(model, x, **words).measured == 1
-    assert lowering.tune(model, x, **words).measured == 0
+    assert lowering.tune(onnx_net(), **words).measured == 1
+    assert lowering.tune(onnx_net(), **words).measured == 0
     assert started == [(3, 2, 4.0)]
 
 

@@ -22,9 +22,9 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_two_epochs_learn_something_and_the_file_fits_the_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_learns_something_and_the_file_fits_the_net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "digits.safetensors"
-    monkeypatch.setattr("sys.argv", ["train_digits.py", "--epochs", "2", "-o", str(output)])
+    monkeypatch.setattr("sys.argv", ["train_digits.py", "--epochs", "1", "-o", str(output)])
     train_digits.main()
     digits_repvgg(pretrained=False).load_state_dict(load_file(output))
     with safe_open(output, "pt") as file:
