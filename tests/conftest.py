@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.fx.config
 from hypothesis import HealthCheck, settings
 from threadpoolctl import threadpool_limits
 
@@ -19,6 +20,8 @@ if importlib.util.find_spec("beartype") is not None:
     importlib.import_module("tests.support.typechecker").install(rooms)
 
 quick_decompositions.install()
+# that each node says where in the code of its model it is from takes a sixth of an export; nothing here reads it
+torch.fx.config.do_not_emit_stack_traces = True
 
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", parent=settings.get_profile("local"), derandomize=True)
