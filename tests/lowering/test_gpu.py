@@ -1,11 +1,15 @@
 """CUDA compiles here to machine code, every kernel bound to threads and none left for the host, within launch limits."""
 
 import copy
+import functools
+import itertools
 import math
 import re
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +19,25 @@ import tvm
 import tvm_ffi
 from torch import nn
 from tvm import te
+from tvm.ir import CallingConv
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 from tvm.support import nvcc
 
 from reparam_compiler import fuse, lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import backend_for
+from reparam_compiler.lowering.build import build
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import gpu_conv
 from reparam_compiler.lowering.gpu.schedules import schedule_gpu, unbound
 from reparam_compiler.lowering.gpu.tensor_cores import tensor_conv
-from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, GpuTile
-from reparam_compiler.lowering.importing.importer import to_relax
-from reparam_compiler.lowering.runtime.executable import LIBRARY
+from reparam_compiler.lowering.gpu.tiles import CHIPS, FLOAT32_TILES, TENSOR_TILES, GpuTile, choose_gpu_tile
+from reparam_compiler.lowering.gpu.winograd import choose_gpu_winograd, winograd_gemm
+from reparam_compiler.lowering.importing.importer import Imported, to_relax
+from reparam_compiler.lowering.runtime.executable import LIBRARY, Executable
 from reparam_compiler.lowering.target import resolve
-from reparam_compiler.zoo import REPVGG, randomise_batch_norm
+from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm
+from reparam_compiler.zoo.repvgg import place_layers
 from tests.support.lowered import lower
 from tests.support.small_models import Together
 
@@ -42,20 +50,57 @@ MOST_BLOCKS = {"blockIdx.x": 2**31 - 1, "blockIdx.y": 65535, "blockIdx.z": 65535
 
 
 def launches(module: Any, target: Any) -> dict[str, dict[str, int]]:
-    """Of each kernel: its extent along every axis, `dynamic` and `static` bytes of shared memory."""
-    found: dict[str, dict[str, int]] = {}
-    static: dict[str, int] = {}
+    """Of each kernel of scheduled functions, as `launches_of` gives it."""
+    parts: dict[str, Any] = {}
     for name, func in prim_funcs(module).items():
         one = tvm.IRModule({name: func.with_attr("global_symbol", name)})
         one = tvm.tirx.transform.BindTarget(target.with_host(tvm.target.Target("llvm")))(one)
-        for variable, part in default_s_tir_pipeline()[0](one).functions_items():
-            text = part.script()
-            for kernel, numbers, axes in re.findall(r'call_ffi_kernel\("(\w+)",(.*), launch_params=\[(.*)\], ret', text):
-                names = re.findall(r'"([\w.]+)"', axes)
-                sizes = [int(size) for size in re.findall(r"(?:, | |\()(\d+)\)?(?=,|$)", numbers)][-len(names) :]
-                found[kernel] = dict(zip(names, sizes, strict=True))
-            static[str(variable.name_hint)] = sum(static_bytes(part))
+        parts |= prim_funcs(default_s_tir_pipeline()[0](one))
+    return launches_of(parts)
+
+
+def launches_of(parts: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Of each kernel: its extent along every axis, `dynamic` and `static` bytes of shared memory; from host and device code."""
+    found: dict[str, dict[str, int]] = {}
+    static: dict[str, int] = {}
+    for name, part in parts.items():
+        if int(part.attrs.get("calling_conv", 0)) == CallingConv.DEVICE_KERNEL_LAUNCH:
+            static[name] = sum(static_bytes(part))
+            continue
+        for kernel, numbers, axes in re.findall(r'call_ffi_kernel\("(\w+)",(.*), launch_params=\[(.*)\], ret', part.script()):
+            names = re.findall(r'"([\w.]+)"', axes)
+            sizes = [int(size) for size in re.findall(r"(?:, | |\()(\d+)\)?(?=,|$)", numbers)][-len(names) :]
+            found[kernel] = dict(zip(names, sizes, strict=True))
     return {kernel: {**sizes, "static": static[kernel]} for kernel, sizes in found.items()}
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one compilation gave, and what it was made of on the way."""
+
+    executable: Executable
+    lowered: Any
+    launches: dict[str, dict[str, int]]
+
+
+def built(imported: Imported, target: Any, monkeypatch: pytest.MonkeyPatch) -> Built:
+    kind, modules, parts = type(backend_for(target)), [], []
+    tir_build = sys.modules[tvm.tirx.build.__module__]  # whose name its function has
+    lower_as_ever, split_as_ever = kind.lower, tir_build.split_host_device_mods
+
+    def kept(backend: Any, module: Any, **options: Any) -> Any:
+        modules.append(lower_as_ever(backend, module, **options))
+        return modules[-1]
+
+    def noted(module: Any) -> Any:
+        parts.append(prim_funcs(module))
+        return split_as_ever(module)
+
+    monkeypatch.setattr(kind, "lower", kept)
+    monkeypatch.setattr(tir_build, "split_host_device_mods", noted)
+    executable = build(imported, target)
+    (lowered,) = modules
+    return Built(executable, lowered, launches_of(parts[-1]))  # the others fold constants
 
 
 def static_bytes(func: Any) -> list[int]:
@@ -91,69 +136,107 @@ def prim_funcs(module: Any) -> dict[str, Any]:
     return {str(v.name_hint): f for v, f in module.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
 
 
-@pytest.mark.parametrize(("dtype", "arch"), [(torch.float32, "sm_80"), (torch.float16, "sm_90")])
-def test_every_kernel_is_bound_to_threads_and_built_for_the_device(dtype: torch.dtype, arch: str, tmp_path: Path) -> None:
-    target, model, x = resolve(f"cuda -arch={arch}"), net().to(dtype), torch.zeros(1, 3, 16, 12, dtype=dtype)
-    with target:
-        module = lower(to_relax(model, x).module, target)
-    kernels = prim_funcs(module)
-    assert len(kernels) >= 5
-    assert unbound(module) == []
-    launched = launches(module, target)
-    assert {name for name in kernels if not any(kernel.startswith(f"{name}_kernel") for kernel in launched)} == set()
-    for launch in launched.values():
-        assert_within_limits(launch)
+CONFIGURATIONS = [
+    (1, torch.float32, "sm_80"),
+    (1, torch.float16, "sm_90"),
+    (128, torch.float32, "sm_90"),
+    (128, torch.float16, "sm_80"),
+]
+"""Each two of batch, dtype and architecture meet once."""
+LAYERS = {
+    "small ones of many kinds": (net(), (3, 16, 12)),
+    "by Winograd in float32": (nn.Sequential(nn.Conv2d(96, 96, 3, padding=1), nn.ReLU()), (96, 28, 28)),
+    "in pieces at batch 1": (nn.Sequential(nn.Conv2d(1024, 32, 1), nn.ReLU()), (1024, 7, 7)),
+    "in pieces at batch 128 in float32": (nn.Linear(1280, 1000), (1280,)),
+}
+"""Each kind of kernel, as small as it comes: nvcc takes seconds for a layer of a real net."""
 
-    compiled = lowering.compile(model, x, target=f"cuda -arch={arch}")
-    device = [part for part in imports(compiled._library.mod) if part.kind == "cuda"]
+
+@pytest.mark.parametrize(("batch", "dtype", "arch"), CONFIGURATIONS)
+def test_every_kernel_is_bound_to_threads_and_built_for_the_device(
+    batch: int, dtype: torch.dtype, arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = resolve(f"cuda -arch={arch}")
+    model = Together(copy.deepcopy(layer).to(dtype) for layer, _ in LAYERS.values()).eval()
+    inputs = tuple(torch.zeros(batch, *size, dtype=dtype) for _, size in LAYERS.values())
+    found = built(to_relax(model, inputs), target, monkeypatch)
+    kernels = prim_funcs(found.lowered)
+    assert len(kernels) >= 5 + len(LAYERS)
+    assert unbound(found.lowered) == []
+    assert {name for name in kernels if not any(kernel.startswith(f"{name}_kernel") for kernel in found.launches)} == set()
+    for launch in found.launches.values():
+        assert_within_limits(launch)
+    algorithms = " ".join(kernel.algorithm for kernel in found.executable.kernels)
+    assert ("winograd" in algorithms) == (dtype == torch.float32)
+    assert ("pieces" in algorithms) == (batch == 1 or dtype == torch.float32)
+
+    device = [part for part in imports(found.executable._library.mod) if part.kind == "cuda"]
     assert len(device) == 1
-    built = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\(", device[0].inspect_source()))
-    assert built == set(launched)
+    written = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\(", device[0].inspect_source()))
+    assert written == set(found.launches)
 
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc: the library holds CUDA source, as the log says")
-    compiled.save(tmp_path / "module.tar")
+    found.executable.save(tmp_path / "module.tar")
     with tarfile.open(tmp_path / "module.tar") as archive:
         library = archive.extractfile(LIBRARY).read()
     assert FATBIN_MAGIC in library
     assert arch.encode() in library
 
 
-@pytest.fixture(scope="module")
+A0 = Architecture.scaled("A", 0.75, 2.5)
+
+
+@functools.cache
 def fused_a0() -> nn.Module:
-    return fuse(randomise_batch_norm(REPVGG["A0"]()).eval(), verify=False)
+    """RepVGG-A0 without the layers that repeat the second of their stage: they have its kernels."""
+    short = replace(A0, layers=tuple(min(2, count) for count in A0.layers))
+    return fuse(randomise_batch_norm(RepVGG(short)).eval(), verify=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("batch", [1, 128])
+@pytest.mark.parametrize(("batch", "dtype", "arch"), CONFIGURATIONS)
 def test_whole_net_compiles_within_launch_limits(
-    batch: int, dtype: torch.dtype, arch: str, fused_a0: nn.Module, monkeypatch: pytest.MonkeyPatch
+    batch: int, dtype: torch.dtype, arch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there is nvcc, it compiles half of the eight, so that each two of dtype, batch and architecture meet once.
-
-    It takes half a minute for the unrolled kernels of float32; of the others the CUDA source is written.
-    """
-    model = copy.deepcopy(fused_a0).to(dtype)
-    x, target = torch.zeros(batch, 3, 224, 224, dtype=dtype), resolve(f"cuda -arch={arch}")
-    if ((batch == 1) + (dtype == torch.float32) + (arch == "sm_90")) % 2:
-        monkeypatch.setattr(nvcc, "_compile_cuda_nvcc", lambda *arguments, **named: bytearray(1))
-    kind, lowered = type(backend_for(target)), []
-    lower_as_ever = kind.lower
-
-    def kept(backend: Any, module: Any, **options: Any) -> Any:
-        lowered.append(lower_as_ever(backend, module, **options))
-        return lowered[-1]
-
-    monkeypatch.setattr(kind, "lower", kept)
-    compiled = lowering.compile(model, x, target=target)
-    (module,) = lowered
-    for launch in launches(module, target).values():
+    """As far as its CUDA source, which nvcc takes half a minute for: it compiles each kind of kernel in the test above."""
+    x = torch.zeros(batch, 3, 224, 224, dtype=dtype)
+    monkeypatch.setattr(nvcc, "_compile_cuda_nvcc", lambda *arguments, **named: bytearray(1))
+    found = built(to_relax(copy.deepcopy(fused_a0()).to(dtype), x), resolve(f"cuda -arch={arch}"), monkeypatch)
+    for launch in found.launches.values():
         assert_within_limits(launch)
-    algorithms = [kernel.algorithm for kernel in compiled.kernels]
+    algorithms = [kernel.algorithm for kernel in found.executable.kernels]
     on_tensor_cores = [name for name in algorithms if "tensor cores" in name]
     assert len(on_tensor_cores) == (8 + (batch > 1) if dtype == torch.float16 else 0)
+
+
+@pytest.mark.parametrize("arch", CHIPS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("batch", [1, 128])
+def test_every_layer_of_the_net_fits_the_grid_on_every_chip(batch: int, dtype: str, arch: str) -> None:
+    """By the tile that it takes; what a tile launches, the tests below say."""
+    chip, side = CHIPS[arch], 224
+    for site in itertools.chain.from_iterable(place_layers(A0)):
+        strides = (site.stride, site.stride)
+        shape = ConvShape(
+            batch, side, side, site.in_channels, site.out_channels, (3, 3), strides, padding=(1, 1, 1, 1), dtype=dtype
+        )
+        side = shape.out_height
+        for gemm in (shape, *(winograd_gemm(shape, form) for form in choose_gpu_winograd(shape, chip))):
+            tile = choose_gpu_tile(gemm, chip, tensor_cores=dtype == "float16")
+            for axis, extent in grid(gemm, tile).items():
+                assert 1 <= extent <= MOST_BLOCKS[axis]
+    assert side == 7
+
+
+def grid(shape: ConvShape, tile: GpuTile) -> dict[str, int]:
+    """The blocks that an implicit GEMM launches along each axis."""
+    rows, columns, _ = tile.padded(shape)
+    return {
+        "blockIdx.x": rows // tile.rows,
+        "blockIdx.y": columns // tile.columns,
+        "blockIdx.z": tile.pieces * shape.groups,
+    }
 
 
 @pytest.mark.parametrize("tile", FLOAT32_TILES, ids=str)
@@ -162,6 +245,7 @@ def test_float32_tile_stays_within_launch_limits(tile: GpuTile) -> None:
     (launch,) = launches(tvm.IRModule({"conv": gpu_conv(shape, tile, BIAS_RELU)}), target).values()
     assert launch["threadIdx.x"] == tile.workers
     assert launch["static"] >= 4 * tile.depth * (tile.rows + tile.columns)
+    assert {axis: launch[axis] for axis in MOST_BLOCKS} == grid(shape, tile)
     assert_within_limits(launch)
 
 
@@ -174,6 +258,7 @@ def test_tensor_core_tile_multiplies_fragments_within_launch_limits(tile: GpuTil
     (launch,) = launches(module, resolve("cuda")).values()
     assert launch["threadIdx.x"] * launch["threadIdx.y"] == 32 * tile.workers
     assert launch["tirx.use_dyn_shared_memory"] >= 2 * 2 * tile.depth * (tile.rows + tile.columns)  # two steps of float16
+    assert {axis: launch[axis] for axis in MOST_BLOCKS} == grid(shape, tile)
     assert_within_limits(launch)
 
 
