@@ -16,10 +16,13 @@ from tvm.relax.backend.cpu_generic import pipeline as cpu_pipeline
 
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 
+TARGET = {"kind": "llvm", "opt-level": 0}
+"""Unoptimised: LLVM takes longer to optimise unrolled loops than they take to run."""
+
 
 def run_serially(func: Any, *inputs: np.ndarray, out: tuple[tuple[int, ...], str]) -> np.ndarray:
     """What a scheduled PrimFunc writes into its last buffer, of shape and dtype `out`."""
-    built = tvm.compile(serial(func).with_attr("global_symbol", "main"), target={"kind": "llvm"})
+    built = tvm.compile(serial(func).with_attr("global_symbol", "main"), target=TARGET)
     result = tvm.runtime.tensor(np.full(out[0], np.nan, out[1]))
     built["main"](*(tvm.runtime.tensor(np.ascontiguousarray(array)) for array in inputs), result)
     return result.numpy()
@@ -41,7 +44,7 @@ def run_net_serially(module: Any, *inputs: np.ndarray) -> list[np.ndarray]:
     for variable, func in module.functions_items():
         if isinstance(func, tirx.PrimFunc):
             module.update_func(variable, serial(func))
-    target = tvm.target.Target({"kind": "llvm"})
+    target = tvm.target.Target(TARGET)
     passes = Sequential(cpu_pipeline.dataflow_lower_passes(target) + cpu_pipeline.finalize_passes(target))
     with filter_stderr():
         machine = relax.VirtualMachine(tvm.compile(module, target=target, relax_pipeline=passes), tvm.cpu())
