@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 pytest.importorskip("tvm")
+
+import tvm
 
 from reparam_compiler.lowering import compile
 from reparam_compiler.lowering.cpu.kernels import convs_to_kernels
@@ -87,6 +90,24 @@ def test_passes_rewrite_as_the_goldens_say(name: str) -> None:
     if os.environ.get("UPDATE_GOLDENS"):
         golden.write_text(found)
     assert golden.read_text() == found
+
+
+class Norms(nn.Module):
+    """A batch norm behind a conv and one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.behind, self.alone = nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.behind(self.conv(x)), self.alone(x).relu()
+
+
+def test_batch_norms_are_folded_without_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TVM would compile a function for each constant that is left to it: a second for each dozen."""
+    module = to_relax(Norms().eval(), torch.zeros(1, 3, 9, 7)).module
+    monkeypatch.setattr(sys.modules[tvm.tirx.build.__module__], "split_host_device_mods", lambda _: pytest.fail("compiled"))
+    assert "sqrt" not in text(simplify(module))
 
 
 BETWEEN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -33,6 +33,21 @@ FOLDABLE: dict[str, Callable[..., Any]] = {
 }
 
 
+def _reshaped(array: Any, call: Any) -> Any:
+    sizes = call.args[1].values if isinstance(call.args[1], relax.ShapeExpr) else None
+    if sizes is None or not all(isinstance(n, tirx.IntImm) for n in sizes):
+        return None
+    return array.reshape([int(n) for n in sizes])
+
+
+MOVES: dict[str, Callable[[Any, Any], Any]] = {
+    TRANSPOSE: lambda x, call: np.transpose(x, None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes]),
+    "relax.expand_dims": lambda x, call: np.expand_dims(x, tuple(int(axis) for axis in call.attrs.axis)),
+    "relax.reshape": _reshaped,
+}
+"""What moves a constant, of its array and the call; None where a size is not known."""
+
+
 def simplify(module: Any) -> Any:
     """Decompose what inference does not need, fold batch norms into convs and constants into constants."""
     folding = [relax.transform.FoldBatchnormToConv2D()] if _is_single(module) else []
@@ -91,15 +106,9 @@ class _FoldInNumpy(PyExprMutator):  # type: ignore[misc, unused-ignore]
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
         name = op_name(call)
-        if name in {TRANSPOSE, "relax.reshape", "relax.expand_dims"}:
-            array, folded = self._array(call.args[0]), None
-            if array is not None and name == "relax.expand_dims":
-                folded = np.expand_dims(array, [int(axis) for axis in call.attrs.axis])
-            elif array is not None and name == TRANSPOSE:
-                folded = np.transpose(array, None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes])
-            elif array is not None and isinstance(call.args[1], relax.ShapeExpr):
-                sizes = list(call.args[1].values)
-                folded = array.reshape([int(n) for n in sizes]) if all(isinstance(n, tirx.IntImm) for n in sizes) else None
+        if name in MOVES:
+            array = self._array(call.args[0])
+            folded = None if array is None else MOVES[name](array, call)
         else:
             arrays = [self._array(arg) for arg in call.args] if name in FOLDABLE else [None]
             real = all(array is not None and array.dtype.kind == "f" for array in arrays)
@@ -108,4 +117,6 @@ class _FoldInNumpy(PyExprMutator):  # type: ignore[misc, unused-ignore]
 
     def _array(self, operand: Any) -> Any:
         bound = self.builder_.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
+        if isinstance(bound, tirx.FloatImm):  # the epsilon that FoldBatchnormToConv2D adds to a variance
+            return np.asarray(bound.value, str(bound.ty.dtype))
         return bound.value.numpy() if isinstance(bound, GenericConst) else None
