@@ -28,9 +28,9 @@ for name in ("torch", "onnx", "onnxruntime", "networkx", "jaxtyping", "rich", "t
     sys.modules[name] = None
 import numpy as np
 import reparam_compiler
-compiled = reparam_compiler.load(sys.argv[1])
-inputs = np.load(sys.argv[2])
-np.savez(sys.argv[3], *compiled.run(**inputs))
+inputs = np.load(sys.argv[1])
+for path in sys.argv[2:]:
+    np.savez(path + ".npz", *reparam_compiler.load(path).run(**inputs))
 """
 
 
@@ -146,16 +146,27 @@ def test_linking_says_which_compiler_is_missing(compiled: lowering.Executable, s
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.tar"]
 
 
+@pytest.fixture(scope="module")
+def torch_free(compiled: lowering.Executable, saved: Path, library: Path) -> "subprocess.CompletedProcess[str]":
+    """A process without torch or onnx that runs both artifacts on the same input, and writes what each gives beside it."""
+    inputs = saved.with_name("in.npz")
+    np.savez(inputs, **{compiled.inputs[0].name: filled(compiled.inputs[0], "random")})
+    command = [sys.executable, "-c", TORCH_FREE, str(inputs), str(saved), str(library)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("form", ["saved", "library"])
 def test_loads_and_runs_without_torch_or_onnx_and_without_noise(
-    compiled: lowering.Executable, tmp_path: Path, array: np.ndarray, form: str, request: pytest.FixtureRequest
+    compiled: lowering.Executable,
+    torch_free: "subprocess.CompletedProcess[str]",
+    array: np.ndarray,
+    form: str,
+    request: pytest.FixtureRequest,
 ) -> None:
-    np.savez(tmp_path / "in.npz", **{compiled.inputs[0].name: array})
-    arguments = [str(request.getfixturevalue(form)), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
-    done = subprocess.run([sys.executable, "-c", TORCH_FREE, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npz")["arr_0"], compiled.run(array)[0])
+    assert torch_free.returncode == 0, torch_free.stderr
+    assert torch_free.stderr == ""
+    found = np.load(f"{request.getfixturevalue(form)}.npz")["arr_0"]
+    np.testing.assert_array_equal(found, compiled.run(array)[0])
 
 
 def test_inputs_by_name_and_torch_tensors_are_taken(compiled: lowering.Executable, array: np.ndarray) -> None:
