@@ -99,8 +99,14 @@ def run(shape: ConvShape, algorithm: Winograd, epilogue: str) -> tuple[np.ndarra
     return out.numpy(), y
 
 
-@pytest.mark.parametrize("m", [2, 4])
-@pytest.mark.parametrize("name", SHAPES)
+MEETING_4 = (
+    "a stage of RepVGG", "widths that no vector divides", "unequal pads", "four groups, ragged", "unequal dilations, batch 2",
+    "stride 2", "unequal strides", "5x5", "1x3", "one pixel",
+)  # fmt: skip
+"""What the outputs of a tile meet: ragged images and widths, pads, strides, dilations, kernels. These make up the others."""
+
+
+@pytest.mark.parametrize(("m", "name"), [*((2, name) for name in SHAPES), *((4, name) for name in MEETING_4)])
 def test_kernel_computes_the_conv(name: str, m: int) -> None:
     shape = SHAPES[name]
     algorithm = Winograd(outputs_of(shape, m), Tile(4, 16, unroll_of(shape.group_in, 4)))
