@@ -18,6 +18,7 @@ from onnx import ModelProto, NodeProto
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.node_runner import FAILURES, run_arrays
+from reparam_compiler.frontends.onnx.shapes.sizes import SMALL
 from reparam_compiler.frontends.onnx.tensors import Constant
 from reparam_compiler.ir.graph import Dim, TensorType
 from reparam_compiler.ir.ops import Facts
@@ -47,6 +48,7 @@ class SampledShapes:
     _open: set[str] = field(default_factory=set)
     _symbols: dict[str, int] = field(default_factory=dict)
     _sampled: dict[str, list[np.ndarray] | None] = field(default_factory=dict)
+    _held: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
 
     def __contains__(self, name: str) -> bool:
         return name in self._nodes
@@ -114,6 +116,11 @@ class SampledShapes:
         # what is part of a discontinuous value is computed in the model's own dtypes
         jumps = any(Facts.DISCONTINUOUS in onnx_facts(node.op_type) and self._is_floating(node.input[0]) for node in chain)
         for node in chain:
+            names = [output for output in node.output if output]
+            held = {output: self._held[output, jumps] for output in names if (output, jumps) in self._held}
+            if len(held) == len(names):
+                values.update(held)
+                continue
             try:
                 outputs = self._run(node, values, sizes or {}, own=jumps)
             except FAILURES as error:
@@ -121,8 +128,14 @@ class SampledShapes:
                     f"{node.name or node.op_type} ({node.op_type}) depends on constants alone, but cannot be evaluated: "
                     f"{error}; fold it before, with onnxruntime"
                 ) from error
-            values.update(zip(filter(None, node.output), map(_wide, outputs), strict=False))
+            found = dict(zip(names, map(_wide, outputs), strict=False))
+            values.update(found)
+            self._held.update({(output, jumps): value for output, value in found.items() if self._is_held(output, value)})
         return values[name]
+
+    def _is_held(self, name: str, value: np.ndarray) -> bool:
+        """Whether a value is kept: a few whole numbers, which all that is computed with them asks for again."""
+        return name not in self._open and self.dtype_of(name) in ("i64", "i32") and value.size <= SMALL
 
     def _run(
         self, node: NodeProto, values: Mapping[str, np.ndarray], sizes: Mapping[str, int], *, own: bool = False
