@@ -10,7 +10,6 @@ Source: scikit-learn, `load_digits` (the test part of the UCI set "Optical Recog
 """
 
 import hashlib
-import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -73,10 +72,12 @@ def digits_split() -> DigitsSplit:
     Returns:
         The same object at every call.
     """
-    rows = _rows()
-    small = torch.from_numpy(rows[:, :-1].reshape(-1, 1, 8, 8)).float() / 16
+    from sklearn.datasets import load_digits  # here: importing the zoo must not load it
+
+    data = load_digits()
+    small = torch.from_numpy(data.images).float().unsqueeze(1) / 16
     images = torch.nn.functional.interpolate(small, size=(SIZE, SIZE), mode="bilinear", align_corners=False).numpy()
-    labels = rows[:, -1].astype(np.int64)
+    labels = data.target.astype(np.int64)
     # RandomState rather than default_rng: numpy promises that its stream never changes.
     order = np.random.RandomState(SPLIT_SEED).permutation(len(labels))
     held_out = round(len(labels) * TEST_SHARE)
@@ -85,12 +86,6 @@ def digits_split() -> DigitsSplit:
     for part in parts:
         part.flags.writeable = False
     return DigitsSplit(*parts, fingerprint=hashlib.sha256(test.astype("<i8").tobytes()).hexdigest())
-
-
-def _rows() -> npt.NDArray[np.float64]:
-    """What `load_digits` reads, 64 pixels and a label in each row: the file alone, for importing scikit-learn takes seconds."""
-    file = importlib.metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    return np.loadtxt(str(file), delimiter=",")
 
 
 def calibration_images(n: int = 256) -> Images:

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 
 from reparam_compiler.zoo import accuracy, calibration_images, digits_repvgg, digits_split
-from reparam_compiler.zoo.digits import SPLIT_SEED, WEIGHTS, Images
+from reparam_compiler.zoo.digits import WEIGHTS, Images
 
 LIMIT_MB = 2.5
 
@@ -50,17 +50,6 @@ def test_the_parts_have_the_stated_shapes_and_do_not_overlap() -> None:
         assert set(labels.tolist()) == set(range(10))
     everything = np.concatenate([split.train_images, split.test_images])
     assert len(np.unique(everything.reshape(len(everything), -1), axis=0)) == 1797  # no two images are alike
-
-
-def test_they_are_the_digits_of_scikit_learn() -> None:
-    from sklearn.datasets import load_digits
-
-    split, whole = digits_split(), load_digits()
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(whole.target))
-    np.testing.assert_array_equal(np.concatenate([split.test_labels, split.train_labels]), whole.target[order])
-    small = torch.from_numpy(whole.images[order]).float().unsqueeze(1) / 16
-    large = torch.nn.functional.interpolate(small, size=(16, 16), mode="bilinear").numpy()
-    np.testing.assert_array_equal(np.concatenate([split.test_images, split.train_images]), large)
 
 
 def test_the_split_can_not_be_changed_by_its_readers() -> None:

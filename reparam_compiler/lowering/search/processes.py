@@ -1,6 +1,6 @@
-"""The process of a search: it measures every kernel, and builds those of MetaSchedule.
+"""The processes of a search: one measures every kernel, some build those of MetaSchedule.
 
-It takes seconds to start, for it imports TVM, so it starts for the first kernel that it is to have, and stays to the end.
+Each takes seconds to start, for it imports TVM, so it starts for the first kernel that it is to have, and stays.
 """
 
 import contextlib
@@ -13,9 +13,13 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule
 from tvm.s_tir.meta_schedule.builder import BuilderResult
 from tvm.s_tir.meta_schedule.builder.local_builder import default_build, default_export
-from tvm.support.popen_pool import StatusKind
+from tvm.support.popen_pool import PopenPoolExecutor, StatusKind
 
 INTRINSICS = "tvm.s_tir.tensor_intrin"
+BUILD_TIMEOUT = 30.0
+"""Seconds that a candidate may take to build, as TVM has it."""
+BUILDS = 64
+"""Candidates that a process builds before another takes its place: TVM says that it loses memory with each."""
 
 
 def measuring(number: int, repeat: int, timeout: float) -> Any:
@@ -26,11 +30,11 @@ def measuring(number: int, repeat: int, timeout: float) -> Any:
 
 @derived_object
 class Building(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
-    """MetaSchedule's builder, in the runner's process: its own starts one more for each core and each round of candidates."""
+    """MetaSchedule's builder, in a process for each core that stays: its own starts them anew for each round of candidates."""
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.pool = runner.pool
+        self.pool = PopenPoolExecutor(timeout=BUILD_TIMEOUT, initializer=skip_intrinsics, maximum_process_uses=BUILDS)
 
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
         """The library of each candidate, or why there is none."""
@@ -41,6 +45,10 @@ class Building(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
             else BuilderResult(None, f"{type(found.value).__name__}: {found.value}")
             for found in self.pool.map_with_error_catching(_built, given)
         ]
+
+    def close(self) -> None:
+        """Ends its processes."""
+        self.pool.shutdown()
 
 
 def _built(given: tuple[Any, Any]) -> str:

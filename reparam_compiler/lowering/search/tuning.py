@@ -186,7 +186,8 @@ def _tune_rest(search: Search, module: Any, trials: int, runner: Runner, advance
     before = len(store)
     advance(min(before, max(0, trials)))
     if functions and trials - before > 0:
-        with _filter_logging(), tempfile.TemporaryDirectory(prefix="reparam-") as work:
+        temporary = tempfile.TemporaryDirectory(prefix="reparam-")
+        with _filter_logging(), temporary as work, contextlib.closing(Building()) as builder:
             contexts = [
                 meta_schedule.TuneContext(
                     tvm.IRModule({"main": func.with_attr("global_symbol", "main")}),
@@ -205,7 +206,7 @@ def _tune_rest(search: Search, module: Any, trials: int, runner: Runner, advance
                 work_dir=work,
                 max_trials_global=trials - before,
                 num_trials_per_iter=max(1, min(BATCH, (trials - before) // len(contexts))),
-                builder=Building(runner()),
+                builder=builder,
                 runner=runner(),
                 database=store,
             )
