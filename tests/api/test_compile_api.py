@@ -54,7 +54,7 @@ def convs(compiled: Executable) -> int:
     return sum(kernel.name.startswith("conv_") for kernel in compiled.kernels)
 
 
-@pytest.mark.parametrize("kind", ["module", "graph module", "exported", "onnx"])
+@pytest.mark.parametrize("kind", ["module", "graph module", "exported", "path", "proto"])
 def test_every_kind_is_fused_and_computes_the_same(model: nn.Module, kind: str, tmp_path: Path) -> None:
     x = torch.randn(1, 6, 7, 5)
     native: Any = model
@@ -62,12 +62,12 @@ def test_every_kind_is_fused_and_computes_the_same(model: nn.Module, kind: str, 
         native = torch.fx.symbolic_trace(model)
     elif kind == "exported":
         native = torch.export.export(model, (x,))
-    elif kind == "onnx":
-        pytest.importorskip("onnx")
+    elif kind in ("path", "proto"):
+        onnx, native = pytest.importorskip("onnx"), tmp_path / "m.onnx"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, of the older exporter, which leaves batch norms alone
-            torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=False, training=torch.onnx.TrainingMode.PRESERVE)
-        native = tmp_path / "m.onnx"
+            torch.onnx.export(model, (x,), native, dynamo=False, training=torch.onnx.TrainingMode.PRESERVE)
+        native = onnx.load(native) if kind == "proto" else native
     compiled = reparam_compiler.compile(native, (x,))
     assert convs(compiled) == 1
     np.testing.assert_allclose(compiled.run(x)[0], model(x).detach().numpy(), **FLOAT32)

@@ -9,6 +9,7 @@ so does one with a reader or a coupling model that no case calls.
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,11 @@ ALONE = {
     "decomposed": frozenset({"_softmax", "_log_softmax", "_native_batch_norm_legit_no_training", "_to_copy"}),
 }
 """Rows that only these kinds of model call."""
+DECOMPOSED = (
+    *("norm", "softm", "attention", "pool", "pad", "mm(", "matmul", "@", "linear", "einsum", "glu", "chunk"),
+    *("to(", "float", "half", "bfloat16"),
+)
+"""Words of calls that torch decomposes into others; the rest is as it was exported."""
 ELSEWHERE = frozenset({"padded_conv", "gelu_tanh", "shrink_both", "space_to_depth"})
 """Rows that no call of torch's is: of our modules, of a word with an argument, and of ONNX alone."""
 
@@ -353,8 +359,7 @@ def pruned(chosen: Sequence[Case], kind: str, folder: Path) -> tuple[list[str], 
 
     They are halved where something is raised, to find what.
     """
-    model = Branches([case.body for case in chosen])
-    native = _native(model, kind, folder)
+    native = _native(tuple(case.body for case in chosen), kind, folder)
     try:
         reading = frontend_for(native).read(native, None if kind == "onnx" else (INPUT,))
         result = pipeline.prune(reading.graph, ratio=0.5, round_to=1)
@@ -377,13 +382,17 @@ def pruned(chosen: Sequence[Case], kind: str, folder: Path) -> tuple[list[str], 
     return wrong, cut, set() if kind == "onnx" else called_rows(native)
 
 
-def _native(model: nn.Module, kind: str, folder: Path) -> Any:
+def _native(bodies: tuple[Body, ...], kind: str, folder: Path) -> Any:
     if kind == "onnx":
-        return exported(model.float(), INPUT.float(), folder, dynamo=False, dynamic=False)
+        return exported(Branches(bodies).float(), INPUT.float(), folder, dynamo=False, dynamic=False)
     if kind == "fx":
-        return fx.symbolic_trace(model)
-    program = torch.export.export(model, (INPUT,))
-    return program if kind == "export" else program.run_decompositions()
+        return fx.symbolic_trace(Branches(bodies))
+    return _program(bodies) if kind == "export" else _program(bodies).run_decompositions()
+
+
+@cache
+def _program(bodies: tuple[Body, ...]) -> torch.export.ExportedProgram:
+    return torch.export.export(Branches(bodies), (INPUT,))
 
 
 def _outputs(model: Any) -> list[Tensor]:
@@ -398,6 +407,8 @@ def chosen_for(kind: str) -> list[Case]:
     """Keywords are those of FX graphs alone; functions of elements are pruned by test_rows.py."""
     bodies = MORE if kind == "onnx" else (*MORE, *TORCH_ALONE)
     more = [Case(inspect.getsource(body).strip(), "", body) for body in bodies]
+    if kind == "decomposed":
+        more = [case for case in more if any(word in case.row for word in DECOMPOSED)]
     rows = [row for row in CALLABLE if row.form not in ("pointwise", "elementwise")] if kind == "fx" else []
     placed = [case for row in rows if (case := by_place(row)) is not None]
     return [*more, *placed, *(case for row in rows for case in by_keyword(row))]

@@ -145,7 +145,8 @@ def _tensor(array: Array, dtype: torch.dtype) -> Tensor:
 def _one(node_id: NodeId, value: Activation) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    raise InvalidGraphError(f"{node_id} gives {type(value).__name__}, but a conv or linear reads it as one tensor")
+    given = "several tensors" if isinstance(value, tuple) else f"the number {value!r}"
+    raise InvalidGraphError(f"{node_id} gives {given}, but a conv or linear reads it as one")
 
 
 def _bytes(value: Activation) -> int:
