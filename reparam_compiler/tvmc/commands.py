@@ -11,6 +11,7 @@ lowered or run, 5 tvm is missing, 6 and 7 fusing failed, 1 anything else.
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import logging
@@ -73,9 +74,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "tvmc") -> int:
     return 0
 
 
-def _compile(found: argparse.Namespace) -> None:
-    from reparam_compiler import lowering as _  # noqa: F401  a missing tvm is said before anything else
+def _check_tvm() -> None:
+    """Raises TvmMissingError where it is, before a model is opened."""
+    importlib.import_module("reparam_compiler.lowering")
 
+
+def _compile(found: argparse.Namespace) -> None:
+    _check_tvm()
     output = Path(found.output)
     output_format = found.output_format
     if output_format == "so" and output.suffix == ".tar":
@@ -154,8 +159,7 @@ def _tune(found: argparse.Namespace) -> None:
             f"--tasks: found {found.tasks!r}; parts of a model cannot be tuned alone. All kernels are, the costly ones first: "
             "bound the search with --trials"
         )
-    from reparam_compiler import lowering as _  # noqa: F401  as for `_compile`
-
+    _check_tvm()
     model = api.load(found.MODEL, found.model_format, found.input_shapes, fuse=not found.no_fuse, unsafe=found.unsafe_load)
     numbers = {name: getattr(found, name) for name in ("trials", "repeat", "number", "timeout")}
     result = api.measured(model, target_of(found), found.output, found.tuning_records, progress=not found.json, **numbers)

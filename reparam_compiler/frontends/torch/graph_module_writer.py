@@ -137,7 +137,7 @@ class GraphModuleWriter:
                 copied = deep_copy(self.model.get_submodule(str(node.target)))
                 node.target = self._free_name(f"{node.target}_whole")
                 self.model.add_submodule(node.target, copied)
-            elif node.op == "get_attr" and attribute(self.model, str(node.target)) is old:
+            elif node.op == "get_attr":
                 others = [user for user in node.users if user not in cut]
                 if others and not name:
                     name = self._free_name(f"{origin}_whole".replace(".", "_"))
