@@ -13,7 +13,8 @@ from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.torch.module_widths import plain_module, tensor_name, update_module
 from reparam_compiler.frontends.torch.native import NativeNodes, reading_calls
 from reparam_compiler.frontends.torch.padded_conv import conv_of
-from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call
+from reparam_compiler.frontends.torch.provenance import inherit, stands_for
+from reparam_compiler.frontends.torch.spellings import ComputedSizes, is_aten, update_call
 from reparam_compiler.frontends.torch.tensor_arguments import (
     call_that_reads,
     exchanged_params,
@@ -21,7 +22,7 @@ from reparam_compiler.frontends.torch.tensor_arguments import (
     takes_gradient,
 )
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
-from reparam_compiler.frontends.torch.writer import new_module
+from reparam_compiler.frontends.torch.writer import new_call, new_module
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param
 
 
@@ -69,19 +70,47 @@ class GraphModuleWriter:
         return any(trained) or not trained
 
     def _replace(self, nodes: NativeNodes, node: Node) -> fx.Node:
-        sink = nodes[node.id]
-        called = [str(nodes.call(i).target) for i in node.replaces if nodes.call(i).op == "call_module"]
-        device = self._device(node)
-        with torch.no_grad():
-            built = new_module(
-                node, lambda param: tensor_from(param, device=device, exact=self.exact), trains=self._trains(node)
-            )
-        target = self._free_name(_beside(called))
-        self.model.add_submodule(target, built)
+        """A new conv or linear: a module, or, where the model is a program's graph, a call of the operator."""
+        sink, original, x = nodes[node.id], nodes.call(stands_for(self.before, node)), nodes[node.sources[0]]
+        built = self._built(node)
         with self.model.graph.inserting_before(nodes.first_reader(self.before, node)):
-            new = self.model.graph.call_module(target, (nodes[node.sources[0]],))
+            if is_aten(original.target):
+                target = self._free_name(_beside([p.origin for i in node.replaces for p in self.before[i].params if p.origin]))
+                new = self._called(node, target, built, x, original)
+            else:
+                called = [str(nodes.call(i).target) for i in node.replaces if nodes.call(i).op == "call_module"]
+                target = self._free_name(_beside(called))
+                self.model.add_submodule(target, built)
+                new = self.model.graph.call_module(target, (x,))
+        inherit(new, original)
         new.meta.update({key: sink.meta[key] for key in ("tensor_meta", "val") if key in sink.meta})
         return new
+
+    def _built(self, node: Node) -> nn.Module:
+        """The module of a new node."""
+        device = self._device(node)
+        with torch.no_grad():
+            return new_module(
+                node, lambda param: tensor_from(param, device=device, exact=self.exact), trains=self._trains(node)
+            )
+
+    def _called(self, node: Node, target: str, built: nn.Module, x: fx.Node, original: fx.Node) -> fx.Node:
+        """A new call of an operator; its tensors stand at the path `target`, as those of a module would."""
+        holder, graph = nn.Module(), self.model.graph
+        holder.training = built.training
+        self.model.add_submodule(target, holder)
+        operands: list[fx.Node | None] = [x]
+        for role in ("weight", "bias"):
+            tensor = getattr(conv_of(built), role)
+            holder.register_parameter(role, tensor)
+            operands.append(None if tensor is None else graph.get_attr(f"{target}.{role}"))
+
+        def call(operator: Any, *args: Any) -> fx.Node:
+            made = graph.call_function(operator, args)
+            inherit(made, original, helps=True)
+            return made
+
+        return new_call(node, call, operands)
 
     def _device(self, node: Node) -> torch.device:
         """The device of what is replaced."""

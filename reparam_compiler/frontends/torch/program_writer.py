@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from reparam_compiler.core.names import common_path, free_name
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.torch.fake_values import FakeValues
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes, reading_calls
+from reparam_compiler.frontends.torch.provenance import inherit, stands_for
 from reparam_compiler.frontends.torch.spellings import ComputedSizes, update_call
 from reparam_compiler.frontends.torch.tensor_arguments import (
     call_that_reads,
@@ -64,9 +66,10 @@ class ProgramWriter:
         weight, bias = (
             self._parameter(f"{stem}.{p.role}", p) if p else None for p in (node.param("weight"), node.param("bias"))
         )
-        x = self.nodes[node.sources[0]]
+        x, original = self.nodes[node.sources[0]], self.nodes.call(stands_for(self.before, node))
         with self.graph.inserting_before(self.nodes.first_reader(self.before, node)):
-            new = new_call(node, self._call, (x, weight, bias))
+            new = new_call(node, partial(self._call, original), (x, weight, bias))
+        inherit(new, original)
         self.nodes.replace(node.id, new)
 
     def update(self, node: Node) -> None:
@@ -202,9 +205,11 @@ class ProgramWriter:
         self.new_tensors[target] = tensor if exact is None else exact
         return node
 
-    def _call(self, target: Any, *args: Any) -> fx.Node:
+    def _call(self, original: fx.Node, target: Any, *args: Any) -> fx.Node:
+        """A new call where another one stood."""
         node = self.graph.call_function(target, args)
         node.meta["val"] = self.values.of_call(node)
+        inherit(node, original, helps=True)
         return node
 
     def _stem(self, node: Node) -> str:
