@@ -6,6 +6,7 @@ proof holds: both forms are evaluated in float64. A refusal names the first node
 
 import logging
 from collections.abc import Callable, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -187,7 +188,7 @@ class _Builder:
 
     def _node(self, region: Region, interpretation: Interpretation) -> Node:
         sink, first = self.graph[region.sink], region.kernels[0].params[0]
-        op, array = _op(interpretation.kernel, last=interpretation.layout.last)
+        op, array = _op(interpretation, region)
         weight = Param.of(array, role="weight", dtype=first.dtype)
         _check_range(weight, array)
         _check_range(weight, interpretation.kernel.bias)
@@ -197,12 +198,17 @@ class _Builder:
         return replace(sink, op=op, inputs=(region.source, weight, bias if has_bias else None), replaces=ids)
 
 
-def _op(kernel: ConvKernel, *, last: bool) -> tuple[ops.Op, np.ndarray]:
-    """The op that computes a kernel, and its weight as that op has it."""
-    if last:
+def _op(interpretation: Interpretation, region: Region) -> tuple[ops.Op, np.ndarray]:
+    """The op that computes a region, and its weight as that op has it."""
+    kernel = interpretation.kernel
+    if interpretation.layout.last:
         return ops.Linear(), regroup(kernel, 1).weight
     if kernel.upsamples:
         return _transposed(kernel)
+    grows = any(isinstance(node.op, ops.ConvTranspose) for node in region.kernels) and any(n > 0 for n in kernel.margin)
+    if grows and kernel.mode == "zeros":
+        with suppress(NotFusable):  # as a conv it would multiply by its padding, which is most of what it reads
+            return _transposed(kernel)
     return ops.Conv(kernel.stride, kernel.padding, kernel.dilation, kernel.groups, kernel.mode), kernel.weight
 
 

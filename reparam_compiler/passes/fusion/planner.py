@@ -139,6 +139,8 @@ class Planner:
     def _along(self, chain: list[list[Region]]) -> Plan:
         if (quick := self._obvious(chain)) is not None:
             return quick
+        for region in (region for regions in chain for region in regions):
+            self._candidate(region)  # and so all are priced by the same sizes where these are not known
         best = [Plan(0.0)]
         for regions in chain:
             ways = [
@@ -209,11 +211,19 @@ class Planner:
         return self.cost_model.seconds(done) if self.policy == "cost" else float(done.launches)
 
     def _work(self, node: Node) -> Work:
-        """What a node does; a norm of what a conv gives does nothing, for it goes into the conv in any case."""
-        source = self.graph[node.sources[0]] if isinstance(node.op, ops.BatchNorm) else None
-        if source is not None and isinstance(source.op, ops.Weighted) and self.graph.users[source.id] == (node.id,):
+        """What a node does; a norm of what a conv gives does nothing, for it goes into the conv in any case, as a bias."""
+        if isinstance(node.op, ops.BatchNorm) and self._norm_after(self.graph[node.sources[0]]) is node:
             return NO_WORK
-        return work(node.op, node.params, sum(map(self._count, node.sources)), self._count(node.id))
+        read = sum(map(self._count, node.sources))
+        if (norm := self._norm_after(node)) is not None and node.operand("bias") is None:
+            read += norm.params[-1].count
+        return work(node.op, node.params, read, self._count(node.id))
+
+    def _norm_after(self, node: Node) -> Node | None:
+        """The norm that alone reads what a conv or linear gives."""
+        readers = self.graph.users[node.id] if isinstance(node.op, ops.Weighted) else ()
+        reader = self.graph[readers[0]] if len(readers) == 1 else None
+        return reader if reader is not None and isinstance(reader.op, ops.BatchNorm) else None
 
     def _count(self, node_id: NodeId) -> int:
         """The elements of a value."""

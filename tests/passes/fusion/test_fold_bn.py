@@ -39,6 +39,29 @@ def test_a_conv_and_its_norm_are_one_conv(
     assert [f.nodes for f in fused.report.fusions] == [("_0", "_1")]
 
 
+@settings(max_examples=settings.default.max_examples // 16)
+@given(
+    rank=st.integers(1, 3),
+    groups=st.sampled_from([1, 2]),
+    size=st.integers(1, 4),
+    cut=st.integers(0, 2),
+    stride=st.integers(1, 2),
+    extra=st.integers(0, 1),
+    bias=st.booleans(),
+)
+def test_a_transposed_conv_and_its_norm_are_one_op_of_the_same_price(
+    rank: int, groups: int, size: int, cut: int, stride: int, extra: int, bias: bool
+) -> None:
+    conv = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[rank - 1]
+    norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 1]
+    layer = conv(4, 6, size, stride, min(cut, size - 1), extra * (stride > 1), groups, bias)
+    model = randomised(nn.Sequential(layer, norm(6), nn.ReLU()))
+    fused = fuse_in_float64(model, normal(2, 4, *(5, 3, 4)[:rank]), shapes=True)
+    assert fused.error < EXACT
+    (fusion,) = fused.report.fusions
+    assert fusion.after.multiply_adds <= fusion.before.multiply_adds
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_linear_and_its_norm_are_one_linear(kind: Kind) -> None:
     model = randomised(nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)))

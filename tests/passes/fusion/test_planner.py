@@ -13,6 +13,7 @@ import reparam_compiler
 from reparam_compiler.cost.model import USUAL, CostModel
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
+from reparam_compiler.passes.fusion.fold_bn import fold_bn
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
 from reparam_compiler.passes.fusion.planner import Policy
 from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal
@@ -170,3 +171,25 @@ def test_keep_bn_leaves_a_lone_pair_as_it_is() -> None:
     graph_module = fx.symbolic_trace(Pieces(lambda m, x: torch.relu(m.norm(m.wide(x)))))
     _, report = reparam_compiler.fuse(graph_module, keep_bn=True, return_report=True)
     assert not report.fusions
+
+
+def test_a_norm_after_a_conv_folds_whatever_sizes_are_assumed() -> None:
+    """Between ops that tell nothing of sizes, and on so few positions that the bias is a quarter of what is moved."""
+    wide = nn.Sequential(nn.Conv2d(120, 480, 1, bias=False), nn.BatchNorm2d(480))
+    narrow = nn.Sequential(nn.Conv2d(4096, 4096, 1, groups=4096, bias=False), nn.BatchNorm2d(4096))
+    bytes_alone = CostModel(muls_per_second=1e30, bytes_per_second=1e9, launch_seconds=0.0)
+
+    class Permuted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = wide
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.sigmoid(self.body(x.permute(0, 3, 1, 2)))
+
+    for model, x in ((Permuted(), None), (narrow, torch.zeros(1, 4096, 1, 1))):
+        graph = graph_of(model) if x is None else graph_of(model, x)
+        for cost_model in (USUAL, bytes_alone, ARITHMETIC):
+            result = fold_bn(graph, Options(cost_model=cost_model))
+            assert len(result.fusions) == 1
+            assert not result.refusals
