@@ -41,6 +41,12 @@ LARGEST_SOURCE = 2**23
 """Elements of a source that is as long as that."""
 LARGEST_PROBE = 2**26
 """Elements of all of them, which take about two seconds: beyond, a region is not probed."""
+STRIDES = 2**26
+"""Elements that all nodes of a region compute while its stride is looked for, along all axes together."""
+_CALL = 2**12
+"""Elements that a call takes as long as, however few it has."""
+_STEPS = 8
+"""Steps of an impulse that are tried in any case."""
 _NOISE = 1e-13
 """A tap below this share of the largest is the rounding of a zero."""
 
@@ -89,7 +95,8 @@ def identify(
         raise NotFusable(f"it gives a value of shape {tuple(at_zero.shape)} for one of {(batch, channels, *sizes)}")
     bias, tolerance = _same_everywhere(at_zero, rounding)
     respond = _Responses(run, channels, sizes, at_zero, batch)
-    stride = tuple(_stride(respond, axis) for axis in range(rank))
+    steps = max(STRIDES // (len(nodes) * rank * (batch * channels * prod(sizes) + _CALL)), _STEPS)
+    stride = tuple(_stride(respond, axis, steps) for axis in range(rank))
     if most is not None and (weights := respond.weights(stride)) > most:
         raise NotFusable(f"one conv would have about {weights} weights, and be slower; policy='always' fuses it all the same")
     taps, first = respond.taps(stride)
@@ -234,18 +241,20 @@ class _Responses:
         return taps, first
 
 
-def _stride(respond: _Responses, axis: int) -> int:
-    """The least step of an impulse that moves its response by one."""
+def _stride(respond: _Responses, axis: int, steps: int) -> int:
+    """The least step of an impulse that moves its response by one; raises NotFusable where it is none of so many."""
     start, here = respond.heard
     scale = float(here.abs().max())
-    for step in range(1, respond.sizes[axis] - start[axis]):
+    room = respond.sizes[axis] - start[axis]
+    for step in range(1, min(room, steps + 1)):
         place = tuple(p + (step if a == axis else 0) for a, p in enumerate(start))
         there = respond.one(place)
         moved = torch.zeros_like(here)
         moved.narrow(axis + 1, 1, here.shape[axis + 1] - 1).copy_(here.narrow(axis + 1, 0, here.shape[axis + 1] - 1))
         if float((there - moved).abs().max()) <= TOLERANCE * scale:
             return step
-    raise NotFusable(f"its response does not move along axis {axis} as an impulse does")
+    within = f" within {steps} steps, all that are tried at this size" if steps < room - 1 else ""
+    raise NotFusable(f"its response does not move along axis {axis} as an impulse does{within}")
 
 
 def _trimmed(taps: np.ndarray, bias: np.ndarray, stride: Ints, first: Ints) -> ConvKernel:

@@ -111,3 +111,20 @@ def test_ops_without_a_rule_are_fused_with_their_block(kind: str) -> None:
 
     fused = fuse_in_float64(Pieces(forward), normal(2, 4, 6, 5), kind=kind, shapes=True)  # type: ignore[arg-type]
     assert fused.error < EXACT
+
+
+def test_the_search_for_a_stride_is_bounded_by_the_elements_that_it_computes() -> None:
+    """A waveform: an impulse in each of 22,050 places would be two minutes. One that moves soon enough is found."""
+    runs = []
+
+    def turned(x: Tensor) -> Tensor:
+        runs.append(x.shape)
+        return x.view(2, 1, 22050).flip(2)
+
+    known = TensorType("f64", (2, 1, 22050))
+    with pytest.raises(NotFusable, match=r"does not move along axis 0 as an impulse does within \d+ steps, all that are tried"):
+        identify(opaque(turned), channels=1, rank=1, known=known)
+    assert len(runs) * 2 * 22050 < probe.STRIDES
+    weight = np.random.default_rng(0).standard_normal((3, 1, 200))
+    framed = conv_node(ConvKernel(weight, np.zeros(3), (100,), (1,), ((0, 0),)))
+    assert identify(framed, channels=1, rank=1, known=known).stride == (100,)
