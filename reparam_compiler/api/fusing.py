@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
 from torch import nn
@@ -13,7 +13,8 @@ from reparam_compiler.api.report import FuseReport, WholeModel, merged, prefixed
 from reparam_compiler.api.writing import write_fused, write_fused_onnx
 from reparam_compiler.checking.written import Comparison, check_parts, check_same
 from reparam_compiler.cost.model import cost
-from reparam_compiler.frontends.base import Kind
+from reparam_compiler.frontends.base import Kind, Reading
+from reparam_compiler.frontends.torch.bodies import read_bodies
 from reparam_compiler.frontends.torch.tracing.modules import Parts, fuse_parts
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import Source, open
@@ -120,7 +121,7 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
         elif source.kind == "torch.nn" and source.trace is None:
             report = _fuse_parts(source, passes, verify=False)[1]
         else:
-            report = _report(source, source.graph, pipeline.run(source.graph, passes), None)
+            report = _FusedGraphs.of(source, passes).report(None)
     return replace(report, not_compared="nothing was written")
 
 
@@ -141,10 +142,50 @@ def _why_not_compared(source: Source, report: FuseReport, verify: bool) -> str:
     return "pass example inputs to have that done"
 
 
+@dataclass(frozen=True, slots=True)
+class _FusedGraphs:
+    """The graph of a torch model, fused, and what its calls run: bodies.
+
+    reading: what writes them all. bodies: by path what was read of each, and what became of it. left: why others stay.
+    """
+
+    source: Source
+    reading: Reading[Any]
+    result: PassResult
+    bodies: Mapping[str, tuple[Graph, PassResult]]
+    left: Sequence[str]
+
+    @classmethod
+    def of(cls, source: Source, options: Options) -> "_FusedGraphs":
+        """The graphs of an opened model, fused."""
+        bodies: dict[str, tuple[Graph, PassResult]] = {}
+
+        def fused(path: str, body: Graph) -> Graph:
+            bodies[path] = body, pipeline.run(body, options)
+            return bodies[path][1].graph
+
+        result, found = pipeline.run(source.graph, options), read_bodies(source.native)
+        return cls(source, found.fused(source.reading, fused), result, bodies, tuple(found.remarks()))
+
+    @property
+    def has_fusions(self) -> bool:
+        """Whether anything was fused."""
+        return any(result.fusions for result in (self.result, *(result for _, result in self.bodies.values())))
+
+    def report(self, comparison: Comparison | None) -> FuseReport:
+        """What was done, in the graph and in the bodies."""
+        whole = _report(self.source, self.source.graph, self.result, comparison)
+        if not self.bodies and not self.left:
+            return whole
+        parts = [prefixed(_report(self.source, *body, None), path) for path, body in self.bodies.items()]
+        return replace(merged(whole.kind, [whole, *parts], [*whole.remarks, *self.left]), whole_model=whole.whole_model)
+
+
 def _fuse_graph(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
-    result = pipeline.run(source.graph, options)
-    written, whole = write_fused(source, result.graph, inplace=inplace, verify=verify and bool(result.fusions))
-    return written, _report(source, source.graph, result, whole)
+    fused = _FusedGraphs.of(source, options)
+    check = verify and fused.has_fusions
+    written, whole = write_fused(source, fused.reading, fused.result.graph, inplace=inplace, verify=check)
+    return written, fused.report(whole)
 
 
 def _fuse_module(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:

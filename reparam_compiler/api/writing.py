@@ -17,23 +17,28 @@ from reparam_compiler.checking.written import (
     compare_fused,
     run_written,
 )
+from reparam_compiler.frontends.base import Reading
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import Source
 
 
-def write_fused(source: Source, after: Graph, *, inplace: bool, verify: bool) -> tuple[Any, Comparison | None]:
+def write_fused(
+    source: Source, reading: Reading[Any], after: Graph, *, inplace: bool, verify: bool
+) -> tuple[Any, Comparison | None]:
     """The torch model that computes a fused graph, and how the whole was compared.
+
+    reading: of the source, which writes the graphs that its calls run as well.
 
     Raises:
         VerificationError: it is off by more than rounding.
         RewriteError: what was written does not run.
     """
-    reading, inputs = source.reading, source.run_inputs
+    inputs = source.run_inputs
     if not verify or inputs is None:
         return reading.write(after, inplace=inplace or source.is_own), None
     comparison, compared = compare_fused(source.native, reading, after, inputs)
     reference = Reference.of_model(source.model, inputs, compared)
-    return _written(source, after, inputs, lambda written: check_stored(written, reference), inplace), comparison
+    return _written(source, reading, after, inputs, lambda written: check_stored(written, reference), inplace), comparison
 
 
 def write_fused_onnx(
@@ -83,12 +88,19 @@ def write_pruned(source: Source, after: Graph, *, inplace: bool, verify: bool) -
         run = run_written(written, source.model, inputs)
         return None if run is None else run.outputs
 
-    return _written(source, after, inputs, check, inplace)
+    return _written(source, reading, after, inputs, check, inplace)
 
 
-def _written(source: Source, after: Graph, inputs: Inputs, check: Callable[[Any], Outputs | None], inplace: bool) -> Any:
+def _written(
+    source: Source,
+    reading: Reading[Any],
+    after: Graph,
+    inputs: Inputs,
+    check: Callable[[Any], Outputs | None],
+    inplace: bool,
+) -> Any:
     """A torch model, written and checked; `check` gives what it computes."""
-    write = source.reading.write
+    write = reading.write
     if not inplace:
         written = write(after, inplace=source.is_own)
         check(written)

@@ -27,6 +27,11 @@ class FakeValues:
     graph: fx.Graph
     root: fx.GraphModule
 
+    @property
+    def are_known(self) -> bool:
+        """Whether the graph has any, as that of a program."""
+        return any(hasattr(node.meta.get("val"), "fake_mode") for node in self.graph.nodes)
+
     def of_parameter(self, tensor: Tensor) -> Any:
         """That of a tensor of the model."""
         return self._mode().from_tensor(tensor, static_shapes=True)

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from reparam_compiler.core.names import common_path, free_name
 from reparam_compiler.errors import RewriteError
+from reparam_compiler.frontends.torch.fake_values import FakeValues
 from reparam_compiler.frontends.torch.module_widths import plain_module, tensor_name, update_module
 from reparam_compiler.frontends.torch.native import NativeNodes, reading_calls
 from reparam_compiler.frontends.torch.padded_conv import conv_of
@@ -96,18 +97,23 @@ class GraphModuleWriter:
 
     def _called(self, node: Node, target: str, built: nn.Module, x: fx.Node, original: fx.Node) -> fx.Node:
         """A new call of an operator; its tensors stand at the path `target`, as those of a module would."""
-        holder, graph = nn.Module(), self.model.graph
+        holder, graph, values = nn.Module(), self.model.graph, FakeValues(self.model.graph, self.model)
         holder.training = built.training
         self.model.add_submodule(target, holder)
+        is_typed = hasattr(x.meta.get("val"), "fake_mode") and not self.exact
         operands: list[fx.Node | None] = [x]
         for role in ("weight", "bias"):
             tensor = getattr(conv_of(built), role)
             holder.register_parameter(role, tensor)
             operands.append(None if tensor is None else graph.get_attr(f"{target}.{role}"))
+            if is_typed and (stored := operands[-1]) is not None:
+                stored.meta["val"] = values.of_parameter(tensor)
 
         def call(operator: Any, *args: Any) -> fx.Node:
             made = graph.call_function(operator, args)
             inherit(made, original, helps=True)
+            if is_typed:
+                made.meta["val"] = values.of_call(made)
             return made
 
         return new_call(node, call, operands)

@@ -36,7 +36,7 @@ class ProgramWriter:
     model: the program, which stays as it is. before: what was read of it. in_place: what its in-place calls do.
     exact: leave the new tensors in float64. sizes: those that the program computes, after the cut.
     graph: the copy, with its `nodes` by the names that they have in the program. new_specs, new_tensors: of new or changed
-    parameters. updated: calls whose arguments have changed.
+    parameters. updated: calls whose arguments have changed. bodies: what takes the place of graphs that its calls run, by path.
     """
 
     model: ExportedProgram
@@ -50,6 +50,7 @@ class ProgramWriter:
     new_specs: list[InputSpec] = field(default_factory=list)
     new_tensors: Tensors = field(default_factory=dict)
     updated: set[fx.Node] = field(default_factory=set)
+    bodies: dict[str, fx.GraphModule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph = deep_copy(self.model.graph_module.graph)
@@ -97,8 +98,11 @@ class ProgramWriter:
         if changes.retyped:
             self._retype(state | constants, specs)
         self.graph.lint()
+        root = fx.GraphModule(self.model.graph_module, self.graph)
+        for path, body in self.bodies.items():
+            root.set_submodule(path, body)
         return ExportedProgram(
-            fx.GraphModule(self.model.graph_module, self.graph),
+            root,
             self.graph,
             self._signature(specs),
             state,
@@ -132,7 +136,7 @@ class ProgramWriter:
             others = stored.users.keys() - reading_calls(self.before, self.nodes, spec.target)
             if others:
                 trains = spec.kind == InputKind.PARAMETER
-                whole = self._stored(f"{spec.target}_whole", state[spec.target].detach().clone(), trains=trains)
+                whole = self.store(f"{spec.target}_whole", state[spec.target].detach().clone(), trains=trains)
             for user in others:
                 user.replace_input_with(stored, whole)
 
@@ -192,9 +196,9 @@ class ProgramWriter:
     def _parameter(self, wanted: str, param: Param, *, trains: bool = True) -> fx.Node:
         """A new placeholder with its parameter, under the wanted name or one beside it."""
         exact = tensor_from(param, exact=True) if self.exact else None
-        return self._stored(wanted, tensor_from(param), exact, trains=trains)
+        return self.store(wanted, tensor_from(param), exact, trains=trains)
 
-    def _stored(self, wanted: str, tensor: Tensor, exact: Tensor | None = None, *, trains: bool) -> fx.Node:
+    def store(self, wanted: str, tensor: Tensor, exact: Tensor | None = None, *, trains: bool) -> fx.Node:
         """A new placeholder with a tensor, that of a parameter where it trains, else of a buffer."""
         target = free_name(wanted, self.new_tensors.keys() | self.model.state_dict.keys())
         with self.graph.inserting_before(next(iter(self.graph.nodes))):
