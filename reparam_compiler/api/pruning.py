@@ -8,7 +8,8 @@ IterativePruner   in rounds, between which the caller trains
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -22,7 +23,9 @@ from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.models.calibration import batches, fixed_batch
+from reparam_compiler.models.batch_size import fixed_batch
+from reparam_compiler.models.binding import bound
+from reparam_compiler.models.calibration import again, batches
 from reparam_compiler.models.io import save_model
 from reparam_compiler.models.opening import Source, open
 from reparam_compiler.passes.pruning import pipeline
@@ -77,7 +80,8 @@ def prune(
 
     Args:
         model: as for `fuse`, but traced whole; shapes must be known.
-        example_inputs: what the model is called with; a GraphModule or plain module needs them for its shapes.
+        example_inputs: what the model is called with; a GraphModule or plain module needs them for its shapes. Without them
+            the first sample of the calibration data is taken.
         ratio: the share of channels to remove, 0 <= ratio < 1.
         flops, params, latency: in place of a ratio the share of multiply-adds, parameters or time that may remain, 0 < share
             <= 1. Time is measured: by ONNX Runtime on this machine, one thread, or by `measure`.
@@ -121,6 +125,10 @@ def prune(
     settings = made(PruneOptions, "prune", options)
     with outside_inference_mode():
         source = open(model, example_inputs, copy=not inplace)
+        if settings.calibration is not None:
+            data = again(settings.calibration)
+            settings = replace(settings, calibration=data)
+            source = bound(source, data, mean=settings.mean, std=settings.std)
         before = source.graph
         result = _pruned(source, settings)
         if settings.calibration is None and result.graph is not before:
@@ -231,8 +239,8 @@ class IterativePruner:
             raise TypeError(f"IterativePruner() got an unexpected keyword argument {amount[0]!r}; it takes a ratio")
         settings = made(PruneOptions, "IterativePruner", options)
         options["ignore"] = settings.ignored(model)  # a module of this model is none of the next round's
-        if isinstance(settings.calibration, Iterator):  # each round goes over it
-            options["calibration"] = list(settings.calibration)
+        if settings.calibration is not None:  # each round goes over it
+            options["calibration"] = again(settings.calibration)
         self.model: nn.Module = model
         self.report: PruneReport | None = None
         self._inputs, self._options, self._verify = example_inputs, options, verify

@@ -175,11 +175,16 @@ def _given_to_graph(native: Any, inputs: Inputs) -> Inputs:
     """The inputs of a model as its graph takes them: that of an exported one takes the leaves of trees, one by one."""
     exported = native.call_spec if isinstance(native, ExportedProgram) else getattr(native.graph._codegen, "pytree_info", None)
     if exported is None:
-        return Inputs([*inputs.args, *(inputs.kwargs or {}).values()])
+        return Inputs(_of_graph([*inputs.args, *(inputs.kwargs or {}).values()]))
     leaves, tree = _pytree.tree_flatten((tuple(inputs.args), dict(inputs.kwargs or {})))
     if tree != exported.in_spec:
         raise UnsupportedModelError(f"the model takes inputs of the structure {exported.in_spec}; found {tree}")
-    return Inputs(leaves)
+    return Inputs(_of_graph(leaves))
+
+
+def _of_graph(values: Sequence[Any]) -> list[Any]:
+    """The values without flags, numbers and None, which a graph has as they were when it was read."""
+    return [value for value in values if value is not None and not isinstance(value, bool | int | float | str)]
 
 
 def compare_fused(model: Any, reading: Reading[Any], after: Graph, inputs: Inputs) -> tuple[Comparison, Compared]:

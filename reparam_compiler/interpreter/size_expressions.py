@@ -21,18 +21,19 @@ from reparam_compiler.vocabulary.dtypes import FLOATING
 Shapes = Mapping[NodeId, tuple[Dim, ...]]
 BATCH = 2
 """What a size that is not known counts as."""
+_GIVES_NUMBERS = Facts.SIZE_QUERY | Facts.ARGUMENT
 _FAILURES = (ReparamError, ArithmeticError, AssertionError, AttributeError, LookupError)
 
 
 def numbers_of(graph: Graph) -> tuple[NodeId, ...]:
-    """The nodes that compute numbers from sizes (`x.shape[1] // 8`), and those that only check something, in order."""
+    """The nodes that compute numbers from sizes (`x.shape[1] // 8`) and flags, and those that only check, in order."""
     numbers: dict[NodeId, None] = {}
     for node in graph:
-        if node.id in graph.outputs or not node.sources:
-            continue
         facts = node.op.facts if isinstance(node.op, ops.Opaque) else Facts.NONE
+        if node.id in graph.outputs or not (node.sources or Facts.ARGUMENT in facts):
+            continue
         checks = Facts.CHECK in facts and node.type is None and not graph.users[node.id]
-        if Facts.SIZE_QUERY in facts or checks or (_is_small(node) and all(source in numbers for source in node.sources)):
+        if facts & _GIVES_NUMBERS or checks or (_is_small(node) and all(source in numbers for source in node.sources)):
             numbers[node.id] = None
     return tuple(numbers)
 

@@ -1,6 +1,6 @@
 """networkx views of a graph: its edges, dominators, and the nodes between two values."""
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 
 import networkx as nx
 
@@ -38,6 +38,15 @@ def between(graph: Graph, source: NodeId, sink: NodeId) -> list[NodeId]:
         found.add(node_id)
         stack.extend(graph[node_id].sources)
     return sorted(found, key=graph.position.__getitem__)
+
+
+def read_for(graph: Graph, wanted: Iterable[NodeId]) -> frozenset[NodeId]:
+    """The ids of all that these values are computed from, and their own."""
+    read = set(wanted)
+    for node in reversed(tuple(graph)):
+        if node.id in read:
+            read.update(node.sources)
+    return frozenset(read)
 
 
 def data_independent_nodes(graph: Graph) -> frozenset[NodeId]:

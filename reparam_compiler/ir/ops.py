@@ -90,6 +90,7 @@ class Facts(Flag):
     SAME             gives its first value itself
     RANDOM           gives another value each time
     SIZE_QUERY       gives sizes of what it reads, as numbers
+    ARGUMENT         is an argument of the model that is no tensor: None, a flag, a number, as given or by default
     SIZES_ALONE      gives a value that depends on the sizes of what it reads, not on its elements
     SHAPED_AS_OTHER  gives its first value in the shape of its last one
     WIDTH_OF_INPUT   gives as many channels as it reads, whatever sizes it is told
@@ -121,6 +122,7 @@ class Facts(Flag):
     PIECEWISE = auto()
     DISCONTINUOUS = auto()
     SIZED_BY_VALUE = auto()
+    ARGUMENT = auto()
 
 
 @dataclass(frozen=True, slots=True)

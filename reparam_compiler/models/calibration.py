@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 from zipfile import ZipFile
 
 import numpy as np
@@ -38,13 +38,13 @@ from torch import Tensor
 
 from reparam_compiler.core.files import UNREADABLE
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node
+from reparam_compiler.ir.graph import Node
 from reparam_compiler.models.fitting import Array, Batch, fitted, selected
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Calibration = np.ndarray | Tensor | tuple[Any, ...] | Mapping[str, Any] | str | os.PathLike[str] | Iterable[Any]
 Floats = float | Sequence[float]
+Held = TypeVar("Held")
 BATCH = 32
 """Samples in a batch, where it is not the caller who makes batches."""
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -73,10 +73,13 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
-        for batch in self._start():
-            for piece in _exactly(fitted(batch, self.inputs, self._names), self.exact):
-                empty = False
-                yield piece
+        for number, batch in enumerate(self._start()):
+            arrays = fitted(batch, self.inputs, self._names)
+            _check_numbers(arrays, self.inputs, number)
+            for piece in _exactly(arrays, self.exact):
+                if all(array.size for array in piece):
+                    empty = False
+                    yield piece
         if empty:
             least = "" if self.exact is None else f" of the {self.exact} samples that the model takes at a time"
             raise UnsupportedModelError(
@@ -100,8 +103,8 @@ def batches(
         data: see the module. A generator is used up at once and kept.
         inputs: the model's.
         batch: samples in a batch, for arrays, files and images; an iterable's batches stay as they are.
-        exact: for a model that runs on so many samples only (`fixed_batch`): every batch is cut to that, and what is left of it
-            does not count.
+        exact: for a model that runs on so many samples only (`models/batch_size.py`): every batch is cut to that,
+            and what is left of it does not count.
         mean, std: for images, of the values from 0 to 1: a number, or one for each channel. By default those of ImageNet for
             3 channels and 0 and 1 for grey images, with a warning: they must be those of the model's own preprocessing.
         names: what the model calls its inputs, by their ids, where these are others: torch.fx renames `input` to `input_1`.
@@ -134,20 +137,20 @@ def batches(
     return Batches(nodes, exact, _Replay.of(data).start, called)
 
 
-def fixed_batch(graph: Graph) -> int | None:
-    """The samples that a model must be run on, where an op states them or may do so; None where any number will do.
-
-    A model that was exported for a batch of one often holds `reshape(x, (1, 512))`, and then no other batch can go through.
-    """
-    sizes = {n.type.shape[0] for n in graph if isinstance(n.op, ops.Input) and n.type is not None and n.type.shape}
-    size = sizes.pop() if len(sizes) == 1 and graph.sizes_are_fixed else None
-    if not isinstance(size, int):
-        return None
-    return size if any(_states(node.op, size) for node in graph) else None
+def again(data: Held) -> Held | list[Any]:
+    """The same data, held in memory where it is a generator, which can be gone over once."""
+    return list(data) if isinstance(data, Iterator) else data
 
 
-def _states(op: ops.Op, batch: int) -> bool:
-    return isinstance(op, ops.Opaque) or (isinstance(op, ops.Reshape) and op.shape[:1] == (batch,))
+def _check_numbers(batch: Batch, inputs: Sequence[Node], number: int) -> None:
+    """Raises UnsupportedModelError for a batch with NaN in it."""
+    for array, node in zip(batch, inputs, strict=True):
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            first = int(np.argwhere(np.isnan(array)).flat[0]) if array.ndim else 0
+            raise UnsupportedModelError(
+                f"calibration batch {number}: sample {first} (both counted from 0) holds NaN for {node.id}, and all that is "
+                "fitted to it would be NaN; take it out"
+            )
 
 
 def _exactly(batch: Batch, size: int | None) -> Iterator[Batch]:
@@ -172,8 +175,7 @@ class _Replay:
 
     @staticmethod
     def of(data: Iterable[Any]) -> "_Replay":
-        if isinstance(data, Iterator):
-            data = list(data)
+        data = again(data)
         owned = (getattr(holder, "generator", None) for holder in (data, getattr(data, "sampler", None)))
         return _Replay(data, tuple((g, g.get_state()) for g in owned if isinstance(g, torch.Generator)))
 

@@ -1,6 +1,6 @@
 """One batch of calibration data, brought to the inputs of a model: which array is which input's, of its shape and its kind."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ def selected(given: Any, inputs: Sequence[Node], names: Mapping[str, str]) -> li
     if isinstance(given, Mapping):
         values = _by_name(given, called, ids)
     else:
-        values = list(given) if isinstance(given, tuple | list) else [given]
+        values = _arrays(given, len(ids)) if isinstance(given, tuple | list) else [given]
     if len(values) < len(inputs):
         raise UnsupportedModelError(
             f"a calibration batch holds {len(values)} arrays; the model has the inputs {', '.join(called)}"
@@ -36,6 +36,14 @@ def fitted(batch: Any, inputs: Sequence[Node], names: Mapping[str, str]) -> Batc
     return tuple(_array(array, node) for array, node in zip(selected(batch, inputs, names), inputs, strict=True))
 
 
+def _arrays(given: Iterable[Any], inputs: int) -> list[Any]:
+    """The values without None; and, where there are more than inputs, without flags and numbers, which are none either."""
+    values = [value for value in given if value is not None]
+    if len(values) <= inputs:
+        return values
+    return [value for value in values if not isinstance(value, bool | int | float | str)]
+
+
 def _by_name(given: Mapping[str, Any], called: Sequence[str], ids: Sequence[str]) -> list[Any]:
     """The values of the inputs by what the model calls them, or by their ids; all in order where no name is an input's."""
     for names in (called, ids):
@@ -46,7 +54,7 @@ def _by_name(given: Mapping[str, Any], called: Sequence[str], ids: Sequence[str]
             f"a calibration batch holds {', '.join(map(str, given))}; expected all of the model's inputs by their names, "
             f"{', '.join(called)}, or none of these names, and the arrays in that order"
         )
-    return list(given.values())
+    return _arrays(given.values(), len(ids))
 
 
 def _array(value: Any, node: Node) -> Array:

@@ -3,7 +3,7 @@
 import pytest
 
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.analysis import ENTRY, between, dataflow, immediate_dominators
+from reparam_compiler.ir.analysis import ENTRY, between, dataflow, immediate_dominators, read_for
 from reparam_compiler.ir.graph import Graph, Node
 
 
@@ -28,6 +28,11 @@ def test_edges_go_from_values_to_their_readers() -> None:
 
 def test_a_merge_is_dominated_by_where_its_branches_part() -> None:
     assert immediate_dominators(DIAMOND) == {"x": ENTRY, "a": "x", "b": "a", "c": "a", "d": "a", "e": "d"}
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [("e", "abcdex"), ("b", "abx"), ("bc", "abcx"), ("x", "x"), ("", "")])
+def test_a_value_is_computed_from_what_leads_to_it(wanted: str, expected: str) -> None:
+    assert sorted(read_for(DIAMOND, wanted)) == list(expected)
 
 
 def test_what_two_inputs_reach_has_no_dominator() -> None:

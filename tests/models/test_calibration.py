@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Dim, Graph, Node, TensorType
-from reparam_compiler.models.calibration import PreprocessingWarning, batches, fixed_batch
+from reparam_compiler.ir.graph import Dim, Node, TensorType
+from reparam_compiler.models.calibration import PreprocessingWarning, batches
 
 SHAPE = (3, 5, 4)
 ONE_LEVEL = 1.0 / 255  # Pillow rounds to whole levels after each of two passes
@@ -186,25 +186,31 @@ def test_too_few_samples_for_a_fixed_batch_are_refused() -> None:
         list(batches(normal(7, *SHAPE), [an_input(*SHAPE, batch=8)], exact=8))
 
 
-def graph_with(op: ops.Op, batch: Dim = 2, *, fixed: bool = True) -> Graph:
-    nodes = [an_input(*SHAPE, batch=batch), Node("y", op, ("x",), None)]
-    return Graph.of(nodes, ["y"], sizes_are_fixed=fixed)
+@pytest.mark.parametrize("form", [as_array, as_npy, as_npz])
+def test_nan_is_named_by_batch_and_sample(form: Callable[[np.ndarray, Path], Any], tmp_path: Path) -> None:
+    x = normal(40, *SHAPE)
+    x[35, 1, 2, 3] = np.nan
+    with pytest.raises(UnsupportedModelError, match=r"calibration batch 1: sample 3 .* holds NaN for x"):
+        list(batches(form(x, tmp_path), X))
 
 
-@pytest.mark.parametrize(
-    ("graph", "expected"),
-    [
-        (graph_with(ops.Reshape((2, 60))), 2),
-        (graph_with(ops.Opaque("custom")), 2),
-        (graph_with(ops.Reshape((-1, 60))), None),
-        (graph_with(ops.Reshape((0, 60))), None),
-        (graph_with(ops.Flatten(1, 3)), None),
-        (graph_with(ops.Reshape((2, 60)), "N"), None),
-        (graph_with(ops.Reshape((2, 60)), fixed=False), None),
-    ],
-)
-def test_a_batch_is_fixed_where_an_op_may_state_it(graph: Graph, expected: int | None) -> None:
-    assert fixed_batch(graph) == expected
+def test_infinite_numbers_are_taken() -> None:
+    x = np.where(normal(4, *SHAPE) > 0, np.float32(0), np.float32(-np.inf))  # a mask of an attention
+    assert np.isinf(joined(x)[0]).any()
+
+
+@pytest.mark.parametrize("data", [normal(0, *SHAPE), [normal(0, *SHAPE)], (normal(0, *SHAPE), np.zeros(0))])
+def test_batches_without_a_sample_are_none(data: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="holds no batch"):
+        list(batches(data, X))
+
+
+@pytest.mark.parametrize("given", [(None,), (True, None, 2.0), (None, 0, "text")])
+def test_what_is_no_array_is_no_input(given: tuple[Any, ...]) -> None:
+    a, b = normal(4, 3), normal(4, 2, 2)
+    (batch,) = batches([(*given, a, b, np.arange(4))], PAIR)
+    np.testing.assert_array_equal(batch[0], a)
+    np.testing.assert_array_equal(batch[1], b)
 
 
 def test_bfloat16_tensors_are_taken() -> None:

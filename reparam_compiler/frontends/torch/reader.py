@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
+from torch.utils import _pytree
 
 from reparam_compiler.frontends.torch.aliasing import Writes, find_writes, first_argument
 from reparam_compiler.frontends.torch.arguments import by_own_words
@@ -36,6 +37,9 @@ from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.passes.pruning.coupling.registry import COUPLING_RULES, registered_coupling
 from reparam_compiler.vocabulary.resolve import Resolved
+
+_GUARDS = frozenset({"torch.export._unlift.GuardsFn"})
+"""What an exported program checks its inputs by, as a module."""
 
 
 @dataclass
@@ -80,12 +84,22 @@ class TorchReader:
             elif node.name in self.tensors:
                 self._constants[node] = Constant.stored(*self.tensors[node.name])
             elif node.op == "placeholder":
-                self._emit(node, ops.Input(), ())
+                self._read_argument(node)
             elif node.op == "output":
                 outputs = [self._bound[source] for source in node.all_input_nodes if source in self._bound]
             elif node.op == "get_attr" or not self._fold(node):
                 self._read_call(node)
         return Graph.of(self._needed(outputs), outputs)
+
+    def _read_argument(self, node: fx.Node) -> None:
+        """An input; or, where it is known to be no tensor (a flag, None, the default of what is not given), a number."""
+        value = self.values.get(node.name)
+        given = any(isinstance(leaf, Tensor | torch.SymInt | torch.SymFloat) for leaf in _pytree.tree_leaves(value))
+        if given or node.name not in self.values:
+            self._emit(node, ops.Input(), ())
+            return
+        self._numbers.add(node)
+        self._emit(node, ops.Opaque("argument", lambda: value, facts=Facts.ARGUMENT), ())
 
     def _needed(self, outputs: list[NodeId]) -> list[Node]:
         """The nodes, less those that only led to a write to a part of a value, where the graph has it as one op."""
@@ -221,7 +235,8 @@ class TorchReader:
         given = node.args, dict(node.kwargs)
         run = OpaqueCall(node, self.module, given, called, model, numbers, tuple(sources), places, copies)
         arguments = scalar_arguments(node, self.module, self._value_or_node)
-        return ops.Opaque(called.name, run, model, len(operands), called.facts, arguments), inputs
+        facts = called.facts | (Facts.CHECK if called.name in _GUARDS else Facts.NONE)
+        return ops.Opaque(called.name, run, model, len(operands), facts, arguments), inputs
 
     def _coupling_model(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
         """What pruning sees in an opaque node, and the operands of that."""

@@ -48,7 +48,16 @@ def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 def param_of(tensor: Tensor, *, role: str, origin: str | None) -> Param:
     """A parameter that reads a tensor when it is asked to."""
-    return Param(role, dtype_word(tensor.dtype), tuple(tensor.shape), lambda: array_of(tensor), origin)
+
+    def load() -> np.ndarray[Any, Any]:
+        if tensor.is_meta:
+            raise UnsupportedModelError(
+                f"{origin or role}: the tensor is on the meta device and has no values; load the weights first "
+                "(model.to_empty(device='cpu'), then load_state_dict)"
+            )
+        return array_of(tensor)
+
+    return Param(role, dtype_word(tensor.dtype), tuple(tensor.shape), load, origin)
 
 
 def lazy_param(load: Callable[[], Tensor], like: Tensor, *, role: str) -> Param:

@@ -138,7 +138,7 @@ class Trace:
         op, seen = coupling_model(node)
         rule = self._couplings.get(type(op))
         if rule is None:
-            return self.freeze(node, f"{called(node)} is not understood")
+            return self.freeze(node, _not_understood(node))
         for source in map(self.graph.__getitem__, seen.sources):
             if source.type is None and isinstance(source.op, ops.Opaque) and source.op.coupling is None:
                 return self.freeze(node, f"{called(node)} reads {called(source)}, which is not understood")
@@ -294,6 +294,13 @@ def reads_channels(node: Node, axes: Iterable[int]) -> bool:
     if not isinstance(op, ops.Weighted) or not isinstance(weight, Param):
         return False
     return op.input_axis in axes and not op.is_depthwise(weight.shape)
+
+
+def _not_understood(node: Node) -> str:
+    """Why an op without a rule keeps the channels that it meets."""
+    if isinstance(node.op, ops.Opaque) and ops.Facts.RANDOM in node.op.facts:
+        return f"{called(node)} is random, as a dropout is in training mode (call model.eval() first)"
+    return f"{called(node)} is not understood"
 
 
 def called(node: Node) -> str:

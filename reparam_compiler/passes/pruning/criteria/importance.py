@@ -18,6 +18,7 @@ from torch import Tensor
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups
+from reparam_compiler.passes.pruning.coupling.labels import called
 from reparam_compiler.passes.pruning.criteria import (  # noqa: F401 (they register criteria)
     activation,
     gradient,
@@ -33,6 +34,7 @@ from reparam_compiler.passes.pruning.criteria.base import (
     is_cumulative,
     register_criterion,
 )
+from reparam_compiler.passes.pruning.criteria.running import first_not_finite
 from reparam_compiler.passes.pruning.repair.activations import Batch
 
 __all__ = [
@@ -80,6 +82,11 @@ def importance(
     if heard is not None and not heard.calls:
         raise InfeasiblePruneError(f"loss: importance {criterion!r} takes none; leave it out, or rank by 'taylor' or 'hessian'")
     if scores.shape != (groups.count,) or not np.isfinite(scores[1:]).all():
+        if batches is not None and (found := first_not_finite(graph, batches)) is not None:
+            raise InfeasiblePruneError(
+                f"{called(graph[found[0]])} gives numbers that are not finite on calibration batch {found[1]} (counted from "
+                "0), in the model as it was given; give inputs as the model sees them"
+            )
         raise InfeasiblePruneError(
             f"importance gave scores of shape {scores.shape}, {int((~np.isfinite(scores)).sum())} not finite; "
             f"expected ({groups.count},), a finite number for each group"

@@ -90,8 +90,9 @@ def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch],
                 if not own.nodes:
                     for consumer in own.consumers:
                         asked[consumer.group] = True
+                    finite = all(np.isfinite(consumer.covariance).all() for consumer in own.consumers)
                     for group, error in removal_errors(own.consumers, own.families).items():
-                        scores[group] = error
+                        scores[group] = error if finite else np.nan
                     own.consumers.clear()
             values.run_before(node)
             for value in values.before(node.id) if node.id in produced and node.id in values else ():

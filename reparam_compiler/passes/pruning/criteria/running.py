@@ -14,6 +14,7 @@ from torch import Tensor
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.interpreter.evaluate import evaluate_node, tensor_of
 from reparam_compiler.ir import ops
+from reparam_compiler.ir.analysis import read_for
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.passes.pruning.criteria.base import Scoring
 from reparam_compiler.passes.pruning.repair.activations import Batch, inputs_of
@@ -50,7 +51,8 @@ class Running:
         self._tensors: dict[NodeId, Tensor] = {}
         self._bare: list[Node] = []
         names: dict[Param, NodeId] = {}
-        for node in graph:
+        left_out = _neither_run_nor_read(graph)
+        for node in filter(lambda node: node.id not in left_out, graph):
             operands: list[Any] = []
             for operand in node.inputs:
                 if isinstance(operand, Param):
@@ -94,6 +96,34 @@ class Running:
         if not outputs:
             raise UnsupportedModelError("the model gives no tensor; there is nothing to take a loss of")
         return outputs
+
+
+def _neither_run_nor_read(graph: Graph) -> set[NodeId]:
+    """The nodes that cannot be run outside their model, and that no output is computed from: a counter of batches, say."""
+    unknown: set[NodeId] = set()
+    for node in graph:
+        if (isinstance(node.op, ops.Opaque) and node.op.run is None) or not unknown.isdisjoint(node.sources):
+            unknown.add(node.id)
+    return unknown - read_for(graph, graph.outputs)
+
+
+def first_not_finite(graph: Graph, batches: Iterable[Batch]) -> tuple[NodeId, int] | None:
+    """The first value of the graph with NaN in it, and in which batch (from 0); where there is none, of infinite numbers."""
+    running, infinite = Running(graph), None
+    for number, inputs in enumerate(inputs_of(graph, batches)):
+        strange: dict[NodeId, bool] = {}
+
+        def see(node_id: NodeId, value: Tensor, strange: dict[NodeId, bool] = strange) -> None:
+            if value.is_floating_point() and not value.isfinite().all():
+                strange[node_id] = bool(value.isnan().any())
+
+        with torch.no_grad():
+            running.outputs(inputs, see)
+        if (nan := next((node_id for node_id, has_nan in strange.items() if has_nan), None)) is not None:
+            return nan, number
+        if infinite is None and strange:
+            infinite = next(iter(strange)), number
+    return infinite
 
 
 def samples_of(graph: Graph, inputs: Inputs) -> Iterator[Inputs]:

@@ -177,7 +177,14 @@ class _Repair:
             if removed:
                 self.passed_over.append(PassedOver(node.id, reason))
             return hidden
-        return self._stored(hidden, removed, self._refitted(node, hidden, own))
+        try:
+            refitted = self._refitted(node, hidden, own)
+        except np.linalg.LinAlgError:
+            refitted = None
+        if refitted is None or not (np.isfinite(refitted.weight).all() and np.isfinite(refitted.bias).all()):
+            self.passed_over.append(PassedOver(node.id, "reads or gives numbers on the calibration data that are not finite"))
+            return hidden
+        return self._stored(hidden, removed, refitted)
 
     def _refitted(self, node: Node, hidden: Node, own: tuple[Block, ...]) -> "_Refitted":
         """New parameters for a node, which has no blocks where it is depthwise."""

@@ -1,0 +1,172 @@
+"""Arguments that are not given have their default, in pruning and in its calibration; what is given counts."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import reparam_compiler
+from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
+
+X = torch.randn(1, 3, 6, 5, generator=torch.Generator().manual_seed(0))
+DATA = torch.randn(8, 3, 6, 5, generator=torch.Generator().manual_seed(1))
+SHIFT = torch.randn(8, 10, 6, 5, generator=torch.Generator().manual_seed(2))
+
+
+class Base(nn.Module):
+    """Two convs; subclasses differ in what forward() may be given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.c = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 10, 1)
+
+    def run(self, x: Tensor) -> Tensor:
+        return self.c(self.a(x).relu())
+
+
+class Plain(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x)
+
+
+class OfNone(Base):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.run(x) if mask is None else self.run(x) * mask
+
+
+class OfANumber(Base):
+    def forward(self, x: Tensor, scale: float = 3.0) -> Tensor:
+        return self.c(self.a(x).relu() * scale)
+
+
+class KeywordOnly(Base):
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        return self.run(x) if mask is None else self.run(x) * mask
+
+
+class OfAnything(Base):
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self.run(x)
+
+
+class Unread(Base):
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        return self.run(x)
+
+
+class WithALoss(Base):
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
+        y = self.run(x)
+        return F.cross_entropy(y.mean((2, 3)), targets) if self.training and targets is not None else y
+
+
+@pytest.mark.filterwarnings("ignore::reparam_compiler.errors.UnrepairedPruneWarning")
+@pytest.mark.parametrize("kind", [OfNone, OfANumber, KeywordOnly, OfAnything, Unread, WithALoss])
+@pytest.mark.parametrize("calibration", [None, DATA])
+def test_what_is_not_given_has_its_default(kind: type[Base], calibration: Tensor | None) -> None:
+    model = kind().eval()
+    pruned, report = reparam_compiler.prune(model, (X,), ratio=0.5, calibration=calibration, return_report=True)
+    assert [(family.before, family.after) for family in report.plan.families] == [(16, 8)]
+    assert pruned(DATA).shape == (8, 10, 6, 5)
+    plain = reparam_compiler.prune(Plain().eval(), (X,), ratio=0.5, calibration=calibration)
+    assert torch.equal(pruned.a.weight, plain.a.weight)
+    if kind is not OfANumber:
+        assert torch.equal(pruned(DATA), plain(DATA))
+
+
+@pytest.mark.filterwarnings("ignore::reparam_compiler.errors.UnrepairedPruneWarning")
+def test_a_pruned_model_still_takes_the_argument() -> None:
+    model = OfANumber().eval()
+    pruned = reparam_compiler.prune(model, (X,), ratio=0.5)
+    off = pruned.c.bias.detach().reshape(1, -1, 1, 1)
+    torch.testing.assert_close((pruned(X, scale=6.0) - off), 2 * (pruned(X) - off))
+
+
+class Several(Base):
+    def forward(self, x: Tensor, flag: bool, mask: Tensor | None, shift: Tensor, scale: float = 1.0) -> Tensor:
+        return self.c(self.a(x).relu() * scale) + shift
+
+
+@pytest.mark.parametrize(
+    "calibration",
+    [[(DATA, True, None, SHIFT)], [(DATA, None, None, SHIFT)], {"x": DATA, "shift": SHIFT}, [{"x": DATA, "shift": SHIFT}]],
+)
+@pytest.mark.parametrize("export", [False, True])
+def test_batches_are_matched_to_the_tensors(calibration: Any, export: bool) -> None:
+    model, given = Several().eval(), (X, True, None, SHIFT[:1], 2.0)
+    native = torch.export.export(model, given) if export else model
+    _, report = reparam_compiler.prune(
+        native, None if export else given, ratio=0.5, calibration=calibration, return_report=True
+    )
+    assert report.plan.repair is not None
+    assert report.plan.repair.samples == 8
+    assert [(family.before, family.after) for family in report.plan.families] == [(16, 8)]
+
+
+def test_sizes_come_from_calibration_data_where_no_inputs_are_given() -> None:
+    pruned, report = reparam_compiler.prune(OfNone().eval(), ratio=0.5, calibration=iter([DATA]), return_report=True)
+    assert report.plan.repair is not None
+    assert report.plan.repair.samples == 8
+    assert pruned(X).shape == (1, 10, 6, 5)
+
+
+class Drops(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(F.dropout(self.a(x).relu(), 0.5, self.training))
+
+
+def test_a_dropout_in_training_mode_is_named_as_what_pins() -> None:
+    with pytest.raises(InfeasiblePruneError, match=r"dropout \(dropout\) is random, .* \(call model.eval\(\) first\)"):
+        reparam_compiler.prune(Drops(), (X,), ratio=0.5)
+
+
+class Mixed(Base):
+    """A trace of it runs on the example's batch alone, and mixes the samples of any other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(x).view(1, 10, -1).mean(2)
+
+
+class Chunks(Base):
+    """No tracer takes it, so that it is exported, and checks the sizes of its inputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.cat(list(self.a(x).relu().chunk(2, 1)), 1))
+
+
+@pytest.mark.parametrize("kind", [Mixed, Chunks])
+def test_more_samples_than_the_example_has_calibrate(kind: type[Base]) -> None:
+    whole, alone = (
+        reparam_compiler.prune(kind().eval(), (X,), ratio=0.5, calibration=data, round_to=4)
+        for data in (DATA, list(DATA.split(1)))
+    )
+    torch.testing.assert_close(whole(X), alone(X), rtol=1e-3, atol=1e-4)
+
+
+class Logs(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.a(x).log())
+
+
+def test_numbers_that_are_not_finite_are_named_by_where_they_arise() -> None:
+    model = Logs().eval()
+    nn.init.ones_(model.a.bias)  # so that zeros have a logarithm
+    with pytest.raises(InfeasiblePruneError, match=r"log \(log\) gives numbers that are not finite on calibration batch 1"):
+        reparam_compiler.prune(model, (X,), ratio=0.5, calibration=[torch.zeros(8, 3, 6, 5), DATA])
+
+
+def test_an_op_that_gives_no_finite_numbers_leaves_its_readers_unrepaired() -> None:
+    _, report = reparam_compiler.prune(
+        Logs().eval(), (X,), ratio=0.5, importance="l1", calibration=DATA, return_report=True, verify=False
+    )
+    assert "not repaired  c: reads or gives numbers on the calibration data that are not finite" in report.to_text()
+
+
+def test_weights_without_values_are_refused_by_name() -> None:
+    with torch.device("meta"):
+        model, x = Unread().eval(), torch.empty(1, 3, 6, 5)
+    with pytest.raises(UnsupportedModelError, match=r"a\.weight: the tensor is on the meta device and has no values"):
+        reparam_compiler.prune(model, (x,), ratio=0.5)
