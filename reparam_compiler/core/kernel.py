@@ -214,9 +214,7 @@ def pad(kernel: ConvKernel, padding: Pairs, value: Bias, mode: PaddingMode = "ze
     """
     extends = any(low > 0 or high > 0 for low, high in padding)
     if mode != "zeros" and extends:
-        if not kernel.is_pointwise:
-            raise NotFusable(f"pads ({mode}) over an op that is not pointwise")
-        return replace(kernel, padding=padding, mode=mode)
+        return _repeated(kernel, padding, mode)
     for axis, (below, above) in enumerate(padding):
         if (below > 0 or above > 0) and (reason := _outside_is_not_bias(kernel, axis)):
             raise NotFusable(f"pads axis {axis} of what {reason} gave")
@@ -228,6 +226,16 @@ def pad(kernel: ConvKernel, padding: Pairs, value: Bias, mode: PaddingMode = "ze
         raise NotFusable("crops a source that the other border is padded with")
     bias = np.where(_alike(kernel.bias, value), kernel.bias, np.nan) if extends else kernel.bias
     return replace(kernel, bias=bias, padding=moved, mode="zeros" if extends else kernel.mode)
+
+
+def _repeated(kernel: ConvKernel, padding: Pairs, mode: PaddingMode) -> ConvKernel:
+    """`pad` by what the output itself has: each axis may be extended once, all in the same mode."""
+    once = all(mine == (0, 0) or more == (0, 0) for mine, more in zip(kernel.padding, padding, strict=True))
+    alike = kernel.mode == mode or all(low <= 0 and high <= 0 for low, high in kernel.padding)
+    if not once or not alike or not replace(kernel, padding=((0, 0),) * kernel.rank).is_pointwise:
+        raise NotFusable(f"pads ({mode}) over an op that is not pointwise")
+    both = tuple(mine if more == (0, 0) else more for mine, more in zip(kernel.padding, padding, strict=True))
+    return replace(kernel, padding=both, mode=mode)
 
 
 def subsample(kernel: ConvKernel, steps: Ints) -> ConvKernel:

@@ -20,10 +20,13 @@ def dataflow(graph: Graph) -> "nx.DiGraph[NodeId]":
     return view
 
 
-def immediate_dominators(graph: Graph) -> dict[NodeId, NodeId]:
-    """For each id the last value that everything reaching it has passed; `ENTRY` where there is none."""
+def immediate_dominators(graph: Graph, constants: Set[NodeId] = frozenset()) -> dict[NodeId, NodeId]:
+    """For each id the last value that everything reaching it has passed; `ENTRY` where there is none.
+
+    constants: values without sources that count as parameters do: nothing enters the graph by them, and they are left out.
+    """
     view = dataflow(graph)
-    view.add_edges_from((ENTRY, node.id) for node in graph if not node.sources)
+    view.add_edges_from((ENTRY, node.id) for node in graph if not node.sources and node.id not in constants)
     return {node: above for node, above in nx.immediate_dominators(view, ENTRY).items() if node != ENTRY and above is not None}
 
 

@@ -44,7 +44,7 @@ ROWS = (
     *rows("select narrow unbind chunk tensor_split hsplit vsplit dsplit diagonal as_strided", facts=_LINEAR_VIEW),
     *rows("split_with_sizes unsafe_chunk unsafe_split unsafe_split_with_sizes", facts=_VIEW),
     Row("unfold", excluded=(F.unfold,), facts=_LINEAR_VIEW),
-    Row("index"),
+    Row("index", facts=Facts.BILINEAR),
     Row("index_select", facts=Facts.BILINEAR),
     Row("gather", onnx=onnx("Gather"), facts=Facts.BILINEAR),
     Row("gather_nd", (), onnx=onnx("GatherND"), facts=Facts.BILINEAR),
@@ -92,5 +92,6 @@ ROWS = (
     *rows("_to_copy bool int long", form="recast"),
     # what is written
     Row("setitem", ("__setitem__",), functions=(operator.setitem,)),
-    *rows("copy fill zero"),
+    Row("copy", facts=_LINEAR),
+    *rows("fill zero"),
 )

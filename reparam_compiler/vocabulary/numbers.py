@@ -14,6 +14,7 @@ ROWS = (
     *(Row(word, (), attributes=(word,)) for word in ("dtype", "device")),
     *rows("zeros_like ones_like full_like", facts=Facts.SIZES_ALONE, form="recast"),
     *rows("new_zeros new_ones new_full", facts=Facts.SIZES_ALONE),
+    *rows("empty empty_like new_empty", facts=Facts.SIZES_ALONE),  # whatever they hold is overwritten, or any value is right
     *rows("zeros ones eye linspace scalar_tensor", facts=Facts.FACTORY),
     Row("full", onnx=onnx("ConstantOfShape"), facts=Facts.FACTORY | Facts.SIZED_BY_VALUE),
     Row("arange", onnx=onnx("Range"), facts=Facts.FACTORY | Facts.SIZED_BY_VALUE),
@@ -27,7 +28,7 @@ ROWS = (
     Row("rand_like", onnx=onnx("RandomUniformLike"), facts=_RANDOM),
     Row("randn_like", onnx=onnx("RandomNormalLike"), facts=_RANDOM),
     *rows("uniform normal random randint randperm randint_like exponential cauchy log_normal geometric", facts=_RANDOM),
-    *rows("poisson rrelu empty empty_like new_empty", facts=_RANDOM),
+    *rows("poisson rrelu", facts=_RANDOM),
     Row("quantize", (), onnx=onnx("QuantizeLinear", "DynamicQuantizeLinear"), facts=Facts.QUANTIZED | Facts.DISCONTINUOUS),
     Row("dequantize", (), onnx=onnx("DequantizeLinear"), facts=Facts.QUANTIZED),
     *rows("_assert _assert_async _assert_scalar _assert_tensor_metadata", facts=Facts.CHECK),

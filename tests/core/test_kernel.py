@@ -285,6 +285,19 @@ def test_a_padding_mode_is_kept_through_a_pointwise_op(mode: PaddingMode) -> Non
     torch.testing.assert_close(run(both, x), run(outer, run(inner, x)), **EXACT)
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_axes_that_are_padded_one_after_the_other_are_padded_at_once(mode: PaddingMode) -> None:
+    point = diagonal(np.array([2.0, -1.0]), np.ones(2), 2)
+    once = algebra.pad(algebra.pad(point, ((0, 0), (2, 1)), np.zeros(2), mode), ((1, 2), (0, 0)), np.zeros(2), mode)
+    both = algebra.pad(point, ((1, 2), (2, 1)), np.zeros(2), mode)
+    assert (once.padding, once.mode) == (both.padding, both.mode)
+    for again in (((0, 0), (1, 1)), ((1, 1), (1, 1))):
+        with pytest.raises(NotFusable, match="over an op that is not pointwise"):
+            algebra.pad(once, again, np.zeros(2), mode)
+    with pytest.raises(NotFusable, match="over an op that is not pointwise"):
+        algebra.pad(algebra.pad(point, ((0, 0), (1, 1)), np.ones(2)), ((1, 1), (0, 0)), np.zeros(2), mode)
+
+
 def test_zero_padding_over_a_conv_whose_mode_never_mattered_is_zero_padding() -> None:
     inner, outer = conv(1, mode="replicate"), conv(3, pad=1)
     both = algebra.compose(outer, inner)

@@ -26,6 +26,7 @@ from reparam_compiler.passes.fusion.merge_rules import MergeRule, of_parts, outp
 from reparam_compiler.passes.fusion.regions import Region
 from reparam_compiler.passes.fusion.registry import LinearRule, linear_rule, merge_rule
 from reparam_compiler.passes.fusion.source_layout import channels_second, source_layout
+from reparam_compiler.passes.fusion.spelled_padding import with_pads
 
 _WIDER, _SMALL = 4, 2**16
 """How many times the weights of a region one op may have, or how many at all, to be worth computing what it costs."""
@@ -57,7 +58,7 @@ def interpret(
     """
     most = None if whatever_size else max(_WIDER * sum(n.params[0].count for n in region.kernels), _SMALL)
     try:
-        return _Interpreter(graph, region, data_independent, source_layout(graph, region), most).run()
+        return _by_rules(graph, region, data_independent, most)
     except NoRule as refusal:
         layout = channels_second(graph, region)
         try:
@@ -74,6 +75,18 @@ def interpret(
         except NotFusable as reason:
             raise NotFusable(f"{refusal}; probed: {reason}") from reason
         return Interpretation(kernel, layout, {region.sink: kernel}, must_be_proven=True)
+
+
+def _by_rules(graph: Graph, region: Region, data_independent: Set[NodeId], most: int | None) -> Interpretation:
+    """What rules say of a region, or of the same with its padding as one op; raises NoRule where there is no rule for an op."""
+    layout = source_layout(graph, region)
+    try:
+        return _Interpreter(graph, region, data_independent, layout, most).run()
+    except NotFusable:
+        padded = with_pads(graph, region, data_independent, layout)
+        if padded is None:
+            raise
+        return _Interpreter(graph, padded, data_independent, layout, most).run()
 
 
 class _Interpreter:

@@ -11,7 +11,7 @@ if it gives what the region gives on random sources: those of a model of fixed s
 ones (`larger`), so that what acts only from some position on, or on whole rows, or across the batch, is found out.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice, product
@@ -51,11 +51,14 @@ _NOISE = 1e-13
 """A tap below this share of the largest is the rounding of a zero."""
 
 
-def is_affine(node: Node) -> bool:
-    """True for an op that is affine in what it reads and can be run, even where its own rule refuses it."""
+def is_affine(node: Node, data_independent: Set[NodeId] = frozenset()) -> bool:
+    """True for an op that is affine in what it reads and can be run, even where its own rule refuses it.
+
+    data_independent: values that count as constants, since no element of the source moves them.
+    """
     op = node.op
     if isinstance(op, ops.Opaque):
-        computed = len(node.sources)
+        computed = sum(source not in data_independent for source in node.sources)
         return op.run is not None and (Facts.LINEAR in op.facts or (Facts.BILINEAR in op.facts and computed == 1))
     return op.affine
 

@@ -44,9 +44,7 @@ class Trial:
     ) -> None:
         self.nodes, self.source, self.layout = nodes, source, layout
         small = _small_shapes(kernel, layout)
-        recorded: list[Ints] = []
-        if known is not None and all(isinstance(size, int) for size in known.shape[1:]):
-            recorded = [tuple(size if isinstance(size, int) else 2 for size in known.shape)]
+        recorded = [] if known is None else _recorded_shapes(known, small[0])
         self._tries = [small, recorded]
         if acts_on_positions(nodes):
             pairs = [(2, *shape[1:]) for shape in small]
@@ -89,6 +87,18 @@ def _small_shapes(kernel: ConvKernel, layout: SourceLayout) -> list[Ints]:
     if any(s > 1 for s in kernel.stride):
         sizes.append(tuple(size + 1 for size in unlike))
     return [(1 if spatial else 3, layout.channels, *spatial) for spatial in sizes]
+
+
+def _recorded_shapes(known: TensorType, small: Ints) -> list[Ints]:
+    """The shape that a source was recorded with; where a size besides the batch's is open, two with small ones there."""
+    if len(known.shape) != len(small):
+        return []
+    opened = any(not isinstance(size, int) for size in known.shape[1:])
+    small = (2, *small[1:])
+    return [
+        tuple(size if isinstance(size, int) else other + extra for size, other in zip(known.shape, small, strict=True))
+        for extra in ((0, 5) if opened else (0,))
+    ]
 
 
 def acts_on_positions(nodes: Sequence[Node]) -> bool:

@@ -66,8 +66,8 @@ class Regions:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.dominators = immediate_dominators(graph)
         self.data_independent = data_independent_nodes(graph)
+        self.dominators = immediate_dominators(graph, self.data_independent)
         self.dead = dead_nodes(graph, self.data_independent)
 
     def ending_at(self, sink: NodeId) -> Iterator[Region | Blocked]:
@@ -76,7 +76,7 @@ class Regions:
             yield Blocked(reason)
             return
         checked: set[NodeId] = {sink}
-        source = self.dominators[sink]
+        source = self.dominators.get(sink, ENTRY)
         for _ in range(_LONGEST):
             if source == ENTRY:
                 yield Blocked(f"{sink} reads no single value")
@@ -97,7 +97,7 @@ class Regions:
 
     def _not_affine(self, node_id: NodeId) -> str | None:
         node = self.graph[node_id]
-        if is_linear(node) or node_id in self.data_independent or probe.is_affine(node):
+        if is_linear(node) or node_id in self.data_independent or probe.is_affine(node, self.data_independent):
             return None
         return f"{node_id} ({node.op.name}) is not linear"
 
