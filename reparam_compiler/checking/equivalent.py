@@ -94,7 +94,7 @@ class _Comparison:
 
     def __init__(self, subjects: tuple[Subject, Subject]) -> None:
         self._subjects = subjects
-        self.reason, self._finite = "", False
+        self.reason, self._finite, self._outputs = "", False, 0
         self._worst, self._output, self._where = EXACT, 0, ""
         self._tried: list[str] = []
         self._skipped: list[str] = []
@@ -113,6 +113,7 @@ class _Comparison:
 
     def add(self, words: str, expected: Outputs, found: Outputs) -> None:
         self._tried.append(words)
+        self._outputs += len(expected)
         if len(expected) != len(found):
             self.reason = f"a gives {len(expected)} outputs and b gives {len(found)}, on {words}"
             return
@@ -134,7 +135,8 @@ class _Comparison:
         computed = max(a.computed, b.computed, key=EPS.__getitem__)
         stored = max(a.stored, b.stored, computed, key=EPS.__getitem__)
         if not self.reason and not self._finite:
-            self.reason = "neither gives a finite number, so that nothing can be told"
+            given = "a finite number" if self._outputs else "a tensor or a number"
+            self.reason = f"neither gives {given}, so that nothing can be told"
         tolerance, rounding = wanted, None
         if tolerance is None:
             floor = BY_DTYPE[stored].floor

@@ -11,7 +11,7 @@ does it the caller's autocast and gradients.
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -103,6 +103,8 @@ class TorchRunner:
         given, named = _pytree.tree_map_only(Tensor, prepared, (tuple(args), dict(kwargs or {})))
         try:
             with _apart(device, seed):
+                if self._copy == "none" and isinstance(self._module, torch.jit.ScriptModule):
+                    return leaves(_copied(self._module, {})(*given, **named))  # its buffers cannot be stood in for
                 if self._copy == "none":
                     buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
                     return leaves(torch.func.functional_call(self._module, buffers, given, named))
@@ -241,13 +243,15 @@ def _apart(device: torch.device, seed: int) -> Iterator[None]:
 def leaves(value: Any, order: Iterable[str] | None = None) -> Outputs:
     """The tensors, arrays and numbers in a value, by their places; those of a mapping in this order of its keys.
 
+    A dataclass counts as the mapping of its fields.
+
     >>> leaves({"scores": torch.zeros(2), "more": [True, None]})
     {"['scores']": tensor([0., 0.]), "['more'][0]": tensor(True)}
     """
     if order is not None:
         value = {name: value[name] for name in order}
     found = {}
-    for path, leaf in _pytree.tree_flatten_with_path(value)[0]:
+    for path, leaf in _pytree.tree_flatten_with_path(_without_dataclasses(value))[0]:
         if isinstance(leaf, Tensor):
             found[_pytree.keystr(path)] = leaf.detach().cpu()
         elif isinstance(leaf, np.ndarray | np.generic | int | float | complex) and np.asarray(leaf).dtype.kind in "fiubcV":
@@ -255,6 +259,17 @@ def leaves(value: Any, order: Iterable[str] | None = None) -> Outputs:
             wide = array.astype(np.float32) if array.dtype.kind == "V" else array  # V: ml_dtypes
             found[_pytree.keystr(path)] = torch.from_numpy(np.array(wide))
     return found
+
+
+def _without_dataclasses(value: Any) -> Any:
+    """A value in which each dataclass that torch takes for a leaf is a mapping of its fields."""
+
+    def opened(leaf: Any) -> Any:
+        if not is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        return _without_dataclasses({field.name: getattr(leaf, field.name) for field in fields(leaf)})
+
+    return _pytree.tree_map(opened, value)
 
 
 def _without_texts(value: Any) -> Any:
@@ -280,7 +295,8 @@ def coarsest(dtypes: Iterable[str]) -> str:
 
 def _copied(module: nn.Module, shared: dict[int, Any]) -> nn.Module:
     try:
-        return deep_copy(module, shared)
+        with torch.no_grad():  # parameters of a copied ScriptModule would have a history
+            return deep_copy(module, shared)
     except Exception as error:
         raise UnsupportedModelError(f"{type(module).__name__} cannot be copied, and it must not be changed: {error}") from error
 

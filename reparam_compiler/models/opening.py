@@ -20,6 +20,7 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.base import Frontend, Kind, Reading, checked_kind
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.frontends.torch.tensors import check_values
 from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.io import WRITTEN, load_model
@@ -123,10 +124,13 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True) -> Source
         copy: leave the caller's module alone; without, its trace shares its tensors.
 
     Raises:
-        UnsupportedModelError: it is no model, or its file cannot be read; or the inputs are no tuple.
+        UnsupportedModelError: it is no model, its weights have no values, or its file cannot be read; or the inputs are no
+            tuple.
     """
     native = _loaded(model)
     kind = checked_kind(native)
+    if kind != "onnx":
+        check_values(native)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
     return Source(kind, native, _given(example_inputs), copy, name)
 

@@ -168,5 +168,5 @@ def test_an_op_that_gives_no_finite_numbers_leaves_its_readers_unrepaired() -> N
 def test_weights_without_values_are_refused_by_name() -> None:
     with torch.device("meta"):
         model, x = Unread().eval(), torch.empty(1, 3, 6, 5)
-    with pytest.raises(UnsupportedModelError, match=r"a\.weight: the tensor is on the meta device and has no values"):
+    with pytest.raises(UnsupportedModelError, match=r"a\.weight is on the device meta: it has a shape and no values"):
         reparam_compiler.prune(model, (x,), ratio=0.5)

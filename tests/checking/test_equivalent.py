@@ -5,6 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +445,34 @@ def test_a_path_needs_no_pickle(tmp_path: Path) -> None:
         torch.save(block(), tmp_path / "block.pt2")
     with pytest.raises(UnsupportedModelError):
         equivalent(tmp_path / "block.pt2", block(), X)
+
+
+@pytest.mark.parametrize("scripted", [lambda net: torch.jit.trace(net, X), torch.jit.script])
+def test_a_scripted_model_is_compared_as_any_other(scripted: Callable[[nn.Module], Any]) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    other = copy.deepcopy(randomise_batch_norm(net, 0).eval())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert equivalent(net, scripted(net), X)
+        other[0].weight.data[0] *= 1.01
+        assert not equivalent(other, scripted(net), X)
+
+
+@dataclass
+class Scores:
+    """What a model gives, of a class that torch knows nothing of."""
+
+    logits: Tensor
+    hidden: list[Tensor] | None = None
+
+
+def test_the_fields_of_a_dataclass_are_outputs() -> None:
+    given = Returns(lambda a, b: Scores(a, [b])).eval()
+    assert equivalent(given, Returns(lambda a, b: {"logits": a, "hidden": [b]}).eval(), X)
+    assert not equivalent(given, Returns(lambda a, b: Scores(a, [b + 1e-3])).eval(), X)
+    assert "2 outputs and b gives 1" in equivalent(given, Returns(lambda a, b: Scores(a)).eval(), X).reason
+
+
+def test_what_holds_no_tensor_is_said() -> None:
+    nothing = Returns(lambda a, b: "text").eval()
+    assert equivalent(nothing, nothing, X).reason == "neither gives a tensor or a number, so that nothing can be told"

@@ -1,14 +1,17 @@
 """A model of any kind is opened in one place: its kind is told; what is costly happens once, and only where it is asked for."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import reparam_compiler
 from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends.torch.tensors import array_of
 from reparam_compiler.models import opening
 from reparam_compiler.models.io import save_model
 
@@ -102,3 +105,47 @@ def test_a_module_that_no_tracer_takes_has_no_graph() -> None:
     assert source.remarks == ()
     with pytest.raises(UnsupportedModelError, match="cannot be traced as a whole"):
         source.graph  # noqa: B018
+
+
+def fake(model: nn.Module) -> nn.Module:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        for module in model.modules():
+            for name, tensor in module._parameters.items():
+                module._parameters[name] = None if tensor is None else nn.Parameter(mode.from_tensor(tensor))
+    return model
+
+
+def unseen() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d()).eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: net().to("meta"), r"0\.weight is on the device meta: it has a shape and no values; load the weights first"),
+        (lambda: fake(net()), r"0\.weight is a fake tensor: it has a shape and no values"),
+        (unseen, r"1\.weight is made when its layer is first called; call the model once"),
+    ],
+)
+@pytest.mark.parametrize("verb", [reparam_compiler.fuse, reparam_compiler.inspect, opening.open])
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_weights_without_values_are_refused_by_name(verb: Callable[..., Any], model: Any, message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        verb(model(), X)
+
+
+class Whole(torch.Tensor):
+    """A tensor of a class of its own, whose elements numpy does not get."""
+
+    @staticmethod
+    def __new__(cls) -> "Whole":
+        return torch.Tensor._make_wrapper_subclass(cls, (8, 3, 1, 1))
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return Whole() if function is torch.ops.aten.detach.default else NotImplemented
+
+
+def test_elements_that_cannot_be_read_are_a_typed_error() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"the elements of a weight of \S*Whole cannot be read"):
+        array_of(Whole())

@@ -2,13 +2,16 @@
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.export import ExportedProgram
+from torch.nn.parameter import is_lazy
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Dim, Param, TensorType
@@ -39,25 +42,49 @@ def _dim(size: int | torch.SymInt) -> Dim:
 
 
 def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """The elements of a tensor in its own dtype; bfloat16 through ml_dtypes."""
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+    """The elements of a tensor in its own dtype; bfloat16 through ml_dtypes.
+
+    Raises UnsupportedModelError for a tensor of a class of its own (one that is quantized or lies on several machines).
+    """
+    try:
+        tensor = tensor.detach().cpu()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise UnsupportedModelError(
+            f"the elements of a weight of {type(tensor).__module__}.{type(tensor).__qualname__} cannot be read: {error}; "
+            "give the model with plain tensors"
+        ) from error
+
+
+def check_values(model: nn.Module | ExportedProgram) -> None:
+    """Raises UnsupportedModelError for a model with a tensor that holds no values: a fake one, or one of the device meta."""
+    for name, tensor in _held(model):
+        if is_lazy(tensor):
+            raise UnsupportedModelError(
+                f"{name} is made when its layer is first called; call the model once on example inputs before"
+            )
+        is_fake = isinstance(tensor, FakeTensor)
+        if is_fake or tensor.is_meta:
+            found = "a fake tensor" if is_fake else "on the device meta"
+            raise UnsupportedModelError(
+                f"{name} is {found}: it has a shape and no values; load the weights first (model.to_empty(device='cpu'), then "
+                "load_state_dict, or make the model outside FakeTensorMode and torch.device('meta'))"
+            )
+
+
+def _held(model: nn.Module | ExportedProgram) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(model, nn.Module):
+        yield from model.named_parameters()
+        yield from model.named_buffers()
+    else:
+        yield from model.state_dict.items()
 
 
 def param_of(tensor: Tensor, *, role: str, origin: str | None) -> Param:
     """A parameter that reads a tensor when it is asked to."""
-
-    def load() -> np.ndarray[Any, Any]:
-        if tensor.is_meta:
-            raise UnsupportedModelError(
-                f"{origin or role}: the tensor is on the meta device and has no values; load the weights first "
-                "(model.to_empty(device='cpu'), then load_state_dict)"
-            )
-        return array_of(tensor)
-
-    return Param(role, dtype_word(tensor.dtype), tuple(tensor.shape), load, origin)
+    return Param(role, dtype_word(tensor.dtype), tuple(tensor.shape), lambda: array_of(tensor), origin)
 
 
 def lazy_param(load: Callable[[], Tensor], like: Tensor, *, role: str) -> Param:
