@@ -56,8 +56,13 @@ def type_of(proto: TypeProto) -> tuple[str | None, TensorType | None]:
     return dtype, TensorType(dtype, tuple(map(_dim, tensor.shape.dim))) if tensor.HasField("shape") else None
 
 
+def is_meant_open(dim: Any) -> bool:
+    """Whether a size is written as 0 or -1, by which exporters mean that it is open."""
+    return bool(dim.HasField("dim_value") and dim.dim_value <= 0)
+
+
 def _dim(dim: Any) -> Dim:
-    if dim.HasField("dim_value"):
+    if dim.HasField("dim_value") and not is_meant_open(dim):
         return int(dim.dim_value)
     return str(dim.dim_param) or None
 

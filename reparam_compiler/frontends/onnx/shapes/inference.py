@@ -12,9 +12,10 @@ from types import MappingProxyType
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
+from reparam_compiler.core.names import free_name
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.shapes.sizes import SMALL
-from reparam_compiler.frontends.onnx.tensors import Constant, element_type, type_of
+from reparam_compiler.frontends.onnx.tensors import Constant, element_type, is_meant_open, type_of
 from reparam_compiler.ir.graph import TensorType
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Types:
 def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> Types:
     """What is known of the model's values, or would be if its inputs had these shapes."""
     skeleton = _skeleton(model)
+    named = _symbols(skeleton)
     for value in skeleton.graph.input:
         if value.name in shapes and len(value.type.tensor_type.shape.dim) == len(shapes[value.name]):
             for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
@@ -43,7 +45,6 @@ def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = Mappi
         logger.warning("shapes cannot be inferred, so only those in the file are known: %s", error)
     dtypes: dict[str, str] = {}
     types: dict[str, TensorType] = {}
-    named = _symbols(model)
     for value in (*skeleton.graph.value_info, *skeleton.graph.output, *skeleton.graph.input):
         dtype, known = type_of(value.type)
         if dtype:
@@ -112,6 +113,7 @@ def _skeleton(model: ModelProto) -> ModelProto:
     graph.input.extend(model.graph.input)
     graph.output.extend(model.graph.output)
     graph.value_info.extend(model.graph.value_info)
+    _open_sizes(skeleton)
     given = {value.name for value in model.graph.input}
     for tensor in model.graph.initializer:
         if _is_small(tensor):
@@ -130,6 +132,20 @@ def _skeleton(model: ModelProto) -> ModelProto:
         else:
             graph.input.append(helper.make_tensor_value_info(node.output[0], tensor.data_type, list(tensor.dims)))
     return skeleton
+
+
+def _open_sizes(skeleton: ModelProto) -> None:
+    """Sizes of 0 and -1, by which exporters mean open ones, become that: an input's has a name, others are inferred anew."""
+    graph = skeleton.graph
+    named = _symbols(skeleton)
+    for value in graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if is_meant_open(dim):
+                dim.dim_param = free_name("N" if axis == 0 else f"{value.name}.{axis}", named)
+                named.add(dim.dim_param)
+    for value in (*graph.output, *graph.value_info):
+        for dim in filter(is_meant_open, value.type.tensor_type.shape.dim):
+            dim.Clear()
 
 
 def _may_start_in_padding(node: NodeProto) -> bool:
