@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from reparam_compiler.api.comparing import equivalent
     from reparam_compiler.api.compiling import compile, tune
     from reparam_compiler.api.fusing import fuse, inspect
-    from reparam_compiler.api.pruning import IterativePruner, apply_manifest, prune
+    from reparam_compiler.api.pruning import apply_manifest, prune
     from reparam_compiler.api.report import FuseReport, PruneReport
+    from reparam_compiler.api.rounds import IterativePruner
     from reparam_compiler.checking.equivalent import Equivalence
     from reparam_compiler.cost.measure import measure_costs
     from reparam_compiler.cost.model import CostModel
@@ -82,7 +83,8 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("fuse", "inspect"), "reparam_compiler.api.fusing"),
     **dict.fromkeys(("compile", "tune"), "reparam_compiler.api.compiling"),
-    **dict.fromkeys(("IterativePruner", "apply_manifest", "prune"), "reparam_compiler.api.pruning"),
+    **dict.fromkeys(("apply_manifest", "prune"), "reparam_compiler.api.pruning"),
+    "IterativePruner": "reparam_compiler.api.rounds",
     "Equivalence": "reparam_compiler.checking.equivalent",
     "equivalent": "reparam_compiler.api.comparing",
     "CostModel": "reparam_compiler.cost.model",

@@ -2,7 +2,8 @@
 
 prune             in one shot; with calibration data what is left is refitted
 apply_manifest    the same cut on another checkpoint of the architecture
-IterativePruner   in rounds, between which the caller trains
+
+`rounds.py` has the same in rounds, between which the caller trains.
 """
 
 import os
@@ -13,14 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from torch import nn
-
 from reparam_compiler.api.modes import outside_inference_mode
-from reparam_compiler.api.options import PruneKeywords, PruneOptions, RoundKeywords, made, takes
+from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, takes
 from reparam_compiler.api.report import UNREPAIRED, PruneReport
 from reparam_compiler.api.writing import write_pruned
 from reparam_compiler.cost.model import cost
-from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning
+from reparam_compiler.errors import UnrepairedPruneWarning
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.batch_size import fixed_batch
@@ -29,10 +28,8 @@ from reparam_compiler.models.calibration import again, batches
 from reparam_compiler.models.io import save_model
 from reparam_compiler.models.opening import Source, open
 from reparam_compiler.passes.pruning import pipeline
-from reparam_compiler.passes.pruning.budget import Schedule
-from reparam_compiler.passes.pruning.budget import schedule as ratios_of
+from reparam_compiler.passes.pruning.apply_manifest import apply_manifest as apply_to_graph
 from reparam_compiler.passes.pruning.manifest import Manifest
-from reparam_compiler.passes.pruning.manifest import apply_manifest as apply_to_graph
 
 Model = TypeVar("Model")
 
@@ -124,13 +121,9 @@ def prune(
     """
     settings = made(PruneOptions, "prune", options)
     with outside_inference_mode():
-        source = open(model, example_inputs, copy=not inplace)
-        if settings.calibration is not None:
-            data = again(settings.calibration)
-            settings = replace(settings, calibration=data)
-            source = bound(source, data, mean=settings.mean, std=settings.std)
+        source, settings = opened(model, example_inputs, settings, copy=not inplace)
         before = source.graph
-        result = _pruned(source, settings)
+        result = cut(source, settings)
         if settings.calibration is None and result.graph is not before:
             warnings.warn(UNREPAIRED, UnrepairedPruneWarning, stacklevel=2)
         written = write_pruned(source, result.graph, inplace=inplace, verify=verify)
@@ -140,7 +133,19 @@ def prune(
     return written, PruneReport(source.frontend.name, result.plan, cost(before), cost(result.graph), manifest)
 
 
-def _pruned(source: Source, options: PruneOptions) -> pipeline.PruneResult:
+def opened(
+    model: Any, example_inputs: Sequence[Any] | None, options: PruneOptions, *, copy: bool
+) -> tuple[Source, PruneOptions]:
+    """A model with its example inputs, or those that calibration data gives, and options whose data can be gone over again."""
+    source = open(model, example_inputs, copy=copy)
+    if options.calibration is None:
+        return source, options
+    data = again(options.calibration)
+    return bound(source, data, mean=options.mean, std=options.std), replace(options, calibration=data)
+
+
+def cut(source: Source, options: PruneOptions, target: pipeline.Target | None = None) -> pipeline.PruneResult:
+    """The graph of an opened model, pruned as the options say; `target` stands in place of their ratio."""
     graph, data = source.graph, None
     if options.calibration is not None:
         nodes = [node for node in graph if isinstance(node.op, ops.Input)]
@@ -151,6 +156,7 @@ def _pruned(source: Source, options: PruneOptions) -> pipeline.PruneResult:
         graph,
         ratio=options.ratio,
         budget=options.budget,
+        target=target,
         importance=options.importance,
         allocation=options.allocation,
         calibration=data,
@@ -172,7 +178,8 @@ def apply_manifest(
 ) -> Any:
     """Cuts another checkpoint of a pruned architecture where the first one was cut.
 
-    What repair added to the first one's biases is not in a manifest: calibrate anew (`prune` with data), or fine-tune.
+    What repair made of the first one's weights is not in a manifest: load its state_dict, calibrate anew (`prune` with data),
+    or fine-tune. A layer that repair gave a bias has one of zeros.
 
     >>> import torch
     >>> net, x = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval(), torch.randn(16, 3, 9, 9)
@@ -199,85 +206,6 @@ def apply_manifest(
     with outside_inference_mode():
         source = open(model, example_inputs, copy=not inplace)
         return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
-
-
-class IterativePruner:
-    """Prunes a module in rounds, each a little narrower, between which the caller trains it.
-
-        pruner = IterativePruner(model, (x,), ratio=0.7, steps=4, schedule="cubic", calibration=images)
-        while not pruner.finished:
-            train(pruner.step())
-
-    model: as it is now, an ordinary module in the mode that it was given in.
-    report: of the last round.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        example_inputs: Sequence[Any],
-        *,
-        ratio: float,
-        steps: int,
-        schedule: Schedule = "linear",
-        verify: bool = True,
-        **options: Unpack[RoundKeywords],
-    ) -> None:
-        """Prunes nothing yet.
-
-        Args:
-            model, example_inputs: as for `prune`.
-            ratio: the share of channels that is gone after the last round.
-            steps: how many rounds.
-            schedule: how the share grows (`passes/pruning/budget.py`).
-            verify, options: what else `prune` takes, in every round.
-
-        Raises:
-            InfeasiblePruneError: an option makes no sense. What the model and the data lack is raised by `step`.
-        """
-        if amount := [name for name in ("flops", "params", "latency", "measure") if name in options]:
-            raise TypeError(f"IterativePruner() got an unexpected keyword argument {amount[0]!r}; it takes a ratio")
-        settings = made(PruneOptions, "IterativePruner", options)
-        options["ignore"] = settings.ignored(model)  # a module of this model is none of the next round's
-        if settings.calibration is not None:  # each round goes over it
-            options["calibration"] = again(settings.calibration)
-        self.model: nn.Module = model
-        self.report: PruneReport | None = None
-        self._inputs, self._options, self._verify = example_inputs, options, verify
-        self._ratios = list(ratios_of(ratio, steps, schedule))
-        self._gone = 0.0
-
-    @property
-    def finished(self) -> bool:
-        """True after the last round."""
-        return not self._ratios
-
-    def step(self) -> nn.Module:
-        """One round; raises InfeasiblePruneError after the last one, and what `prune` raises."""
-        if self.finished:
-            raise InfeasiblePruneError("the last round has been made; start another IterativePruner to go on")
-        modes, of_the_rest = _modes(self.model), 1 - (1 - self._ratios[0]) / (1 - self._gone)
-        try:
-            self.model.eval()
-            pruned, self.report = prune(
-                self.model, self._inputs, ratio=of_the_rest, verify=self._verify, return_report=True, **self._options
-            )
-        finally:
-            _set_modes(self.model, modes)
-        self._gone = self._ratios.pop(0)
-        self.model = pruned.train(modes[""])
-        _set_modes(self.model, modes)
-        return self.model
-
-
-def _modes(model: nn.Module) -> dict[str, bool]:
-    """For each module, by its name, whether it is in training mode; a frozen norm in a model that trains is not."""
-    return {name: module.training for name, module in model.named_modules(remove_duplicate=False)}
-
-
-def _set_modes(model: nn.Module, modes: Mapping[str, bool]) -> None:
-    for name, module in model.named_modules(remove_duplicate=False):
-        module.training = modes.get(name, module.training)
 
 
 def _milliseconds(written: Any, graph: Graph, inputs: Sequence[Any] | None) -> float:

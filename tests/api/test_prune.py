@@ -1,6 +1,7 @@
 """The public pruner: ratios, budgets, rounds and manifests, on models of every kind."""
 
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -283,7 +284,7 @@ def test_a_round_that_fails_can_be_made_again() -> None:
     with pytest.raises(UnsupportedModelError, match="expected"):
         pruner.step()
     assert pruner.model.training
-    pruner._options["calibration"] = CALIBRATION
+    pruner._options = replace(pruner._options, calibration=CALIBRATION)
     widths = [pruner.step().get_submodule("3").out_channels for _ in range(2)]
     assert widths == [36, 24]
 

@@ -81,6 +81,7 @@ def allocate(
     round_to: int = 8,
     graph: Graph | None = None,
     cumulative: bool = False,
+    may_be_empty: bool = False,
 ) -> Allocation:
     """Which groups stay when `ratio` of the channels shall go.
 
@@ -92,6 +93,7 @@ def allocate(
         round_to: widths go to multiples of this many channels.
         graph: the model; a mapping needs it for the names of its nodes.
         cumulative: the scores of `sensitivity` are errors with all lower ones of the family gone (`is_cumulative`).
+        may_be_empty: it is no error that nothing is removed.
 
     Raises:
         InfeasiblePruneError: a ratio or rounding out of bounds, a pattern that names nothing that can be pruned, nothing that
@@ -114,7 +116,7 @@ def allocate(
         steps = removal_order(groups, scores, allocation, round_to=round_to, cumulative=cumulative)
         widths = widths_after(groups.free, steps[: _nearest_count(steps, ratio * sum(family.width for family in groups.free))])
     chosen = kept(groups, scores, widths, targets, round_to)
-    if asked and bool(chosen.keep.all()):
+    if asked and not may_be_empty and bool(chosen.keep.all()):
         reasons = [f"{name}: {note}" for name, note in chosen.notes.items()] or ["every family is at its least width"]
         raise InfeasiblePruneError(f"ratio={asked} removes no channel: {'; '.join(reasons[:5])}")
     return chosen

@@ -4,9 +4,9 @@ For each parameter w that was cut, the manifest holds along each cut axis a the 
 
     pruned(w)[i_0, i_1, …] = w[K_0[i_0], K_1[i_1], …]        with K_a = (0, 1, …) where axis a was not cut
 
-Weights that were trained on, or averaged, in the unpruned model follow in this way. A repair is not part of it: the given
-weights are cut and nothing else, and a bias that a repair added to a layer without one is in no `state_dict` of the unpruned
-model. Repair the graph that `apply_manifest` gives, or load into a model that was pruned without calibration data.
+Weights that were trained on, or averaged, in the unpruned model follow in this way. What a repair made of the weights is not
+part of it: the given ones are cut and nothing else. Where it gave a layer a bias that had none, the manifest says so, and what
+is cut by it has a bias of zeros there: the `state_dict` of the pruned and repaired model can be loaded into it.
 
 Parameters go by their native names, `layer1.0.conv.weight`. One that the model has no name for (a product of others, a scalar)
 goes by the node that reads it and the place it is read at, `node[1]`, and only where it was cut. Shapes are those of the graph:
@@ -18,32 +18,25 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar, overload
 
 import numpy as np
-import torch
 from jaxtyping import Bool
-from torch import Tensor
 
 from reparam_compiler.core.files import written_whole
-from reparam_compiler.core.slicing import take
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node, Param
-from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, Keep, channel_groups, native_name
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, Keep, native_name
 from reparam_compiler.passes.pruning.coupling.labels import Labels, coupling_model
 from reparam_compiler.passes.pruning.pipeline import PruneResult
-from reparam_compiler.passes.pruning.slice_channels import masked, sliced, verify_pruned
 
 FORMAT = "reparam_compiler pruning manifest"
 VERSION = 1
 Shape = tuple[int, ...]
 Indices = tuple[int, ...]
-Weight = TypeVar("Weight", Tensor, np.ndarray)
 _SHOWN = 40
 """Characters of a row of `to_text` that indices may take."""
 
@@ -77,6 +70,7 @@ class Manifest:
     params: by name, all that make up the architecture, also those that were not cut.
     families: by name, those that could be cut.
     tool: the version of this package that wrote it.
+    added: by the names of weights, of how many numbers the bias is that repair added to their layers.
 
     >>> weight = KeptParam(before=(4, 3, 1, 1), kept={0: (0, 2)})
     >>> cut = Manifest({"stem.weight": weight}, {"stem": KeptFamily(4, 2, {"stem": (0, 2)})}, "0.1.0")
@@ -87,6 +81,7 @@ class Manifest:
     params: Mapping[str, KeptParam]
     families: Mapping[str, KeptFamily]
     tool: str
+    added: Mapping[str, int] = field(default_factory=dict)
 
     @staticmethod
     def of(graph: Graph, result: PruneResult) -> "Manifest":
@@ -99,11 +94,11 @@ class Manifest:
         cuts = _cuts(graph, result.groups, result.keep)
         params = {
             name: KeptParam(param.shape, cuts.get(param, {}))
-            for name, param in _names(graph).items()
-            if param in cuts or _is_architecture(param)
+            for name, param in names_of(graph).items()
+            if param in cuts or is_architecture(param)
         }
         families = {family.name: _kept_family(family, graph, result) for family in result.groups.free}
-        return Manifest(params, families, _tool())
+        return Manifest(params, families, _tool(), _added(graph, result.graph))
 
     @property
     def fingerprint(self) -> str:
@@ -120,7 +115,10 @@ class Manifest:
         families = {n: {"before": f.before, "after": f.after, "layers": dict(f.layers)} for n, f in self.families.items()}
         head = {"format": FORMAT, "version": VERSION, "tool": self.tool, "shapes_sha256": self.fingerprint}
         rows = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
-        rows += [f"{json.dumps(key)}: {_lines(table)}" for key, table in (("params", params), ("families", families))]
+        tables: dict[str, Mapping[str, object]] = {"params": params, "families": families}
+        if self.added:
+            tables["added"] = self.added
+        rows += [f"{json.dumps(key)}: {_lines(table)}" for key, table in tables.items()]
         return "{\n" + ",\n".join(rows) + "\n}\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -160,126 +158,7 @@ class Manifest:
         )
 
 
-@overload
-def apply_manifest(model: Graph, manifest: Manifest) -> Graph: ...
-@overload
-def apply_manifest(model: Mapping[str, Weight], manifest: Manifest) -> dict[str, Weight]: ...
-def apply_manifest(model: Graph | Mapping[str, Weight], manifest: Manifest) -> Graph | dict[str, Weight]:
-    """Other weights of the architecture that a manifest was made of, cut as those were. What is given is not changed.
-
-    Args:
-        model: a graph, or a `state_dict` (name -> tensor) of the unpruned torch model. Entries that the graph did not read
-            (counters of batch norms, layers for training) are passed on, and so is, as the same tensor, what was not cut.
-        manifest: which indices stay.
-
-    Returns:
-        The cut graph, proven against its masked reference in float64; or the cut `state_dict`.
-
-    Raises:
-        InfeasiblePruneError: the architecture is another one; the message names the first parameter that differs.
-        VerificationError: the cut graph does not compute what the masked one does.
-    """
-    return _cut_graph(model, manifest) if isinstance(model, Graph) else _cut_state(model, manifest)
-
-
-def _cut_state(state: Mapping[str, Weight], manifest: Manifest) -> dict[str, Weight]:
-    pruned = copy(state) if isinstance(state, dict) else dict(state)  # a copy keeps torch's versions of the modules
-    cut: dict[tuple[object, ...], Weight] = {}
-    for name, param in manifest.params.items():
-        if name not in state:
-            raise InfeasiblePruneError(
-                f"{name}: not in the state_dict; expected a tensor of shape {param.before}. Give that of the unpruned model, "
-                "under its own names (fused where the pruned one was); what has no name there is cut through the graph alone"
-            )
-        weight = state[name]
-        _check_shape(name, tuple(weight.shape), param)
-        if param.kept:
-            pruned[name] = _taken(weight, param)
-            cut[_storage(weight)] = pruned[name]
-    for name, weight in state.items():  # a tied weight stands there under all of its names
-        if name not in manifest.params and _storage(weight) in cut:
-            pruned[name] = cut[_storage(weight)]
-    return pruned
-
-
-def _storage(weight: Weight) -> tuple[object, ...]:
-    """The same for two names of one tensor."""
-    if isinstance(weight, Tensor):
-        return weight.data_ptr(), tuple(weight.shape), weight.stride()
-    return weight.__array_interface__["data"], weight.shape, weight.strides
-
-
-def _taken(weight: Weight, param: KeptParam) -> Weight:
-    if isinstance(weight, Tensor):
-        cut = weight.detach()
-        for axis, indices in param.kept.items():
-            cut = cut.index_select(axis, torch.tensor(indices, device=cut.device))
-        return cut
-    return take(weight, {axis: _mask(indices, param.before[axis]) for axis, indices in param.kept.items()})
-
-
-def _cut_graph(graph: Graph, manifest: Manifest) -> Graph:
-    names = _names(graph)
-    for name, param in manifest.params.items():
-        if name not in names:
-            raise InfeasiblePruneError(
-                f"{name}: the model has no such parameter; the manifest expects one of shape {param.before}. Give a model of "
-                "the architecture that was pruned, before pruning (and fused, where that one was)"
-            )
-        _check_shape(name, names[name].shape, param)
-    for name, given in names.items():
-        if name not in manifest.params and _is_architecture(given):
-            raise InfeasiblePruneError(
-                f"{name}: found a parameter of shape {given.shape} that the manifest does not know; give a model of the "
-                "architecture that was pruned"
-            )
-    groups = channel_groups(graph)
-    keep = _keep(graph, groups, manifest, names)
-    pruned = sliced(graph, groups, keep)
-    verify_pruned(masked(graph, groups, keep), pruned)
-    return pruned
-
-
-def _keep(graph: Graph, groups: ChannelGroups, manifest: Manifest, names: Mapping[str, Param]) -> Keep:
-    """The mask that makes exactly the manifest's cuts."""
-    name_of = {param: name for name, param in names.items()}
-    keep = np.ones(groups.count, np.bool_)
-    wanted: list[tuple[str, int, Labels, Bool[np.ndarray, "C"]]] = []
-    seen: dict[str, set[int]] = {}
-    for _, _, param, axes in groups.params(graph):
-        name = name_of[param]
-        kept = manifest.params[name].kept if name in manifest.params else {}
-        seen.setdefault(name, set()).update(axes)
-        for axis, labels in axes.items():
-            stays = _mask(kept[axis], len(labels)) if axis in kept else np.ones(len(labels), np.bool_)
-            keep[groups.number[labels[~stays]]] = False
-            wanted.append((name, axis, labels, stays))
-    for name, axis, labels, stays in wanted:
-        if not np.array_equal(groups.kept(keep, labels), stays):
-            place = int(np.flatnonzero(groups.kept(keep, labels) != stays)[0])
-            raise InfeasiblePruneError(
-                f"{name}: the manifest keeps index {place} of axis {axis}, but another parameter loses the channel that it "
-                "goes with; this model couples its channels in another way than the one that was pruned"
-            )
-    for name, entry in manifest.params.items():
-        if missing := entry.kept.keys() - seen.get(name, set()):
-            raise InfeasiblePruneError(
-                f"{name}: the manifest cuts axis {min(missing)}, which no channel of this model goes with; "
-                "give a model of the architecture that was pruned"
-            )
-    return keep
-
-
-def _check_shape(name: str, found: Shape, param: KeptParam) -> None:
-    if found != param.before:
-        pruned = "; it is pruned already" if found == param.after else ""
-        raise InfeasiblePruneError(
-            f"{name}: found the shape {found}; the manifest expects {param.before}, before pruning{pruned}. "
-            "Give weights of the architecture that was pruned"
-        )
-
-
-def _names(graph: Graph) -> dict[str, Param]:
+def names_of(graph: Graph) -> dict[str, Param]:
     """Every parameter by its native name, or by its first reader where it has none of its own."""
     named: dict[str, Param] = {}
     for param, ((node_id, index), *_) in graph.param_users.items():
@@ -288,7 +167,21 @@ def _names(graph: Graph) -> dict[str, Param]:
     return named
 
 
-def _is_architecture(param: Param) -> bool:
+def without_bias(graph: Graph) -> dict[str, NodeId]:
+    """The convs and linears that have none, by the names of their weights."""
+    name_of = {param: name for name, param in names_of(graph).items()}
+    nodes = (node for node in graph if isinstance(node.op, ops.Weighted) and node.operand("bias") is None)
+    return {name_of[weight]: node.id for node in nodes if isinstance(weight := node.operand("weight"), Param)}
+
+
+def _added(before: Graph, after: Graph) -> dict[str, int]:
+    """The sizes of the biases that `after` has and `before` has not, by the names of the weights beside them."""
+    nodes = {name: after.nodes.get(node_id) for name, node_id in without_bias(before).items()}
+    biases = {name: node.param("bias") for name, node in nodes.items() if node is not None}
+    return {name: bias.shape[0] for name, bias in biases.items() if bias is not None}
+
+
+def is_architecture(param: Param) -> bool:
     """False for constants: exporters name and fold them as they like."""
     return param.origin is not None and param.role != "const"
 
@@ -322,7 +215,7 @@ def _kept_family(family: Family, graph: Graph, result: PruneResult) -> KeptFamil
     return KeptFamily(family.width, after, layers)
 
 
-def _mask(indices: Indices, size: int) -> Bool[np.ndarray, "C"]:
+def mask_of(indices: Indices, size: int) -> Bool[np.ndarray, "C"]:
     mask = np.zeros(size, np.bool_)
     mask[list(indices)] = True
     return mask
@@ -372,7 +265,8 @@ class _Parser:
             )
         params = {name: self._param(name, entry) for name, entry in self._object("params", found.get("params")).items()}
         families = {name: self._family(name, e) for name, e in self._object("families", found.get("families")).items()}
-        manifest = Manifest(params, families, tool)
+        added = {name: self._numbers(name, [size])[0] for name, size in self._object("added", found.get("added", {})).items()}
+        manifest = Manifest(params, families, tool, added)
         if found.get("shapes_sha256") != manifest.fingerprint:
             raise InfeasiblePruneError(
                 f"{self.path}: found shapes_sha256 {found.get('shapes_sha256')}, but its names and shapes give "

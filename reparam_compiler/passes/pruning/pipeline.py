@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph, NodeId
 from reparam_compiler.passes.pruning.allocation import (
@@ -23,6 +25,7 @@ from reparam_compiler.passes.pruning.allocation import (
     allocate,
     check_request,
     ignored_nodes,
+    kept,
 )
 from reparam_compiler.passes.pruning.budget import Budget, Measure, fit_budget
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep, channel_groups
@@ -106,11 +109,20 @@ class PruneResult:
     keep: Keep
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a round of several is to reach, which may be nothing new: the widths of families by their names, or a ratio."""
+
+    widths: Mapping[str, int] | None = None
+    ratio: float = 0.0
+
+
 def prune(
     graph: Graph,
     *,
     ratio: float | None = None,
     budget: Budget | None = None,
+    target: Target | None = None,
     importance: str | Criterion | None = None,
     allocation: AllocationName | RatioOf = "uniform",
     calibration: Iterable[Batch] | None = None,
@@ -126,6 +138,7 @@ def prune(
         graph: node types must be known, with every size a number but the batch's.
         ratio: the share of channels to remove, at least 0 and below 1; 0 gives the same graph back.
         budget: what may remain, in place of a ratio.
+        target: the same for a round of several.
         importance: a name in `importance.CRITERIA`, or a function; None is what the quality takes, and l1 without data.
         allocation: a name in `allocation.ALLOCATIONS`, or the ratio of each family by pattern.
         calibration: batches, each an array for each model input; they are gone over more than once.
@@ -140,14 +153,16 @@ def prune(
         VerificationError: the pruned graph differs from its masked reference.
     """
     check_method(importance, allocation, quality, round_to)
-    _check_amount(ratio, budget, allocation)
+    if target is None:
+        _check_amount(ratio, budget, allocation)
     if isinstance(calibration, Iterator):
         calibration = list(calibration)
     groups = channel_groups(graph, pinned=ignored_nodes(graph, ignore))
     ranked_by = importance or (UNCALIBRATED if calibration is None else QUALITIES[quality].importance)
-    scores = scores_of(graph, groups, ranked_by, batches=calibration, loss=loss)
+    is_done = target is not None and _has_widths(groups, target)
+    scores = np.zeros(groups.count) if is_done else scores_of(graph, groups, ranked_by, batches=calibration, loss=loss)
     how = _How(allocation, round_to, is_cumulative(ranked_by), measure)
-    chosen, shares = _allotted(graph, groups, scores, ratio if budget is None else budget, how)
+    chosen, shares = _allotted(graph, groups, scores, target or (ratio if budget is None else budget), how)
     hidden = masked(graph, groups, chosen.keep)
     pruned = sliced(graph, groups, chosen.keep)
     error = verify_pruned(hidden, pruned).relative
@@ -156,7 +171,7 @@ def prune(
         repaired, done = repair(graph, hidden, groups, chosen.keep, calibration, how=QUALITIES[quality].repair)
         pruned = sliced(unmasked(graph, repaired), groups, chosen.keep)
     plan = PrunePlan(
-        ratio=ratio,
+        ratio=ratio if target is None else target.ratio,
         budget=shares,
         importance=ranked_by if isinstance(ranked_by, str) else getattr(ranked_by, "__name__", "custom"),
         allocation=allocation if isinstance(allocation, str) else "by layer",
@@ -188,6 +203,10 @@ def _check_amount(ratio: float | None, budget: Budget | None, allocation: Alloca
         raise InfeasiblePruneError("nothing says how much to remove; give a ratio, a budget, or an allocation {layer: ratio}")
 
 
+def _has_widths(groups: ChannelGroups, target: Target) -> bool:
+    return target.widths is not None and all(f.width <= target.widths.get(f.name, f.width) for f in groups.free)
+
+
 @dataclass(frozen=True, slots=True)
 class _How:
     """Options of an allocation, as in `prune`; cumulative: what the scores are (`is_cumulative`)."""
@@ -199,18 +218,22 @@ class _How:
 
 
 def _allotted(
-    graph: Graph, groups: ChannelGroups, scores: Scores, wanted: float | Budget | None, how: _How
+    graph: Graph, groups: ChannelGroups, scores: Scores, wanted: float | Budget | Target | None, how: _How
 ) -> tuple[Allocation, Mapping[str, float]]:
     """What stays, and the share that remains of each thing that a budget limits."""
+    if isinstance(wanted, Target) and wanted.widths is not None:
+        widths = {f.name: min(f.width, wanted.widths.get(f.name, f.width)) for f in groups.free}
+        return kept(groups, scores, widths, {}, how.round_to), {}
     if not isinstance(wanted, Budget):
         chosen = allocate(
             groups,
             scores,
-            ratio=wanted or 0.0,
+            ratio=wanted.ratio if isinstance(wanted, Target) else wanted or 0.0,
             allocation=how.allocation,
             round_to=how.round_to,
             graph=graph,
             cumulative=how.cumulative,
+            may_be_empty=isinstance(wanted, Target),
         )
         return chosen, {}
     fit = fit_budget(

@@ -23,8 +23,9 @@ from reparam_compiler.frontends.torch.fx import FxFrontend, FxReading
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, Param, TensorType
 from reparam_compiler.models.opening import frontend_for
+from reparam_compiler.passes.pruning.apply_manifest import apply_manifest
 from reparam_compiler.passes.pruning.criteria.base import Scores, Scoring
-from reparam_compiler.passes.pruning.manifest import KeptFamily, KeptParam, Manifest, apply_manifest
+from reparam_compiler.passes.pruning.manifest import KeptFamily, KeptParam, Manifest
 from reparam_compiler.passes.pruning.pipeline import PruneResult, prune
 from tests.support.onnx_models import exported, run
 from tests.support.small_models import randomised
