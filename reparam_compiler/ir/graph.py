@@ -16,6 +16,7 @@ from jaxtyping import Float64
 from reparam_compiler.errors import InvalidGraphError
 from reparam_compiler.ir.kind import OperandName, Place
 from reparam_compiler.ir.ops import Input, Op
+from reparam_compiler.ir.windows import ANY_PADDING, ConvPadding
 
 NodeId = str
 Dim = int | str | None
@@ -128,11 +129,13 @@ class Graph:
     """Nodes in topological order, and the ids that the model returns.
 
     sizes_are_fixed: the sizes in the nodes' types are those of every run, not of one example.
+    conv_padding: what padding the model's own convs have a word for.
     """
 
     nodes: Mapping[NodeId, Node]
     outputs: tuple[NodeId, ...]
     sizes_are_fixed: bool = True
+    conv_padding: ConvPadding = ANY_PADDING
 
     @staticmethod
     def of(nodes: Iterable[Node], outputs: Iterable[NodeId], *, sizes_are_fixed: bool = True) -> "Graph":
@@ -193,7 +196,7 @@ class Graph:
         for node_id in [node_id for node_id in table if node_id in dead]:
             if any(source not in table for source in table[node_id].sources):
                 del table[node_id]
-        return Graph(MappingProxyType(table), self.outputs, self.sizes_are_fixed)
+        return replace(self, nodes=MappingProxyType(table))
 
     def _collect(self, table: dict[NodeId, Node], unread: list[NodeId], dead: Set[NodeId]) -> None:
         """Deletes the nodes that no living node reads any more, from those that may be `unread` on to what they read."""

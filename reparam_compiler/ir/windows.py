@@ -1,6 +1,7 @@
 """The kinds that have weights for channels, and those that slide a window over spatial axes."""
 
 from dataclasses import dataclass
+from typing import get_args
 
 from reparam_compiler.core.kernel import Ints, PaddingMode, Pairs
 from reparam_compiler.ir.kind import Kind, Operands, Weighted
@@ -27,6 +28,30 @@ class Conv(Weighted):
     def blocks(self) -> int:
         """Its groups."""
         return self.groups
+
+
+@dataclass(frozen=True, slots=True)
+class ConvPadding:
+    """What padding the convs of a kind of model have a word for; any other takes an op of its own before the conv.
+
+    modes: of which kind. uneven: whether it may differ at both ends of an axis.
+    """
+
+    modes: tuple[PaddingMode, ...] = get_args(PaddingMode)
+    uneven: bool = True
+
+    def lacks(self, op: Conv) -> str:
+        """What such a conv cannot do of an op's padding, in words; empty where it can do all of it."""
+        if any(n < 0 for pair in op.padding for n in pair):
+            return "cannot crop"
+        if any(map(any, op.padding)) and op.mode not in self.modes:
+            return f"has no {op.mode} padding"
+        uneven = any(low != high for low, high in op.padding)
+        return "pads both ends of an axis alike" if uneven and not self.uneven else ""
+
+
+ANY_PADDING = ConvPadding()
+"""All of it, as passes have it."""
 
 
 @dataclass(frozen=True, slots=True)

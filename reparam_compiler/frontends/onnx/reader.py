@@ -25,6 +25,7 @@ from reparam_compiler.frontends.onnx.tensors import Constant, constant_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
 from reparam_compiler.ir.ops import Facts
+from reparam_compiler.ir.windows import ConvPadding
 from reparam_compiler.passes.pruning.coupling.registry import COUPLING_RULES, registered_coupling
 from reparam_compiler.vocabulary.dtypes import DTYPES
 from reparam_compiler.vocabulary.resolve import onnx_facts
@@ -74,7 +75,8 @@ class OnnxReader:
         outputs = [value.name for value in graph.output]
         for name in outputs:
             self._read_output(name)
-        return Graph.of(self._read_nodes(set(outputs)), outputs, sizes_are_fixed=not self.shapes.has_examples)
+        read = Graph.of(self._read_nodes(set(outputs)), outputs, sizes_are_fixed=not self.shapes.has_examples)
+        return replace(read, conv_padding=ConvPadding(("zeros",)))
 
     def _read_inputs(self) -> None:
         """Initializers become constants; the model's inputs, and sparse tensors, nodes."""

@@ -6,7 +6,7 @@ saves, loads, runs and exports again.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.ir.graph import Graph, diff
+from reparam_compiler.ir.windows import ConvPadding
 
 
 class ExportFrontend:
@@ -37,7 +38,7 @@ class ExportFrontend:
         mutated = set(model.graph_signature.buffers_to_mutate.values())
         mutable = frozenset(name for name, (target, _) in tensors.items() if target in mutated)
         reader = TorchReader(graph, model.graph_module, tensors, values, mutable)
-        read = reader.read()
+        read = replace(reader.read(), conv_padding=ConvPadding(("zeros",), uneven=False))
         return ExportReading(model, read, InPlace.of(reader.writes, reader.written_into))
 
 

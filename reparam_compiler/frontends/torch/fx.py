@@ -22,6 +22,7 @@ from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.ir.graph import Graph, diff
+from reparam_compiler.ir.windows import ConvPadding
 
 _KEEPS_ITS_TENSORS = (torch.jit.ScriptModule, nn.DataParallel)
 """Modules that `functional_call` does not run."""
@@ -43,7 +44,11 @@ class FxFrontend:
             if node.op == "get_attr" and isinstance(tensor := attribute(model, str(node.target)), Tensor):
                 tensors[node.name] = (str(node.target), tensor)
         reader = TorchReader(model.graph, model, tensors, values)
-        graph = replace(reader.read(), sizes_are_fixed=False)  # a trace runs on other sizes as well
+        graph = replace(
+            reader.read(),
+            sizes_are_fixed=False,  # a trace runs on other sizes as well
+            conv_padding=ConvPadding(uneven=False),
+        )
         return FxReading(model, graph, InPlace.of(reader.writes, reader.written_into))
 
 

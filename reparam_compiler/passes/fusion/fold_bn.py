@@ -1,23 +1,29 @@
 """A lone conv-BN or linear-BN becomes one op (Eq. 3): "all the conv-BN sequences of the baselines are also converted".
 
 The region is a chain of one conv and what follows it (or stands before it, where the conv does not pad): norms, scales,
-identities. The mechanics are those of `fuse_branches`.
+identities, and padding, which goes into the conv where those of the model have a word for it. The mechanics are those of
+`fuse_branches`.
 """
 
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph
+from reparam_compiler.ir.graph import Graph, Node
 from reparam_compiler.passes.fusion.fuse_branches import DEFAULTS, Options, PassResult, rewrite_regions
 
 
 def fold_bn(graph: Graph, options: Options = DEFAULTS) -> PassResult:
-    """Rewrites every chain of one conv and the affine ops round it; reports the norms that stay."""
+    """Rewrites every chain of one conv and the affine ops round it; reports the norms and the pads of convs that stay."""
+
+    def pads_a_conv(node: Node) -> bool:
+        readers = graph.users[node.id]
+        return isinstance(node.op, ops.Pad) and len(readers) == 1 and isinstance(graph[readers[0]].op, ops.Conv)
+
     return rewrite_regions(
         graph,
         wants=lambda region: len(region.kernels) == 1 and not region.merges and any(_folds(node.op) for node in region.nodes),
-        reports=lambda node: isinstance(node.op, ops.BatchNorm),
+        reports=lambda node: isinstance(node.op, ops.BatchNorm) or pads_a_conv(node),
         options=options,
     )
 
 
 def _folds(op: ops.Op) -> bool:
-    return isinstance(op, ops.BatchNorm) or op.arithmetic
+    return isinstance(op, ops.BatchNorm | ops.Pad) or op.arithmetic

@@ -189,6 +189,7 @@ class _Builder:
     def _node(self, region: Region, interpretation: Interpretation) -> Node:
         sink, first = self.graph[region.sink], region.kernels[0].params[0]
         op, array = _op(interpretation, region)
+        _check_padding(self.graph, region, op)
         weight = Param.of(array, role="weight", dtype=first.dtype)
         _check_range(weight, array)
         _check_range(weight, interpretation.kernel.bias)
@@ -228,6 +229,15 @@ def _transposed(kernel: ConvKernel) -> tuple[ops.Op, np.ndarray]:
     flipped = np.flip(blocks, axis=tuple(range(3, blocks.ndim))).reshape(-1, blocks.shape[2], *kernel.size)
     op = ops.ConvTranspose(kernel.upsampling, tuple(cuts), tuple(extras), kernel.dilation, kernel.groups)
     return op, np.ascontiguousarray(flipped)
+
+
+def _check_padding(graph: Graph, region: Region, op: ops.Op) -> None:
+    """Raises NotFusable for a pad and a conv that are two ops in the model's own terms all the same."""
+    gains = any(isinstance(node.op, ops.BatchNorm) or node.op.arithmetic for node in region.nodes) or len(region.kernels) > 1
+    if gains or not isinstance(op, ops.Conv) or not any(isinstance(node.op, ops.Pad) for node in region.nodes):
+        return
+    if lacks := graph.conv_padding.lacks(op):
+        raise NotFusable(f"a conv of this kind of model {lacks}")
 
 
 def _check_promotion(graph: Graph, region: Region) -> None:

@@ -122,8 +122,14 @@ class _Interpreter:
             kernel = finest(kernel)
         kernels = {node.id: own for node in region.nodes if (own := _kernel_of(self._values[node.id])) is not None}
         varying = next((node_id for node_id, own in kernels.items() if own.bias_varies), None)
-        reason = f"pads over an inner bias with another value than that bias at {varying}" if varying is not None else ""
-        return Interpretation(kernel, self._layout, kernels, reason)
+        return Interpretation(kernel, self._layout, kernels, self._why_varying(varying) if varying is not None else "")
+
+    def _why_varying(self, node_id: NodeId) -> str:
+        """Why what is added is not the same everywhere from a node on."""
+        node = next(node for node in self._region.nodes if node.id == node_id)
+        if isinstance(node.op, ops.Pad) and node.sources == (self._region.source,):
+            return f"{node_id} pads with {node.op.value:g}, and a conv with zeros"
+        return f"pads over an inner bias with another value than that bias at {node_id}"
 
     def _value(self, node: Node) -> AbstractValue:
         if node.id in self._data_independent:

@@ -1,6 +1,9 @@
 """What remains of a conv and the affine ops round it is one op (Eq. 3), and what cannot be folded says why."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from torch import Tensor, fx, nn
 
 import reparam_compiler
 from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.ir.windows import ConvPadding
 from reparam_compiler.passes.fusion.fold_bn import fold_bn
 from tests.support.small_models import EXACT, KINDS, Kind, Pieces, fuse_in_float64, normal, randomised
 
@@ -159,3 +164,68 @@ def test_a_norm_over_flattened_tokens_goes_into_their_linear_where_the_tokens_co
 def test_a_conv_with_nothing_round_it_is_the_same_object() -> None:
     graph = FxFrontend().read(fx.symbolic_trace(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))).graph
     assert fold_bn(graph).graph is graph
+
+
+class PadConv(nn.Module):
+    """A pad and the conv that reads it."""
+
+    def __init__(self, pad: nn.Module, **conv: Any) -> None:
+        super().__init__()
+        self.pad, self.conv = pad, nn.Conv2d(4, 6, 3, **conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(self.pad(x)))
+
+
+@pytest.mark.parametrize(
+    ("pad", "conv", "taken"),
+    [
+        (nn.ZeroPad2d(1), {"stride": 2}, {"fx", "export", "onnx"}),
+        (nn.ConstantPad2d((2, 2, 1, 1), 0.0), {"padding": 1, "groups": 2}, {"fx", "export", "onnx"}),
+        (nn.ZeroPad2d((0, 1, 0, 1)), {"stride": 2}, {"onnx"}),
+        (nn.ReflectionPad2d(2), {}, {"fx"}),
+        (nn.ReplicationPad2d((1, 1, 2, 2)), {}, {"fx"}),
+        (nn.ReflectionPad2d((1, 2, 1, 1)), {}, set()),
+        (nn.ZeroPad2d((-1, 1, 0, 0)), {}, set()),
+        (nn.ConstantPad2d(1, 2.0), {}, set()),
+        (nn.ReflectionPad2d(1), {"padding": 1}, set()),
+        (nn.ZeroPad2d(1), {"padding": 1, "padding_mode": "circular"}, set()),
+    ],
+)
+def test_a_pad_goes_into_its_conv_where_the_conv_of_the_model_has_a_word_for_it(
+    pad: nn.Module, conv: dict[str, Any], taken: set[str]
+) -> None:
+    model, x = PadConv(pad, **conv), normal(2, 4, 8, 7)
+    for kind in ("fx", "export"):
+        fused = fuse_in_float64(model, x, kind=kind, shapes=True)  # type: ignore[arg-type]
+        assert fused.error < EXACT
+        assert len(fused.report.fusions) == (kind in taken)
+        assert len(fused.report.refusals) == (kind not in taken)
+    uneven = fold_bn(replace(read(model, x), conv_padding=ConvPadding(("zeros",))))  # as ONNX has it
+    assert len(uneven.fusions) == ("onnx" in taken)
+
+
+def read(model: nn.Module, x: Tensor) -> Graph:
+    return FxFrontend().read(fx.symbolic_trace(copy.deepcopy(model).double().eval()), (x,)).graph
+
+
+@pytest.mark.parametrize(
+    ("pad", "conv", "reason"),
+    [
+        (nn.ReflectionPad2d(1), {}, "a conv of this kind of model has no reflect padding"),
+        (nn.ZeroPad2d((0, 1, 0, 1)), {}, "a conv of this kind of model pads both ends of an axis alike"),
+        (nn.ZeroPad2d((-1, 1, 0, 0)), {}, "a conv of this kind of model cannot crop"),
+        (nn.ConstantPad2d(1, 2.0), {}, "pad pads with 2, and a conv with zeros"),
+        (nn.ReflectionPad2d(1), {"padding": 1}, "pads axis 0 of what an op with reflect padding gave at conv"),
+    ],
+)
+def test_a_pad_that_stays_says_why(pad: nn.Module, conv: dict[str, Any], reason: str) -> None:
+    graph = replace(read(PadConv(pad, **conv), normal(2, 4, 8, 7)), conv_padding=ConvPadding(("zeros",), uneven=False))
+    (refusal,) = fold_bn(graph).refusals
+    assert (refusal.node, refusal.reason) == ("pad", reason)
+
+
+def test_a_pad_that_has_other_readers_or_no_conv_after_it_is_no_matter_for_a_report() -> None:
+    graph = read(nn.Sequential(nn.ReflectionPad2d(1), nn.MaxPool2d(2)), normal(2, 4, 8, 7))
+    assert fold_bn(graph).graph is graph
+    assert not fold_bn(graph).refusals
