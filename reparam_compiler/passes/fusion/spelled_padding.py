@@ -65,7 +65,8 @@ def _spelled(region: Region, data_independent: Set[NodeId]) -> Iterator[_Spelled
             (source,) = entries[node.id]
             inside = {n.id for n in region.nodes if n.id in data_independent or entries.get(n.id) == {source}}
             nodes = _needed([n for n in region.nodes if n.id in inside], node.id)
-            if any(not isinstance(n.op, ops.Slice) for n in nodes):
+            alone = {source, *(n.id for n in nodes)}.issuperset(read for n in nodes for read in n.sources)
+            if alone and any(not isinstance(n.op, ops.Slice) for n in nodes):
                 yield _Spelled(source, node.id, nodes)
 
 

@@ -78,6 +78,18 @@ def test_open_sizes_are_padded_alike_or_not_at_all() -> None:
     assert found([indexed(3, np.array([0, 0, 1, 2, 3, 4, 5, 5]))], TensorType("f32", ("n", 3, "h", 6))) is not None
 
 
+def test_what_asks_another_value_for_its_size_is_left_to_the_rules() -> None:
+    """A part of a region that cannot be run by itself."""
+    nodes = [
+        Node("other", ops.Elementwise("relu"), ("x",)),
+        Node("size", ops.Opaque("size", lambda value: value.shape[2], facts=ops.Facts.SIZE_QUERY), ("other",)),
+        Node("y", ops.Opaque("narrow", lambda value, size: value[:, :, :size]), ("x", "size")),
+        Node("sum", ops.Add((1.0, 1.0)), ("y", "other")),
+    ]
+    graph = Graph.of([Node("x", ops.Input(), ()), *nodes], ["sum"])
+    assert with_pads(graph, Region("x", "sum", tuple(nodes)), frozenset({"size"}), SourceLayout(3, 2)) is None
+
+
 @pytest.mark.parametrize(
     "moves",
     [
