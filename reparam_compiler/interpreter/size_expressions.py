@@ -30,7 +30,7 @@ def numbers_of(graph: Graph) -> tuple[NodeId, ...]:
     numbers: dict[NodeId, None] = {}
     for node in graph:
         facts = node.op.facts if isinstance(node.op, ops.Opaque) else Facts.NONE
-        if node.id in graph.outputs or not (node.sources or Facts.ARGUMENT in facts):
+        if not (node.sources or Facts.ARGUMENT in facts):
             continue
         checks = Facts.CHECK in facts and node.type is None and not graph.users[node.id]
         if facts & _GIVES_NUMBERS or checks or (_is_small(node) and all(source in numbers for source in node.sources)):
@@ -87,4 +87,6 @@ def _hollow(graph: Graph, node_id: NodeId, shapes: Shapes) -> Tensor:
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and bool((a == b).all())
+    if isinstance(a, tuple | list) and isinstance(b, tuple | list):
+        return len(a) == len(b) and all(map(_same, a, b))
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and bool(a == b)

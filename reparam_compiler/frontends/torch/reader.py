@@ -262,7 +262,8 @@ class TorchReader:
 
     def _value_or_node(self, node: fx.Node) -> Any:
         """A number as it was when the model was traced, where that is known."""
-        if node in self._numbers and isinstance(number := self.values.get(node.name), int | float):
+        number = self.values.get(node.name) if node in self._numbers else None
+        if isinstance(number, int | float) or (isinstance(number, tuple) and all(type(size) is int for size in number)):
             return number
         return self._number_or_node(node)
 

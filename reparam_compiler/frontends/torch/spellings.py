@@ -47,12 +47,12 @@ class ComputedSizes:
             return ComputedSizes({}, frozenset())
         return ComputedSizes(number_values(before, shapes), stale_numbers(before, shapes))
 
-    def gives(self, size: fx.Node, wanted: int) -> bool:
-        """Whether a computed size comes out as wanted; 0 and -1 want what it was."""
-        if wanted > 0 and size.name in self.stale:
-            value = self.values[size.name]
-            return isinstance(value, int) and value == wanted
-        return size.name not in self.stale
+    def gives(self, size: fx.Node, was: int, wanted: int) -> bool:
+        """Whether a computed size comes out as wanted, where it was another one before; 0 and -1 want what it was."""
+        if size.name not in self.stale:
+            return wanted <= 0 or wanted == was
+        value = self.values[size.name]
+        return wanted > 0 and isinstance(value, int) and value == wanted
 
     def gives_shape(self, shape: fx.Node, wanted: Ints) -> bool:
         """Whether a whole shape (`y.size()`) comes out as wanted."""
@@ -272,6 +272,8 @@ def _group_norm(call: ChangedCall) -> None:
 def _layer_norm(call: ChangedCall) -> None:
     given, was = call.argument(1, "normalized_shape"), call.before
     now: Ints = call.after.shape
+    if isinstance(given, fx.Node) and call.sizes.gives_shape(given, now):
+        return
     if isinstance(given, list | tuple) and isinstance(was, ops.LayerNorm) and len(given) == len(now):
         call.set(1, "normalized_shape", value=_like(given, _sizes(call, given, was.shape, now)))
     else:
@@ -321,7 +323,7 @@ def _sizes(call: ChangedCall, given: Sequence[Any], was: Ints, now: Ints) -> lis
     """The sizes that a call states, with numbers in place of those that come out otherwise; -1 stays what is left."""
     sizes: list[Any] = []
     for size, old, new in zip(given, was, now, strict=True):
-        stays = call.sizes.gives(size, new) if isinstance(size, fx.Node) else size == -1 or old == new
+        stays = call.sizes.gives(size, old, new) if isinstance(size, fx.Node) else size == -1 or old == new
         sizes.append(size if stays else new)
     return _closed(call, sizes, now)
 

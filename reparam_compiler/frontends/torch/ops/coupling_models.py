@@ -102,6 +102,8 @@ def _getitem(call: Call, result: TensorType | None) -> Read:
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(not (part is None or part is Ellipsis or isinstance(part, int | slice)) for part in parts):
         raise Unsupported("an index that is computed")
+    if call.type_of(call.first) is None:
+        raise Unsupported("an index of what may be several tensors")
     taken = sum(part is not None and part is not Ellipsis for part in parts)
     axis, by_number = 0, []
     for part in parts:

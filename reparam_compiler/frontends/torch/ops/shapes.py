@@ -118,6 +118,8 @@ def _getitem(call: Call) -> Read:
     index = call.raw(1, "index")
     if call.type_of(call.first) is None and isinstance(index, int):
         return ops.TupleGet(index), (call.x,)
+    if call.type_of(call.first) is None and isinstance(index, slice):
+        raise Unsupported("a slice of what may be several tensors")
     cuts = index_cuts(index, lambda: call.rank)
     if len(cuts) == 1:
         return _one_slice(call, *cuts[0])

@@ -130,7 +130,7 @@ class Trace:
             if node.id in keep:
                 self.pin(self.values[node.id], node.id, keep[node.id])
         for output in graph.outputs:
-            self.pin(self.values[output], output, f"{called(graph[output])} is a model output")
+            self.pin(self.values[output], output, _is_output(graph[output]))
         if self.numbers:
             self._pin_asked_sizes()
 
@@ -142,6 +142,8 @@ class Trace:
         for source in map(self.graph.__getitem__, seen.sources):
             if source.type is None and isinstance(source.op, ops.Opaque) and source.op.coupling is None:
                 return self.freeze(node, f"{called(node)} reads {called(source)}, which is not understood")
+        if not isinstance(op, ops.TupleGet) and any(isinstance(self.values[source], tuple) for source in seen.sources):
+            return self.freeze(node, f"{called(node)} reads several tensors as one value")
         try:
             return rule(seen, op, self)
         except UnsupportedModelError:
@@ -153,6 +155,9 @@ class Trace:
         """Pins values whose size an op is computed with, where the op cannot be told another size."""
         narrower = {node_id: shape for node_id in self.values if (shape := self._narrower(node_id)) is not None}
         stale = stale_numbers(self.graph, narrower)
+        for output in stale.intersection(self.graph.outputs):
+            for source in asked(self.graph, output):
+                self.pin(self.values[source], output, _is_output(self.graph[output]))
         for node in self.graph:
             model = node.op.coupling if isinstance(node.op, ops.Opaque) else None
             if node.id in self.numbers or (model is not None and model.states_sizes):
@@ -294,6 +299,10 @@ def reads_channels(node: Node, axes: Iterable[int]) -> bool:
     if not isinstance(op, ops.Weighted) or not isinstance(weight, Param):
         return False
     return op.input_axis in axes and not op.is_depthwise(weight.shape)
+
+
+def _is_output(node: Node) -> str:
+    return f"{called(node)} is a model output"
 
 
 def _not_understood(node: Node) -> str:

@@ -141,7 +141,7 @@ def repair(
             if isinstance(node.op, ops.Input):
                 continue
             values.run_before(node)
-            now = work.repaired(node, hidden[node.id])
+            now = work.repaired(node, hidden.nodes.get(node.id, node))  # a number that masked nodes are not told is not there
             if now is not node:
                 replacements[node.id] = now
             values.run_now(node, now)
