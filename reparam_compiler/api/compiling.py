@@ -47,7 +47,7 @@ def compile(
         example_inputs: for models that do not know their input shapes.
         target: "llvm", "cuda", an old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict; None is this machine.
         fuse: fuse the model first. A model that `fuse` cannot read is compiled as it is, and a log line says so.
-        policy, cost_model, keep_bn: how to fuse it; as for `fuse`.
+        policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)
         database: a folder that `tune` wrote; a log line says where none of its records is for the target.
         input_shapes: a shape for each input, by name, that has none or a symbolic one.
         options: how TVM's passes run, and what of their work is kept as text.
@@ -118,7 +118,7 @@ def tune(
         repeat, number: measurements of one candidate, with cold caches, and runs in each.
         timeout: seconds that one candidate may take.
         progress: draw a progress bar on stderr, where that is a terminal.
-        policy, cost_model, keep_bn: how to fuse it; as for `fuse`.
+        policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)
 
     Returns:
         A `TuneResult`: how many points were measured, and the best seconds of each kernel.
@@ -155,7 +155,7 @@ def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Sourc
     from reparam_compiler.lowering.importing.importer import checked_shapes, zeros_of
 
     shapes = checked_shapes(input_shapes)
-    source = open(model, example_inputs)
+    source = open(model, example_inputs, weights_are_constant=True)
     if source.inputs is None and shapes and source.kind in ("torch.nn", "torch.fx"):
         return replace(source, inputs=zeros_of(source.model, shapes))
     return source

@@ -71,6 +71,8 @@ def fuse(
         policy: "cost" fuses where that makes the model faster, by `cost_model`; "always" wherever it is exact.
         cost_model: the speed of the machine that the model is for; None is a usual CPU, `measure_costs()` this one.
         keep_bn: leave a batch norm that ends a block or follows a lone conv, for quantization-aware training.
+        weights_are_constant: take the initializers of an ONNX model for constants though it lists them as inputs too, where a
+            caller may override them; the result does not list them.
         verify: prove every rewritten region; where there are inputs compare the whole model, and run what was written as it is
             stored. Without, no copies are held.
         inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
@@ -88,9 +90,10 @@ def fuse(
 
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
-    passes = made(FuseOptions, "fuse", options).of_passes(verify=verify)
+    settings = made(FuseOptions, "fuse", options)
     with outside_inference_mode():
-        fused, report = fuse_source(open(model, example_inputs, copy=not inplace), passes, inplace=inplace)
+        source = open(model, example_inputs, copy=not inplace, weights_are_constant=settings.weights_are_constant)
+        fused, report = fuse_source(source, settings.of_passes(verify=verify), inplace=inplace)
     return (fused, report) if return_report else fused
 
 
@@ -105,7 +108,7 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
 
     Args:
         model, example_inputs: as for `fuse`; with inputs shapes are known, and costs with them.
-        policy, cost_model, keep_bn: as for `fuse`.
+        policy, cost_model, keep_bn, weights_are_constant: as for `fuse`.
 
     Returns:
         A `FuseReport` in which the whole model is not compared.
@@ -113,9 +116,10 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
     Raises:
         UnsupportedModelError: no frontend reads this model.
     """
-    passes = made(FuseOptions, "inspect", options).of_passes(verify=True)
+    settings = made(FuseOptions, "inspect", options)
+    passes = settings.of_passes(verify=True)
     with outside_inference_mode():
-        source = open(model, example_inputs)
+        source = open(model, example_inputs, weights_are_constant=settings.weights_are_constant)
         if source.kind == "onnx":
             report = _fuse_onnx(source, passes, inplace=False, verify=False)[1]
         elif source.kind == "torch.nn" and source.trace is None:

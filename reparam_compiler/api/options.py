@@ -41,6 +41,7 @@ class FuseKeywords(TypedDict, total=False):
     policy: Policy
     cost_model: CostModel | None
     keep_bn: bool
+    weights_are_constant: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class FuseOptions:
     policy: Policy = "cost"
     cost_model: CostModel | None = None
     keep_bn: bool = False
+    weights_are_constant: bool = False
 
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
@@ -58,8 +60,9 @@ class FuseOptions:
             raise RewriteError(
                 f"cost_model: found {self.cost_model!r}; expected a CostModel (measure_costs() gives this machine's), or None"
             )
-        if not isinstance(self.keep_bn, bool):
-            raise RewriteError(f"keep_bn: found {self.keep_bn!r}; expected True or False")
+        for name in ("keep_bn", "weights_are_constant"):
+            if not isinstance(found := getattr(self, name), bool):
+                raise RewriteError(f"{name}: found {found!r}; expected True or False")
 
     def of_passes(self, *, verify: bool) -> Options:
         """The same for the passes."""
@@ -88,6 +91,7 @@ class PruneKeywords(RoundKeywords, total=False):
     params: float | None
     latency: float | None
     measure: Callable[[Any], float] | None
+    weights_are_constant: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,6 +112,7 @@ class PruneOptions:
     ignore: str | nn.Module | Iterable[str | nn.Module] = ()
     loss: Loss | None = None
     measure: Callable[[Any], float] | None = None
+    weights_are_constant: bool = False
 
     def __post_init__(self) -> None:
         check_method(self.importance, self.allocation, self.quality, self.round_to)
@@ -117,6 +122,8 @@ class PruneOptions:
             raise InfeasiblePruneError(
                 f"ignore: found {self.ignore!r}; expected a name, a pattern, a module, or several of these"
             )
+        if not isinstance(self.weights_are_constant, bool):
+            raise InfeasiblePruneError(f"weights_are_constant: found {self.weights_are_constant!r}; expected True or False")
         for name in ("loss", "measure"):
             given = getattr(self, name)
             if given is not None and not callable(given):

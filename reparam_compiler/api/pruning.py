@@ -100,6 +100,7 @@ def prune(
             these; several in a list, or one alone.
         loss: for importance by gradient, from the model's output to a scalar.
         measure: for a latency, from a pruned model, of the caller's kind, to its time.
+        weights_are_constant: as for `fuse`.
         verify: run what was written, and compare it with the pruned graph, where there are inputs; an ONNX model must pass
             onnx.checker and be loaded by ONNX Runtime. The graph itself is always proven.
         inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
@@ -137,7 +138,7 @@ def opened(
     model: Any, example_inputs: Sequence[Any] | None, options: PruneOptions, *, copy: bool
 ) -> tuple[Source, PruneOptions]:
     """A model with its example inputs, or those that calibration data gives, and options whose data can be gone over again."""
-    source = open(model, example_inputs, copy=copy)
+    source = open(model, example_inputs, copy=copy, weights_are_constant=options.weights_are_constant)
     if options.calibration is None:
         return source, options
     data = again(options.calibration)
@@ -175,6 +176,7 @@ def apply_manifest(
     *,
     verify: bool = True,
     inplace: bool = False,
+    weights_are_constant: bool = False,
 ) -> Any:
     """Cuts another checkpoint of a pruned architecture where the first one was cut.
 
@@ -190,7 +192,7 @@ def apply_manifest(
     Args:
         model: as for `prune`, with the weights to cut (fine-tuned, averaged); or a state_dict of the unpruned architecture.
         manifest: one, or the path of one that was saved.
-        example_inputs, verify, inplace: as for `prune`. A state_dict is never changed.
+        example_inputs, verify, inplace, weights_are_constant: as for `prune`. A state_dict is never changed.
 
     Returns:
         The pruned model, of the same kind; for a state_dict one that the pruned model loads.
@@ -204,7 +206,7 @@ def apply_manifest(
     if isinstance(model, Mapping):
         return apply_to_graph(model, cut)
     with outside_inference_mode():
-        source = open(model, example_inputs, copy=not inplace)
+        source = open(model, example_inputs, copy=not inplace, weights_are_constant=weights_are_constant)
         return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
 
 

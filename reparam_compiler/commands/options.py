@@ -23,10 +23,21 @@ def one_of(words: Iterable[str]) -> dict[str, Any]:
     return {"parser": parser, "metavar": f"[{'|'.join(known)}]"}
 
 
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """What '0.5,0.5' says; raises BadParameter for no numbers."""
+    try:
+        return None if text is None else tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{option} {text}: expected numbers, as in '0.5,0.5,0.5'") from None
+
+
 Model = Annotated[str, typer.Argument(help="An .onnx, a .pt2, or package.module:factory.", show_default=False)]
 Output = typer.Option("--output", "-o", help="The file to write: .onnx or .pt2.", show_default=False)
 Shapes = Annotated[
     str | None, typer.Option("--input-shapes", help="Shapes that the model leaves open: 'x:[1,3,224,224] mask:[1,10]'.")
+]
+Constant = Annotated[
+    bool, typer.Option("--weights-are-constant", help="Weights that an ONNX file lists as inputs too are constants.")
 ]
 UnsafeLoad = Annotated[bool, typer.Option("--unsafe-load", help="Open pickles too: they can run any code.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

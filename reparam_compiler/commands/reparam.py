@@ -29,6 +29,7 @@ from reparam_compiler.api.fusing import fuse, inspect
 from reparam_compiler.api.pruning import apply_manifest, prune
 from reparam_compiler.commands.options import (
     Allocation,
+    Constant,
     Importance,
     Json,
     KeepBn,
@@ -39,6 +40,7 @@ from reparam_compiler.commands.options import (
     Quality,
     Shapes,
     UnsafeLoad,
+    numbers,
 )
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_pruning, status
 from reparam_compiler.core.calls import by_position
@@ -51,6 +53,7 @@ from reparam_compiler.errors import (
     UnsupportedModelError,
     VerificationError,
 )
+from reparam_compiler.models import opening
 from reparam_compiler.models.io import check_output, inputs_of_shapes, load_model, save_model
 from reparam_compiler.models.shapes import parse_shapes
 from reparam_compiler.tvmc import commands as tvmc_commands
@@ -96,12 +99,13 @@ def fuse_command(
     keep_bn: KeepBn = False,
     measure: MeasureCosts = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove what was rewritten.")] = False,
+    constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
 ) -> None:
     """Make one conv of every block of parallel conv-BN branches, fold the conv-BN pairs that remain, and prove each."""
     with errors_as_exit_codes(as_json):
-        native = _loaded(model, unsafe_load)
+        native = _loaded(model, unsafe_load, constant)
         inputs = _inputs(native, input_shapes)
         _check_output(native, output, inputs)
         options = _options(policy, keep_bn, measure)
@@ -127,12 +131,13 @@ def inspect_command(
     policy: Policy = "cost",
     keep_bn: KeepBn = False,
     measure: MeasureCosts = False,
+    constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
 ) -> None:
     """Show what would fuse, what would not and why, and the cost before and after; nothing is written."""
     with errors_as_exit_codes(as_json):
-        native = _loaded(model, unsafe_load)
+        native = _loaded(model, unsafe_load, constant)
         options = _options(policy, keep_bn, measure)
         with status(f"reading {model}"):
             report = inspect(native, _inputs(native, input_shapes), **options)
@@ -206,6 +211,7 @@ def prune_command(
     ignore: Annotated[list[str] | None, typer.Option(help="A layer, or a pattern, that keeps its width. Repeatable.")] = None,
     input_shapes: Shapes = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Prune the model as it is.")] = False,
+    constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
 ) -> None:
@@ -238,8 +244,10 @@ def prune_command(
 
             print_json(as_json, demo.run(console(as_json), output, options))
             return
-        options |= {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
-        _prune(model, output, manifest, calibration, input_shapes, options, no_fuse, unsafe_load, as_json)
+        options |= {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
+        _prune(
+            model, _loaded(model, unsafe_load, constant), output, manifest, calibration, input_shapes, options, no_fuse, as_json
+        )
 
 
 def _layers(given: list[str] | None) -> dict[str, float]:
@@ -256,25 +264,17 @@ def _layers(given: list[str] | None) -> dict[str, float]:
     return found
 
 
-def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise typer.BadParameter(f"{option} {text}: expected numbers, as in '0.5,0.5,0.5'") from None
-
-
 def _prune(
     model: str,
+    native: Any,
     output: Path | None,
     manifest: Path | None,
     calibration: Path | None,
     input_shapes: str | None,
     options: dict[str, Any],
     no_fuse: bool,
-    unsafe_load: bool,
     as_json: bool,
 ) -> None:
-    native = _loaded(model, unsafe_load)
     inputs = _inputs(native, input_shapes)
     if inputs is None and isinstance(native, torch.nn.Module):
         if calibration is None:
@@ -314,11 +314,12 @@ def cut_command(
     output: Annotated[Path, Output],
     input_shapes: Shapes = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="The pruned model was not fused before.")] = False,
+    constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
 ) -> None:
     """Cut MODEL where another checkpoint of the same architecture was cut; nothing is refitted."""
     with errors_as_exit_codes(False):
-        native = _loaded(model, unsafe_load)
+        native = _loaded(model, unsafe_load, constant)
         inputs = _inputs(native, input_shapes)
         _check_output(native, output, inputs)
         if not no_fuse:
@@ -385,12 +386,12 @@ def _first_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         raise UnsupportedModelError(f"{path}: it cannot be read as plain arrays: {error}") from error
 
 
-def _loaded(spec: str, unsafe: bool) -> Any:
+def _loaded(spec: str, unsafe: bool, constant: bool = False) -> Any:
     """The model that a spec names; one that comes in training mode, as most factories give it, in evaluation mode.
 
     There is no other use for it here: a norm in training mode is never folded.
     """
-    model = load_model(spec, unsafe=unsafe)
+    model = opening.open(load_model(spec, unsafe=unsafe), copy=False, weights_are_constant=constant).model
     modules = model.modules() if isinstance(model, torch.nn.Module) else ()
     if any(module.training for module in modules if type(module) is not torch.nn.Module):  # fx holds children in bare ones
         with contextlib.suppress(NotImplementedError):  # the module of a program, whose mode is that of its export

@@ -74,6 +74,7 @@ __all__ = [
     "TupleGet",
     "Weighted",
     "understood",
+    "why_opaque",
 ]
 
 
@@ -335,6 +336,7 @@ class Opaque(Kind):
     facts: what is known of it.
     arguments: the numbers and words of the call, by the names of the op's parameters, or by their positions where these have no
         names, and those that a leaf module holds: what a registered rule needs beside the inputs.
+    why: of a conv, linear or norm that has no kind of its own because of how this model has it: "has a forward hook (f)".
     """
 
     operands = Operands((), more=True)
@@ -346,6 +348,7 @@ class Opaque(Kind):
     reads: int = 0
     facts: Facts = Facts.NONE
     arguments: Mapping[str | int, object] = field(default_factory=dict, compare=False)
+    why: str = field(default="", compare=False)
 
     @property
     def name(self) -> str:
@@ -376,3 +379,8 @@ KINDS: tuple[type[Op], ...] = get_args(Op)
 def understood(op: Op) -> Op:
     """What an op is to pruning: itself, or the coupling model of an opaque one."""
     return op.coupling if isinstance(op, Opaque) and op.coupling is not None else op
+
+
+def why_opaque(op: Op) -> str:
+    """Why a layer has no kind of its own; empty for every other op."""
+    return op.why if isinstance(op, Opaque) else ""

@@ -110,7 +110,7 @@ class Source:
         return Inputs.of(self.model, self.inputs)
 
 
-def open(model: Any, example_inputs: Any = None, *, copy: bool = True) -> Source:
+def open(model: Any, example_inputs: Any = None, *, copy: bool = True, weights_are_constant: bool = False) -> Source:
     """A model of any kind, or the path of an .onnx or .pt2 file.
 
     >>> from torch import nn
@@ -122,6 +122,7 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True) -> Source
         model: an nn.Module, fx.GraphModule, ExportedProgram, onnx.ModelProto, or a path.
         example_inputs: what it is called with, in a tuple; a tensor or an array alone is one input.
         copy: leave the caller's module alone; without, its trace shares its tensors.
+        weights_are_constant: no initializer of an ONNX model is an input of it, though it be listed as one.
 
     Raises:
         UnsupportedModelError: it is no model, its weights have no values, or its file cannot be read; or the inputs are no
@@ -129,6 +130,10 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True) -> Source
     """
     native = _loaded(model)
     kind = checked_kind(native)
+    if weights_are_constant and kind == "onnx":
+        from reparam_compiler.frontends.onnx.reader import with_constant_weights
+
+        native = with_constant_weights(native, copy=copy and native is model)
     if kind != "onnx":
         check_values(native)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__

@@ -17,6 +17,8 @@ from onnx import ModelProto, NodeProto
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported, attributes_of
+from reparam_compiler.frontends.onnx.causes import why_opaque
+from reparam_compiler.frontends.onnx.io import copy_without
 from reparam_compiler.frontends.onnx.node_runner import captured, runner
 from reparam_compiler.frontends.onnx.ops.coupling_models import expanded, expanded_type, shaped_like, sizes_from_value
 from reparam_compiler.frontends.onnx.ops.table import coupling_model, read
@@ -67,6 +69,8 @@ class OnnxReader:
         graph = self.model.graph
         self._read_by = self._readers()
         self._names = self._check_names()
+        self._overridable = overridable_names(self.model)
+        self._givers = {name: node for node in graph.node for name in node.output}
         self._read_inputs()
         for index, node in enumerate(graph.node):
             self._check_inputs(node)
@@ -80,9 +84,9 @@ class OnnxReader:
 
     def _read_inputs(self) -> None:
         """Initializers become constants; the model's inputs, and sparse tensors, nodes."""
-        graph, overridable = self.model.graph, overridable_names(self.model)
+        graph = self.model.graph
         for tensor in graph.initializer:
-            if tensor.name not in overridable:
+            if tensor.name not in self._overridable:
                 self.shapes.constants[tensor.name] = constant_of(tensor, tensor.name)
         for value in graph.input:
             if value.name not in self.shapes.constants:
@@ -194,7 +198,8 @@ class OnnxReader:
             run = sizes_from_value(run)
         operands = tuple((self._operand(name) if name else None) for name in names)
         called = node.op_type if resolved else f"{node.domain}::{node.op_type}"
-        seen = ops.Opaque(called, run, facts=facts, arguments=attributes_of(node))
+        why = why_opaque(node, self._givers, self._overridable, lambda name: self.shapes.constant(name) is not None)
+        seen = ops.Opaque(called, run, facts=facts, arguments=attributes_of(node), why=why if resolved else "")
         like, reads = self._coupling_model(node, seen, operands)
         if isinstance(like, ops.Expand) and seen.target == "Expand":
             run = expanded
@@ -278,6 +283,21 @@ def overridable_names(model: ModelProto) -> set[str]:
     if model.ir_version < 4:
         return set()
     return {tensor.name for tensor in model.graph.initializer} & {value.name for value in model.graph.input}
+
+
+def with_constant_weights(model: ModelProto, *, copy: bool) -> ModelProto:
+    """The model with no initializer among its inputs, so that no caller can override one; a copy of it where that is asked for.
+
+    Before IR version 4 all are listed, and none can be overridden: such a model stays as it is.
+    """
+    overridable = overridable_names(model)
+    if not overridable:
+        return model
+    constant = copy_without(model, ()) if copy else model
+    inputs = [value for value in model.graph.input if value.name not in overridable]
+    del constant.graph.input[:]
+    constant.graph.input.extend(inputs)
+    return constant
 
 
 def _called(node: NodeProto) -> str:

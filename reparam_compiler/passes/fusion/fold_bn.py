@@ -11,16 +11,23 @@ from reparam_compiler.passes.fusion.fuse_branches import DEFAULTS, Options, Pass
 
 
 def fold_bn(graph: Graph, options: Options = DEFAULTS) -> PassResult:
-    """Rewrites every chain of one conv and the affine ops round it; reports the norms and the pads of convs that stay."""
+    """Rewrites every chain of one conv and the affine ops round it.
+
+    It reports the norms that stay, the pads of convs, and layers that are not read.
+    """
 
     def pads_a_conv(node: Node) -> bool:
         readers = graph.users[node.id]
         return isinstance(node.op, ops.Pad) and len(readers) == 1 and isinstance(graph[readers[0]].op, ops.Conv)
 
+    def is_unread(node: Node) -> bool:
+        above = [graph[source].op for source in node.sources] if ops.why_opaque(node.op) else []
+        return any(isinstance(op, ops.Weighted) or ops.why_opaque(op) for op in above)
+
     return rewrite_regions(
         graph,
         wants=lambda region: len(region.kernels) == 1 and not region.merges and any(_folds(node.op) for node in region.nodes),
-        reports=lambda node: isinstance(node.op, ops.BatchNorm) or pads_a_conv(node),
+        reports=lambda node: isinstance(node.op, ops.BatchNorm) or pads_a_conv(node) or is_unread(node),
         options=options,
     )
 

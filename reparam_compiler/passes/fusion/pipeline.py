@@ -5,10 +5,13 @@ fold_bn          what conv-BN pairs remain
 """
 
 import logging
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from reparam_compiler.ir.graph import Graph
+from reparam_compiler.ir.ops import why_opaque
 from reparam_compiler.ir.printer import to_text
 from reparam_compiler.ir.verifier import check
 from reparam_compiler.passes.fusion.fold_bn import fold_bn
@@ -50,8 +53,28 @@ def run(graph: Graph, options: Options = DEFAULTS, phases: tuple[Phase, ...] = F
         refusals += result.refusals
         logger.info("%s: %d rewritten, %d left", phase.name, len(result.fusions), len(result.refusals))
         logger.debug("after %s:\n%s", phase.name, _LazyText(graph))
-    standing = tuple(refusal for refusal in refusals if refusal.node in graph.nodes)
-    return PassResult(graph, tuple(fusions), standing)
+    standing = [refusal for refusal in refusals if refusal.node in graph.nodes]
+    return PassResult(graph, tuple(fusions), _once_for_each_cause(standing, graph))
+
+
+def _once_for_each_cause(refusals: Sequence[Refusal], graph: Graph) -> tuple[Refusal, ...]:
+    """The refusals; of those that have the way in which the model has its layers as their cause only the first."""
+    causes = sorted(filter(None, {why_opaque(node.op) for node in graph}), key=len, reverse=True)
+    kept: list[Refusal] = []
+    first: dict[str, int] = {}
+    more: Counter[str] = Counter()
+    for refusal in refusals:
+        cause = next((cause for cause in causes if refusal.reason.endswith(cause)), "")
+        if cause in first:
+            more[cause] += 1
+            continue
+        if cause:
+            first[cause] = len(kept)
+        kept.append(refusal)
+    for cause, count in more.items():
+        told = kept[first[cause]]
+        kept[first[cause]] = replace(told, reason=f"{told.reason}; {count} more for that")
+    return tuple(kept)
 
 
 @dataclass(frozen=True, slots=True)

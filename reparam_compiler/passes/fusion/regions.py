@@ -73,13 +73,13 @@ class Regions:
     def ending_at(self, sink: NodeId) -> Iterator[Region | Blocked]:
         """The regions of one sink, from the smallest to the largest, and then why there is no larger one."""
         if reason := self._not_affine(sink):
-            yield Blocked(reason)
+            yield Blocked(ops.why_opaque(self.graph[sink].op) or reason)
             return
         checked: set[NodeId] = {sink}
         source = self.dominators.get(sink, ENTRY)
         for _ in range(_LONGEST):
             if source == ENTRY:
-                yield Blocked(f"{sink} reads no single value")
+                yield Blocked(self._opaque_above(sink) or f"{sink} reads no single value")
                 return
             inside = between(self.graph, source, sink)
             for node_id in inside:
@@ -99,7 +99,20 @@ class Regions:
         node = self.graph[node_id]
         if is_linear(node) or node_id in self.data_independent or probe.is_affine(node, self.data_independent):
             return None
-        return f"{node_id} ({node.op.name}) is not linear"
+        return f"{node_id} ({node.op.name}) {ops.why_opaque(node.op) or 'is not linear'}"
+
+    def _opaque_above(self, sink: NodeId) -> str | None:
+        """What is said of the nearest layer above a node that the model has in a way that is not read."""
+        waiting, seen = [sink], {sink}
+        for node_id in waiting:
+            for source in self.graph[node_id].sources:
+                reason = self._not_affine(source)
+                if reason and ops.why_opaque(self.graph[source].op):
+                    return reason
+                if not reason and source not in seen and len(seen) < _LONGEST:
+                    seen.add(source)
+                    waiting.append(source)
+        return None
 
     def _not_inside(self, node_id: NodeId, inside: Set[NodeId]) -> str | None:
         """Why a node cannot stand inside a region of these nodes."""

@@ -104,7 +104,7 @@ def allocate(
     share = family_ratios(graph, groups, allocation) if isinstance(allocation, Mapping) else {}
     asked = max([ratio, *share.values()])
     if asked and not groups.free:
-        raise InfeasiblePruneError(f"no channel can be removed: {pins_text(groups)}")
+        raise InfeasiblePruneError(f"no channel can be removed: {pins_text(graph, groups)}")
     targets: dict[str, float] = {family.name: float(family.width) for family in groups.free}
     if isinstance(allocation, Mapping) or allocation == "uniform":
         targets = {family.name: family.width * (1 - share.get(family.name, ratio)) for family in groups.free}
@@ -360,8 +360,12 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
-def pins_text(groups: ChannelGroups) -> str:
-    """What pins the families, for an error."""
+def pins_text(graph: Graph | None, groups: ChannelGroups) -> str:
+    """What pins the families, for an error; where there are none, what its layers are opaque for."""
     pins = [f"{family.name}: {family.pin.reason}" for family in groups.families if family.pin]
-    more = f"; and {len(pins) - 8} more" if len(pins) > 8 else ""
-    return ("; ".join(pins[:8]) + more) if pins else "the model has no conv or linear whose channels another one reads"
+    causes = {
+        why: f"{node.id} ({node.op.name}) {why}" for node in reversed([*(graph or ())]) if (why := ops.why_opaque(node.op))
+    }
+    reasons = pins or [*causes.values()]
+    more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
+    return ("; ".join(reasons[:8]) + more) if reasons else "the model has no conv or linear whose channels another one reads"

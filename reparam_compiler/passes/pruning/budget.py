@@ -131,7 +131,7 @@ def fit_budget(
     if budget.latency is not None and measure is None:
         raise InfeasiblePruneError(f"latency={budget.latency}: there is nothing to measure it with; give measure=")
     if not groups.free:
-        raise InfeasiblePruneError(f"no channel can be removed: {pins_text(groups)}")
+        raise InfeasiblePruneError(f"no channel can be removed: {pins_text(graph, groups)}")
     fixed = family_ratios(graph, groups, allocation) if isinstance(allocation, Mapping) else {}
     named = [family for family in groups.free if family.name in fixed]
     start = nearest_widths(named, {family.name: family.width * (1 - fixed[family.name]) for family in named}, round_to)

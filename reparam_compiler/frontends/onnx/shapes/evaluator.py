@@ -21,7 +21,7 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_outputs, infer_types, opset_of, refined
 from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
 from reparam_compiler.frontends.onnx.shapes.sizes import Elements, Sizes
-from reparam_compiler.frontends.onnx.tensors import Constant, constant_of, dtype_word
+from reparam_compiler.frontends.onnx.tensors import Constant, constant_of, dtype_word, element_type
 from reparam_compiler.ir.graph import TensorType
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import FLOATING
@@ -129,6 +129,7 @@ class Shapes:
         if node.op_type == "Identity" and node.input[0] in self.constants:
             self.constants[node.output[0]] = self.constants[node.input[0]]
             return True
+        node = self._with_dtype_stated(node)
         if not self._sampled.follow(node, place):
             return False
         self._sizes.follow(node)
@@ -140,6 +141,13 @@ class Shapes:
             return False
         self.constants.update((name, constant) for name, constant in found.items() if constant)
         return True
+
+    def _with_dtype_stated(self, node: NodeProto) -> NodeProto:
+        """A CastLike as the Cast that it is: of the value that it is like it reads the dtype alone."""
+        dtype = self.dtype(node.input[1]) if node.op_type == "CastLike" else None
+        if dtype is None:
+            return node
+        return helper.make_node("Cast", node.input[:1], node.output, to=element_type(dtype))
 
     def follow(self, node: NodeProto) -> None:
         """Notes the sizes that a node of the graph gives."""
