@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,31 @@ def test_torch_op_that_tvm_cannot_import_is_named_with_its_layer(capfd: pytest.C
     with pytest.raises(LoweringError, match=r"^i0 \(aten\.i0\.default, in 1\): the torch\.export importer"):
         lowering.compile(nn.Sequential(nn.ReLU(), Bessel()).eval(), torch.zeros(2, 3))
     assert capfd.readouterr().err == ""
+
+
+class Bordered(nn.Module):
+    """Takes a number or None beside its picture, and gives what it makes of both."""
+
+    def __init__(self, give: Callable[[torch.Tensor, Any], Any]) -> None:
+        super().__init__()
+        self.give = give
+
+    def forward(self, x: torch.Tensor, other: Any) -> Any:
+        return self.give(x.relu(), other)
+
+
+@pytest.mark.parametrize(
+    ("give", "other", "message"),
+    [
+        (lambda y, times: y * times, 2, r"^other: an input that is 2; expected tensors alone"),
+        (lambda y, mask: y if mask is None else y * mask, None, r"^other: an input that is None"),
+        (lambda y, bias: (y, [None, y + bias]), torch.ones(1), r"^output 1: an output that is None"),
+        (lambda y, bias: {"y": y + bias, "width": 7}, torch.ones(1), r"^output 1: an output that is 7"),
+    ],
+)
+def test_what_is_no_tensor_is_refused_at_the_border(give: Any, other: Any, message: str) -> None:
+    with pytest.raises(LoweringError, match=message):
+        lowering.compile(Bordered(give).eval(), (torch.zeros(1, 3, 4, 5), other))
 
 
 def test_open_batches_are_those_inputs_that_only_lack_their_first_size() -> None:

@@ -149,12 +149,29 @@ def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
 def _from_exported(program: Any, shapes: Shapes) -> Imported:
     from tvm.relax.frontend.torch import from_exported_program
 
+    _check_border(program.graph_signature)
     with _importing("torch.export"), own_dtypes():
         module = from_exported_program(program)
     signature = program.graph_signature
     names = tuple(str(name) for name in signature.user_inputs)
     outputs = tuple(str(name) for name in signature.user_outputs)
     return _fixed(module, names, outputs, shapes)
+
+
+def _check_border(signature: Any) -> None:
+    """Raises LoweringError for a program that takes or gives a number or None: a compiled function has tensors alone."""
+    from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+
+    taken = ((spec.arg.name, spec.arg) for spec in signature.input_specs if spec.kind is InputKind.USER_INPUT)
+    given = [spec.arg for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    ends = [("an input", name, arg) for name, arg in taken]
+    ends += [("an output", f"output {index}", arg) for index, arg in enumerate(given)]
+    for what, name, arg in ends:
+        if isinstance(arg, ConstantArgument):
+            raise LoweringError(
+                f"{name}: {what} that is {arg.value!r}; expected tensors alone; compile a module whose forward() sets it, or "
+                "leaves it out"
+            )
 
 
 def _from_onnx(model: Any, shapes: Shapes) -> Imported:
