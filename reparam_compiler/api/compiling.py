@@ -44,7 +44,7 @@ def compile(
 
     Args:
         model: as for `fuse`.
-        example_inputs: for models that do not know their input shapes.
+        example_inputs: for models that do not know their input shapes, or leave some sizes open.
         target: "llvm", "cuda", an old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict; None is this machine.
         fuse: fuse the model first. A model that `fuse` cannot read is compiled as it is, and a log line says so.
         policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)

@@ -102,6 +102,22 @@ def test_symbolic_exported_shape_is_refused_and_fixed_by_input_shapes() -> None:
     np.testing.assert_allclose(compiled.run(x)[0], model(x).detach().numpy(), **FLOAT32)
 
 
+def test_open_sizes_are_those_of_the_example_inputs() -> None:
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        exported = torch.export.export(net(), (torch.zeros(2, 3, 9, 8),), dynamic_shapes=({0: batch},))
+    assert lowering.compile(exported, (torch.zeros(3, 3, 9, 8),)).inputs[0].shape == (3, 3, 9, 8)
+    shapes = {"input": (1, 3, 9, 8)}
+    assert lowering.compile(exported, (torch.zeros(3, 3, 9, 8),), input_shapes=shapes).inputs[0].shape == (1, 3, 9, 8)
+    with pytest.raises(LoweringError, match=r"input: the example input has the shape \(3, 3, 9, 7\), the model"):
+        lowering.compile(exported, (torch.zeros(3, 3, 9, 7),))
+    proto = conv_onnx(dims=("N", 5, 8, "W"))
+    assert lowering.compile(proto, (np.zeros((2, 5, 8, 6)),)).inputs[0].shape == (2, 5, 8, 6)
+    with pytest.raises(LoweringError, match="--input-shapes"):
+        lowering.compile(proto, (np.zeros((5, 8, 6)),))
+
+
 def test_module_without_inputs_is_refused_with_what_to_pass() -> None:
     with pytest.raises(LoweringError, match=r"example_inputs=.*--input-shapes"):
         lowering.compile(net())

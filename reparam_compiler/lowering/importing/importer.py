@@ -45,7 +45,8 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
 
     Args:
         model: nn.Module, fx.GraphModule, torch.export.ExportedProgram or onnx.ModelProto.
-        example_inputs: a tensor or a tuple of them, for the torch kinds that have no shapes of their own.
+        example_inputs: a tensor or a tuple of them, for the torch kinds that have no shapes of their own; else their shapes
+            are those of inputs with open sizes.
         input_shapes: a shape for each input that has none, or that has symbolic dimensions.
 
     Raises: LoweringError where a shape is missing, or TVM has no conversion for an op; UnsupportedModelError for
@@ -54,11 +55,11 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
     shapes = checked_shapes(input_shapes)
     torch, onnx = sys.modules.get("torch"), sys.modules.get("onnx")
     if onnx is not None and isinstance(model, onnx.ModelProto):
-        imported = _from_onnx(model, shapes)
+        imported = _from_onnx(model, example_inputs, shapes)
     elif torch is not None and isinstance(model, torch.export.ExportedProgram):
-        imported = _from_exported(model, shapes)
+        imported = _from_exported(model, example_inputs, shapes)
     elif torch is not None and isinstance(model, torch.nn.Module):
-        imported = _from_exported(_export(model, example_inputs, shapes), shapes)
+        imported = _from_exported(_export(model, example_inputs, shapes), example_inputs, shapes)
     else:
         raise UnsupportedModelError(
             f"compile: found a {type(model).__module__}.{type(model).__qualname__}; expected an nn.Module, "
@@ -146,7 +147,23 @@ def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
         ) from refusal
 
 
-def _from_exported(program: Any, shapes: Shapes) -> Imported:
+def _of_examples(names: Sequence[str], example_inputs: Any) -> Shapes:
+    """The shapes of the example inputs by the names of a model's inputs; none where these are other ones in number."""
+    leaves = list(_tensors_in(example_inputs))
+    return dict(zip(names, leaves, strict=True)) if len(leaves) == len(names) else {}
+
+
+def _tensors_in(value: Any) -> Iterator[tuple[int, ...]]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors_in(part)
+    elif hasattr(value, "shape"):
+        yield tuple(int(size) for size in value.shape)
+
+
+def _from_exported(program: Any, example_inputs: Any, shapes: Shapes) -> Imported:
     from tvm.relax.frontend.torch import from_exported_program
 
     _check_border(program.graph_signature)
@@ -155,7 +172,7 @@ def _from_exported(program: Any, shapes: Shapes) -> Imported:
     signature = program.graph_signature
     names = tuple(str(name) for name in signature.user_inputs)
     outputs = tuple(str(name) for name in signature.user_outputs)
-    return _fixed(module, names, outputs, shapes)
+    return _fixed(module, names, outputs, shapes, _of_examples(names, example_inputs))
 
 
 def _check_border(signature: Any) -> None:
@@ -174,18 +191,26 @@ def _check_border(signature: Any) -> None:
             )
 
 
-def _from_onnx(model: Any, shapes: Shapes) -> Imported:
+def _from_onnx(model: Any, example_inputs: Any, shapes: Shapes) -> Imported:
     from tvm.relax.frontend.onnx import from_onnx
 
     wanted = _onnx_inputs(model)
     declared = {value.name: [_onnx_dim(dim) for dim in value.type.tensor_type.shape.dim] for value in wanted}
-    known = {name: list(shapes.get(name, dims)) for name, dims in declared.items()}
+    given = _of_examples(list(declared), example_inputs)
+    known = {name: list(shapes.get(name, _filled(dims, given.get(name)))) for name, dims in declared.items()}
     for name, dims in known.items():
         if any(not isinstance(dim, int) for dim in dims) or (not dims and not _has_rank(model, name)):
             raise _missing_shape(name, dims)
     with _importing("ONNX"):
         module = from_onnx(model, shape_dict=known, dtype_dict=_onnx_dtypes(wanted))
     return _fixed(module, tuple(known), tuple(value.name for value in model.graph.output), shapes)
+
+
+def _filled(dims: Sequence[int | str], given: Sequence[int] | None) -> Sequence[int | str]:
+    """The declared sizes, the open ones as they are in an example that fits."""
+    if given is None or len(given) != len(dims):
+        return dims
+    return [size if isinstance(dim, str) else dim for dim, size in zip(dims, given, strict=True)]
 
 
 def _onnx_inputs(model: Any) -> list[Any]:
@@ -208,15 +233,19 @@ def _onnx_dtypes(values: Sequence[Any]) -> dict[str, str]:
     return {v.name: str(onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type)) for v in values}
 
 
-def _fixed(module: Any, names: tuple[str, ...], outputs: tuple[str, ...], shapes: Shapes) -> Imported:
-    """Bind what `shapes` says of symbolic dimensions; refuse what stays symbolic."""
+def _fixed(
+    module: Any, names: tuple[str, ...], outputs: tuple[str, ...], shapes: Shapes, examples: Shapes | None = None
+) -> Imported:
+    """Bind what `shapes` says of symbolic dimensions, or else the examples; refuse what stays symbolic."""
     params = list(module["main"].params)
     if len(params) != len(names):
         raise LoweringError(f"main: TVM gave {len(params)} inputs for {len(names)} ({', '.join(names)}); report the model")
     bound: dict[Any, int] = {}
     for name, param in zip(names, params, strict=True):
         dims = _dims(param.ty)
-        if (shape := shapes.get(name)) is None:
+        is_open = any(isinstance(dim, tvm.tirx.Var) for dim in dims)
+        shape = shapes.get(name, (examples or {}).get(name) if is_open else None)
+        if shape is None:
             continue
         fits = len(dims) == len(shape)
         for dim, size in zip(dims, shape, strict=False):
@@ -225,9 +254,8 @@ def _fixed(module: Any, names: tuple[str, ...], outputs: tuple[str, ...], shapes
             else:
                 fits &= not isinstance(dim, tvm.tirx.IntImm) or int(dim) == size
         if not fits:
-            raise LoweringError(
-                f"{name}: input_shapes says {tuple(shape)}, the model ({', '.join(map(str, dims))}); pass one that fits"
-            )
+            said = "input_shapes says" if name in shapes else "the example input has the shape"
+            raise LoweringError(f"{name}: {said} {tuple(shape)}, the model ({', '.join(map(str, dims))}); pass one that fits")
     if bound:
         module = relax.transform.BindSymbolicVars(bound, "main")(module)
     main = module["main"]
