@@ -106,7 +106,9 @@ class OnnxWriter:
         for node in self._touched(changes):
             if (index := self.node_index.get(node.id)) is None:
                 raise RewriteError(f"{node.id}: {node.op.name} is no node of the model, so it cannot be changed")
-            replaced[index] = self._replacement(node, self.model.graph.node[index])
+            gone = isinstance(node.op, ops.Identity) and node.replaces
+            replaced[index] = [] if gone else self._replacement(node, self.model.graph.node[index])
+        self._pass_on({n.id: n.sources[0] for n in changes.changed if isinstance(n.op, ops.Identity) and n.replaces}, replaced)
         self._keep_sizes(changes, replaced)
         alive = self._alive(replaced)
         nodes = [
@@ -116,6 +118,21 @@ class OnnxWriter:
             if (f"{index}.{place}" if index in replaced else str(index)) in alive
         ]
         return self._edit(changes, replaced, nodes)
+
+    def _pass_on(self, read_instead: Mapping[NodeId, NodeId], replaced: dict[int, list[NodeProto]]) -> None:
+        """Makes what reads a value of a node that does nothing any more read what that node read."""
+        for index, native in enumerate(self.model.graph.node if read_instead else ()):
+            for node in replaced.get(index, [native]):
+                if read_instead.keys().isdisjoint(node.input):
+                    continue
+                if node is native:
+                    node = NodeProto()
+                    node.CopyFrom(native)
+                    replaced[index] = [node]
+                for place, name in enumerate(node.input):
+                    while name in read_instead:
+                        name = read_instead[name]
+                    node.input[place] = name
 
     def _keep_sizes(self, changes: Diff, replaced: dict[int, list[NodeProto]]) -> None:
         """Sizes of values that are gone, or have others now, become the tensors that they were read as."""

@@ -24,6 +24,7 @@ from reparam_compiler.frontends.torch.tensor_arguments import (
 )
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
 from reparam_compiler.frontends.torch.writer import new_call
+from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param
 
 Tensors = dict[str, Tensor]
@@ -62,7 +63,10 @@ class ProgramWriter:
         self.values = FakeValues(self.graph, self.model.graph_module)
 
     def replace(self, node: Node) -> None:
-        """A new conv or linear in place of the node of the same id."""
+        """A new conv or linear in place of the node of the same id; what it reads in place of one that does nothing now."""
+        if isinstance(node.op, ops.Identity):
+            self.nodes.replace(node.id, self.nodes[node.sources[0]])
+            return
         stem = self._stem(node)
         weight, bias = (
             self._parameter(f"{stem}.{p.role}", p) if p else None for p in (node.param("weight"), node.param("bias"))

@@ -21,7 +21,9 @@ _CALLS_TRANSPOSED = {1: aten.conv_transpose1d.default, 2: aten.conv_transpose2d.
 
 
 def new_module(node: Node, tensor: Callable[[Param], Tensor], *, trains: bool = True) -> nn.Module:
-    """The module of a node that a pass made; `tensor` gives its parameters their torch form."""
+    """The module of a node that a pass made; `tensor` gives its parameters their torch form. What is gone is an identity."""
+    if isinstance(node.op, ops.Identity):
+        return nn.Identity().eval()
     weight, bias = node.param("weight"), node.param("bias")
     if weight is None or not isinstance(node.op, ops.Conv | ops.ConvTranspose | ops.Linear):
         raise RewriteError(f"{node.id}: {node.op.name} has no torch module; a pass may make convs and linears only")

@@ -191,8 +191,8 @@ class _Builder:
         op, array = _op(interpretation, region)
         _check_padding(self.graph, region, op)
         weight = Param.of(array, role="weight", dtype=first.dtype)
-        _check_range(weight, array)
-        _check_range(weight, interpretation.kernel.bias)
+        check_range(weight, array)
+        check_range(weight, interpretation.kernel.bias)
         bias = Param.of(interpretation.kernel.bias, role="bias", dtype=first.dtype)
         has_bias = bool(interpretation.kernel.bias.any()) or any(_may_have_bias(node) for node in region.nodes)
         ids = tuple(replaced for node in region.nodes for replaced in (node.replaces or (node.id,)))
@@ -257,7 +257,7 @@ def _check_promotion(graph: Graph, region: Region) -> None:
                 raise NotFusable(f"{node.id}: a constant of {param.dtype} makes {param.dtype} of {weight.dtype}")
 
 
-def _check_range(weight: Param, array: np.ndarray) -> None:
+def check_range(weight: Param, array: np.ndarray) -> None:
     """Raises NotFusable where rounding the weights to their dtype would lose them: they are too large or too small."""
     stored = FLOATING[weight.dtype]
     (smallest, most), largest = stored.span, float(max(array.max(initial=0.0), -array.min(initial=0.0)))
@@ -277,13 +277,18 @@ def _may_have_bias(node: Node) -> bool:
     return isinstance(node.op, ops.BatchNorm) or (isinstance(node.op, ops.Weighted) and len(node.params) > 1)
 
 
+def op_text(op: ops.Op) -> str:
+    """An op as the printer shows it."""
+    return " ".join([op.name, *(f"{key}={value}" for key, value in attributes(op).items())])
+
+
 def _described(candidate: Candidate, weight_range: tuple[float, float]) -> Fusion:
     node = candidate.node
     return Fusion(
         nodes=node.replaces,
         source=candidate.region.source,
         node=node.id,
-        op=" ".join([node.op.name, *(f"{key}={value}" for key, value in attributes(node.op).items())]),
+        op=op_text(node.op),
         weight=node.params[0].shape,
         weight_range=weight_range,
         shape=type_text(node.type),

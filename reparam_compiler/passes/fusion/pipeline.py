@@ -1,7 +1,8 @@
 """The phases of a fuse, in order, with the invariants checked between them and the graph in the log, at level debug.
 
 fuse_branches    regions with branches, convs in sequence
-fold_bn          what conv-BN pairs remain
+fold_bn          what conv-BN pairs remain, and pads before convs
+move_norms       norms that stand before a mean, a pool or a reshape and then a layer
 """
 
 import logging
@@ -16,6 +17,7 @@ from reparam_compiler.ir.printer import to_text
 from reparam_compiler.ir.verifier import check
 from reparam_compiler.passes.fusion.fold_bn import fold_bn
 from reparam_compiler.passes.fusion.fuse_branches import DEFAULTS, Fusion, Options, PassResult, Refusal, fuse_branches
+from reparam_compiler.passes.fusion.move_norms import move_norms
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Phase:
     run: Pass
 
 
-FUSE: tuple[Phase, ...] = (Phase("fuse_branches", fuse_branches), Phase("fold_bn", fold_bn))
+FUSE: tuple[Phase, ...] = (Phase("fuse_branches", fuse_branches), Phase("fold_bn", fold_bn), Phase("move_norms", move_norms))
 
 
 def run(graph: Graph, options: Options = DEFAULTS, phases: tuple[Phase, ...] = FUSE) -> PassResult:
@@ -50,7 +52,8 @@ def run(graph: Graph, options: Options = DEFAULTS, phases: tuple[Phase, ...] = F
         graph = result.graph
         check(graph)
         fusions += result.fusions
-        refusals += result.refusals
+        gone = {node_id for fusion in result.fusions for node_id in fusion.nodes}
+        refusals = [*(refusal for refusal in refusals if refusal.node not in gone), *result.refusals]
         logger.info("%s: %d rewritten, %d left", phase.name, len(result.fusions), len(result.refusals))
         logger.debug("after %s:\n%s", phase.name, _LazyText(graph))
     standing = [refusal for refusal in refusals if refusal.node in graph.nodes]

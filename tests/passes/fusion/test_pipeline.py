@@ -21,7 +21,7 @@ def graph_of(name: str) -> Graph:
 
 
 def test_branches_are_fused_before_lone_norms_are_folded() -> None:
-    assert [phase.name for phase in pipeline.FUSE] == ["fuse_branches", "fold_bn"]
+    assert [phase.name for phase in pipeline.FUSE] == ["fuse_branches", "fold_bn", "move_norms"]
 
 
 def test_every_phase_is_in_the_log_and_its_fusions_add_up(caplog: pytest.LogCaptureFixture) -> None:
@@ -29,8 +29,8 @@ def test_every_phase_is_in_the_log_and_its_fusions_add_up(caplog: pytest.LogCapt
     result = pipeline.run(graph_of("residual_reorg"))
     logged = [record.getMessage() for record in caplog.records if record.name == pipeline.logger.name]
     graphs = [text for text in logged if text.startswith("after ")]
-    assert [text.split(":")[0] for text in graphs] == ["after fuse_branches", "after fold_bn"]
-    assert graphs[-1] == f"after fold_bn:\n{to_text(result.graph)}"
+    assert [text.split(":")[0] for text in graphs] == [f"after {phase.name}" for phase in pipeline.FUSE]
+    assert graphs[-1] == f"after move_norms:\n{to_text(result.graph)}"
     assert len(result.fusions) == 2
 
 
