@@ -105,6 +105,8 @@ def test_prune_takes_these_options_with_these_defaults() -> None:
         "allocation": "uniform",
         "quality": "standard",
         "round_to": 8,
+        "min_channels": 1,
+        "max_ratio": 1.0,
         "ignore": (),
         "weights_are_constant": False,
         "verify": True,

@@ -23,7 +23,7 @@ from reparam_compiler.errors import InfeasiblePruneError, RewriteError
 from reparam_compiler.models.calibration import Calibration
 from reparam_compiler.passes.fusion.fuse_branches import Options
 from reparam_compiler.passes.fusion.planner import Policy
-from reparam_compiler.passes.pruning.allocation import AllocationName, RatioOf, check_ratio
+from reparam_compiler.passes.pruning.allocation import AllocationName, RatioOf, check_least, check_ratio
 from reparam_compiler.passes.pruning.budget import Budget
 from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss
 from reparam_compiler.passes.pruning.pipeline import Quality, check_method
@@ -31,6 +31,8 @@ from reparam_compiler.passes.pruning.pipeline import Quality, check_method
 P = ParamSpec("P")
 R = TypeVar("R")
 Made = TypeVar("Made")
+Ignored = str | nn.Module | type[nn.Module]
+"""A layer that keeps its width: by a name or a pattern, as a module of the model, or as the class of several."""
 QUALITY: Quality = "standard"
 """Where none is given."""
 
@@ -79,7 +81,9 @@ class RoundKeywords(TypedDict, total=False):
     mean: float | Sequence[float] | None
     std: float | Sequence[float] | None
     round_to: int
-    ignore: str | nn.Module | Iterable[str | nn.Module]
+    min_channels: int
+    max_ratio: float
+    ignore: Ignored | Iterable[Ignored]
     loss: Loss | None
 
 
@@ -109,18 +113,21 @@ class PruneOptions:
     mean: float | Sequence[float] | None = None
     std: float | Sequence[float] | None = None
     round_to: int = 8
-    ignore: str | nn.Module | Iterable[str | nn.Module] = ()
+    min_channels: int = 1
+    max_ratio: float = 1.0
+    ignore: Ignored | Iterable[Ignored] = ()
     loss: Loss | None = None
     measure: Callable[[Any], float] | None = None
     weights_are_constant: bool = False
 
     def __post_init__(self) -> None:
         check_method(self.importance, self.allocation, self.quality, self.round_to)
+        check_least(self.min_channels, self.max_ratio)
         if self.ratio is not None:
             check_ratio("ratio", self.ratio)
-        if not isinstance(self.ignore, str | nn.Module | Iterable):
+        if not isinstance(self.ignore, str | nn.Module | type | Iterable):
             raise InfeasiblePruneError(
-                f"ignore: found {self.ignore!r}; expected a name, a pattern, a module, or several of these"
+                f"ignore: found {self.ignore!r}; expected a name, a pattern, a module, a class of modules, or several of these"
             )
         if not isinstance(self.weights_are_constant, bool):
             raise InfeasiblePruneError(f"weights_are_constant: found {self.weights_are_constant!r}; expected True or False")
@@ -151,15 +158,17 @@ class PruneOptions:
         return Budget(**limits) if limits else None
 
     def ignored(self, model: object) -> tuple[str, ...]:
-        """The patterns of `ignore`: a text alone is one name, and a module of the model stands for the names that it has there.
+        """The patterns of `ignore`: a text alone is one name; a module, or a class, stands for the names that it has there.
 
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU())
         >>> PruneOptions(ignore="stem.0").ignored(net), PruneOptions(ignore=[net[0], "head*"]).ignored(net)
         (('stem.0',), ('0', 'head*'))
+        >>> PruneOptions(ignore=nn.Conv2d).ignored(net)
+        ('0',)
 
-        Raises InfeasiblePruneError for a module that is none of the model's.
+        Raises InfeasiblePruneError for a module that is none of the model's, or a class of which it has none.
         """
-        alone = isinstance(self.ignore, str | nn.Module)
+        alone = isinstance(self.ignore, str | nn.Module | type)
         found: list[str] = []
         for entry in (self.ignore,) if alone else self.ignore:  # type: ignore[union-attr]
             found += [entry] if isinstance(entry, str) else _names_of(entry, model)
@@ -167,12 +176,18 @@ class PruneOptions:
 
 
 def _names_of(module: object, model: object) -> list[str]:
-    held = model.named_modules(remove_duplicate=False) if isinstance(model, nn.Module) else ()
-    names = [name for name, other in held if other is module and name]
+    held = list(model.named_modules(remove_duplicate=False)) if isinstance(model, nn.Module) else []
+    if isinstance(module, type):
+        found = f"the class {module.__name__}, of which"
+        weighted = {name for name, other in held if any(True for _ in other.parameters())}
+        names = [name for name, other in held if name in weighted - {""} and isinstance(other, module)]
+    else:
+        found = f"a {type(module).__name__} that"
+        names = [name for name, other in held if name and other is module]
     if not names:
         raise InfeasiblePruneError(
-            f"ignore: found a {type(module).__name__} that is none of the model's modules; expected names, patterns, or "
-            "modules that the model holds"
+            f"ignore: found {found} is none of the model's modules with weights; expected names, "
+            "patterns, or modules or their classes that the model holds"
         )
     return names
 

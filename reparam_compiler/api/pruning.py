@@ -96,8 +96,10 @@ def prune(
             ratios); "fast" matches moments.
         mean, std: what images of a folder are normalised with, a number for each channel or one for all.
         round_to: widths go to the nearest multiple, 8 for what runtimes block channels by; 1 is the exact ratio.
-        ignore: layers that keep their width: modules of the model, node ids, names of parameters or modules, or patterns of
-            these; several in a list, or one alone.
+        min_channels: how many channels every layer keeps at least.
+        max_ratio: the largest share of its channels that a layer may lose, above 0 and at most 1.
+        ignore: layers that keep their width: modules of the model, classes of them (`nn.Linear`), node ids, names of
+            parameters or modules, or patterns of these; several in a list, or one alone.
         loss: for importance by gradient, from the model's output to a scalar.
         measure: for a latency, from a pruned model, of the caller's kind, to its time.
         weights_are_constant: as for `fuse`.
@@ -163,6 +165,8 @@ def cut(source: Source, options: PruneOptions, target: pipeline.Target | None = 
         calibration=data,
         quality=options.quality,
         round_to=options.round_to,
+        min_channels=options.min_channels,
+        max_ratio=options.max_ratio,
         ignore=options.ignored(source.model),
         measure=lambda candidate: timed(source.reading.write(candidate)),
         loss=options.loss,

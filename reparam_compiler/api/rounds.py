@@ -21,7 +21,7 @@ from reparam_compiler.errors import InfeasiblePruneError, RewriteError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.calibration import again
 from reparam_compiler.models.opening import Source
-from reparam_compiler.passes.pruning.allocation import allocate, ignored_nodes
+from reparam_compiler.passes.pruning.allocation import allocate, ignored_nodes, least_widths
 from reparam_compiler.passes.pruning.budget import Schedule
 from reparam_compiler.passes.pruning.budget import schedule as ratios_of
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep, channel_groups
@@ -128,6 +128,7 @@ class _Start:
     graph, groups: of the first round.
     keep: which of these groups are still there.
     widths: for each round the width of every family after it; None for an allocation that looks at scores, which has `ratios`.
+    least: the width that no family may fall below.
     """
 
     graph: Graph
@@ -135,20 +136,21 @@ class _Start:
     keep: Keep
     widths: tuple[Mapping[str, int], ...] | None
     ratios: tuple[float, ...]
+    least: Mapping[str, int]
 
     @staticmethod
     def none() -> "_Start":
         """Before the first round."""
         graph = Graph.of((), ())
-        return _Start(graph, channel_groups(graph), np.ones(1, np.bool_), (), ())
+        return _Start(graph, channel_groups(graph), np.ones(1, np.bool_), (), (), {})
 
     @staticmethod
     def of(graph: Graph, options: PruneOptions, ratios: Sequence[float], schedule: Schedule) -> "_Start":
         """The widths of all rounds; raises InfeasiblePruneError where nothing leaves in any of them."""
         groups = channel_groups(graph, pinned=ignored_nodes(graph, options.ignore))  # type: ignore[arg-type]
-        nothing = np.ones(groups.count, np.bool_)
+        nothing, lowest = np.ones(groups.count, np.bool_), least_widths(groups, options.min_channels, options.max_ratio)
         if isinstance(options.allocation, str) and options.allocation != "uniform":
-            return _Start(graph, groups, nothing, None, tuple(ratios))
+            return _Start(graph, groups, nothing, None, tuple(ratios), lowest)
         widths: list[Mapping[str, int]] = []
         for number in reversed(range(len(ratios))):  # no round goes below the last one
             chosen = allocate(
@@ -158,11 +160,12 @@ class _Start:
                 allocation=_at(options, number, len(ratios), schedule),
                 round_to=options.round_to,
                 graph=graph,
+                least=lowest,
                 may_be_empty=number < len(ratios) - 1,
             )
             least = widths[0] if widths else {}
             widths.insert(0, {name: max(width, least.get(name, 0)) for name, width in chosen.widths.items()})
-        return _Start(graph, groups, nothing, tuple(widths), tuple(ratios))
+        return _Start(graph, groups, nothing, tuple(widths), tuple(ratios), lowest)
 
     def target(self, number: int, graph: Graph) -> Target:
         """What a round is to reach, on the graph as it is before it."""
@@ -170,7 +173,7 @@ class _Start:
             return Target(self.widths[number], self.ratios[number])
         whole = sum(family.width for family in self.groups.free)
         left = sum(family.positions * int(self.keep[family.groups].sum()) for family in self.groups.free)
-        return Target(ratio=max(0.0, 1 - (1 - self.ratios[number]) * whole / max(left, 1)))
+        return Target(ratio=max(0.0, 1 - (1 - self.ratios[number]) * whole / max(left, 1)), least=self.least)
 
     def after(self, result: PruneResult) -> "_Start":
         """With what a round kept.

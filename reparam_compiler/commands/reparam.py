@@ -208,6 +208,8 @@ def prune_command(
     layer: Annotated[list[str] | None, typer.Option(help="PATTERN=RATIO: the ratio of some layers. Repeatable.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Where to write which channels were kept (JSON).")] = None,
     round_to: Annotated[int, typer.Option(min=1, help="Widths go to the nearest multiple; 1: the exact ratio.")] = 8,
+    min_channels: Annotated[int, typer.Option(min=1, help="How many channels every layer keeps at least.")] = 1,
+    max_ratio: Annotated[float, typer.Option(help="The largest share of its channels that a layer may lose.")] = 1.0,
     ignore: Annotated[list[str] | None, typer.Option(help="A layer, or a pattern, that keeps its width. Repeatable.")] = None,
     input_shapes: Shapes = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Prune the model as it is.")] = False,
@@ -230,6 +232,8 @@ def prune_command(
         "allocation": _layers(layer) or allocation,
         "quality": quality,
         "round_to": round_to,
+        "min_channels": min_channels,
+        "max_ratio": max_ratio,
         "ignore": tuple(ignore or ()),
     }
     with errors_as_exit_codes(as_json):

@@ -66,7 +66,8 @@ def block_heads(length: int, start: int, step: int) -> Int64[np.ndarray, "length
     return np.where(position < start - start % step, position, position // step * step)
 
 
-def nearest_width(target: float, width: int, unit: int) -> int:
-    """The multiple of `unit` next to `target`, from `unit` to `width`, or `width` itself; the wider of two as near."""
+def nearest_width(target: float, width: int, unit: int, least: int = 0) -> int:
+    """The multiple of `unit` next to `target`, from `least` to `width`, or `width` itself; the wider of two as near."""
+    target = max(target, least)
     candidates = {max(unit, int(target // unit) * unit), (int(target // unit) + 1) * unit, width}
-    return min((c for c in candidates if c <= width), key=lambda c: (abs(c - target), -c))
+    return min((c for c in candidates if least <= c <= width), key=lambda c: (abs(c - target), -c), default=width)

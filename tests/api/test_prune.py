@@ -143,10 +143,30 @@ def test_layers_have_ratios_of_their_own() -> None:
     assert report.plan.allocation == "by layer"
 
 
+@pytest.mark.parametrize("how", [{"ratio": 0.9}, {"params": 0.12}, {"ratio": 0.9, "allocation": "global"}])
+def test_every_layer_keeps_what_it_is_to_keep(how: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"calibration": CALIBRATION, "round_to": 1, "return_report": True} | how
+    _, report = reparam_compiler.prune(net(), (X,), min_channels=12, max_ratio=0.75, **options)
+    assert {family.before: family.after for family in report.plan.families} == {32: 12, 48: 12}
+
+
+def test_layers_of_a_class_keep_their_width() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(), nn.Linear(16 * 192, 24), nn.ReLU(), nn.Linear(24, 8)).eval()
+    _, report = reparam_compiler.prune(model, (X,), ratio=0.5, calibration=CALIBRATION, ignore=[nn.Conv2d], return_report=True)
+    assert [(family.name, family.after < 24) for family in report.plan.families] == [("2", True)]
+    assert report.plan.pinned[0].reason == "ignore asks for it (0)"
+    with pytest.raises(InfeasiblePruneError, match="the class ReLU, of which is none of the model's modules with weights"):
+        reparam_compiler.prune(model, (X,), ratio=0.5, ignore=nn.ReLU)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({}, "nothing says how much"),
+        ({"ratio": 0.3, "min_channels": 0}, "min_channels=0"),
+        ({"ratio": 0.3, "min_channels": 2.5}, "min_channels=2.5"),
+        ({"ratio": 0.3, "max_ratio": 0}, "max_ratio=0"),
+        ({"ratio": 0.3, "max_ratio": 1.5}, "max_ratio=1.5"),
         ({"ratio": 0.3, "flops": 0.5}, "give one of them"),
         ({"flops": 1.5}, "above 0 and at most 1"),
         ({"ratio": 0.3, "quality": "best"}, "fast, standard, high"),

@@ -46,6 +46,7 @@ def in_rounds(model: nn.Module, **options: Any) -> tuple[IterativePruner, list[l
         ((24, 40, 16), 7, {"ratio": 0.3}),  # no width is half way between multiples of 8
         ((16, 16, 16), 3, {"ratio": 0.7, "round_to": 1}),
         ((32, 32), 3, {"ratio": 0.25, "allocation": {"0": 0.75}}),
+        ((32, 16), 4, {"ratio": 0.75, "min_channels": 8, "max_ratio": 0.5, "round_to": 2}),
     ],
 )
 def test_the_last_round_has_the_widths_of_one_shot(
@@ -62,6 +63,11 @@ def test_rounds_by_score_end_at_as_many_channels(allocation: Any) -> None:
     options: dict[str, Any] = {"ratio": 0.5, "allocation": allocation, "round_to": 1}
     _, found = in_rounds(net(16, 32, 24), steps=4, **options)
     assert sum(found[-1]) == sum(widths_of(reparam_compiler.prune(net(16, 32, 24), (X,), **options)))
+
+
+def test_no_layer_loses_more_than_its_share_in_all_rounds() -> None:
+    _, found = in_rounds(net(32, 16), steps=3, ratio=0.9, allocation="global", round_to=1, max_ratio=0.5)
+    assert found[-1] == [16, 8]
 
 
 def test_a_round_in_which_nothing_leaves_gives_the_model_back() -> None:

@@ -27,6 +27,7 @@ from fnmatch import fnmatchcase
 from itertools import pairwise
 from math import ceil, lcm
 from numbers import Integral, Real
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -44,6 +45,9 @@ RatioOf = Mapping[str, float]
 """The share of channels to remove by pattern."""
 FLOOR = 0.1
 """The share of a family's channels that `global` and `sensitivity` leave at least."""
+Widths = Mapping[str, int]
+"""A width for each family, by name."""
+NO_LEAST: Widths = MappingProxyType({})
 Saving = Callable[[Mapping[str, int], Family, int], float]
 """What a family saves that goes to a width, where all families have the widths given (by name)."""
 
@@ -81,6 +85,7 @@ def allocate(
     round_to: int = 8,
     graph: Graph | None = None,
     cumulative: bool = False,
+    least: Widths = NO_LEAST,
     may_be_empty: bool = False,
 ) -> Allocation:
     """Which groups stay when `ratio` of the channels shall go.
@@ -93,6 +98,7 @@ def allocate(
         round_to: widths go to multiples of this many channels.
         graph: the model; a mapping needs it for the names of its nodes.
         cumulative: the scores of `sensitivity` are errors with all lower ones of the family gone (`is_cumulative`).
+        least: the widths, by family, that none may fall below.
         may_be_empty: it is no error that nothing is removed.
 
     Raises:
@@ -109,13 +115,13 @@ def allocate(
     if isinstance(allocation, Mapping) or allocation == "uniform":
         targets = {family.name: family.width * (1 - share.get(family.name, ratio)) for family in groups.free}
     if isinstance(allocation, Mapping):
-        widths = nearest_widths(groups.free, targets, round_to)
+        widths = nearest_widths(groups.free, targets, round_to, least)
     elif allocation == "uniform":
-        widths = _balanced(groups.free, targets, round_to)
+        widths = _balanced(groups.free, targets, round_to, least)
     else:
-        steps = removal_order(groups, scores, allocation, round_to=round_to, cumulative=cumulative)
+        steps = removal_order(groups, scores, allocation, round_to=round_to, cumulative=cumulative, least=least)
         widths = widths_after(groups.free, steps[: _nearest_count(steps, ratio * sum(family.width for family in groups.free))])
-    chosen = kept(groups, scores, widths, targets, round_to)
+    chosen = kept(groups, scores, widths, targets, round_to, least)
     if asked and not may_be_empty and bool(chosen.keep.all()):
         reasons = [f"{name}: {note}" for name, note in chosen.notes.items()] or ["every family is at its least width"]
         raise InfeasiblePruneError(f"ratio={asked} removes no channel: {'; '.join(reasons[:5])}")
@@ -123,7 +129,12 @@ def allocate(
 
 
 def kept(
-    groups: ChannelGroups, scores: Scores, widths: Mapping[str, int], targets: Mapping[str, float], round_to: int
+    groups: ChannelGroups,
+    scores: Scores,
+    widths: Widths,
+    targets: Mapping[str, float],
+    round_to: int,
+    least: Widths = NO_LEAST,
 ) -> Allocation:
     """The allocation of these widths, with a note for each family that kept its width although `targets` asked for less."""
     keep = np.ones(groups.count, np.bool_)
@@ -136,6 +147,8 @@ def kept(
             notes[family.name] = (
                 f"{width} channels is as near to {target:.1f} as a multiple of {lcm(family.positions, round_to)} comes; "
                 "round_to=1 is exact"
+                if target >= least.get(family.name, 0)
+                else f"{target:.1f} of {width} channels is less than the {least[family.name]} that are to stay"
             )
     return Allocation(keep, dict(widths), notes)
 
@@ -149,22 +162,23 @@ def removal_order(
     cumulative: bool = False,
     saving: Saving | None = None,
     families: Sequence[Family] | None = None,
+    least: Widths = NO_LEAST,
 ) -> tuple[Step, ...]:
     """The steps in which channels leave, the first first; any number of them is an allocation.
 
     Args:
-        groups, scores, allocation, round_to, cumulative: as for `allocate`.
+        groups, scores, allocation, round_to, cumulative, least: as for `allocate`.
         saving: what `sensitivity` divides the error of a step by; None counts channels.
         families: those that take part; None for all that are free.
     """
     free = groups.free if families is None else families
     if allocation == "sensitivity":
-        return _least_error_first(free, scores, round_to, cumulative, saving or _channels)
+        return _least_error_first(free, scores, round_to, cumulative, saving or _channels, least)
     steps: list[Step] = []
     for family in free:
         own = np.sort(scores[family.groups])
         mean = float(np.abs(own).mean()) or 1.0
-        for before, after in _descent(family, round_to, FLOOR if allocation == "global" else 0.0):
+        for before, after in _descent(family, round_to, FLOOR if allocation == "global" else 0.0, least):
             low, high = ((family.width - width) // family.positions for width in (before, after))
             uniform = 1 - (before + after) / 2 / family.width
             steps.append(
@@ -181,14 +195,33 @@ def widths_after(families: Sequence[Family], steps: Iterable[Step]) -> dict[str,
     return widths
 
 
-def nearest_widths(families: Sequence[Family], targets: Mapping[str, float], round_to: int) -> dict[str, int]:
+def nearest_widths(
+    families: Sequence[Family], targets: Mapping[str, float], round_to: int, least: Widths = NO_LEAST
+) -> dict[str, int]:
     """For each family the width next to its target that it may have; one that shall lose nothing stays."""
     return {
-        family.name: nearest_width(targets[family.name], family.width, lcm(family.positions, round_to))
+        family.name: nearest_width(
+            targets[family.name], family.width, lcm(family.positions, round_to), least.get(family.name, 0)
+        )
         if targets[family.name] < family.width
         else family.width
         for family in families
     }
+
+
+def least_widths(groups: ChannelGroups, min_channels: int, max_ratio: float) -> dict[str, int]:
+    """For each free family the channels that must stay: so many at least, and all but the largest share that may go."""
+    return {f.name: min(f.width, max(min_channels, ceil(f.width * (1 - max_ratio) - 1e-9))) for f in groups.free}
+
+
+def check_least(min_channels: object, max_ratio: object) -> None:
+    """Raises InfeasiblePruneError for a number of channels below 1, or for what is no share of them."""
+    if not is_count(min_channels):
+        raise InfeasiblePruneError(f"min_channels={min_channels!r}: give how many channels every layer keeps, at least 1")
+    if not isinstance(max_ratio, Real) or not 0 < float(max_ratio) <= 1:
+        raise InfeasiblePruneError(
+            f"max_ratio={max_ratio!r}: give the largest share that a layer may lose, above 0 and at most 1"
+        )
 
 
 def check_request(allocation: object, round_to: object) -> None:
@@ -214,14 +247,14 @@ def check_ratio(name: str, ratio: object) -> None:
         raise InfeasiblePruneError(f"{name}={ratio!r}: give the share of channels to remove, at least 0 and below 1")
 
 
-def _balanced(families: Sequence[Family], targets: Mapping[str, float], round_to: int) -> dict[str, int]:
+def _balanced(families: Sequence[Family], targets: Mapping[str, float], round_to: int, least: Widths) -> dict[str, int]:
     """The nearest widths; while the whole is off by more than a step, the family next to a tie goes to its other neighbour."""
-    widths = nearest_widths(families, targets, round_to)
+    widths = nearest_widths(families, targets, round_to, least)
     off = sum(widths.values()) - sum(targets.values())  # above 0: too many are left
     moves: list[tuple[float, int, str, int]] = []
     for number, family in enumerate(families):
         width, target = widths[family.name], targets[family.name]
-        choices = {family.width, *(after for _, after in _descent(family, round_to, FLOOR))}
+        choices = {family.width, *(after for _, after in _descent(family, round_to, FLOOR, least))}
         beyond = [c for c in choices if (c < target < width if off > 0 else c > target > width)]
         if beyond:
             other = max(beyond) if off > 0 else min(beyond)
@@ -234,11 +267,11 @@ def _balanced(families: Sequence[Family], targets: Mapping[str, float], round_to
     return widths
 
 
-def _descent(family: Family, round_to: int, floor: float) -> list[tuple[int, int]]:
+def _descent(family: Family, round_to: int, floor: float, least: Widths) -> list[tuple[int, int]]:
     """The widths that a family may have, from one to the next."""
     unit = lcm(family.positions, round_to)
-    least = max(unit, ceil(floor * len(family.groups)) * family.positions)
-    widths = [family.width, *range((family.width - 1) // unit * unit, least - 1, -unit)]
+    lowest = max(unit, ceil(floor * len(family.groups)) * family.positions, least.get(family.name, 0))
+    widths = [family.width, *range((family.width - 1) // unit * unit, lowest - 1, -unit)]
     return list(pairwise(widths))
 
 
@@ -253,7 +286,7 @@ def _channels(widths: Mapping[str, int], family: Family, after: int) -> float:
 
 
 def _least_error_first(
-    families: Sequence[Family], scores: Scores, round_to: int, cumulative: bool, saving: Saving
+    families: Sequence[Family], scores: Scores, round_to: int, cumulative: bool, saving: Saving, least: Widths
 ) -> tuple[Step, ...]:
     """Greedy: the next step of each family waits with its price; prices that widths have changed since are asked again."""
     ahead: dict[str, list[tuple[int, int, float]]] = {}
@@ -266,7 +299,7 @@ def _least_error_first(
                 after,
                 float(error[(family.width - after) // family.positions] - error[(family.width - before) // family.positions]),
             )
-            for before, after in reversed(_descent(family, round_to, FLOOR))
+            for before, after in reversed(_descent(family, round_to, FLOOR, least))
         ]
     widths = {family.name: family.width for family in families}
 

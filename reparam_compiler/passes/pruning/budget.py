@@ -30,11 +30,13 @@ from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId
 from reparam_compiler.passes.pruning.allocation import (
+    NO_LEAST,
     Allocation,
     AllocationName,
     RatioOf,
     Saving,
     Step,
+    Widths,
     check_ratio,
     check_request,
     family_ratios,
@@ -108,6 +110,7 @@ def fit_budget(
     round_to: int = 8,
     measure: Measure | None = None,
     cumulative: bool = False,
+    least: Widths = NO_LEAST,
 ) -> Fit:
     """The allocation that removes the least that meets a budget.
 
@@ -121,7 +124,7 @@ def fit_budget(
             go as "uniform" says.
         round_to: widths go to multiples of this many channels.
         measure: needed for a latency.
-        cumulative: as for `allocate`.
+        cumulative, least: as for `allocate`.
 
     Raises:
         InfeasiblePruneError: the budget cannot be met, with the least that can be reached; no `measure` for a latency; a size
@@ -134,7 +137,8 @@ def fit_budget(
         raise InfeasiblePruneError(f"no channel can be removed: {pins_text(graph, groups)}")
     fixed = family_ratios(graph, groups, allocation) if isinstance(allocation, Mapping) else {}
     named = [family for family in groups.free if family.name in fixed]
-    start = nearest_widths(named, {family.name: family.width * (1 - fixed[family.name]) for family in named}, round_to)
+    targets = {family.name: family.width * (1 - fixed[family.name]) for family in named}
+    start = nearest_widths(named, targets, round_to, least)
     order = removal_order(
         groups,
         scores,
@@ -143,6 +147,7 @@ def fit_budget(
         cumulative=cumulative,
         saving=savings(graph, groups, params=set(budget.limits) == {"params"}),
         families=[family for family in groups.free if family.name not in fixed],
+        least=least,
     )
     line = _Line(graph, groups, scores, order, start, round_to, cut, measure)
     _check_reachable(line, budget, round_to)
@@ -315,7 +320,7 @@ def _check_reachable(line: _Line, budget: Budget, round_to: int) -> None:
     if short:
         raise InfeasiblePruneError(
             f"the budget cannot be met: {'; '.join(short)} with every family at its least width. "
-            f"Ask for no less, ignore fewer layers, or lower round_to={round_to}"
+            f"Ask for no less, ignore fewer layers, or lower round_to={round_to} and what every layer keeps"
         )
 
 

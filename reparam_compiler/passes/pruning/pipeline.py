@@ -11,7 +11,7 @@ Without calibration data nothing is repaired. With it, three qualities, from che
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -22,10 +22,13 @@ from reparam_compiler.passes.pruning.allocation import (
     Allocation,
     AllocationName,
     RatioOf,
+    Widths,
     allocate,
+    check_least,
     check_request,
     ignored_nodes,
     kept,
+    least_widths,
 )
 from reparam_compiler.passes.pruning.budget import Budget, Measure, fit_budget
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep, channel_groups
@@ -111,10 +114,14 @@ class PruneResult:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a round of several is to reach, which may be nothing new: the widths of families by their names, or a ratio."""
+    """What a round of several is to reach, which may be nothing new: the widths of families by their names, or a ratio.
 
-    widths: Mapping[str, int] | None = None
+    least: the widths that no family may fall below, by those of the first round.
+    """
+
+    widths: Widths | None = None
     ratio: float = 0.0
+    least: Widths = field(default_factory=dict)
 
 
 def prune(
@@ -128,6 +135,8 @@ def prune(
     calibration: Iterable[Batch] | None = None,
     quality: Quality = "standard",
     round_to: int = 8,
+    min_channels: int = 1,
+    max_ratio: float = 1.0,
     ignore: Iterable[str] = (),
     measure: Measure | None = None,
     loss: Loss | None = None,
@@ -144,6 +153,7 @@ def prune(
         calibration: batches, each an array for each model input; they are gone over more than once.
         quality: what is done with them (`QUALITIES`).
         round_to: widths go to the nearest multiple of it; 1 is the exact ratio.
+        min_channels, max_ratio: how many channels every family keeps at least, and the largest share that it may lose.
         ignore: node ids, native names or patterns whose widths must stay.
         measure, loss: for a budget of latency, and for criteria by gradient.
 
@@ -153,6 +163,7 @@ def prune(
         VerificationError: the pruned graph differs from its masked reference.
     """
     check_method(importance, allocation, quality, round_to)
+    check_least(min_channels, max_ratio)
     if target is None:
         _check_amount(ratio, budget, allocation)
     if isinstance(calibration, Iterator):
@@ -161,7 +172,8 @@ def prune(
     ranked_by = importance or (UNCALIBRATED if calibration is None else QUALITIES[quality].importance)
     is_done = target is not None and _has_widths(groups, target)
     scores = np.zeros(groups.count) if is_done else scores_of(graph, groups, ranked_by, batches=calibration, loss=loss)
-    how = _How(allocation, round_to, is_cumulative(ranked_by), measure)
+    least = target.least if target is not None else least_widths(groups, min_channels, max_ratio)
+    how = _How(allocation, round_to, is_cumulative(ranked_by), measure, least)
     chosen, shares = _allotted(graph, groups, scores, target or (ratio if budget is None else budget), how)
     hidden = masked(graph, groups, chosen.keep)
     pruned = sliced(graph, groups, chosen.keep)
@@ -215,6 +227,7 @@ class _How:
     round_to: int
     cumulative: bool
     measure: Measure | None
+    least: Widths
 
 
 def _allotted(
@@ -233,6 +246,7 @@ def _allotted(
             round_to=how.round_to,
             graph=graph,
             cumulative=how.cumulative,
+            least=how.least,
             may_be_empty=isinstance(wanted, Target),
         )
         return chosen, {}
@@ -246,5 +260,6 @@ def _allotted(
         round_to=how.round_to,
         measure=how.measure,
         cumulative=how.cumulative,
+        least=how.least,
     )
     return fit.allocation, dict(fit.shares)

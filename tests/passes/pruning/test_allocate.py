@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reparam_compiler.core.slicing import nearest_width
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.pruning.allocation import FLOOR, AllocationName, allocate, ignored_nodes
+from reparam_compiler.passes.pruning.allocation import ALLOCATIONS, FLOOR, AllocationName, allocate, ignored_nodes, least_widths
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 from tests.support.pruning_nets import Net
 
@@ -192,6 +192,35 @@ def test_global_removes_the_share_that_was_asked() -> None:
     scores = np.random.default_rng(0).random(groups.count)
     found = allocate(groups, scores, ratio=0.3, allocation="global", round_to=1)
     assert sum(found.widths.values()) == round(0.7 * 64)
+
+
+@given(
+    ratio=st.floats(0.05, 0.95),
+    widths=st.lists(st.integers(4, 40), min_size=1, max_size=3),
+    round_to=st.sampled_from([1, 4, 8]),
+    min_channels=st.integers(1, 20),
+    max_ratio=st.floats(0.1, 1.0),
+    allocation=st.sampled_from(ALLOCATIONS),
+)
+def test_no_family_falls_below_its_least_width(
+    ratio: float, widths: list[int], round_to: int, min_channels: int, max_ratio: float, allocation: AllocationName
+) -> None:
+    _, groups = chain(*widths)
+    least = least_widths(groups, min_channels, max_ratio)
+    scores = np.random.default_rng(0).random(groups.count)
+    found = allocate(
+        groups, scores, ratio=ratio, round_to=round_to, allocation=allocation, least=least, may_be_empty=True
+    ).widths
+    for width, family in zip(widths, groups.free, strict=True):
+        after = found[family.name]
+        assert after == width or (after >= min_channels and width - after <= max_ratio * width + 1e-6)
+
+
+def test_what_a_least_width_holds_back_is_said() -> None:
+    _, groups = chain(16)
+    with pytest.raises(InfeasiblePruneError, match=r"8\.0 of 16 channels is less than the 16 that are to stay"):
+        allocate(groups, np.ones(groups.count), ratio=0.5, least={"net.c0": 16})
+    assert allocate(groups, np.ones(groups.count), ratio=0.75, least={"net.c0": 6}, round_to=4).widths == {"net.c0": 8}
 
 
 def test_grouped_width_stays_divisible() -> None:
