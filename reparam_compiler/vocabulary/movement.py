@@ -62,7 +62,12 @@ ROWS = (
     Row("cat", ("cat", "concat", "concatenate"), onnx=onnx("Concat"), facts=_LINEAR),
     Row(
         "pad",
-        modules=(nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d),
+        modules=(
+            *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+            *(nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d),
+            *(nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d),
+            *(nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d),
+        ),
         onnx=onnx("Pad"),
         facts=_LINEAR | Facts.SIZED_BY_VALUE,
     ),

@@ -86,7 +86,7 @@ ROWS = (
     Row(
         "batch_norm",
         excluded=(F.batch_norm,),
-        modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+        modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
         facts=_LIKE_INPUT,
     ),
     Row("functional.batch_norm", (), functions=(F.batch_norm,), onnx=onnx("BatchNormalization"), facts=_LIKE_INPUT),

@@ -39,7 +39,7 @@ class Constant:
         """The value, from parameters in float64 where that is the same but for rounding; each value is computed once."""
         known = {} if known is None else known
         if self not in known:
-            known[self] = self._decided(self.compute(known))
+            known[self] = self._decided(in_float64(lambda: self.compute(known), self.value))
         return known[self]
 
     def _decided(self, exact: Any) -> Any:
@@ -103,6 +103,14 @@ def assigned(into: Constant, index: tuple[slice, ...], value: Constant | float) 
     )
 
 
+def in_float64(compute: Callable[[], Any], own: Any) -> Any:
+    """What is computed from parameters in float64; the model's own value where an op on the way takes no float64."""
+    try:
+        return compute()
+    except (RuntimeError, TypeError, ValueError, IndexError):  # a kernel for float32 alone, a view of the bits of a float32
+        return _pytree.tree_map(_exact, own)
+
+
 def nearest(exact: Any, own: Any) -> Any:
     """A value that was computed in float64, or the model's own where they are not the same but for rounding.
 
@@ -111,7 +119,7 @@ def nearest(exact: Any, own: Any) -> Any:
     if not isinstance(own, Tensor) or not isinstance(exact, Tensor) or not own.numel():
         return exact
     if not own.is_floating_point():
-        return own if exact.shape == own.shape else exact
+        return own
     wide = own.detach().double()
     room = _ROUNDED * torch.finfo(own.dtype).eps * wide[wide.isfinite()].abs().max() if wide.isfinite().any() else 0.0
     apart = (exact.double() - wide).abs() if exact.shape == own.shape else wide.abs() + torch.inf

@@ -22,11 +22,12 @@ Widths = Mapping[str, object]
 """Attributes and their values."""
 ModuleWriter = Callable[[Any, Any, Node], Widths]
 """The widths of a module, from the module, its op and the node, whose tensors are those after the cut."""
-MODULE_WRITERS: dict[Row, tuple[type[Kind], ModuleWriter]] = {}
-"""For each row of the vocabulary, as its modules spell it, the op that they are, and their writer."""
+Kinds = type[Kind] | tuple[type[Kind], ...]
+MODULE_WRITERS: dict[Row, tuple[Kinds, ModuleWriter]] = {}
+"""For each row of the vocabulary, as its modules spell it, the op that they are (one of several), and their writer."""
 
 
-def writes_module(op: type[Kind], *names: str) -> Callable[[ModuleWriter], ModuleWriter]:
+def writes_module(op: Kinds, *names: str) -> Callable[[ModuleWriter], ModuleWriter]:
     """Registers the writer of these rows' modules; raises ValueError for a row that has one, KeyError for no row's name."""
 
     def register(writer: ModuleWriter) -> ModuleWriter:
@@ -126,10 +127,11 @@ def _group_norm(module: nn.GroupNorm, op: ops.GroupNorm, node: Node) -> Widths:
     return {"num_groups": op.groups} | ({"num_channels": channels} if isinstance(channels, int) else {})
 
 
-@writes_module(ops.GroupNorm, "functional.instance_norm")
-def _instance_norm(module: nn.Module, op: ops.GroupNorm, node: Node) -> Widths:
-    weight = _shape(node)
-    return {"num_features": weight[0]} if weight else {}
+@writes_module((ops.GroupNorm, ops.BatchNorm), "functional.instance_norm")
+def _instance_norm(module: nn.Module, op: ops.GroupNorm | ops.BatchNorm, node: Node) -> Widths:
+    """A batch norm where it has statistics."""
+    line = _shape(node) or (_shape(node, "mean") if isinstance(op, ops.BatchNorm) else None)
+    return {"num_features": line[0]} if line else {}
 
 
 @writes_module(ops.Embedding, "functional.embedding")

@@ -25,7 +25,16 @@ from reparam_compiler.frontends.torch.aliasing import Writes, find_writes, first
 from reparam_compiler.frontends.torch.arguments import by_own_words
 from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
 from reparam_compiler.frontends.torch.called import inplace_place, is_read_by_its_first, resolve, scalar_arguments, tuple_behind
-from reparam_compiler.frontends.torch.constant_folding import Constant, assigned, folded, is_pure, nearest, of_a_value
+from reparam_compiler.frontends.torch.causes import why_call, why_module
+from reparam_compiler.frontends.torch.constant_folding import (
+    Constant,
+    assigned,
+    folded,
+    in_float64,
+    is_pure,
+    nearest,
+    of_a_value,
+)
 from reparam_compiler.frontends.torch.opaque_call import OpaqueCall
 from reparam_compiler.frontends.torch.ops.coupling_models import COUPLING_MODELS, operand_places
 from reparam_compiler.frontends.torch.ops.modules import ModuleTensor, module_arguments
@@ -236,7 +245,13 @@ class TorchReader:
         run = OpaqueCall(node, self.module, given, called, model, numbers, tuple(sources), places, copies)
         arguments = scalar_arguments(node, self.module, self._value_or_node)
         facts = called.facts | (Facts.CHECK if called.name in _GUARDS else Facts.NONE)
-        return ops.Opaque(called.name, run, model, len(operands), facts, arguments), inputs
+        return ops.Opaque(called.name, run, model, len(operands), facts, arguments, self._why(node, called)), inputs
+
+    def _why(self, node: fx.Node, called: Resolved) -> str:
+        """Why a layer is opaque; empty for every other call."""
+        if node.op == "call_module":
+            return why_module(self.module.get_submodule(str(node.target)))
+        return why_call(node, called.row, self._constants, self.tensors)
 
     def _coupling_model(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
         """What pruning sees in an opaque node, and the operands of that."""
@@ -327,7 +342,8 @@ class TorchReader:
                 raise Unsupported("a parametrization in training mode, which may change with every call")
             if tensor.origin not in self._params:
                 value = getattr(module, tensor.attribute)
-                load = lambda: nearest(getattr(copy.deepcopy(module).double(), tensor.attribute), value)  # noqa: E731
+                exact = lambda: getattr(copy.deepcopy(module).double(), tensor.attribute)  # noqa: E731
+                load = lambda: nearest(in_float64(exact, value), value)  # noqa: E731
                 self._params[tensor.origin] = lazy_param(load, value, role=role)
             return self._params[tensor.origin]
         value = getattr(module, tensor.attribute)

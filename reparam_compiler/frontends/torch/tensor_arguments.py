@@ -28,12 +28,12 @@ def _places(**places: int) -> Places:
 
 _PLACES: dict[str, Places] = {
     **{f"{kind}{rank}d": _places(weight=1, bias=2) for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)},
-    **dict.fromkeys(("convolution", "linear", "instance_norm"), _places(weight=1, bias=2)),
+    **dict.fromkeys(("convolution", "linear"), _places(weight=1, bias=2)),
     **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm", "group_norm"), _places(weight=2, bias=3)),
-    "functional.instance_norm": _places(weight=3, bias=4),
-    "functional.batch_norm": _places(weight=3, bias=4, running_mean=1, running_var=2),
+    **{f"functional.{name}_norm": _places(weight=3, bias=4, running_mean=1, running_var=2) for name in ("batch", "instance")},
     **dict.fromkeys(
-        ("batch_norm", "_native_batch_norm_legit_no_training"), _places(weight=1, bias=2, running_mean=3, running_var=4)
+        ("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm"),
+        _places(weight=1, bias=2, running_mean=3, running_var=4),
     ),
     "embedding": _places(weight=0),
     "functional.embedding": _places(weight=1),

@@ -58,7 +58,7 @@ def _conv_module(op: ops.Conv, weight: Param, tensors: Mapping[str, Tensor]) -> 
         device="meta",
     )
     filled = _filled(conv, tensors)
-    return filled if symmetric else PaddedConv(Pad(op.padding, op.mode), filled)
+    return filled if symmetric else PaddedConv(Pad(op.padding, op.mode), filled).eval()
 
 
 def new_call(node: Node, call: Callable[..., fx.Node], operands: Sequence[fx.Node | None]) -> fx.Node:

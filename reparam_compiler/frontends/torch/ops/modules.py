@@ -54,10 +54,12 @@ def _batch_norm(m: Any, path: str) -> tuple[Any, ...]:
 
 def _pad(m: Any, path: str) -> tuple[Any, ...]:
     match m:
-        case nn.ReflectionPad2d():
+        case nn.ReflectionPad1d() | nn.ReflectionPad2d() | nn.ReflectionPad3d():
             return (m.padding, "reflect")
-        case nn.ReplicationPad2d():
+        case nn.ReplicationPad1d() | nn.ReplicationPad2d() | nn.ReplicationPad3d():
             return (m.padding, "replicate")
+        case nn.CircularPad1d() | nn.CircularPad2d() | nn.CircularPad3d():
+            return (m.padding, "circular")
         case _:
             return (m.padding, "constant", getattr(m, "value", 0.0))
 
@@ -76,7 +78,9 @@ def _group_norm(m: Any, path: str) -> tuple[Any, ...]:
 
 def _instance_norm(m: Any, path: str) -> tuple[Any, ...]:
     """At last the rank at which the module takes x for one without batch, which `F.instance_norm` never does."""
-    return (m.running_mean, m.running_var, *_tensors(path, "weight", "bias"), True, 0.0, m.eps, m._get_no_batch_dim())
+    statistics = _tensors(path, "running_mean", "running_var")
+    over_input = m.training or m.running_mean is None
+    return (*statistics, *_tensors(path, "weight", "bias"), over_input, 0.0, m.eps, m._get_no_batch_dim())
 
 
 def _softmax(m: Any, path: str) -> tuple[Any, ...]:

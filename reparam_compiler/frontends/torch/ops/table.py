@@ -32,6 +32,17 @@ def _batch_norm(training: int | None, order: tuple[int, int, int, int], eps: int
     return ops.BatchNorm(float(call.constant(eps, "eps", 1e-5)), in_training), (call.x, *params)
 
 
+def _instance_norm(order: tuple[int, int, int, int], call: Call) -> Read:
+    """With statistics of its own it is a batch norm. order: as above; `F.instance_norm` and aten differ."""
+    no_batch = call.constant(8, "rank without batch", None)
+    if call.constant(5, "use_input_stats", True):
+        raise Unsupported("instance norm over the input's own statistics")
+    known = call.type_of(call.first)
+    if no_batch is not None and known is not None and len(known.shape) == no_batch:
+        raise Unsupported("instance norm without batch axis")
+    return _batch_norm(None, order, 7, call)
+
+
 def _native_layer_norm(call: Call) -> Read:
     """What `run_decompositions` makes of a layer norm: (values, means, deviations)."""
     shape = tuple(call.constant(1, "normalized_shape"))
@@ -126,6 +137,8 @@ _READERS: dict[str, Reader] = {
     "functional.batch_norm": partial(_batch_norm, 5, (3, 4, 1, 2), 7),
     "batch_norm": partial(_batch_norm, 5, (1, 2, 3, 4), 7),
     "_native_batch_norm_legit_no_training": partial(_batch_norm, None, (1, 2, 3, 4), 6),
+    "functional.instance_norm": partial(_instance_norm, (3, 4, 1, 2)),
+    "instance_norm": partial(_instance_norm, (1, 2, 3, 4)),
     "native_layer_norm": _native_layer_norm,
     "add": partial(_add, 1.0),
     "sub": partial(_add, -1.0),

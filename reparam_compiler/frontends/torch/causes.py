@@ -1,0 +1,75 @@
+"""Why a conv, linear or norm of a torch model is not read: what calling it does besides, or weights that are no constants."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from reparam_compiler.frontends.torch.hooks import HOOKS, does_more_than_forward, written_class
+from reparam_compiler.vocabulary.resolve import resolve_function, resolve_module
+from reparam_compiler.vocabulary.row import Row
+
+_LAYERS = frozenset(
+    {
+        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "linear"),
+        *("batch_norm", "functional.batch_norm"),
+    }
+)
+_TAKEN_OFF: tuple[tuple[type, str, str], ...] = (
+    (prune.BasePruningMethod, "a pruning mask", "torch.nn.utils.prune.remove"),
+    (WeightNorm, "a weight norm", "torch.nn.utils.remove_weight_norm"),
+    (SpectralNorm, "a spectral norm", "torch.nn.utils.remove_spectral_norm"),
+)
+"""Hooks that compute a weight: what that is, and what makes it a part of the weight."""
+_KINDS = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward hook", "_forward_pre_hooks": "forward pre-hook"}
+
+
+def why_module(module: nn.Module) -> str:
+    """What stands in the way of reading a leaf module that is a layer; empty for every other one."""
+    kind = written_class(module)
+    if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")):
+        return "has a quantized weight"
+    if not _is_layer(resolve_module(kind).row) or not does_more_than_forward(module):
+        return ""
+    for table in HOOKS:
+        for hook in getattr(module, table).values():
+            if callable(hook):
+                return f"has {_hook(_KINDS.get(table, 'forward hook'), hook)}"
+    return f"has a {'forward' if 'forward' in vars(module) else '__call__'}() of its own"
+
+
+def _hook(kind: str, hook: Any) -> str:
+    for method, what, remove in _TAKEN_OFF:
+        if isinstance(hook, method):
+            return f"{what} that a hook applies; {remove} makes it a part of the weight"
+    return f"a {kind} ({getattr(hook, '__name__', type(hook).__name__)})"
+
+
+def why_call(node: fx.Node, row: Row | None, constants: Collection[fx.Node], tensors: Mapping[str, tuple[str, Tensor]]) -> str:
+    """What stands in the way of reading the call of a layer; empty for any other call, or where its weights are constants.
+
+    constants: the nodes that no input has a part in. tensors: of the nodes that stand for a tensor of the model its path.
+    """
+    weights = node.all_input_nodes[1:] if _is_layer(row) else []
+    return next(filter(None, (_what_it_is(weight, constants, tensors) for weight in weights if weight not in constants)), "")
+
+
+def _what_it_is(weight: fx.Node, constants: Collection[fx.Node], tensors: Mapping[str, tuple[str, Tensor]]) -> str:
+    origin: Any = weight
+    while isinstance(origin, fx.Node) and origin not in constants:
+        if origin.name in tensors:
+            return f"has a weight that the model writes to, {tensors[origin.name][0]}"
+        if origin.op == "placeholder":
+            is_input = "that is" if origin is weight else "that is computed from"
+            return f"has a weight {is_input} an input of the model, {origin.target}"
+        if origin.op == "call_function" and "quantize" in resolve_function(origin.target).name:
+            return "has a quantized weight"
+        origin = next((source for source in origin.all_input_nodes if source not in constants), None)
+    return ""
+
+
+def _is_layer(row: Row | None) -> bool:
+    return row is not None and row.name in _LAYERS
