@@ -9,7 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from reparam_compiler.frontends.torch.hooks import HOOKS, does_more_than_forward, written_class
-from reparam_compiler.vocabulary.resolve import resolve_function, resolve_module
+from reparam_compiler.vocabulary.resolve import ROWS, resolve_function, resolve_module
 from reparam_compiler.vocabulary.row import Row
 
 _LAYERS = frozenset(
@@ -24,6 +24,7 @@ _TAKEN_OFF: tuple[tuple[type, str, str], ...] = (
     (SpectralNorm, "a spectral norm", "torch.nn.utils.remove_spectral_norm"),
 )
 """Hooks that compute a weight: what that is, and what makes it a part of the weight."""
+_OF_EACH_BATCH = "normalizes by the statistics of each batch (track_running_stats=False)"
 _KINDS = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward hook", "_forward_pre_hooks": "forward pre-hook"}
 
 
@@ -32,8 +33,11 @@ def why_module(module: nn.Module) -> str:
     kind = written_class(module)
     if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")):
         return "has a quantized weight"
-    if not _is_layer(resolve_module(kind).row) or not does_more_than_forward(module):
+    row = resolve_module(kind).row
+    if not _is_layer(row):
         return ""
+    if not does_more_than_forward(module):
+        return _OF_EACH_BATCH if row is ROWS["batch_norm"] and module.running_mean is None else ""
     for table in HOOKS:
         for hook in getattr(module, table).values():
             if callable(hook):
@@ -53,6 +57,9 @@ def why_call(node: fx.Node, row: Row | None, constants: Collection[fx.Node], ten
 
     constants: the nodes that no input has a part in. tensors: of the nodes that stand for a tensor of the model its path.
     """
+    mean = {"batch_norm": 3, "functional.batch_norm": 1}.get(row.name) if row is not None else None
+    if mean is not None and len(node.args) > mean and node.args[mean] is None:
+        return _OF_EACH_BATCH
     weights = node.all_input_nodes[1:] if _is_layer(row) else []
     return next(filter(None, (_what_it_is(weight, constants, tensors) for weight in weights if weight not in constants)), "")
 

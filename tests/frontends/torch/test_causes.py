@@ -70,6 +70,13 @@ def test_a_norm_with_a_hook_is_no_silence() -> None:
     assert reasons(fx.symbolic_trace(model)) == [("_1", "has a forward hook (observe)")]
 
 
+@pytest.mark.parametrize("trace", [fx.symbolic_trace, lambda model: torch.export.export(model, (X,))])
+def test_a_norm_by_the_statistics_of_each_batch_is_named(trace: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)).eval()
+    ((_, reason),) = reasons(trace(model))
+    assert reason == "normalizes by the statistics of each batch (track_running_stats=False)"
+
+
 class Net(nn.Module):
     def __init__(self, forward: Callable[["Net", Tensor, Tensor], Tensor]) -> None:
         super().__init__()
