@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` install what they need into .venv, once.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint type bench docs clean
+.PHONY: help demo test quick lint type habits bench docs clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -33,6 +33,9 @@ lint: $(READY) ## ruff: rules and format
 
 type: $(READY) ## mypy --strict
 	$(BIN)/mypy
+
+habits: $(READY) ## every verb on every habit of code in every kind of model: docs/habits.md, in an hour or two of one core
+	$(BIN)/python -m tests.habits
 
 bench: $(READY) ## the ladder: training form, fused, pruned, compiled, against PyTorch and ONNX Runtime
 	$(BIN)/python -m benchmarks.ladder

@@ -1,0 +1,1 @@
+"""The ring of habits: small models, each one habit of real code, which every verb must take in every kind or refuse truly."""

@@ -1,0 +1,265 @@
+"""Every verb on a habit of a kind, and what came of it.
+
+right     what was given back computes what it should, also at another batch where the given model takes one
+refused   a typed error, or a remark of the report, says why not
+n/a       the exporter refuses the habit, or the verb takes no model of the kind
+failed    anything else: a bare exception, a wrong number, silence
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree
+
+import reparam_compiler
+from reparam_compiler.errors import ReparamError, VerificationError
+from reparam_compiler.interpreter.evaluate import evaluate
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph
+from reparam_compiler.passes.pruning import pipeline
+from reparam_compiler.passes.pruning.slice_channels import masked
+from tests.habits.kinds import KINDS, Given, NotExported, a_folder, brief, given, norms, quiet, run
+from tests.habits.parts import BATCH, HABITS, OTHER_BATCH, Habit
+
+Word = Literal["right", "refused", "n/a", "failed"]
+SAMPLES = 12
+COMPILED = 20
+"""One habit in so many is compiled by TVM where all are sampled: that takes seconds."""
+RATIO = 0.5
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a cell. text: why it is not right, or what was left as it was."""
+
+    word: Word
+    text: str = ""
+
+
+RIGHT = Outcome("right")
+
+
+class Wrong(Exception):
+    """What a verb gave is not what it should be."""
+
+
+def cells(habit: Habit, kind: str, verbs: Iterable[str]) -> dict[str, Outcome]:
+    """What comes of some verbs on a habit of a kind."""
+    try:
+        subject = given(habit, kind, a_folder())
+    except NotExported as refusal:
+        return {verb: Outcome("n/a", str(refusal)) for verb in verbs}
+    return {verb: outcome(subject, verb) for verb in verbs}
+
+
+def outcome(subject: Given, verb: str) -> Outcome:
+    """What comes of a verb on what was given."""
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return VERBS[verb](subject)
+    except Wrong as found:
+        return Outcome("failed", str(found))
+    except ReparamError as refusal:
+        is_defect = isinstance(refusal, VerificationError) or "lease report" in str(refusal)
+        return Outcome("failed" if is_defect else "refused", brief(refusal))
+    except Exception as error:  # noqa: BLE001 - that is what is looked for
+        return Outcome("failed", f"a bare {brief(error)}")
+
+
+def sample(name: str) -> tuple[str, tuple[str, ...]]:
+    """The kind and the verbs by which `make test` knows a habit: all habits together cover the pairs."""
+    place = [*HABITS].index(name)
+    others = [verb for verb in VERBS if verb not in ("fuse", "prune", "compile")]
+    kind, other = KINDS[place % len(KINDS)], others[place // len(KINDS) % len(others)]
+    return kind, ("fuse", "prune", "compile" if place % COMPILED == 0 else other)
+
+
+def _fuse(subject: Given) -> Outcome:
+    fused, report = reparam_compiler.fuse(subject.model, subject.inputs, return_report=True)
+    _check(subject, fused)
+    report.to_json(), report.to_text()
+    left = norms(fused)
+    if left and not report.refusals and not report.remarks:
+        raise Wrong(f"{left} norms were left, and nothing said of them")
+    return _said(subject, report)
+
+
+def _inspect(subject: Given) -> Outcome:
+    report = reparam_compiler.inspect(subject.model, subject.inputs)
+    report.to_json()
+    return _said(subject, report)
+
+
+def _said(subject: Given, report: Any) -> Outcome:
+    """Right where something was fused, or there was nothing to fuse; the text is what was said of the rest."""
+    said = [f"{refusal.node}: {refusal.reason}" for refusal in report.refusals] + list(report.remarks)
+    if not report.fusions and not said and norms(subject.model):
+        raise Wrong("nothing was fused, and nothing said of it")
+    return Outcome("refused" if said and not report.fusions else "right", "; ".join(said))
+
+
+def _check(subject: Given, result: Any) -> None:
+    """The result computes what the given model does, on the example inputs and at another batch."""
+    habit = subject.habit
+    for batch in (BATCH, OTHER_BATCH):
+        args, kwargs = habit.args(batch), habit.kwargs(batch)
+        expected = subject.expected(batch)
+        if expected is None:
+            continue
+        _equal(expected, _ran(result, args, kwargs, batch), habit.exact, f"at a batch of {batch}")
+
+
+def _ran(result: Any, args: Sequence[Any], kwargs: Any, batch: int) -> list[Tensor]:
+    try:
+        return run(result, args, kwargs)
+    except Exception as error:
+        raise Wrong(f"the result does not run at a batch of {batch}: {brief(error)}") from error
+
+
+def _equal(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float, where: str) -> None:
+    if len(expected) != len(found):
+        raise Wrong(f"{len(found)} outputs instead of {len(expected)}, {where}")
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise Wrong(f"output {index} is {b.dtype} {tuple(b.shape)} instead of {a.dtype} {tuple(a.shape)}, {where}")
+        apart = (a.double() - b.double()).abs().max().item() if a.numel() else 0.0
+        largest = a.double().abs().max().item() if a.numel() else 0.0
+        if not apart <= tolerance * max(largest, 1e-12):
+            raise Wrong(f"output {index} is off by {apart / max(largest, 1e-300):.0e}, {where}")
+
+
+def _prune(quality: str | None) -> Callable[[Given], Outcome]:
+    def verb(subject: Given) -> Outcome:
+        options: dict[str, Any] = {}
+        if quality is not None:
+            options = {"calibration": _calibration(subject.habit), "quality": quality}
+        with _recorded() as results:
+            pruned, report = reparam_compiler.prune(
+                subject.model, subject.inputs, ratio=RATIO, round_to=1, return_report=True, **options
+            )
+        report.to_json(), report.to_text()
+        (before, result) = results[-1]
+        if all(family.after == family.before for family in report.plan.families):
+            raise Wrong("no channel was cut, and nothing said of it")
+        reference = masked(before, result.groups, result.keep) if quality is None else result.graph
+        _check_pruned(subject, pruned, reference)
+        return RIGHT
+
+    return verb
+
+
+def _calibration(habit: Habit) -> Any:
+    """Batches as a loader gives them: of what the model is called with."""
+    batches = [habit.args(batch) for batch in (SAMPLES, SAMPLES - 1)]
+    return [args[0] if len(args) == 1 else args for args in batches]
+
+
+@contextmanager
+def _recorded() -> Iterator[list[tuple[Graph, pipeline.PruneResult]]]:
+    """The graphs that are pruned, and what comes of them."""
+    found: list[tuple[Graph, pipeline.PruneResult]] = []
+    prune = pipeline.prune
+
+    def recording(graph: Graph, **options: Any) -> pipeline.PruneResult:
+        found.append((graph, prune(graph, **options)))
+        return found[-1][1]
+
+    with mock.patch.object(pipeline, "prune", recording):
+        yield found
+
+
+def _check_pruned(subject: Given, pruned: Any, reference: Graph) -> None:
+    habit = subject.habit
+    for batch in (BATCH, OTHER_BATCH):
+        args, kwargs = habit.args(batch), habit.kwargs(batch)
+        own = subject.expected(batch)
+        if own is None:
+            continue
+        found = _ran(pruned, args, kwargs, batch)
+        if [value.ndim for value in own] != [value.ndim for value in found]:  # a size may depend on values
+            raise Wrong(f"outputs of other ranks at a batch of {batch}")
+        expected = _evaluated(reference, (args, kwargs))
+        tensors = [value for value in found if value.ndim]
+        if expected is not None and len(expected) == len(tensors):
+            wide = [value.to(other.dtype) for value, other in zip(expected, tensors, strict=True)]
+            _equal(wide, tensors, max(habit.exact, 2e-4), f"of the masked reference, at a batch of {batch}")
+
+
+def _evaluated(graph: Graph, inputs: Any) -> list[Tensor] | None:
+    """What a graph gives; None where it takes other inputs than tensors in order."""
+    tensors = [leaf for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    ids = [node.id for node in graph if isinstance(node.op, ops.Input)]
+    if len(ids) < len(tensors):
+        return None
+    try:
+        values = evaluate(graph, dict(zip(ids, tensors, strict=False)))
+    except Exception:  # noqa: BLE001 - an op that runs in its model alone
+        return None
+    found = [values[node_id] for node_id in graph.outputs]
+    return [value for value in found if isinstance(value, Tensor) and value.ndim]
+
+
+def _compile(subject: Given) -> Outcome:
+    args = subject.habit.args(BATCH)
+    executable = reparam_compiler.compile(subject.model, subject.inputs if subject.inputs is not None else args)
+    tensors = [leaf for leaf in _pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+    found = [torch.from_numpy(np.array(array)) for array in executable.run(*tensors)]
+    expected = subject.expected(BATCH) or []
+    _equal([e.to(f.dtype) for e, f in zip(expected, found, strict=False)], found, max(subject.habit.exact, 1e-3), "compiled")
+    return RIGHT
+
+
+def _equivalent(subject: Given) -> Outcome:
+    """Equal to the module, and not to one of other weights."""
+    habit = subject.habit
+    args = habit.args(BATCH)
+    same = reparam_compiler.equivalent(habit.make(), subject.model, args)
+    if not same:
+        raise Wrong(f"not equal to itself: {same.to_text().splitlines()[0]}")
+    same.to_json()
+    other = habit.make()
+    with torch.inference_mode():
+        for parameter in other.parameters():
+            if parameter.ndim == 4:
+                parameter.data.mul_(1.5)
+    if reparam_compiler.equivalent(other, subject.model, args):
+        raise Wrong("equal to a model of other weights")
+    return RIGHT
+
+
+def _torch_compile(subject: Given) -> Outcome:
+    model = subject.model
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        return Outcome("n/a", "torch.compile takes modules that are not scripted")
+    habit = subject.habit
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="reparam", options={"inner": "eager"})
+    for batch in (BATCH, OTHER_BATCH):
+        args, kwargs = habit.args(batch), habit.kwargs(batch)
+        expected = subject.expected(batch)
+        if expected is None:
+            continue
+        _equal(expected, _ran(compiled, args, kwargs, batch), habit.exact, f"at a batch of {batch}")
+    return RIGHT
+
+
+VERBS: dict[str, Callable[[Given], Outcome]] = {
+    "fuse": _fuse,
+    "inspect": _inspect,
+    "prune": _prune(None),
+    "prune, fast": _prune("fast"),
+    "prune, standard": _prune("standard"),
+    "prune, high": _prune("high"),
+    "compile": _compile,
+    "equivalent": _equivalent,
+    "torch.compile": _torch_compile,
+}
