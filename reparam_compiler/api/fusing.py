@@ -15,6 +15,7 @@ from reparam_compiler.checking.written import Comparison, check_parts, check_sam
 from reparam_compiler.cost.model import cost
 from reparam_compiler.frontends.base import Kind, Reading
 from reparam_compiler.frontends.torch.bodies import read_bodies
+from reparam_compiler.frontends.torch.hooks import has_hooks
 from reparam_compiler.frontends.torch.tracing.modules import Parts, fuse_parts
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import Source, open
@@ -122,8 +123,8 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
         source = open(model, example_inputs, weights_are_constant=settings.weights_are_constant)
         if source.kind == "onnx":
             report = _fuse_onnx(source, passes, inplace=False, verify=False)[1]
-        elif source.kind == "torch.nn" and source.trace is None:
-            report = _fuse_parts(source, passes, verify=False)[1]
+        elif source.kind == "torch.nn":
+            report = _fuse_module(source, passes, inplace=False, verify=False)[1]
         else:
             report = _FusedGraphs.of(source, passes).report(None)
     return replace(report, not_compared="nothing was written")
@@ -193,9 +194,15 @@ def _fuse_graph(source: Source, options: Options, inplace: bool, verify: bool) -
 
 
 def _fuse_module(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
-    if source.trace is None:
-        return _fuse_parts(source, options, verify)
-    return _fuse_graph(source, options, inplace, verify)
+    """A module that is traced whole, else in parts; exported where the parts leave something that can be fused."""
+    if source.trace is not None and not source.trace.hooked and not has_hooks(source.model):
+        return _fuse_graph(source, options, inplace, verify)
+    if source.trace is None and source.exported is not None:
+        parts = _fuse_parts(replace(source, copy=True), replace(options, verify=False), False)[0]
+        left = open(parts, source.inputs).exported
+        if left is None or pipeline.run(open(left, source.inputs).graph, replace(options, verify=False)).fusions:
+            return _fuse_graph(source, options, inplace, verify)
+    return _fuse_parts(source, options, verify)
 
 
 def _fuse_onnx(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
@@ -231,26 +238,34 @@ def _fuse_onnx(source: Source, options: Options, inplace: bool, verify: bool) ->
 
 
 def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Module, FuseReport]:
-    """A model that no tracer takes whole."""
+    """A model that no tracer takes whole, or takes but for modules with hooks."""
+
+    def fuse_one(part: nn.Module) -> tuple[nn.Module, FuseReport] | None:
+        opened = open(part, copy=False)
+        return None if opened.trace is None else _fuse_graph(opened, options, True, False)
 
     def fused_parts(copy: bool) -> Parts:
-        return fuse_parts(source.model, lambda part: fuse_source(open(part), options, inplace=True), copy=copy)
+        return fuse_parts(source.model, fuse_one, copy=copy, whole=source.trace is not None)
 
     inputs = source.run_inputs if verify else None
     parts = fused_parts(source.copy or inputs is not None)  # what is to be changed in place is checked on a copy before
     result, kind = parts.model, type(source.model).__name__
-    fused = f"{len(parts.reports)} of its parts were fused: {', '.join(parts.reports) or 'none'}"
+    if source.trace is None:
+        fused = f"{len(parts.reports)} of its parts were fused: {', '.join(parts.reports) or 'none'}"
+        how = [f"{kind} cannot be traced whole; {fused}"]
+    else:
+        how = [f"{path} has hooks, so it was fused by itself" for path in source.trace.hooked]
     kept = [f"{path} was not fused as a whole: {why}" for path, why in parts.kept.items()]
     report = merged(
         f"nn.Module {kind}, in parts",
-        [prefixed(part, path) for path, part in parts.reports.items()],
-        [f"{kind} cannot be traced whole; {fused}", *kept],
+        [prefixed(part, path) if path else part for path, part in parts.reports.items()],
+        [*how, *kept],
     )
     whole, given = None, None
     if inputs is not None and report.fusions:
         compared, given = check_parts(result, source.model, inputs)
-        how = f"torch, {compared.dtype}, {inputs.words}, the fused weights as they are stored"
-        whole = WholeModel(how, compared.difference)
+        words = f"torch, {compared.dtype}, {inputs.words}, the fused weights as they are stored"
+        whole = WholeModel(words, compared.difference)
     if inputs is not None and not source.copy:
         result = fused_parts(False).model if report.fusions else source.model
         if given is not None:

@@ -20,8 +20,11 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.base import Frontend, Kind, Reading, checked_kind
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.frontends.torch.module_state import is_compiled
+from reparam_compiler.frontends.torch.placing.reading import ModuleFrontend
 from reparam_compiler.frontends.torch.tensors import check_values
-from reparam_compiler.frontends.torch.tracing.modules import traced
+from reparam_compiler.frontends.torch.tracing.calls import Trace
+from reparam_compiler.frontends.torch.tracing.modules import exported, traced
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.io import WRITTEN, load_model
 
@@ -44,9 +47,14 @@ class Source:
     name: str = ""
 
     @cached_property
-    def trace(self) -> fx.GraphModule | None:
-        """A plain module as a GraphModule; None where no tracer takes it whole."""
+    def trace(self) -> Trace | None:
+        """A plain module, traced; None where no tracer takes it whole."""
         return traced(self.model, self.inputs, copy=self.copy, agree=same_function)
+
+    @cached_property
+    def exported(self) -> fx.GraphModule | None:
+        """A plain module as torch.export has it; None where that does not take it, or there are no inputs."""
+        return None if self.inputs is None else exported(self.model, self.inputs, copy=self.copy)
 
     @property
     def native(self) -> Any:
@@ -56,12 +64,13 @@ class Source:
         """
         if self.kind != "torch.nn":
             return self.model
-        if self.trace is None:
+        whole = self.trace.graph_module if self.trace is not None else self.exported
+        if whole is None:
             raise UnsupportedModelError(
                 f"{type(self.model).__name__} cannot be traced as a whole, and channels are coupled across the whole model; "
                 "pass example_inputs, or export the model yourself and pass the ExportedProgram"
             )
-        return self.trace
+        return whole
 
     @property
     def is_own(self) -> bool:
@@ -70,18 +79,23 @@ class Source:
 
     @cached_property
     def frontend(self) -> Frontend[Any]:
-        """What reads and writes `native`."""
-        return frontend_for(self.native)
+        """What reads and writes the model."""
+        return ModuleFrontend() if self._is_traced else frontend_for(self.native)
+
+    @property
+    def _is_traced(self) -> bool:
+        return self.kind == "torch.nn" and self.trace is not None
 
     @cached_property
     def reading(self) -> Reading[Any]:
-        """`native`, read; raises UnsupportedModelError for a model that cannot be read."""
+        """The model, read; raises UnsupportedModelError for one that cannot be read."""
+        subject = self.trace if self._is_traced else self.native
         try:
-            return self.frontend.read(self.native, self.inputs)
+            return self.frontend.read(subject, self.inputs)
         except UnsupportedModelError:
             if not self.is_own or self.inputs is None:
                 raise
-        return self.frontend.read(self.native, None)  # a check of its own data fails on shapes: the tracer noted what will do
+        return self.frontend.read(subject, None)  # a check of its own data fails on shapes: the tracer noted what will do
 
     @property
     def graph(self) -> Graph:
@@ -91,11 +105,13 @@ class Source:
     @property
     def remarks(self) -> tuple[str, ...]:
         """What a report should say of how the model was traced."""
-        if not self.is_own or self.trace is None:
+        if not self.is_own:
             return ()
-        meta = self.trace.meta
+        compiled = ", ".join(name or "the model" for name, part in self.model.named_modules() if is_compiled(part))
+        unwrapped = (f"torch.compile had compiled {compiled}; the result is not: compile it anew",) if compiled else ()
+        meta = {} if self.trace is None and self.exported is None else self.native.meta
         frozen = tuple(f"fixed while tracing, as the weights have it: {name}" for name in meta.get("frozen", ()))
-        return (*frozen, *meta.get("remarks", ()))
+        return (*unwrapped, *frozen, *meta.get("remarks", ()))
 
     @property
     def input_names(self) -> dict[str, str]:

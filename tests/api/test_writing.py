@@ -53,7 +53,7 @@ def test_each_round_of_an_iterative_pruner_is_checked(monkeypatch: pytest.Monkey
     rounds = reparam_compiler.IterativePruner(net(), (X,), ratio=0.5, steps=2, calibration=DATA)
     rounds.step()
     first = rounds.model
-    off_by_a_tenth("graph module", monkeypatch)
+    off_by_a_tenth("module", monkeypatch)
     with pytest.raises(VerificationError):
         rounds.step()
     assert rounds.model is first
@@ -97,8 +97,8 @@ def test_parts_that_are_off_only_in_place_are_found(monkeypatch: pytest.MonkeyPa
 
     model, fuse_parts = Branching().eval(), fusing.fuse_parts
 
-    def wrong(model: nn.Module, fuse_one: Any, *, copy: bool) -> Any:
-        parts = fuse_parts(model, fuse_one, copy=copy)
+    def wrong(model: nn.Module, fuse_one: Any, *, copy: bool, whole: bool) -> Any:
+        parts = fuse_parts(model, fuse_one, copy=copy, whole=whole)
         if not copy:
             parts.model.body = nn.Conv2d(3, 8, 1)
         return parts

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reparam_compiler.frontends.torch.export import ExportReading
 from reparam_compiler.frontends.torch.fx import FxReading
+from reparam_compiler.frontends.torch.placing.reading import ModuleReading
 
 X = torch.randn(2, 3, 9, 7, generator=torch.Generator().manual_seed(0))
 DATA = torch.randn(16, 3, 9, 7, generator=torch.Generator().manual_seed(1)).numpy()
@@ -61,7 +62,7 @@ def reading_of(kind: str) -> type:
         from reparam_compiler.frontends.onnx.frontend import OnnxReading
 
         return OnnxReading
-    return ExportReading if kind == "program" else FxReading
+    return {"module": ModuleReading, "graph module": FxReading, "program": ExportReading}[kind]
 
 
 def off_by_a_tenth(

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from reparam_compiler.frontends.torch.arguments import argument
-from reparam_compiler.frontends.torch.called import schema
+from reparam_compiler.frontends.torch.called import resolve, schema
 from reparam_compiler.frontends.torch.partial_writes import Part
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.resolve import Resolved
@@ -176,6 +176,14 @@ def written_aside(node: fx.Node, called: Resolved) -> list[fx.Node]:
     outs = list(out) if isinstance(out, list | tuple) else [out]
     first = first_argument(node) if called.is_("setitem") else None
     return [v for v in (*outs, first, *_mutated(node, called)) if isinstance(v, fx.Node)]
+
+
+def writes(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a call writes to one of its arguments, as the vocabulary has it: a function of the user's is no op of torch's."""
+    if not node.op.startswith("call"):
+        return False
+    called = resolve(node, model)
+    return called.writes or bool(written_aside(node, called))
 
 
 def _mutated(node: fx.Node, called: Resolved) -> list[Any]:

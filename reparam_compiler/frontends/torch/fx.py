@@ -4,8 +4,7 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 `Conv3d`, `Linear`) under the name of what it replaces, and pruned tensors stand in the modules that had them before.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,12 +15,14 @@ from torch.func import functional_call
 
 from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.torch.graph_module_writer import GraphModuleWriter, attribute
-from reparam_compiler.frontends.torch.hooks import HOOKS
+from reparam_compiler.frontends.torch.hooks import copy_hooks
+from reparam_compiler.frontends.torch.module_state import attributes_kept
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
 from reparam_compiler.frontends.torch.tensors import deep_copy
-from reparam_compiler.ir.graph import Graph, diff
+from reparam_compiler.frontends.torch.tracing.calls import named
+from reparam_compiler.ir.graph import Diff, Graph, diff
 from reparam_compiler.ir.windows import ConvPadding
 
 _KEEPS_ITS_TENSORS = (torch.jit.ScriptModule, nn.DataParallel)
@@ -49,42 +50,36 @@ class FxFrontend:
             sizes_are_fixed=False,  # a trace runs on other sizes as well
             conv_padding=ConvPadding(uneven=False),
         )
-        return FxReading(model, graph, InPlace.of(reader.writes, reader.written_into))
-
-
-def _is_torch_s(hook: Any) -> bool:
-    return (getattr(hook, "__module__", None) or "").startswith("torch.")
+        return FxReading(model, graph, InPlace.of(reader.writes, reader.written_into), reader.same)
 
 
 @dataclass(frozen=True, slots=True)
 class FxReading:
-    """A GraphModule that has been read."""
+    """A GraphModule that has been read. same: for each node that is another name of a value, that value."""
 
     model: fx.GraphModule
     graph: Graph
     in_place: InPlace
+    same: Mapping[str, str]
 
     def write(self, after: Graph, *, inplace: bool = False, exact: bool = False) -> fx.GraphModule:
         """The model that computes `after`; with `exact` in float64, the new weights not rounded."""
         if exact:
-            return self._write(after, deep_copy(self.model).double(), exact=True)
-        return self._write(after, self.model if inplace else self._copy(after))
+            return self.written(after, deep_copy(self.model).double(), exact=True).model
+        return self.written(after, self.model if inplace else self.copied(after, {})).model
 
-    def _copy(self, after: Graph) -> fx.GraphModule:
-        """A deep copy, without the weights that are about to go: they are never copied."""
+    def copied(self, after: Graph, memo: dict[int, Any]) -> fx.GraphModule:
+        """A deep copy, without the weights that are about to go: they are never copied. memo: as `copy.deepcopy` has it."""
         going = {param.origin for param in self.graph.param_users} - {param.origin for param in after.param_users}
         names = {id(tensor): name for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers())}
         read = self._read_by_others(after)
-        memo: dict[int, Any] = {}
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             if names[id(tensor)] in going and id(tensor) not in read:
                 memo[id(tensor)] = torch.empty(0, dtype=tensor.dtype)
                 if isinstance(tensor, nn.Parameter):
                     memo[id(tensor)] = nn.Parameter(memo[id(tensor)], requires_grad=tensor.requires_grad)
         copied = deep_copy(self.model, memo)
-        for name in HOOKS:  # a GraphModule's own copy has none; those of torch.export read attributes that it has not either
-            hooks = getattr(self.model, name).items()
-            getattr(copied, name).update({key: hook for key, hook in hooks if not _is_torch_s(hook)})
+        copy_hooks(self.model, copied)  # a GraphModule's own copy has none
         return copied
 
     def _read_by_others(self, after: Graph) -> set[int]:
@@ -101,15 +96,50 @@ class FxReading:
                 read.update(id(tensor) for tensor in (*tensors, attribute(self.model, str(node.target))))
         return read
 
-    def _write(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> fx.GraphModule:
+    def written(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> "WrittenTrace":
+        """`model`, the one that was read or a copy of it, made to compute `after`."""
+        names = [node.name for node in self.model.graph.nodes]  # a copy renames what is called as a builtin is
+        nodes = dict(zip(names, model.graph.nodes, strict=True))
+        name_of = {node: name for name, node in nodes.items()}
         changes = diff(self.graph, after)
-        if changes:
-            names = [node.name for node in self.model.graph.nodes]  # a copy renames what is called as a builtin is
-            nodes = dict(zip(names, model.graph.nodes, strict=True))
-            GraphModuleWriter(model, self.graph, changes, exact, ComputedSizes.after_cut(self.graph, after)).write(
-                NativeNodes(nodes, self.in_place)
-            )
-        return model
+        if not changes:
+            return WrittenTrace(model, {}, nodes, self.same, changes)
+        native = NativeNodes(nodes, self.in_place)
+        calls = {name: Call.of(node, name_of) for name, node in nodes.items()}
+        sizes = ComputedSizes.after_cut(self.graph, after)
+        GraphModuleWriter(model, self.graph, changes, exact, sizes).write(native)
+        return WrittenTrace(model, calls, native.nodes, self.same, changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A node as it was read; its arguments have a `Ref` for each node."""
+
+    op: str
+    target: Any
+    args: Any
+    kwargs: Any
+
+    @classmethod
+    def of(cls, node: fx.Node, names: Mapping[fx.Node, str]) -> "Call":
+        """names: of the nodes of its graph."""
+        args, kwargs = named((node.args, dict(node.kwargs)), names)
+        return cls(node.op, node.target, args, kwargs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WrittenTrace:
+    """A GraphModule that was written.
+
+    calls: its nodes before the changes, by their names. nodes: what holds the value of each now, of which some are erased.
+    same: as in `FxReading`.
+    """
+
+    model: fx.GraphModule
+    calls: Mapping[str, Call]
+    nodes: Mapping[str, fx.Node]
+    same: Mapping[str, str]
+    changes: Diff
 
 
 def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, Any]:
@@ -136,7 +166,7 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake = torch.utils._pytree.tree_map_only(Tensor, mode.from_tensor, tuple(example_inputs))
     try:
-        with mode, torch.no_grad(), _attributes_kept(model):
+        with mode, torch.no_grad(), attributes_kept(model):
             Recorder(model).run(*fake)
     except Exception as error:
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
@@ -145,23 +175,6 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
             "pass what its forward() takes"
         ) from error
     return values
-
-
-@contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Puts the tensors back that modules hold as plain attributes: a hook of a weight norm sets its weight anew in each run."""
-    before = [(module, _plain_tensors(module)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, tensors in before:
-            for name in _plain_tensors(module).keys() - tensors.keys():
-                delattr(module, name)
-            vars(module).update(tensors)
-
-
-def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
 
 
 def _recorded(model: fx.GraphModule) -> dict[str, Any]:

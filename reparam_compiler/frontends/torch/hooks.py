@@ -3,6 +3,10 @@
 A tracer sees none of these, and a module that is written anew would lose them.
 """
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
@@ -11,6 +15,11 @@ HOOKS = (
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
 )
 """The tables of a module that hold what runs when it is called, or its gradient is."""
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something else runs when the module is called, or when its gradient is."""
+    return any(getattr(module, name) for name in HOOKS)
 
 
 def does_more_than_forward(module: nn.Module) -> bool:
@@ -23,8 +32,34 @@ def does_more_than_forward(module: nn.Module) -> bool:
     >>> does_more_than_forward(conv)
     True
     """
-    calls_otherwise = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
-    return any(getattr(module, name) for name in HOOKS) or "forward" in vars(module) or calls_otherwise
+    return has_hooks(module) or calls_otherwise(module)
+
+
+def calls_otherwise(module: nn.Module) -> bool:
+    """Whether a module has a `forward` of its own, or a class that is called in another way."""
+    own_call = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
+    return "forward" in vars(module) or own_call
+
+
+def without_hooks(module: nn.Module) -> nn.Module:
+    """The same module, with all in it, less its own hooks; the module itself where it has none."""
+    if not has_hooks(module):
+        return module
+    bare = copy.copy(module)
+    for name in HOOKS:
+        setattr(bare, name, type(getattr(module, name))())
+    return bare
+
+
+def copy_hooks(module: nn.Module, to: nn.Module) -> None:
+    """Gives a module the hooks of another one, but those of torch's own: they read attributes that no other module has."""
+    for name in HOOKS:
+        hooks = getattr(module, name).items()
+        getattr(to, name).update({key: hook for key, hook in hooks if not _is_torch_s(hook)})
+
+
+def _is_torch_s(hook: Callable[..., Any]) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith("torch.")
 
 
 def written_class(module: nn.Module) -> type[nn.Module]:

@@ -61,6 +61,7 @@ class TorchReader:
     mutable: those of them that a run of the model changes: they are no constants.
     values: for each node the tensor (fake or real) that it gives, where it is known.
     written_into: once it is read, for each in-place write to a part of a value what it writes into.
+    same: once it is read, for each node that is another name of a value (an identity, a copy) that value.
     """
 
     fx_graph: fx.Graph
@@ -70,6 +71,7 @@ class TorchReader:
     mutable: frozenset[str] = frozenset()
     writes: Writes = field(init=False)
     written_into: dict[str, NodeId] = field(default_factory=dict)
+    same: dict[str, NodeId] = field(default_factory=dict)
     _resolved: dict[fx.Node, Resolved] = field(default_factory=dict)
     _changing: set[int] = field(default_factory=set)
     _bound: dict[fx.Node, NodeId] = field(default_factory=dict)
@@ -150,6 +152,7 @@ class TorchReader:
             op, operands = self._opaque(node, called)
         if isinstance(op, ops.Identity) and isinstance(operands[0], str) and not self._may_change(node):
             self._bound[node] = operands[0]  # another name of the same value; tracers differ in which they keep
+            self.same[node.name] = operands[0]
         else:
             self._emit(node, op, operands)
         self._rebind(node)

@@ -15,6 +15,10 @@ from tests.support.asserting_models import asserts, asserts_one_of_two, asserts_
 from tests.support.small_models import EXACT, normal, relative_error, run
 
 
+def traced(model: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.GraphModule:
+    return symbolic_trace(model, concrete_args).graph_module
+
+
 class Asks(nn.Module):
     """A model that is its forward."""
 
@@ -85,37 +89,37 @@ def raises_where_it_does_not_fit(m: Asks, x: Tensor) -> Tensor:
 )
 def test_a_trace_computes_what_the_model_does(body: Callable[[Asks, Tensor], Any]) -> None:
     model, x = Asks(body).eval().double(), normal(2, 4, 3, 5)
-    assert relative_error(run(model, x), run(symbolic_trace(model), x)) < EXACT  # float64
+    assert relative_error(run(model, x), run(traced(model), x)) < EXACT  # float64
 
 
 def test_the_trace_names_what_was_frozen() -> None:
-    assert symbolic_trace(Asks(branches_on_a_parameter).eval()).meta["frozen"] == ("alpha",)
-    assert symbolic_trace(Asks(compares).eval()).meta["frozen"] == ("alpha", "zero")
-    assert symbolic_trace(Asks(asserts).eval()).meta["frozen"] == ()
+    assert traced(Asks(branches_on_a_parameter).eval()).meta["frozen"] == ("alpha",)
+    assert traced(Asks(compares).eval()).meta["frozen"] == ("alpha", "zero")
+    assert traced(Asks(asserts).eval()).meta["frozen"] == ()
 
 
 def test_what_was_only_asked_for_is_not_computed() -> None:
-    traced = symbolic_trace(Asks(branches_on_one_that_is_zero).eval())
-    assert [node.name for node in traced.graph.nodes] == ["x", "add", "output"]
+    trace = traced(Asks(branches_on_one_that_is_zero).eval())
+    assert [node.name for node in trace.graph.nodes] == ["x", "add", "output"]
 
 
 def test_a_parameter_that_is_asked_for_and_read_stays_one() -> None:
-    traced = symbolic_trace(Asks(branches_on_a_parameter).eval())
-    assert [node.target for node in traced.graph.nodes if node.op == "get_attr"] == ["alpha"]
+    trace = traced(Asks(branches_on_a_parameter).eval())
+    assert [node.target for node in trace.graph.nodes if node.op == "get_attr"] == ["alpha"]
 
 
 @pytest.mark.parametrize("body", [asserts, asserts_the_contrary, raises_where_it_does_not_fit])
 def test_a_check_of_the_input_is_made_by_the_trace(body: Callable[[Asks, Tensor], Any]) -> None:
-    traced = symbolic_trace(Asks(body).eval())
+    trace = traced(Asks(body).eval())
     with pytest.raises(AssertionError, match=rf"a check in {body.__name__}\(\) of the traced model does not hold"):
-        traced(torch.zeros(1, 3, 2, 2))
+        trace(torch.zeros(1, 3, 2, 2))
 
 
 def test_a_trace_is_an_ordinary_graph_module() -> None:
-    traced = symbolic_trace(Asks(branches_on_a_parameter).eval())
-    data = pickle.dumps(symbolic_trace(nn.Sequential(nn.ReLU())))
+    trace = traced(Asks(branches_on_a_parameter).eval())
+    data = pickle.dumps(traced(nn.Sequential(nn.ReLU())))
     assert b"reparam_compiler" not in data
-    assert traced.graph._tracer_cls is fx.Tracer
+    assert trace.graph._tracer_cls is fx.Tracer
     assert type(pickle.loads(data)).__mro__[1] is fx.GraphModule
 
 
@@ -124,9 +128,9 @@ def test_fixed_arguments_are_fixed() -> None:
         def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
             return x if shift is None else x + shift
 
-    traced = symbolic_trace(Shifts(), {"shift": None})
+    trace = traced(Shifts(), {"shift": None})
     x = normal(2, 3)
-    assert torch.equal(traced(x), x)
+    assert torch.equal(trace(x), x)
 
 
 def branches_on_the_input(m: Asks, x: Tensor) -> Tensor:
@@ -196,7 +200,7 @@ def asks_a_layer(m: Asks, x: Tensor) -> Tensor:
 )
 def test_what_cannot_be_answered_is_refused(body: Callable[[Asks, Tensor], Any]) -> None:
     with pytest.raises((TraceError, TypeError), match=r"asked for its value|slice indices"):
-        symbolic_trace(Asks(body).eval())
+        traced(Asks(body).eval())
 
 
 @pytest.mark.parametrize(
@@ -209,13 +213,11 @@ def test_what_cannot_be_answered_is_refused(body: Callable[[Asks, Tensor], Any])
 )
 def test_random_numbers_are_not_frozen(body: Callable[[Asks, Tensor], Any]) -> None:
     with pytest.raises(TraceError, match="draws random numbers"):
-        symbolic_trace(Asks(body).eval())
+        traced(Asks(body).eval())
 
 
 def test_random_numbers_for_the_input_are_traced() -> None:
-    assert symbolic_trace(Asks(lambda m, x: x + torch.rand_like(x)).eval()).graph.find_nodes(
-        op="call_function", target=torch.rand_like
-    )
+    assert traced(Asks(lambda m, x: x + torch.rand_like(x)).eval()).graph.find_nodes(op="call_function", target=torch.rand_like)
 
 
 def test_a_parameter_that_is_written_to_freezes_nothing() -> None:
@@ -225,7 +227,7 @@ def test_a_parameter_that_is_written_to_freezes_nothing() -> None:
         return y
 
     with pytest.raises(TraceError, match="writes to its own parameters at add_"):
-        symbolic_trace(Asks(body).eval())
+        traced(Asks(body).eval())
 
 
 @fx.wrap
@@ -239,7 +241,7 @@ def test_a_function_of_the_user_s_writes_nothing_whatever_it_is_called() -> None
         return x * scale_(m.alpha) if m.alpha > 0 else x
 
     model, x = Asks(body).eval(), normal(2, 4, 3, 5)
-    assert relative_error(model(x), symbolic_trace(model)(x)) < EXACT
+    assert relative_error(model(x), traced(model)(x)) < EXACT
 
 
 def test_a_write_by_an_argument_of_a_function_freezes_nothing() -> None:
@@ -249,16 +251,16 @@ def test_a_write_by_an_argument_of_a_function_freezes_nothing() -> None:
         return y
 
     with pytest.raises(TraceError, match="writes to its own parameters at relu_"):
-        symbolic_trace(Asks(body).eval())
+        traced(Asks(body).eval())
 
 
 def test_nothing_is_frozen_in_training_mode() -> None:
     with pytest.raises(TraceError, match=r"training mode; call model.eval\(\) first"):
-        symbolic_trace(Asks(branches_on_a_parameter).train())
+        traced(Asks(branches_on_a_parameter).train())
 
 
 def test_sizes_that_torch_asks_for_are_recorded() -> None:
-    traced = symbolic_trace(Asks(lambda m, x: x + torch.zeros(x.shape[3], dtype=x.dtype)).eval())
+    trace = traced(Asks(lambda m, x: x + torch.zeros(x.shape[3], dtype=x.dtype)).eval())
     for width in (5, 7):
         x = normal(2, 4, 3, width)
-        assert torch.equal(traced(x), x)
+        assert torch.equal(trace(x), x)

@@ -15,7 +15,7 @@ from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 _LOOKUPS = frozenset({"getattr", "hasattr", "attrgetter", "methodcaller"})
 _WALKS = frozenset({"children", "named_children", "modules", "named_modules", "_modules", "get_submodule", "__dict__"})
@@ -81,6 +81,15 @@ def only_calls(ancestors: Sequence[nn.Module], name: str) -> bool:
     return name not in parent.own and not parent.unnamed and not any(name in reads.others for reads in above)
 
 
+def reached_into(ancestors: Iterable[nn.Module], child: nn.Module) -> str | None:
+    """A method of a child, or a module in it, that the code round it reads by name; None where there is none."""
+    read = {name for ancestor in ancestors for name in _reads(ancestor).others} - set(dir(nn.Sequential))
+    inside = {name.rpartition(".")[2] for name, _ in child.named_modules()}
+    own = [base for base in type(child).__mro__ if base.__module__.partition(".")[0] not in ("torch", "builtins")]
+    methods = {name for base in own for name, value in vars(base).items() if callable(value) or hasattr(value, "__get__")}
+    return next(iter(sorted(read & (inside | methods) - {"forward"})), None)
+
+
 def missing(ancestors: Iterable[nn.Module], child: nn.Module, fused: nn.Module) -> str | None:
     """An attribute that the code round a child reads, and that the fused child would not have; None where there is none."""
     read = {name for ancestor in ancestors for name in _reads(ancestor).others}
@@ -108,6 +117,14 @@ def plain_attributes(module: nn.Module) -> dict[str, object]:
         if not callable(value) and not hasattr(value, "__get__")
     }
     return {name: value for name, value in (theirs | vars(module)).items() if not name.startswith("_")}
+
+
+def copy_attributes(module: nn.Module, to: fx.GraphModule) -> None:
+    """Gives a GraphModule the plain attributes of what it stands for; its copies have them too."""
+    plain = {name: value for name, value in plain_attributes(module).items() if not hasattr(to, name)}
+    for name, value in plain.items():
+        setattr(to, name, value)
+    to.meta.setdefault("_user_preserved_attributes", {}).update(plain)  # GraphModule's own copies keep these alone
 
 
 def _functions(kind: type, names: Iterable[str]) -> Iterator[FunctionType]:

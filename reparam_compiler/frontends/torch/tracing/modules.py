@@ -3,9 +3,10 @@
 Of 86 models that were tried, symbolic tracing takes 62, and needs no inputs; torch.export takes 82, and needs inputs. A model
 that neither takes (a detector with control flow round a plain backbone, say) is fused child by child.
 
-In four cases a symbolic trace computes something else than its model, and says nothing:
+In five cases a symbolic trace computes something else than its model, and says nothing:
 
-- a tracer does not see hooks, nor a `forward` of the instance's own: such a model is left to its parts;
+- a tracer does not see hooks: a module that has some is a call in the trace of what is round it, and is traced by itself;
+- nor does it see a `forward` of the instance's own: such a model is left to its parts;
 - a model that writes to a buffer does so while it is traced, and the trace never does: the buffers' versions show it;
 - an argument that is None by default is traced as a value: here it is fixed to None;
 - a traced value may answer a test wrongly (`isinstance(x, Tensor)`): a run on example inputs shows it.
@@ -13,17 +14,21 @@ In four cases a symbolic trace computes something else than its model, and says 
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import TraceError
 
 from reparam_compiler.errors import ReparamError, VerificationError
-from reparam_compiler.frontends.torch.hooks import does_more_than_forward
+from reparam_compiler.frontends.torch.hooks import calls_otherwise, has_hooks, without_hooks
+from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept, exchange, is_compiled, without_compiled
 from reparam_compiler.frontends.torch.tensors import deep_copy
-from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, plain_attributes
+from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, reached_into
+from reparam_compiler.frontends.torch.tracing.calls import Trace
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 
@@ -32,46 +37,56 @@ Agree = Callable[[nn.Module, nn.Module, Sequence[Any]], bool]
 """Whether two modules compute the same on these inputs: `checking` runs them."""
 
 
-def traced(
-    model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool, agree: Agree | None = None
-) -> fx.GraphModule | None:
-    """The whole model as a GraphModule, or None where no tracer takes it.
+def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool, agree: Agree | None = None) -> Trace | None:
+    """The `forward` of a model, traced, or None where no tracer takes it whole.
 
-    With `copy` a copy is traced, and the result shares no tensor with the model. Without, the model itself is traced, which can
-    leave a Proxy in one of its modules. Where there are example inputs, `agree` is asked whether a symbolic trace is the model.
+    With `copy` a copy is traced, and the trace shares no tensor with the model. What the tracer leaves behind in the modules is
+    taken out again. Where there are example inputs, `agree` is asked whether the trace is the model, less its own hooks.
     """
-    if does_more_than_forward(model):
-        logger.info("%s has hooks or a forward() of its own, which a tracer does not see", type(model).__name__)
+    if is_compiled(model):
+        return traced(without_compiled(model), example_inputs, copy=copy, agree=agree)
+    if calls_otherwise(model):
+        logger.info("%s has a forward() of its own, which a tracer does not see", type(model).__name__)
         return None
-    subject = deep_copy(model) if copy else model
-    versions = _versions(subject)
-    try:
-        graph_module = symbolic_trace(subject, _absent(model, len(example_inputs or ())))
-        for holder in graph_module.modules():
-            if type(holder) is nn.Module:  # made by the tracer to hold other modules by name
-                holder.training = model.training
-        if _versions(subject) != versions:
-            logger.info("%s writes to its own tensors, which symbolic tracing does not record", type(model).__name__)
-        elif example_inputs is None or agree is None or agree(model, graph_module, example_inputs):
-            return graph_module
-        else:
-            logger.info("the symbolic trace of %s computes something else on the example inputs", type(model).__name__)
-    except Exception as error:  # noqa: BLE001 - a tracer runs the model's own code, which raises what it likes
-        logger.info("symbolic tracing of %s failed: %s", type(model).__name__, error)
-    if example_inputs is None:
-        return None
+    subject = without_compiled(deep_copy(model) if copy else model)
+    for fixed in _fixed_arguments(model, example_inputs):
+        try:
+            trace = _traced(subject, fixed)
+        except Exception as error:  # noqa: BLE001 - a tracer runs the model's own code, which raises what it likes
+            logger.info("symbolic tracing of %s failed: %s", type(model).__name__, error)
+            continue
+        if example_inputs is None or agree is None or agree(without_hooks(model), trace.graph_module, example_inputs):
+            return trace
+        logger.info("the symbolic trace of %s computes something else on the example inputs", type(model).__name__)
+    return None
+
+
+def _traced(model: nn.Module, fixed: Mapping[str, Any]) -> Trace:
+    versions = _versions(model)
+    with attributes_kept(model), buffers_kept(model):
+        trace = symbolic_trace(model, fixed)
+        if _versions(model) != versions:
+            raise TraceError(f"{type(model).__name__} writes to its own tensors, which symbolic tracing does not record")
+    for holder in trace.graph_module.modules():
+        if type(holder) is nn.Module:  # made by the tracer to hold other modules by name
+            holder.training = model.training
+    return trace
+
+
+def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> fx.GraphModule | None:
+    """The whole model as torch.export has it, or None where that does not take it."""
     try:
         with quiet_export():
-            exported = torch.export.export(deep_copy(model) if copy else model, tuple(example_inputs)).module()
+            module = torch.export.export(without_compiled(deep_copy(model) if copy else model), tuple(example_inputs)).module()
     except Exception as error:  # noqa: BLE001 - as above
         logger.info("torch.export of %s failed: %s", type(model).__name__, error)
         return None
-    for part in exported.modules():  # born in training mode, and its eval() is forbidden
+    for part in module.modules():  # born in training mode, and its eval() is forbidden
         part.training = model.training
     shapes = ", ".join("x".join(map(str, x.shape)) for x in example_inputs if isinstance(x, Tensor))
     only = f"the result takes inputs of the example's shapes only ({shapes})"
-    exported.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {only}",)
-    return exported
+    module.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {only}",)
+    return module
 
 
 def _versions(model: nn.Module) -> list[int | bytes]:
@@ -80,6 +95,19 @@ def _versions(model: nn.Module) -> list[int | bytes]:
         tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.is_inference() else tensor._version
         for tensor in (*model.parameters(), *model.buffers())
     ]
+
+
+def _fixed_arguments(model: nn.Module, example_inputs: Sequence[Any] | None) -> Iterator[dict[str, Any]]:
+    """The arguments to fix while tracing: those that are None; where that will not do, flags; else all that are no tensors."""
+    absent = _absent(model, len(example_inputs or ()))
+    yield absent
+    arguments = list(inspect.signature(model.forward).parameters.values())
+    given = {a.name: value for a, value in zip(arguments, example_inputs or (), strict=False) if a.kind is not a.VAR_POSITIONAL}
+    plain = {a.name: given.get(a.name, a.default) for a in arguments}
+    for kinds in (bool | NoneType, bool | int | float | str | NoneType):
+        flags = {name: value for name, value in plain.items() if isinstance(value, kinds)}
+        if flags.keys() - absent.keys():
+            yield absent | flags
 
 
 def _absent(model: nn.Module, given: int) -> dict[str, None]:
@@ -100,73 +128,95 @@ class Parts:
     kept: Mapping[str, str]
 
 
-def fuse_parts(model: nn.Module, fuse_one: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any]], *, copy: bool) -> Parts:
-    """The model with every child fused that can be traced.
+FuseOne = Callable[[nn.Module], tuple[nn.Module, Any] | None]
+"""Fuses a module in place: the module, or what stands for it now, and the report; None where no tracer takes it.
 
-    A child is entered instead where it cannot be traced; where it takes arguments that may be None; where it is a container
-    that its parent may index; and where the code round it reads what the fused one would not have. One that fails to be fused
-    is entered as well, unless its rewrite is at fault: then it stays.
+A ReparamError keeps it as it was.
+"""
+
+
+def fuse_parts(model: nn.Module, fuse_one: FuseOne, *, copy: bool, whole: bool = False) -> Parts:
+    """The model with every part fused that can be traced.
+
+    A part is entered instead where it cannot be traced; where it takes arguments that may be None; where it is a container
+    that its parent may index; and where the code round it reads more of it than what it gives. One that fails to be fused is
+    entered as well, unless its rewrite is at fault: then it stays. Modules with hooks, which a trace does not enter, are parts.
 
     Args:
-        model: what no tracer takes whole.
-        fuse_one: fuses a part, in place; a ReparamError keeps that part as it was.
+        model: what no tracer takes whole, or takes but for modules with hooks.
         copy: leave the caller's model as it is.
+        whole: whether a tracer takes the model itself.
     """
-    parts = _Parts(fuse_one)
-    whole = deep_copy(model) if copy else model
-    parts.enter(whole, "", ())
-    return Parts(whole, parts.reports, parts.kept)
+    subject = without_compiled(deep_copy(model) if copy else model)
+    parts = _Parts(subject, fuse_one)
+    parts.visit(subject, "", (), may_be_fused=whole)
+    return Parts(parts.whole, parts.reports, parts.kept)
 
 
 @dataclass(slots=True)
 class _Parts:
     """done: what became of each module, so that one in several places stays one. closed: those that stay with all in them."""
 
-    fuse_one: Callable[[fx.GraphModule], tuple[fx.GraphModule, Any]]
+    whole: nn.Module
+    fuse_one: FuseOne
     reports: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
     done: dict[nn.Module, nn.Module] = field(default_factory=dict)
     closed: set[nn.Module] = field(default_factory=set)
 
-    def enter(self, parent: nn.Module, path: str, above: tuple[nn.Module, ...]) -> None:
-        """Fuses the children of a module. above: what holds it, from the whole model down."""
-        ancestors = (*above, parent)
-        for name, child in list(parent._modules.items()):
-            if child is None:
-                continue
-            where = f"{path}.{name}" if path else name
-            if child not in self.done:
-                self.done[child] = child  # met again inside itself, it is itself
-                self.done[child] = self._fused(child, where, ancestors)
-                if self.done[child] is child and child not in self.closed:
-                    self.enter(child, where, ancestors)
-            if self.done[child] is not child:
-                setattr(parent, name, self.done[child])
+    def visit(self, module: nn.Module, path: str, above: tuple[nn.Module, ...], *, may_be_fused: bool) -> None:
+        """Fuses a module, or what is in it. above: what holds it, from the whole model down."""
+        if module in self.done:
+            return
+        self.done[module] = module  # met again inside itself, it is itself
+        self.done[module] = result = self._fused(module, path, above) if may_be_fused else module
+        if module in self.closed:
+            return
+        if result is not module and above:
+            exchange(self.whole, {module: result})
+        elif not above:
+            self.whole = result
+        for name, child in list(module._modules.items()):
+            if child is not None:
+                where = f"{path}.{name}" if path else name
+                self._enter(child, where, (*above, module), hooked_only=path in self.reports)
 
-    def _fused(self, child: nn.Module, where: str, ancestors: tuple[nn.Module, ...]) -> nn.Module:
-        if not list(child.children()) or isinstance(child, nn.ModuleList | nn.ModuleDict):
-            return child
-        indexed = any(hasattr(type(child), method) for method in ("__getitem__", "__len__", "__iter__"))
-        if indexed and not only_calls(ancestors, where.rpartition(".")[2]):
-            return child
-        part = None if _absent(child, 0) else traced(child, None, copy=True)
-        if part is None:
-            return child
+    def _enter(self, child: nn.Module, path: str, above: tuple[nn.Module, ...], *, hooked_only: bool) -> None:
+        """Visits a child; of what was fused only modules with hooks, wherever they are in it."""
+        if not hooked_only or has_hooks(child):
+            self.visit(child, path, above, may_be_fused=self._may_be_fused(child, path, above))
+            return
+        for name, part in list(child._modules.items()):
+            if part is not None:
+                self._enter(part, f"{path}.{name}", (*above, child), hooked_only=True)
+
+    def _fused(self, module: nn.Module, path: str, above: tuple[nn.Module, ...]) -> nn.Module:
         try:
-            result, report = self.fuse_one(part)
+            fused = self.fuse_one(module)
         except ReparamError as error:
-            self.kept[where] = str(error)
+            self.kept[path] = str(error)
             if isinstance(error, VerificationError):
-                self.closed.add(child)
-            return child
-        if not report.fusions:
-            return child
-        plain = {name: value for name, value in plain_attributes(child).items() if not hasattr(result, name)}
-        for attribute, value in plain.items():
-            setattr(result, attribute, value)
-        result.meta.setdefault("_user_preserved_attributes", {}).update(plain)  # GraphModule's own copies keep these alone
-        if (read := missing(ancestors, child, result)) is not None:
-            logger.info("%s is not fused as a whole: the code round it reads its %s", where, read)
-            return child
-        self.reports[where] = report
+                self.closed.add(module)
+            return module
+        if fused is None or not fused[1].fusions:
+            return module
+        result, report = fused
+        if result is not module and has_hooks(module):
+            self.kept[path] = "it has hooks, which the copies of a GraphModule would lose"
+            return module
+        if result is not module and (read := missing(above, module, result)) is not None:
+            logger.info("%s is not fused as a whole: the code round it reads its %s", path, read)
+            return module
+        self.reports[path] = report
         return result
+
+    def _may_be_fused(self, module: nn.Module, path: str, above: tuple[nn.Module, ...]) -> bool:
+        if not list(module.children()) or isinstance(module, nn.ModuleList | nn.ModuleDict) or _absent(module, 0):
+            return False
+        indexed = any(hasattr(type(module), method) for method in ("__getitem__", "__len__", "__iter__"))
+        if indexed and not only_calls(above, path.rpartition(".")[2]):
+            return False
+        read = reached_into(above, module)
+        if read is not None:
+            logger.info("%s is not fused as a whole: the code round it reads its %s", path, read)
+        return read is None

@@ -15,7 +15,7 @@ import dis
 import inspect
 import operator
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from types import FrameType
 from typing import Any
@@ -24,23 +24,27 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
-from reparam_compiler.frontends.torch.aliasing import written_aside
-from reparam_compiler.frontends.torch.called import resolve
+from reparam_compiler.frontends.torch.aliasing import writes
+from reparam_compiler.frontends.torch.hooks import has_hooks
+from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, arguments_of, refs
 
 
-def symbolic_trace(model: nn.Module, concrete_args: Mapping[str, Any] | None = None) -> fx.GraphModule:
-    """A module as a GraphModule, which shares the module's tensors.
+def symbolic_trace(
+    model: nn.Module, concrete_args: Mapping[str, Any] | None = None, *, leaves: frozenset[str] = frozenset()
+) -> Trace:
+    """A module as a GraphModule, which shares the module's tensors. One with hooks stays a call: what they do is not traced.
 
     Args:
         model: what to trace. Its code runs; it may be left with traced values in its attributes.
         concrete_args: arguments that are fixed to these values.
+        leaves: the paths of modules that stay calls.
 
     Raises:
         TraceError: the model asks for a value that depends on its input, draws random numbers that would be frozen, or writes
             to a parameter that it also asks for.
         Exception: whatever the model's code raises when it meets a traced value.
     """
-    tracer = _Tracer()
+    tracer = _Tracer(leaves)
     drawn = _random_state()
     graph = tracer.trace(model, dict(concrete_args) if concrete_args else None)
     if tracer.refused:
@@ -50,7 +54,7 @@ def symbolic_trace(model: nn.Module, concrete_args: Mapping[str, Any] | None = N
             f"{type(model).__name__} draws random numbers that do not depend on its input; a trace would freeze them"
         )
     for node in graph.nodes:
-        if tracer.asked and _writes(node, tracer.root) and any(tracer.is_constant(source) for source in node.all_input_nodes):
+        if tracer.asked and writes(node, tracer.root) and any(tracer.is_constant(source) for source in node.all_input_nodes):
             raise TraceError(f"{type(model).__name__} writes to its own parameters at {node.name}, and asks for others' values")
     for node in reversed(graph.nodes):
         if node in tracer.values and not node.users:
@@ -58,18 +62,52 @@ def symbolic_trace(model: nn.Module, concrete_args: Mapping[str, Any] | None = N
     graph._tracer_cls = fx.Tracer  # an ordinary GraphModule, which needs nothing of ours to be loaded
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     traced.meta["frozen"] = tuple(dict.fromkeys(tracer.asked))
-    return traced
+    called = dict.fromkeys(str(node.target) for node in graph.find_nodes(op="call_module"))
+    hooked = [path for path in called if has_hooks(module := model.get_submodule(path)) and list(module.children())]
+    return Trace(traced, model, tracer.owners, tracer.calls, dict(concrete_args or {}), hooked)
 
 
 class _Tracer(fx.Tracer):
-    """values: those that were computed. asked: the names of those that Python asked for. refused: why it got no answer."""
+    """values: those that were computed. asked: the names of those that Python asked for. refused: why it got no answer.
 
-    def __init__(self) -> None:
+    owners, calls: as in `Trace`.
+    """
+
+    def __init__(self, leaves: frozenset[str]) -> None:
         super().__init__()
+        self.leaves = leaves
         self.values: dict[fx.Node, Any] = {}
         self._constant: dict[fx.Node, bool] = {}
         self.asked: list[str] = []
         self.refused: list[str] = []
+        self.owners: dict[str, ModuleCall | None] = {}
+        self.calls: list[ModuleCall] = []
+        self._running: list[ModuleCall] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """As fx has it, and modules with hooks."""
+        return super().is_leaf_module(m, module_qualified_name) or module_qualified_name in self.leaves or has_hooks(m)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As fx has it; the call is noted."""
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        caller = self._running[-1] if self._running else None
+        self._running.append(ModuleCall(path, caller, refs(arguments_of(m, args, kwargs))))
+        try:
+            result = super().call_module(m, forward, args, kwargs)
+        finally:
+            call = self._running.pop()
+        call.result = refs(result)
+        self.calls.append(call)
+        return result
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """As fx has it; whose code it was is noted."""
+        node = super().create_node(*args, **kwargs)
+        self.owners[node.name] = self._running[-1] if self._running else None
+        return node
 
     def proxy(self, node: fx.Node) -> Proxy:
         """A value that can be asked."""
@@ -136,7 +174,7 @@ class _Tracer(fx.Tracer):
     def _computed(self, node: fx.Node) -> Any:
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(_Untraced(self.root))
-        if not node.op.startswith("call") or not node.all_input_nodes or _writes(node, self.root):
+        if not node.op.startswith("call") or not node.all_input_nodes or writes(node, self.root):
             raise TraceError(f"{node.name} is asked for its value, which depends on the input or is written to")
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self._value)
         with torch.no_grad():
@@ -232,14 +270,6 @@ def _raises(instructions: Sequence[dis.Instruction]) -> bool:
         if any(word in instruction.opname for word in ("JUMP", "FOR_ITER", "SEND", "RETURN", "YIELD", "RERAISE")):
             return False
     return False
-
-
-def _writes(node: fx.Node, root: nn.Module) -> bool:
-    """Whether a call writes to one of its arguments, as the vocabulary has it: a function of the user's is no op of torch's."""
-    if not node.op.startswith("call"):
-        return False
-    called = resolve(node, root)
-    return called.writes or bool(written_aside(node, called))
 
 
 def _name_of(node: fx.Node) -> str:

@@ -1,0 +1,1 @@
+"""A rewritten trace, put back into the module that it was traced from."""

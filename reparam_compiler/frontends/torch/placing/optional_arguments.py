@@ -1,0 +1,101 @@
+"""Whether a module may be changed in place, though it takes arguments that were fixed while it was traced.
+
+A trace shows what `forward(x, mask=None)` does without a mask. The module keeps its code, and what that does with one:
+then a layer must be read by nothing but the norm that went into it, and a part that became a GraphModule be called as it was.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from reparam_compiler.errors import first_line
+from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept
+from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
+from reparam_compiler.frontends.torch.tracing.calls import Trace, arguments_of, named, resolved
+from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
+
+
+@dataclass(frozen=True, slots=True)
+class OtherCalls:
+    """What must hold where a fixed argument is given.
+
+    trace: of the module, which is still as it was. cut: whether layers lost channels.
+    chains: the paths of layers and parts that one new layer stands for, each read by the next alone.
+    parts: the paths of those that become GraphModules.
+    """
+
+    trace: Trace
+    chains: Sequence[Sequence[str]]
+    parts: Sequence[str]
+    cut: bool
+
+    def check(self) -> None:
+        """Raises NotPlacedError, with the argument, where it does not hold or that cannot be told."""
+        for name in self.trace.fixed:
+            given = self._traced_with(name)
+            self._check_chains(given, name)
+            self._check_parts(given, name)
+            if self.cut and _layers(given) - set(self.parts) != _layers(self._traced(self.trace.fixed)) - set(self.parts):
+                raise NotPlacedError(f"with {name} given it calls other layers")
+
+    def _traced_with(self, name: str) -> fx.GraphModule:
+        """The module with an argument given: any value, else what a flag is given."""
+        error: Exception | None = None
+        for given in ({}, {name: self.trace.fixed[name] is not True}):
+            try:
+                return self._traced({key: value for key, value in self.trace.fixed.items() if key != name} | given)
+            except Exception as raised:  # noqa: BLE001 - the model's own code runs
+                error = raised
+        why = first_line(error) if error is not None else ""
+        raise NotPlacedError(f"what it does with {name} given cannot be traced ({why})")
+
+    def _traced(self, fixed: Mapping[str, Any]) -> fx.GraphModule:
+        with attributes_kept(self.trace.module), buffers_kept(self.trace.module):
+            return symbolic_trace(self.trace.module, fixed, leaves=frozenset(self.parts)).graph_module
+
+    def _check_chains(self, given: fx.GraphModule, name: str) -> None:
+        for chain in self.chains:
+            for node in given.graph.nodes:
+                place = chain.index(str(node.target)) if node.op == "call_module" and node.target in chain else None
+                if place is None:
+                    continue
+                readers = {str(reader.target) for reader in _readers(node, given)}
+                if place + 1 < len(chain) and readers != {chain[place + 1]}:
+                    raise NotPlacedError(f"with {name} given {chain[place]} is read by others than {chain[place + 1]}")
+                if place and str(_source(node, given).target) != chain[place - 1]:
+                    raise NotPlacedError(f"with {name} given {chain[place]} reads something else than {chain[place - 1]}")
+
+    def _check_parts(self, given: fx.GraphModule, name: str) -> None:
+        known = {path: [_form(call.arguments) for call in self.trace.calls if call.path == path] for path in self.parts}
+        names = {node: node.name for node in given.graph.nodes}
+        for node in given.graph.find_nodes(op="call_module"):
+            path = str(node.target)
+            if path in known:
+                part = self.trace.module.get_submodule(path)
+                form = _form(arguments_of(part, named(node.args, names), named(dict(node.kwargs), names)))
+                if form not in known[path]:
+                    raise NotPlacedError(f"with {name} given {path} is called with other arguments")
+
+
+def _layers(traced: fx.GraphModule) -> set[str]:
+    return {str(node.target) for node in traced.graph.find_nodes(op="call_module")}
+
+
+def _form(arguments: Any) -> Any:
+    """What a call is given, with a word for each value that is computed."""
+    return resolved(dict(arguments), lambda _: "a value")
+
+
+def _passes_on(node: fx.Node, model: fx.GraphModule) -> bool:
+    return node.op == "call_module" and type(model.get_submodule(str(node.target))) is nn.Identity
+
+
+def _readers(node: fx.Node, model: fx.GraphModule) -> list[fx.Node]:
+    return [r for user in node.users for r in (_readers(user, model) if _passes_on(user, model) else [user])]
+
+
+def _source(node: fx.Node, model: fx.GraphModule) -> fx.Node:
+    source = node.all_input_nodes[0]
+    return _source(source, model) if _passes_on(source, model) else source

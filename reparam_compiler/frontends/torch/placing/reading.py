@@ -1,0 +1,94 @@
+"""A plain module that was traced: read through its trace, and written as a module of its own class wherever that can be.
+
+Else the trace is what is written: a GraphModule, whose `meta["remarks"]` say why.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from reparam_compiler.errors import first_line
+from reparam_compiler.frontends.torch.fx import FxFrontend, FxReading, WrittenTrace
+from reparam_compiler.frontends.torch.hooks import copy_hooks
+from reparam_compiler.frontends.torch.module_state import attributes_kept, exchange
+from reparam_compiler.frontends.torch.native import NativeNodes
+from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
+from reparam_compiler.frontends.torch.placing.placement import Placement
+from reparam_compiler.frontends.torch.placing.same_trace import difference
+from reparam_compiler.frontends.torch.tensors import deep_copy
+from reparam_compiler.frontends.torch.tracing.attributes import copy_attributes
+from reparam_compiler.frontends.torch.tracing.calls import Trace
+from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
+from reparam_compiler.ir.graph import Graph
+
+logger = logging.getLogger(__name__)
+
+
+class ModuleFrontend:
+    """Reads and writes a module that was traced."""
+
+    name = "nn.Module"
+
+    def read(self, trace: Trace, example_inputs: Sequence[Any] | None = None) -> "ModuleReading":
+        """The graph of a trace; raises UnsupportedModelError as `FxFrontend` does."""
+        return ModuleReading(trace, FxFrontend().read(trace.graph_module, example_inputs))
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleReading:
+    """A traced module that has been read."""
+
+    trace: Trace
+    through: FxReading
+
+    @property
+    def graph(self) -> Graph:
+        """The graph of the trace."""
+        return self.through.graph
+
+    def write(self, after: Graph, *, inplace: bool = False, exact: bool = False) -> nn.Module:
+        """The module that computes `after`; with `exact` its trace in float64, the new weights not rounded."""
+        if exact:
+            return self.through.write(after, exact=True)
+        module, trace = self.trace.module, self.trace.graph_module
+        if not inplace:
+            memo: dict[int, Any] = {}
+            trace = self.through.copied(after, memo)
+            module = deep_copy(module, memo)
+        written = self.through.written(after, trace)
+        try:
+            exchanged = exchange(module, Placement(self.trace, written).plan(module))
+            try:
+                self._check(module, written)
+            except BaseException:
+                exchanged.undo()
+                raise
+        except NotPlacedError as refusal:
+            why = f"the result is a GraphModule, and no {type(module).__name__}: {refusal}"
+            copy_hooks(module, written.model)
+            copy_attributes(module, written.model)
+            written.model.meta["remarks"] = (*written.model.meta.get("remarks", ()), why)
+            return written.model
+        return module
+
+    def _check(self, module: nn.Module, written: WrittenTrace) -> None:
+        """Raises NotPlacedError where the module, traced anew, is not the written trace."""
+        if not written.changes:
+            return
+        try:
+            with attributes_kept(module):
+                found = symbolic_trace(module, self.trace.fixed).graph_module
+            reading = FxFrontend().read(found)
+            NativeNodes(
+                {node.name: node for node in found.graph.nodes}, reading.in_place
+            )  # later readers read what was written
+            named = {node for name, node in written.nodes.items() if name in written.same}
+            apart = difference(written.model, found, named.__contains__, lambda node: node.name in reading.same)
+        except Exception as error:
+            logger.info("%s, put together anew, cannot be traced: %s", type(module).__name__, error)
+            raise NotPlacedError(f"put together anew it cannot be traced ({first_line(error)})") from error
+        if apart is not None:
+            raise NotPlacedError(f"its code would compute {apart}")
