@@ -88,12 +88,13 @@ class GraphModuleWriter:
         return new
 
     def _built(self, node: Node) -> nn.Module:
-        """The module of a new node."""
+        """The module of a new node, in the mode of the model."""
         device = self._device(node)
         with torch.no_grad():
-            return new_module(
+            built = new_module(
                 node, lambda param: tensor_from(param, device=device, exact=self.exact), trains=self._trains(node)
             )
+        return built.train(self.model.training)
 
     def _called(self, node: Node, target: str, built: nn.Module, x: fx.Node, original: fx.Node) -> fx.Node:
         """A new call of an operator; its tensors stand at the path `target`, as those of a module would."""

@@ -9,7 +9,7 @@ A module whose own `forward` would have to change cannot be had. That what was p
 that was done: it is traced anew, and must be the rewritten trace (`same_trace`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,8 @@ class Placement:
         }
         self._check_other_calls()
         new: dict[str, nn.Module] = {path: self._carved(module, call) for path, call in self._changed.items()}
-        hosted = {host.layer: self._layer(node, host.layer) for node, host in self._hosts.items() if host.layer is not None}
+        layers = {host.layer: str(node.target) for node, host in self._hosts.items() if host.layer is not None}
+        hosted = {path: self.written.model.get_submodule(name) for path, name in layers.items()}
         kept = {**self._identities, **hosted, **self._exchanged_layers(module)}
         new |= {path: layer for path, layer in kept.items() if not any(is_within(path, part) for part in self._changed)}
         exchanged: dict[Any, Any] = {module.get_submodule(path): layer for path, layer in new.items()}
@@ -79,33 +80,47 @@ class Placement:
         return next((part for part in self._changed if is_within(path, part)), path)
 
     def _host(self, node: Node) -> None:
-        """Finds where a new layer goes."""
-        new, chain = self.written.nodes[node.id], self._chain(node)
-        host = self._host_of_chain(chain)
-        if host is None:
-            owner = self._common_owner(node)
+        """Finds where a new layer goes: to a layer of a chain, else to the module that has all the branches."""
+        new = self.written.nodes[node.id]
+        before, core, after = self._parts(node)
+        chain = [*before, *after]
+        if core:
+            owner = self._common_owner(core)
             self._change(owner)
             self._hosts[new] = Host(owner)
-            return
-        self._hosts[new] = Host(self.trace.owners.get(chain[host]), str(self.written.calls[chain[host]].target))
-        self._chains.append(chain)
-        for place, name in enumerate(chain):
-            self._values[name] = node.sources[0] if place < host else new
-            call = self.written.calls[name]
-            if call.op != "call_module":
-                self._change(self._owner(name))
-            elif place != host:
-                self._identities[str(call.target)] = nn.Identity()
+            self._values[core[-1]] = new
+        elif (host := self._host_of_chain(chain)) is None:
+            owner = self._common_owner(chain)
+            self._change(owner)
+            self._hosts[new] = Host(owner)
+        else:
+            before, after = chain[:host], chain[host:]
+            self._hosts[new] = Host(self.trace.owners.get(chain[host]), str(self.written.calls[chain[host]].target))
+            self._chains.append(chain)
+        self._values |= dict.fromkeys(before, node.sources[0]) | dict.fromkeys(after, new)
+        for name in chain:
+            self._pass_by(name, self._hosts[new])
 
-    def _chain(self, node: Node) -> list[str]:
-        """The calls that a new layer replaces, where each reads nothing but the one before it; else none."""
-        order = [name for name in self.written.calls if name in set(node.replaces)]
-        before = node.sources[0]
-        for name in order:
-            if {self._as_read(source) for source in self._reads(name)} != {before}:
-                return []
-            before = name
-        return order
+    def _pass_by(self, name: str, host: "Host") -> None:
+        """Makes a call of a chain give what it is given."""
+        call = self.written.calls[name]
+        if call.op != "call_module":
+            self._change(self._owner(name))
+        elif call.target != host.layer:
+            self._identities[str(call.target)] = nn.Identity().train(self.trace.module.training)
+
+    def _parts(self, node: Node) -> tuple[list[str], list[str], list[str]]:
+        """The calls that a new layer replaces: in a row before the branches; these, with their join; in a row behind."""
+        names = [name for name in self.written.calls if name in set(node.replaces)]
+        reads = {name: {self._as_read(source) for source in self._reads(name)} for name in names}
+        first, last, value = 0, len(names), node.sources[0]
+        while first < last and [name for name in names if value in reads[name]] == [names[first]]:
+            if reads[names[first]] != {value}:
+                break
+            value, first = names[first], first + 1
+        while first < last and len(reads[names[last - 1]]) == 1 and reads[names[last - 1]] <= set(names[first:last]):
+            last -= 1
+        return names[:first], names[first:last], names[last:]
 
     def _reads(self, name: str) -> set[str]:
         """The values that a call reads, other than those of the model's own tensors."""
@@ -135,12 +150,14 @@ class Placement:
             raise NotPlacedError(f"{name} is computed in {type(self.trace.module).__name__}.forward() itself")
         return owner
 
-    def _common_owner(self, node: Node) -> ModuleCall:
-        """The innermost call that all calls are made in which a new layer replaces."""
-        lines = [list(_line(self.trace.owners.get(name))) for name in node.replaces]
+    def _common_owner(self, names: Sequence[str]) -> ModuleCall:
+        """The innermost call in which all of these are made."""
+        lines = [list(_line(self.trace.owners.get(name))) for name in names]
         common = [call for call in lines[0] if all(call in line for line in lines)]
         if not common:
-            raise NotPlacedError(f"the branches of {node.id} are joined in {type(self.trace.module).__name__}.forward() itself")
+            raise NotPlacedError(
+                f"the branches of {names[-1]} are joined in {type(self.trace.module).__name__}.forward() itself"
+            )
         return common[0]
 
     def _change(self, call: ModuleCall) -> None:
@@ -188,11 +205,6 @@ class Placement:
             self._canonical,
             {node: host.layer for node, host in self._hosts.items() if host.layer is not None},
         ).carve()
-
-    def _layer(self, node: fx.Node, path: str) -> nn.Module:
-        layer = self.written.model.get_submodule(str(node.target))
-        layer.training = self.trace.module.get_submodule(path).training
-        return layer
 
     def _exchanged_layers(self, module: nn.Module) -> dict[str, nn.Module]:
         """Layers of the trace that are others than those of the module, by their paths."""

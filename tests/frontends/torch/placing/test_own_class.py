@@ -117,14 +117,14 @@ def test_modes_copies_and_state_work(fused: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("dynamo", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore")
-def test_both_exporters_take_it(fused: tuple[Any, Any], tmp_path: Any, dynamo: bool) -> None:
+def test_both_exporters_take_it(tmp_path: Any, dynamo: bool) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    _, result = fused
-    result, x = copy.deepcopy(result).float(), X.float()
+    result, x = reparam_compiler.fuse(randomised(nn.Sequential(Block(3), conv_norm(3, 4)))), X.float()
+    assert type(result) is nn.Sequential
     torch.onnx.export(result, (x,), tmp_path / "m.onnx", dynamo=dynamo)
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     given = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
-    assert relative_error(result(x)["scores"], torch.from_numpy(given)) < 1e-5
+    assert relative_error(result(x), torch.from_numpy(given)) < 1e-5
 
 
 def test_the_caller_s_module_is_as_it_was() -> None:
@@ -214,6 +214,40 @@ def test_a_norm_that_is_passed_by_with_an_argument_keeps_the_code_from_running(b
     assert relative_error(model(X), fused(X)) < EXACT
 
 
+class Scale(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.5
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.point = conv_norm(3, 4), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x) + self.point(x)
+
+
+class InARow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.branches, self.norm = Scale(), Branches(), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.branches(self.scale(x)))
+
+
+def test_what_stands_before_and_behind_branches_passes_by() -> None:
+    model = randomised(InARow()).double()
+    fused, report = reparam_compiler.fuse(model, (X,), return_report=True)
+    assert type(fused) is InARow
+    assert len(report.fusions) == 1
+    assert isinstance(fused.norm, nn.Identity)
+    assert isinstance(fused.scale, fx.GraphModule)
+    assert [type(layer) for layer in fused.branches.children()] == [nn.Conv2d]
+    assert relative_error(model(X), fused(X)) < EXACT
+
+
 class JoinsInItsOwnForward(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +272,7 @@ class ReadsAWeight(nn.Module):
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x)) + self.conv.weight.mean()
+        return self.norm(self.conv(x)).relu() + self.conv.weight.mean()
 
 
 def test_code_that_reads_a_weight_reads_the_old_one() -> None:
@@ -257,14 +291,14 @@ class TwoNorms(nn.Module):
         self.conv, self.norms = nn.Conv2d(3, 4, 3), nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(4)])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [norm(self.conv(x[:, :, i:])) for i, norm in enumerate(self.norms)]
+        return [norm(self.conv(given)) for norm, given in zip(self.norms, (x, x.relu()), strict=True)]
 
 
 class OneNorm(TwoNorms):
     """One conv and its norm, called twice."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        return [self.norms[0](self.conv(x[:, :, i:])) for i in range(2)]
+        return [self.norms[0](self.conv(given)) for given in (x, x.relu())]
 
 
 @pytest.mark.parametrize(("kind", "is_own"), [(TwoNorms, False), (OneNorm, True)])
@@ -336,6 +370,7 @@ def test_a_block_with_a_hook_that_would_be_a_graph_module_stays() -> None:
     assert len(norms(fused)) == 0  # that of the branch goes into its own conv
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own
 def test_what_torch_compile_was_given_is_fused() -> None:
     model = randomised(Hooked()).double()
     fused, report = reparam_compiler.fuse(torch.compile(model), (X,), return_report=True)
