@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 import reparam_compiler
 from benchmarks import page
-from benchmarks.fuse_zoo import Subject, converted, counts, fusable, graph_of, outputs, reasons, worst
+from benchmarks.fuse_zoo import Subject, converted, counts, fusable, graph_of, outputs, reasons, whole, worst
 from benchmarks.sessions import session
-from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.zoo.blocks import Site, repvgg_block
 
 LEAST, MOST = 5, 41
@@ -83,14 +82,14 @@ def measure(subject: Subject, rounds: float) -> Measured:
     peak = _memory(subject)
     model, inputs = subject.make()
     weights = _bytes(model)
-    trace = traced(model, inputs, copy=True)
+    trace = whole(model, inputs)
     given = fusable(model, trace, inputs)
     needed = inputs if given is model else None
     quick = _seconds(lambda: reparam_compiler.fuse(given, needed, verify=False))
     proven = _seconds(lambda: reparam_compiler.fuse(given, needed))
     fused, report = reparam_compiler.fuse(given, inputs, return_report=True)
     before, after = graph_of(trace, inputs), graph_of(fused, inputs)
-    whole = report.whole_model
+    compared = report.whole_model
     sessions = onnx_pair(model, inputs)
     own = converted(subject, model, inputs)
     shipped = worst(outputs(given, inputs), outputs(fused, inputs))
@@ -104,7 +103,7 @@ def measure(subject: Subject, rounds: float) -> Measured:
         (report.before.convs, report.after.convs),
         None if own is None else own.convs,
         reasons(report),
-        None if whole is None or "float64" not in whole.how else whole.difference.relative,
+        None if compared is None or "float64" not in compared.how else compared.difference.relative,
         None if report.max_error is None else report.max_error.relative,
         shipped,
         proven,
@@ -120,7 +119,7 @@ def _memory(subject: Subject) -> int:
     """The most bytes that a fuse with its proofs holds, the model included."""
     base = _status("VmRSS")
     model, inputs = subject.make()
-    trace = traced(model, inputs, copy=False)
+    trace = whole(model, inputs, copy=False)
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     given = fusable(model, trace, inputs)
     reparam_compiler.fuse(given, inputs if given is model else None)
@@ -140,7 +139,7 @@ def _bytes(model: nn.Module) -> int:
 def _warm_up() -> None:
     model = torch.nn.Sequential(repvgg_block(Site(4, 4)))
     inputs = (torch.randn(1, 4, 8, 8),)
-    reparam_compiler.fuse(traced(model.eval(), inputs, copy=True), inputs)
+    reparam_compiler.fuse(whole(model.eval(), inputs), inputs)
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], budget: float) -> dict[str, float]:

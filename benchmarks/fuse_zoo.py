@@ -30,10 +30,10 @@ from benchmarks import page
 from benchmarks.zoo_names import OTHERS, SHALLOW, WITH_REGIONS
 from reparam_compiler.api.report import FuseReport
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
+from reparam_compiler.models import opening
 from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.fusion.planner import Policy
 from reparam_compiler.passes.fusion.regions import is_merge
@@ -132,7 +132,7 @@ def examine(subject: Subject) -> Examined:
     model, inputs = subject.make()
     exact, inputs = copy.deepcopy(model).double(), tuple(x.double() for x in inputs)
     expected = outputs(exact, inputs)
-    trace = traced(exact, inputs, copy=True)
+    trace = whole(exact, inputs)
     graph, given = graph_of(trace, inputs), fusable(exact, trace, inputs)
     outcomes = [_outcome(given, graph, inputs, expected, policy) for policy in ("cost", "always")]
     return Examined(
@@ -227,6 +227,15 @@ def fusable(model: nn.Module, trace: fx.GraphModule | None, inputs: tuple[Tensor
         return model
 
 
+def whole(model: nn.Module, inputs: tuple[Tensor, ...] | None, *, copy: bool = True) -> fx.GraphModule | None:
+    """A model traced or exported as a whole; None where neither takes it."""
+    try:
+        found: fx.GraphModule = opening.open(model, inputs, copy=copy).native
+    except UnsupportedModelError:
+        return None
+    return found
+
+
 def _route(trace: fx.GraphModule) -> str:
     return "export" if any(isinstance(node.target, torch._ops.OpOverload) for node in trace.graph.nodes) else "fx"
 
@@ -236,7 +245,7 @@ def converted(subject: Subject, model: nn.Module, inputs: tuple[Tensor, ...]) ->
     if subject.own is None:
         return None
     result = subject.own(copy.deepcopy(model))
-    graph = graph_of(traced(result, None, copy=True) or traced(result, inputs, copy=True), None)
+    graph = graph_of(whole(result, None) or whole(result, inputs), None)
     return None if graph is None else counts(graph)
 
 

@@ -252,7 +252,7 @@ def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Modu
     result, kind = parts.model, type(source.model).__name__
     if source.trace is None:
         fused = f"{len(parts.reports)} of its parts were fused: {', '.join(parts.reports) or 'none'}"
-        how = [f"{kind} cannot be traced whole; {fused}"]
+        how = [f"{kind} cannot be traced whole ({source.why_not_traced}); {fused}"]
     else:
         how = [f"{path} has hooks, so it was fused by itself" for path in source.trace.hooked]
     kept = [f"{path} was not fused as a whole: {why}" for path, why in parts.kept.items()]

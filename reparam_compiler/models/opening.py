@@ -5,6 +5,7 @@
 A path is loaded, a plain module is traced, a graph is read: each at most once, and only where somebody asks.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from reparam_compiler.frontends.torch.module_state import is_compiled
 from reparam_compiler.frontends.torch.placing.reading import ModuleFrontend
 from reparam_compiler.frontends.torch.tensors import check_values
 from reparam_compiler.frontends.torch.tracing.calls import Trace
-from reparam_compiler.frontends.torch.tracing.modules import exported, traced
+from reparam_compiler.frontends.torch.tracing.modules import NotTracedError, exported, traced
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.io import WRITTEN, load_model
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +49,23 @@ class Source:
     copy: bool = True
     name: str = ""
 
-    @cached_property
+    @property
     def trace(self) -> Trace | None:
         """A plain module, traced; None where no tracer takes it whole."""
-        return traced(self.model, self.inputs, copy=self.copy, agree=same_function)
+        return self._traced if isinstance(self._traced, Trace) else None
+
+    @property
+    def why_not_traced(self) -> str:
+        """Why no tracer takes a plain module whole."""
+        return "" if isinstance(self._traced, Trace) else str(self._traced)
+
+    @cached_property
+    def _traced(self) -> Trace | NotTracedError:
+        try:
+            return traced(self.model, self.inputs, copy=self.copy, agree=same_function)
+        except NotTracedError as error:
+            logger.info("symbolic tracing of %s failed: %s", type(self.model).__name__, error)
+            return error
 
     @cached_property
     def exported(self) -> fx.GraphModule | None:
@@ -66,9 +82,11 @@ class Source:
             return self.model
         whole = self.trace.graph_module if self.trace is not None else self.exported
         if whole is None:
+            kind = type(self.model).__name__
+            rest = "pass example_inputs" if self.inputs is None else "torch.export does not take it either"
             raise UnsupportedModelError(
-                f"{type(self.model).__name__} cannot be traced as a whole, and channels are coupled across the whole model; "
-                "pass example_inputs, or export the model yourself and pass the ExportedProgram"
+                f"{kind} cannot be traced as a whole ({self.why_not_traced}), and channels are coupled across the whole model; "
+                f"{rest}, or export the model yourself and pass the ExportedProgram"
             )
         return whole
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
-from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
+from reparam_compiler.models import opening
 from reparam_compiler.models.opening import frontend_for
 from reparam_compiler.passes.pruning import pipeline
 from reparam_compiler.passes.pruning.slice_channels import masked
@@ -90,7 +90,7 @@ def weight(*shape: int) -> Callable[[], nn.Parameter]:
 def native(model: nn.Module, kind: str, folder: Path) -> Any:
     match kind:
         case "module":
-            return traced(model, (X,), copy=True)
+            return opening.open(model, (X,)).native
         case "fx":
             return fx.symbolic_trace(model)
         case "onnx":

@@ -5,6 +5,7 @@ A tracer sees none of these, and a module that is written anew would lose them.
 
 import copy
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 from torch import fx, nn
@@ -32,13 +33,19 @@ def does_more_than_forward(module: nn.Module) -> bool:
     >>> does_more_than_forward(conv)
     True
     """
-    return has_hooks(module) or calls_otherwise(module)
+    return has_hooks(module) or "forward" in vars(module) or calls_otherwise(module)
 
 
 def calls_otherwise(module: nn.Module) -> bool:
-    """Whether a module has a `forward` of its own, or a class that is called in another way."""
+    """Whether a module has a `forward` of its own that is no method of it, or a class that is called in another way."""
     own_call = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
-    return "forward" in vars(module) or own_call
+    return own_call or ("forward" in vars(module) and own_forward(module) is None)
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """The function of a method that was set on a module as its `forward`: `net.forward = net.forward_deployed`."""
+    forward = vars(module).get("forward")
+    return forward.__func__ if isinstance(forward, MethodType) and forward.__self__ is module else None
 
 
 def without_hooks(module: nn.Module) -> nn.Module:

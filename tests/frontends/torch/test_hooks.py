@@ -12,8 +12,8 @@ from reparam_compiler.frontends.torch.constant_folding import is_pure
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.hooks import does_more_than_forward, written_class
 from reparam_compiler.frontends.torch.ops.modules import called_module
-from reparam_compiler.frontends.torch.tracing.modules import traced
 from reparam_compiler.ir import ops
+from reparam_compiler.models import opening
 
 X = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0))
 
@@ -47,7 +47,7 @@ def test_a_module_with_a_hook_is_asked_by_one_rule_whether_it_is_read_folded_or_
     assert does_more_than_forward(module)
     assert called_module(module).row is None
     assert not is_pure(module)
-    assert (traced(module, None, copy=False) is None) == (name == "forward of its own")
+    assert (opening.open(module).trace is None) == (name == "forward of its own")
 
 
 def test_a_conv_with_a_backward_pre_hook_is_kept_as_it_is() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 import reparam_compiler
 from reparam_compiler.errors import ReparamError, RewriteError, VerificationError
 from reparam_compiler.frontends.torch.fx import FxFrontend
-from reparam_compiler.frontends.torch.tracing.modules import fuse_parts, traced
+from reparam_compiler.frontends.torch.tracing.modules import fuse_parts
+from reparam_compiler.models import opening
 from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal, randomised, relative_error, run
 
 
@@ -148,7 +149,8 @@ def test_a_model_that_no_tracer_takes_is_fused_in_parts() -> None:
     assert type(fused) is Gate
     assert fused is not model
     assert report.kind == "nn.Module Gate, in parts"
-    assert report.remarks == ("Gate cannot be traced whole; 1 of its parts were fused: inner",)
+    why = "x is asked for its value, which depends on the input or is written to"
+    assert report.remarks == (f"Gate cannot be traced whole ({why}); 1 of its parts were fused: inner",)
     assert [f.node for f in report.fusions] == ["inner.add_1"]
     assert report.whole_model is not None
     assert report.whole_model.difference.relative < EXACT  # float64
@@ -161,7 +163,7 @@ def test_a_model_with_control_flow_over_shapes_is_exported_where_there_are_input
             return super().forward(x) if x.shape[2] > 3 else x
 
     model = Shapes(block)
-    assert traced(model, None, copy=True) is None
+    assert opening.open(model).trace is None
     fused = fuse_in_float64(model, normal(1, 4, 6, 5), kind="module", shapes=True)
     assert fused.error < EXACT
     assert len(fused.report.fusions) == 1
@@ -400,4 +402,5 @@ def test_a_model_of_which_nothing_can_be_traced_comes_back() -> None:
         assert type(result) is Untraceable
         assert result is not model
         assert torch.equal(run(model, x), run(result, x))
-        assert report.remarks == ("Untraceable cannot be traced whole; 0 of its parts were fused: none",)
+        why = "x is asked for its value, which depends on the input or is written to"
+        assert report.remarks == (f"Untraceable cannot be traced whole ({why}); 0 of its parts were fused: none",)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import TraceError
 
-from reparam_compiler.errors import ReparamError, VerificationError
+from reparam_compiler.errors import ReparamError, VerificationError, first_line
 from reparam_compiler.frontends.torch.hooks import calls_otherwise, has_hooks, without_hooks
 from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept, exchange, is_compiled, without_compiled
 from reparam_compiler.frontends.torch.tensors import deep_copy
@@ -37,28 +37,37 @@ Agree = Callable[[nn.Module, nn.Module, Sequence[Any]], bool]
 """Whether two modules compute the same on these inputs: `checking` runs them."""
 
 
-def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool, agree: Agree | None = None) -> Trace | None:
-    """The `forward` of a model, traced, or None where no tracer takes it whole.
+class NotTracedError(ReparamError):
+    """Why no tracer takes a model whole."""
+
+
+def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool, agree: Agree | None = None) -> Trace:
+    """The `forward` of a model, traced whole.
 
     With `copy` a copy is traced, and the trace shares no tensor with the model. What the tracer leaves behind in the modules is
     taken out again. Where there are example inputs, `agree` is asked whether the trace is the model, less its own hooks.
+
+    Raises:
+        NotTracedError: no tracer takes it.
+        UnsupportedModelError: it cannot be copied.
     """
     if is_compiled(model):
         return traced(without_compiled(model), example_inputs, copy=copy, agree=agree)
+    if isinstance(model, torch.jit.ScriptModule):
+        raise NotTracedError("it is a script (torch.jit); give the module that it was made of, or an ONNX export of it")
     if calls_otherwise(model):
-        logger.info("%s has a forward() of its own, which a tracer does not see", type(model).__name__)
-        return None
-    subject = without_compiled(deep_copy(model) if copy else model)
+        raise NotTracedError("it is called by code that is not its class's forward()")
+    subject, why = without_compiled(deep_copy(model) if copy else model), ""
     for fixed in _fixed_arguments(model, example_inputs):
         try:
             trace = _traced(subject, fixed)
         except Exception as error:  # noqa: BLE001 - a tracer runs the model's own code, which raises what it likes
-            logger.info("symbolic tracing of %s failed: %s", type(model).__name__, error)
+            why = why or first_line(error)
             continue
         if example_inputs is None or agree is None or agree(without_hooks(model), trace.graph_module, example_inputs):
             return trace
-        logger.info("the symbolic trace of %s computes something else on the example inputs", type(model).__name__)
-    return None
+        why = why or "its trace computes something else on the example inputs"
+    raise NotTracedError(why)
 
 
 def _traced(model: nn.Module, fixed: Mapping[str, Any]) -> Trace:
@@ -66,7 +75,7 @@ def _traced(model: nn.Module, fixed: Mapping[str, Any]) -> Trace:
     with attributes_kept(model), buffers_kept(model):
         trace = symbolic_trace(model, fixed)
         if _versions(model) != versions:
-            raise TraceError(f"{type(model).__name__} writes to its own tensors, which symbolic tracing does not record")
+            raise TraceError("it writes to its own tensors, which symbolic tracing does not record")
     for holder in trace.graph_module.modules():
         if type(holder) is nn.Module:  # made by the tracer to hold other modules by name
             holder.training = model.training

@@ -16,6 +16,7 @@ import inspect
 import operator
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from types import FrameType
 from typing import Any
@@ -25,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
 from reparam_compiler.frontends.torch.aliasing import writes
-from reparam_compiler.frontends.torch.hooks import has_hooks
+from reparam_compiler.frontends.torch.hooks import has_hooks, own_forward
 from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, arguments_of, refs
 
 
@@ -46,7 +47,8 @@ def symbolic_trace(
     """
     tracer = _Tracer(leaves)
     drawn = _random_state()
-    graph = tracer.trace(model, dict(concrete_args) if concrete_args else None)
+    with _forward_of_its_own(model):
+        graph = tracer.trace(model, dict(concrete_args) if concrete_args else None)
     if tracer.refused:
         raise TraceError(f"{type(model).__name__} catches that it gets no answer: {tracer.refused[0]}")
     if _random_state() != drawn:
@@ -65,6 +67,19 @@ def symbolic_trace(
     called = dict.fromkeys(str(node.target) for node in graph.find_nodes(op="call_module"))
     hooked = [path for path in called if has_hooks(module := model.get_submodule(path)) and list(module.children())]
     return Trace(traced, model, tracer.owners, tracer.calls, dict(concrete_args or {}), hooked)
+
+
+@contextmanager
+def _forward_of_its_own(model: nn.Module) -> Iterator[None]:
+    """Makes a `forward` that was set on a model that of its class, which is what fx traces."""
+    own: Any = own_forward(model)
+    kind: Any = type(model)
+    if own is not None:
+        model.__class__ = type(kind.__name__, (kind,), {"forward": own, "__module__": kind.__module__})
+    try:
+        yield
+    finally:
+        model.__class__ = kind
 
 
 class _Tracer(fx.Tracer):
@@ -149,7 +164,7 @@ class _Tracer(fx.Tracer):
     def answer(self, node: fx.Node) -> Any:
         """The value of a node that depends on parameters and buffers alone."""
         try:
-            if self.root.training:
+            if self.root.training and self.is_constant(node):
                 raise TraceError(f"{node.name} is asked for its value in training mode; call model.eval() first")
             value = self._value(node)
         except TraceError as error:
