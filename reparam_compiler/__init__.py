@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from reparam_compiler.errors import (
+    HarmfulRepairWarning,
     InfeasiblePruneError,
     InvalidGraphError,
     LoweringError,
@@ -48,6 +49,7 @@ __all__ = [
     "Equivalence",
     "Executable",
     "FuseReport",
+    "HarmfulRepairWarning",
     "InfeasiblePruneError",
     "InvalidGraphError",
     "IterativePruner",

@@ -53,8 +53,16 @@ class VerificationError(ReparamError):
         return type(self), (self.node, self.max_abs_err, self.tolerance, self.advice, self.subject)
 
 
-class UnrepairedPruneWarning(UserWarning):
+class PruneWarning(UserWarning):
+    """What pruning did may cost accuracy; the report says the same."""
+
+
+class UnrepairedPruneWarning(PruneWarning):
     """Channels were removed without calibration data to repair what is left: accuracy suffers, often to chance."""
+
+
+class HarmfulRepairWarning(PruneWarning):
+    """Repair made the outputs worse, on calibration samples that it was not fitted to."""
 
 
 class InfeasiblePruneError(ReparamError):

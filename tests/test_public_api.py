@@ -22,6 +22,7 @@ PUBLIC = [
     "Equivalence",
     "Executable",
     "FuseReport",
+    "HarmfulRepairWarning",
     "InfeasiblePruneError",
     "InvalidGraphError",
     "IterativePruner",

@@ -9,6 +9,7 @@ from reparam_compiler.interpreter.difference import Difference
 from reparam_compiler.passes.fusion.fuse_branches import Fusion, Refusal
 from reparam_compiler.passes.pruning.manifest import Manifest
 from reparam_compiler.passes.pruning.pipeline import PrunePlan
+from reparam_compiler.passes.pruning.repair.gain import Gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,16 @@ class PruneReport:
         if repair is None:
             return [UNREPAIRED]
         lines = [f"repaired {len(repair.repaired)} convs and linears ({repair.how}) from {repair.samples} calibration samples"]
+        lines += [gain_text(self.plan.gain)] if self.plan.gain is not None else []
         return lines + [f"  not repaired  {consumer.node}: {consumer.reason}" for consumer in repair.passed_over]
+
+
+def gain_text(gain: Gain) -> str:
+    """What repair gained, or cost, as a sentence."""
+    errors = f"{gain.before:.1%} before repair, by {gain.after:.1%} after"
+    text = f"on {gain.samples} held-out samples the outputs are off by {errors}"
+    worse = "; repair made them worse: give more samples, or such as the model will see, or prune without them"
+    return text + worse if gain.is_worse else text
 
 
 UNREPAIRED = (

@@ -13,7 +13,7 @@ from torch import nn
 
 from reparam_compiler.api.modes import outside_inference_mode
 from reparam_compiler.api.options import PruneOptions, RoundKeywords, made
-from reparam_compiler.api.pruning import cut, opened
+from reparam_compiler.api.pruning import cut, opened, warn_of
 from reparam_compiler.api.report import PruneReport
 from reparam_compiler.api.writing import write_pruned
 from reparam_compiler.cost.model import cost
@@ -109,6 +109,7 @@ class IterativePruner:
         if not self._done:
             self._start = _Start.of(before, options, self._ratios, self._schedule)
         result = cut(source, options, self._start.target(self._done, before))
+        warn_of(result, before)
         pruned = self.model if result.keep.all() else write_pruned(source, result.graph, inplace=False, verify=self._verify)
         self._start = self._start.after(result)
         self.report = _report(source, result, self._start)

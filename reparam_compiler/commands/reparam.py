@@ -48,8 +48,8 @@ from reparam_compiler.core.files import UNREADABLE, check_place
 from reparam_compiler.cost.measure import measure_costs
 from reparam_compiler.errors import (
     InfeasiblePruneError,
+    PruneWarning,
     ReparamError,
-    UnrepairedPruneWarning,
     UnsupportedModelError,
     VerificationError,
 )
@@ -295,7 +295,7 @@ def _prune(
         with status(f"fusing {model}"):
             native, fusions = fuse(native, inputs, return_report=True)
     with status("pruning"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnrepairedPruneWarning)  # it is printed below
+        warnings.simplefilter("ignore", PruneWarning)  # it is printed below
         pruned, report = prune(native, inputs, calibration=calibration, return_report=True, **options)
     if output is not None:
         with status(f"writing {output}"):

@@ -1,5 +1,6 @@
 """The public pruner: ratios, budgets, rounds and manifests, on models of every kind."""
 
+import json
 import warnings
 from dataclasses import replace
 from functools import cache
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import reparam_compiler
 from reparam_compiler import IterativePruner, Manifest, apply_manifest
-from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning, UnsupportedModelError
+from reparam_compiler.errors import HarmfulRepairWarning, InfeasiblePruneError, UnrepairedPruneWarning, UnsupportedModelError
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 from tests.support.small_models import relative_error
 
@@ -152,7 +153,8 @@ def test_every_layer_keeps_what_it_is_to_keep(how: dict[str, Any]) -> None:
 
 def test_layers_of_a_class_keep_their_width() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Flatten(), nn.Linear(16 * 192, 24), nn.ReLU(), nn.Linear(24, 8)).eval()
-    _, report = reparam_compiler.prune(model, (X,), ratio=0.5, calibration=CALIBRATION, ignore=[nn.Conv2d], return_report=True)
+    with pytest.warns(UnrepairedPruneWarning):
+        _, report = reparam_compiler.prune(model, (X,), ratio=0.5, ignore=[nn.Conv2d], return_report=True)
     assert [(family.name, family.after < 24) for family in report.plan.families] == [("2", True)]
     assert report.plan.pinned[0].reason == "ignore asks for it (0)"
     with pytest.raises(InfeasiblePruneError, match="the class ReLU, of which is none of the model's modules with weights"):
@@ -228,7 +230,9 @@ def test_rounds_share_the_batches_of_a_generator() -> None:
     assert [pruner.step().get_submodule("3").out_channels for _ in range(2)] == [36, 24]
     assert pruner.report is not None
     assert pruner.report.plan.repair is not None
-    assert pruner.report.plan.repair.samples == 24
+    assert pruner.report.plan.repair.samples == 22
+    assert pruner.report.plan.gain is not None
+    assert pruner.report.plan.gain.samples == 2
 
 
 @pytest.mark.parametrize(
@@ -322,6 +326,35 @@ def test_the_caller_s_model_is_not_touched() -> None:
     reparam_compiler.prune(model, (X,), ratio=0.5, calibration=CALIBRATION, quality="high")
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not model.training
+
+
+def test_the_report_says_what_repair_gained_on_samples_that_were_held_out() -> None:
+    model = net()
+    pruned, report = reparam_compiler.prune(model, (X,), ratio=0.5, calibration=CALIBRATION, return_report=True)
+    gain = report.plan.gain
+    assert gain is not None
+    held_out = CALIBRATION[21:]
+    assert gain.samples == 3
+    with torch.no_grad():
+        expected = model(held_out)
+        off = float((pruned(held_out) - expected).norm() / expected.norm())
+    assert gain.after == pytest.approx(off, rel=1e-3)
+    assert gain.after < gain.before
+    assert (
+        f"on 3 held-out samples the outputs are off by {gain.before:.1%} before repair, by {off:.1%} after" in report.to_text()
+    )
+    assert json.loads(report.to_json())["plan"]["gain"]["samples"] == 3
+
+
+def test_a_repair_that_does_harm_is_warned_of() -> None:
+    held_out = torch.randn(3, 3, 16, 12, generator=torch.Generator().manual_seed(2))
+    fitted = torch.linspace(0, 1e-3, 12).expand(21, 3, 16, 12)  # nothing of which is like what is held out
+    with pytest.warns(HarmfulRepairWarning, match="repair made them worse"):
+        _, report = reparam_compiler.prune(
+            net(), (X,), ratio=0.5, calibration=torch.cat([fitted, held_out]), importance="l1", return_report=True
+        )
+    assert report.plan.gain is not None
+    assert report.plan.gain.is_worse
 
 
 def test_repair_brings_the_model_nearer() -> None:

@@ -102,14 +102,14 @@ def test_batches_are_matched_to_the_tensors(calibration: Any, export: bool) -> N
         native, None if export else given, ratio=0.5, calibration=calibration, return_report=True
     )
     assert report.plan.repair is not None
-    assert report.plan.repair.samples == 8
+    assert report.plan.repair.samples == 7
     assert [(family.before, family.after) for family in report.plan.families] == [(16, 8)]
 
 
 def test_sizes_come_from_calibration_data_where_no_inputs_are_given() -> None:
     pruned, report = reparam_compiler.prune(OfNone().eval(), ratio=0.5, calibration=iter([DATA]), return_report=True)
     assert report.plan.repair is not None
-    assert report.plan.repair.samples == 8
+    assert report.plan.repair.samples == 7
     assert pruned(X).shape == (1, 10, 6, 5)
 
 

@@ -284,7 +284,7 @@ def test_prune_repairs_from_any_calibration_data(kind: str, data: str, folder: P
     record = json.loads(found.stdout)
     assert record["fusions"]["after"]["convs"] == 2
     assert [family["after"] for family in record["report"]["plan"]["families"]] == [8]
-    assert record["report"]["plan"]["repair"]["samples"] == 64
+    assert record["report"]["plan"]["repair"]["samples"] == 56
     assert run_model(target, torch.randn(SHAPE)).shape == (2, 4, 7, 5)
 
 

@@ -35,6 +35,7 @@ from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep,
 from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss, Scores, criterion_of, is_cumulative
 from reparam_compiler.passes.pruning.criteria.importance import importance as scores_of
 from reparam_compiler.passes.pruning.repair.activations import Batch
+from reparam_compiler.passes.pruning.repair.gain import Gain, gain_on
 from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair
 from reparam_compiler.passes.pruning.slice_channels import masked, sliced, unmasked, verify_pruned
 
@@ -88,6 +89,7 @@ class PrunePlan:
     importance, allocation, quality: in words.
     relative_error: of the pruned graph against its masked reference, in float64, before repair.
     repair: which consumers were repaired; None without calibration data.
+    gain: what that changed in the outputs, on samples that were held out; None where there were none.
     """
 
     ratio: float | None
@@ -100,6 +102,7 @@ class PrunePlan:
     pinned: tuple[PinnedFamily, ...]
     relative_error: float
     repair: Repair | None = None
+    gain: Gain | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,6 +136,7 @@ def prune(
     importance: str | Criterion | None = None,
     allocation: AllocationName | RatioOf = "uniform",
     calibration: Iterable[Batch] | None = None,
+    held_out: Iterable[Batch] = (),
     quality: Quality = "standard",
     round_to: int = 8,
     min_channels: int = 1,
@@ -151,6 +155,7 @@ def prune(
         importance: a name in `importance.CRITERIA`, or a function; None is what the quality takes, and l1 without data.
         allocation: a name in `allocation.ALLOCATIONS`, or the ratio of each family by pattern.
         calibration: batches, each an array for each model input; they are gone over more than once.
+        held_out: more of them, to which nothing is fitted: what repair gained is measured on them.
         quality: what is done with them (`QUALITIES`).
         round_to: widths go to the nearest multiple of it; 1 is the exact ratio.
         min_channels, max_ratio: how many channels every family keeps at least, and the largest share that it may lose.
@@ -178,9 +183,10 @@ def prune(
     hidden = masked(graph, groups, chosen.keep)
     pruned = sliced(graph, groups, chosen.keep)
     error = verify_pruned(hidden, pruned).relative
-    done = None
+    done = gain = None
     if calibration is not None and not chosen.keep.all():
         repaired, done = repair(graph, hidden, groups, chosen.keep, calibration, how=QUALITIES[quality].repair)
+        gain = gain_on(graph, hidden, repaired, held_out)
         pruned = sliced(unmasked(graph, repaired), groups, chosen.keep)
     plan = PrunePlan(
         ratio=ratio if target is None else target.ratio,
@@ -195,6 +201,7 @@ def prune(
         pinned=tuple(PinnedFamily(f.name, f.width, f.pin.node, f.pin.reason) for f in groups.families if f.pin),
         relative_error=error,
         repair=done,
+        gain=gain,
     )
     return PruneResult(pruned, plan, groups, chosen.keep)
 
