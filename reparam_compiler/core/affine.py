@@ -3,6 +3,7 @@
 batch norm (Eq. 2)   y = (x - mu) gamma / sigma + beta,  sigma = sqrt(var + eps)       diagonal, 1 tap
 identity             y = x                                                             diagonal, 1 tap
 average pool         y[p] = 1/|K| sum_t x[s p + t - l]                                 depthwise, k taps of 1/|K|
+space to depth       y[(c, t), p] = x[c, s p + t]                                      every phase a channel, one tap
 """
 
 import numpy as np
@@ -55,3 +56,20 @@ def average_pool(
         raise NotFusable("average pool with ceil_mode reads beyond its padding")
     taps = np.full((channels, 1, *size), 1.0 / (divisor or np.prod(size)))
     return ConvKernel(taps, np.zeros(channels), stride, (1,) * len(size), padding, groups=channels)
+
+
+def space_to_depth(channels: int, factor: int, rank: int, *, phases_first: bool = False) -> ConvKernel:
+    """Every `factor` x `factor` positions as so many channels more (pixel unshuffle; of a phase together with `phases_first`).
+
+    >>> space_to_depth(3, 2, 2).weight.shape, space_to_depth(3, 2, 2).groups
+    ((12, 1, 2, 2), 3)
+    """
+    taps = np.eye(factor**rank).reshape(-1, *(factor,) * rank)
+    if not phases_first:
+        weight, groups = np.tile(taps, (channels, *(1,) * rank))[:, None], channels
+    else:
+        weight, groups = np.einsum("tk,oi->toik", taps.reshape(len(taps), -1), np.eye(channels)), 1
+        weight = weight.reshape(-1, channels, *(factor,) * rank)
+    steps, more = (factor,) * rank, (factor - 1,) * rank
+    padding = tuple((0, high) for high in more)
+    return ConvKernel(weight, np.zeros(len(weight)), steps, (1,) * rank, padding, groups, slack=more)

@@ -54,6 +54,8 @@ class ConvKernel:
     groups: blocks of the block-diagonal channel matrix.
     mode: what the extension holds.
     upsampling: for each spatial axis; left out, it is 1.
+    slack: for each spatial axis, how much less the source may be extended above on the sizes that the operator is for (even
+        ones, where it joins every other position with those between); left out, it is 0.
     """
 
     weight: Weight
@@ -64,11 +66,14 @@ class ConvKernel:
     groups: int = 1
     mode: PaddingMode = "zeros"
     upsampling: Ints = ()
+    slack: Ints = ()
 
     def __post_init__(self) -> None:
         rank = self.weight.ndim - 2
         if not self.upsampling:
             object.__setattr__(self, "upsampling", (1,) * rank)
+        if not self.slack:
+            object.__setattr__(self, "slack", (0,) * rank)
         if not len(self.stride) == len(self.dilation) == len(self.padding) == len(self.upsampling) == rank:
             raise ValueError(f"{rank} spatial axes, but {self.stride=}, {self.dilation=}, {self.padding=}, {self.upsampling=}")
         if self.bias.shape != self.weight.shape[:1] or self.weight.shape[0] % self.groups:
@@ -175,10 +180,24 @@ def concat(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
     Raises NotFusable as `add` does, but the numbers of output channels are free.
     """
     for other in others:
-        _check_parallel(first, other, same_outputs=False)
-    kernels = [first, *others]
+        _check_parallel(first, other, same_outputs=False, joined=True)
+    kernels = _of_one_extent([first, *others])
     *starts, out = accumulate((kernel.channels[1] for kernel in kernels), initial=0)
     return _superpose(kernels, starts, out, 1)
+
+
+def _of_one_extent(kernels: Sequence[ConvKernel]) -> list[ConvKernel]:
+    """Strided kernels that give as many positions on some sizes, extended as far as the widest, which changes nothing there.
+
+    What is joined is only ever run on these sizes.
+    """
+    axes = range(kernels[0].rank)
+    most = [max(kernel.margin[axis] for kernel in kernels) for axis in axes]
+    slack = tuple(most[axis] - min(kernel.margin[axis] - kernel.slack[axis] for kernel in kernels) for axis in axes)
+    paddings = (
+        tuple((low, high + m - n) for (low, high), m, n in zip(k.padding, most, k.margin, strict=True)) for k in kernels
+    )
+    return [replace(kernel, padding=padding, slack=slack) for kernel, padding in zip(kernels, paddings, strict=True)]
 
 
 def side_by_side(first: ConvKernel, *others: ConvKernel) -> ConvKernel:
@@ -321,31 +340,35 @@ def _apply_to_constant(kernel: ConvKernel, value: Float64[np.ndarray, "I"]) -> B
 
 
 def _outside_is_not_bias(kernel: ConvKernel, axis: int) -> str | None:
-    """Why the kernel, evaluated beyond its outputs along `axis`, may give something else than its bias."""
-    if kernel.size[axis] != 1:
-        return f"an op {'x'.join(map(str, kernel.size))} wide"
-    if min(kernel.padding[axis]) < 0:
-        return "a cropped op"
+    """Why the kernel, evaluated beyond its outputs along `axis`, may give something else than its bias.
+
+    Output -1 reads up to span - l - s, and the first that is too many from size + h - span on: nothing of the source is there
+    where s > span - l and h >= span.
+    """
+    (low, high), span = kernel.padding[axis], kernel.span[axis]
+    if kernel.stride[axis] <= span - low or high < span:
+        return "a cropped op" if kernel.size[axis] == 1 else f"an op {'x'.join(map(str, kernel.size))} wide"
     if kernel.mode != "zeros" and any(max(pair) > 0 for pair in kernel.padding):
         return f"an op with {kernel.mode} padding"
     return None
 
 
-def _check_parallel(a: ConvKernel, b: ConvKernel, *, same_outputs: bool = True) -> None:
+def _check_parallel(a: ConvKernel, b: ConvKernel, *, same_outputs: bool = True, joined: bool = False) -> None:
     if a.rank == b.rank and (a.channels[0] != b.channels[0] or (same_outputs and a.channels[1] != b.channels[1])):
         (ai, ao), (bi, bo) = a.channels, b.channels
         raise NotFusable(f"branches map {ai} to {ao} and {bi} to {bo} channels")
-    _check_positions(a, b)
+    _check_positions(a, b, joined=joined)
 
 
-def _check_positions(a: ConvKernel, b: ConvKernel) -> None:
+def _check_positions(a: ConvKernel, b: ConvKernel, *, joined: bool = False) -> None:
+    """Raises NotFusable for kernels that give other positions, or, where they are `joined`, ever so many of them."""
     if a.rank != b.rank:
         raise NotFusable(f"branches have {a.rank} and {b.rank} spatial axes")
     if a.stride != b.stride:
         raise NotFusable(f"stride {_text(a.stride)} meets stride {_text(b.stride)}")
     if a.upsampling != b.upsampling:
         raise NotFusable(f"upsampling by {_text(a.upsampling)} meets upsampling by {_text(b.upsampling)}")
-    if a.margin != b.margin:
+    if any(abs(m - n) >= (s if joined else 1) for m, n, s in zip(a.margin, b.margin, a.stride, strict=True)):
         raise NotFusable(f"branches give different positions: padding less extent is {a.margin} and {b.margin}")
 
 

@@ -2,7 +2,7 @@
 
 FLOPs   a multiply-add of a conv counts one: O * I/groups * |K| for each output position; the linear layer is left out
 MULs    F(2x2, 3x3) needs 16 multiplications where a 3x3 conv of stride 1 has 36: one that is neither dilated nor depthwise
-        counts 4/9, every other conv in full
+        counts 4/9, and so does a 6x6 conv of stride 2, which is such a conv on the phases of its source; all others in full
 
 and how long an op takes by a roofline, which is what decides whether a fusion pays:
 
@@ -96,7 +96,8 @@ def work(op: ops.Op, params: Sequence[Param], read: int, written: int) -> Work:
 
 def _winograd_muls(op: ops.Op, weight: tuple[int, ...], multiply_adds: int) -> float:
     """The multiplications with F(2x2, 3x3) of an op that has a weight of this shape."""
-    takes_it = isinstance(op, ops.Conv) and op.stride == op.dilation == (1, 1) and weight[2:] == (3, 3) and weight[1] > 1
+    thrice = isinstance(op, ops.Conv) and op.dilation == (1, 1) and weight[2:] == tuple(3 * s for s in op.stride)
+    takes_it = thrice and weight[1] > 1
     return multiply_adds * 4 / 9 if takes_it else float(multiply_adds)
 
 

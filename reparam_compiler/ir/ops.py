@@ -356,6 +356,13 @@ class Opaque(Kind):
         return self.target
 
     @property
+    def slices(self) -> tuple[Any, ...]:
+        """What a linear op takes along each axis, where it is told that as an index is; empty for any other."""
+        told = [value for value in self.arguments.values() if isinstance(value, tuple)]
+        is_index = len(told) == 1 and Facts.LINEAR in self.facts and any(isinstance(part, slice) for part in told[0])
+        return told[0] if is_index else ()
+
+    @property
     def signature(self) -> Operands:
         """That of its coupling model, which names the first `reads` inputs."""
         return self.operands if self.coupling is None else self.coupling.signature

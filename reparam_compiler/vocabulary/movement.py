@@ -14,6 +14,14 @@ _LINEAR = Facts.LINEAR
 _LINEAR_VIEW = Facts.LINEAR | Facts.VIEW
 _DEPTH_TO_SPACE = (OnnxType("DepthToSpace", (("blocksize", None),), requires=(("mode", "DCR", "CRD"),)),)
 
+
+def _space_to_depth(x: Tensor, blocksize: int) -> Tensor:
+    """Pixel unshuffle in ONNX's order of channels: those of a phase together."""
+    n, c, h, w = x.shape
+    phases = F.pixel_unshuffle(x, blocksize).reshape(n, c, blocksize**2, h // blocksize, w // blocksize)
+    return phases.transpose(1, 2).flatten(1, 2)
+
+
 ROWS = (
     # the same elements in another shape
     Row("view", facts=_LINEAR_VIEW),
@@ -74,7 +82,15 @@ ROWS = (
     Row("constant_pad_nd"),
     moves("pixel_shuffle", F.pixel_shuffle, nn.PixelShuffle, onnx=_DEPTH_TO_SPACE, parameters=("upscale_factor",)),
     moves("pixel_unshuffle", F.pixel_unshuffle, nn.PixelUnshuffle, parameters=("downscale_factor",)),
-    Row("space_to_depth", (), onnx=onnx("SpaceToDepth"), facts=_LINEAR, form="rearranged"),
+    Row(
+        "space_to_depth",
+        (),
+        onnx=(OnnxType("SpaceToDepth", (("blocksize", None),)),),
+        facts=_LINEAR,
+        parameters=(("blocksize", None),),
+        form="move",
+        math=_space_to_depth,
+    ),
     Row("channel_shuffle", modules=(nn.ChannelShuffle,), module_arguments=("groups",), facts=_LINEAR),
     Row("im2col", ("im2col",), functions=(F.unfold,), modules=(nn.Unfold,), facts=_LINEAR),
     Row("fold", ("fold", "col2im"), modules=(nn.Fold,), facts=_LINEAR),

@@ -79,7 +79,7 @@ def inplace_place(target: Any) -> int | None:
 
 
 def scalar_arguments(node: fx.Node, module: nn.Module, value_of: Callable[[fx.Node], Any]) -> Mapping[str | int, object]:
-    """The numbers, words and lists of them that a call is given, by the names of its parameters, or their positions.
+    """The numbers, words, slices and lists of them that a call is given, by the names of its parameters, or their positions.
 
     Of a leaf module also those that it holds: its public attributes. value_of: the number that a node stands for, or the node.
     """
@@ -98,4 +98,6 @@ def scalar_arguments(node: fx.Node, module: nn.Module, value_of: Callable[[fx.No
 def _is_scalar(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_scalar(part) for part in value)
-    return isinstance(value, int | float | complex | str | bool | type(None))
+    if isinstance(value, slice):
+        return all(_is_scalar(bound) for bound in (value.start, value.stop, value.step))
+    return isinstance(value, int | float | complex | str | bool | type(None) | type(Ellipsis))

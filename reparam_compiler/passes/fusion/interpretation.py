@@ -118,6 +118,7 @@ class _Interpreter:
             raise NotFusable(f"{region.sink} gives more than one value")
         if self._layout.last and any(node.op.reshapes for node in region.nodes):
             self._check_positions()
+        kernel = _without_slack(kernel)
         if any(isinstance(node.op, ops.AlongAxis) for node in region.nodes):
             kernel = finest(kernel)
         kernels = {node.id: own for node in region.nodes if (own := _kernel_of(self._values[node.id])) is not None}
@@ -189,6 +190,13 @@ class _Interpreter:
         before, after = graph[region.source].type, graph[region.sink].type
         if before is None or after is None or before.shape[:-1] != after.shape[:-1] or None in before.shape[:-1]:
             raise NoRule(f"reshapes that leave other axes at {region.sink} than at {region.source}")
+
+
+def _without_slack(kernel: ConvKernel) -> ConvKernel:
+    """The same operator on the sizes that it is for, padded alike at both ends where that can be."""
+    ends = zip(kernel.padding, kernel.slack, strict=True)
+    padding = tuple((low, low if high - slack <= low <= high else high - slack) for (low, high), slack in ends)
+    return replace(kernel, padding=padding, slack=())
 
 
 def _kernel_of(value: AbstractValue) -> ConvKernel | None:

@@ -6,6 +6,7 @@ linear           a conv without spatial axes, over the last axis
 batch norm       Eq. 2
 average pool     depthwise, every tap the same
 identity
+pixel unshuffle  every phase of the positions a channel
 """
 
 import numpy as np
@@ -104,3 +105,11 @@ def average_pool(node: Node, reads: SourceLayout) -> ConvKernel:
         ceil_mode=hangs_over,
         divisor=op.divisor,
     )
+
+
+def pixel_unshuffle(node: Node, reads: SourceLayout) -> ConvKernel:
+    """Every r x r positions as channels: those of one channel together, or, for space to depth, those of one phase."""
+    factor = node.op.arguments[0] if isinstance(node.op, ops.Move) else None
+    if reads.rank != 2 or not isinstance(factor, int):
+        raise NotFusable(f"{node.op.name} of other axes than two")
+    return affine.space_to_depth(reads.channels, factor, reads.rank, phases_first=node.op.name == "space_to_depth")

@@ -249,10 +249,27 @@ def cut(node: Node, operands: Sequence[Operand], source: SourceLayout) -> Abstra
         raise NoRule("a slice of another axis than the channels")
     if op.axis < 2:
         raise NotFusable("a slice of the batch")
-    return _cropped(value, op, node, source)
+    return _cropped(value, op, source)
 
 
-def _cropped(kernel: ConvKernel, op: ops.Slice, node: Node, source: SourceLayout) -> ConvKernel:
+def indexed(node: Node, operands: Sequence[Operand], source: SourceLayout) -> AbstractValue:
+    """Slices of several spatial axes at once: `x[..., ::2, 1::2]`."""
+    kernel, axes = operands[0], source.rank + 2
+    parts = list(node.op.slices) if isinstance(node.op, ops.Opaque) else []
+    if parts.count(Ellipsis) == 1:
+        place = parts.index(Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (axes - len(parts) + 1)
+    slices = [part for part in parts if isinstance(part, slice)]
+    if not isinstance(kernel, ConvKernel) or len(operands) > 1 or not slices or len(slices) < len(parts) or source.last:
+        raise NoRule("an index of other things than slices")
+    if any(part not in (slice(None), slice(0, None)) for part in slices[:2]):
+        raise NoRule("an index of the batch or the channels")
+    for axis, part in enumerate(slices[2:], start=2):
+        kernel = _cropped(kernel, ops.Slice(axis, part.start or 0, part.stop, part.step or 1), source)
+    return kernel
+
+
+def _cropped(kernel: ConvKernel, op: ops.Slice, source: SourceLayout) -> ConvKernel:
     axis, low, high = op.axis - 2, op.start, 0
     sizes = output_sizes(kernel, source.sizes)
     if low < 0:

@@ -52,7 +52,8 @@ def move_norms(graph: Graph, options: Options = DEFAULTS) -> PassResult:
     dead = dead_nodes(graph, independent)
     fusions: list[Fusion] = []
     for node in graph:
-        if isinstance(node.op, ops.BatchNorm) and not node.op.training and node.id not in dead:
+        usable = isinstance(node.op, ops.BatchNorm) and not node.op.training and isinstance(node.operand("var"), Param)
+        if usable and node.has_constant_params and node.id not in dead:
             with suppress(NotFusable), one_thread():
                 graph, moved = _moved(graph, _reach(graph, graph[node.id], independent, dead))
                 fusions += moved

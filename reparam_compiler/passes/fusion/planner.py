@@ -216,7 +216,7 @@ class Planner:
             return NO_WORK
         read = sum(map(self._count, node.sources))
         if (norm := self._norm_after(node)) is not None and node.operand("bias") is None:
-            read += norm.params[-1].count
+            read += max((param.count for param in norm.params), default=0)
         return work(node.op, node.params, read, self._count(node.id))
 
     def _norm_after(self, node: Node) -> Node | None:

@@ -28,6 +28,8 @@ RULES: dict[str, LinearRule] = {
     "batch_norm": rules.batch_norm,
     "identity": rules.identity,
     "avg_pool": rules.average_pool,
+    "pixel_unshuffle": rules.pixel_unshuffle,
+    "space_to_depth": rules.pixel_unshuffle,
 }
 MERGES: dict[str, MergeRule] = {
     "add": merges.sum_of,
@@ -47,6 +49,7 @@ MERGES: dict[str, MergeRule] = {
     "slice_update": merges.slice_update,
 }
 _OWN = frozenset({*RULES, *MERGES})
+"""Kinds that frontends read: an opaque op of such a name is one that they could not read, and has no rule."""
 
 
 def register_linear(name: str, *, override: bool = False) -> Callable[[LinearRule], LinearRule]:
@@ -99,9 +102,11 @@ def merge_rule(node: Node) -> MergeRule | None:
     """The rule of an op that may read several."""
     if isinstance(node.op, ops.Opaque) and ops.Facts.SHAPED_AS_OTHER in node.op.facts:
         return merges.reshape
+    if isinstance(node.op, ops.Opaque) and node.op.slices:
+        return merges.indexed
     return MERGES.get(_name(node))
 
 
 def _name(node: Node) -> str:
-    """What a rule goes by. An opaque `add` is one that no frontend could read: the rule of `add` is not its own."""
+    """What a rule goes by."""
     return "" if isinstance(node.op, ops.Opaque) and node.op.name in _OWN else node.op.name

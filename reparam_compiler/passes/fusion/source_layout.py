@@ -76,16 +76,28 @@ def _ranks(region: Region) -> set[int]:
 
 
 def _counts(region: Region) -> set[int]:
-    """How many channels the source has, told by what reads it, or reads what has as many."""
-    alike, counts = {region.source}, set[int]()
+    """How many channels the source has, told by what reads it, or reads what has as many, or a multiple."""
+    times, counts = {region.source: 1}, set[int]()
     for node in region.nodes:
-        if alike.isdisjoint(node.sources):
+        read = [times[source] for source in node.sources if source in times]
+        if not read:
             continue
         if count := _channels_read(node):
-            counts.add(count)
-        elif node.op.keeps_channels or (isinstance(node.op, ops.Slice) and node.op.axis >= 2):
-            alike.add(node.id)
+            counts.add(count // read[0])
+        elif len(read) == len(node.inputs) and (factor := _multiple(node, read)):
+            times[node.id] = factor
     return counts
+
+
+def _multiple(node: Node, read: list[int]) -> int | None:
+    """How many times the channels of the source a node gives, whose operands have so many times these; None where any."""
+    op = node.op
+    if isinstance(op, ops.Concat) and op.axis == 1:
+        return sum(read)
+    if isinstance(op, ops.Move) and op.name in ("pixel_unshuffle", "space_to_depth"):
+        return read[0] * op.arguments[0] ** 2
+    cuts = (isinstance(op, ops.Slice) and op.axis >= 2) or (isinstance(op, ops.Opaque) and bool(op.slices))
+    return read[0] if cuts or op.keeps_channels else None
 
 
 def _channels_read(node: Node) -> int | None:
