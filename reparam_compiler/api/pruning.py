@@ -19,7 +19,7 @@ from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, take
 from reparam_compiler.api.report import UNREPAIRED, PruneReport, gain_text
 from reparam_compiler.api.writing import write_pruned
 from reparam_compiler.cost.model import cost
-from reparam_compiler.errors import HarmfulRepairWarning, UnrepairedPruneWarning
+from reparam_compiler.errors import HarmfulRepairWarning, UnrepairedPruneWarning, UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.batch_size import fixed_batch
@@ -152,10 +152,23 @@ def opened(
 ) -> tuple[Source, PruneOptions]:
     """A model with its example inputs, or those that calibration data gives, and options whose data can be gone over again."""
     source = open(model, example_inputs, copy=copy, weights_are_constant=options.weights_are_constant)
+    _check_tensors(source)
     if options.calibration is None:
         return source, options
     data = again(options.calibration)
     return bound(source, data, mean=options.mean, std=options.std), replace(options, calibration=data)
+
+
+def _check_tensors(source: Source) -> None:
+    """Raises UnsupportedModelError for an input of a trace that holds several tensors: a graph has a value for each of them."""
+    several = [given for given in source.inputs or () if isinstance(given, dict | list | tuple)]
+    if not several or source.kind not in ("torch.nn", "torch.fx"):
+        return
+    if getattr(source.native.graph._codegen, "pytree_info", None) is None:  # an exported module takes them apart itself
+        raise UnsupportedModelError(
+            f"found an input that is a {type(several[0]).__name__}; expected tensors, which pruning follows channels through. "
+            "Pass torch.export.export(model, inputs), or a module that is called with the tensors themselves"
+        )
 
 
 def cut(source: Source, options: PruneOptions, target: pipeline.Target | None = None) -> pipeline.PruneResult:

@@ -35,9 +35,12 @@ def bound(source: Source, data: Calibration, *, mean: Floats | None = None, std:
 
 
 def _arguments(model: nn.Module) -> list[Node]:
-    """What forward() must be given, as inputs of which nothing is known."""
+    """What forward() must be given, as inputs of which nothing is known; none where that is not known (a traced one)."""
     given = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    arguments = inspect.signature(model.forward).parameters.values()
+    try:
+        arguments = inspect.signature(model.forward).parameters.values()
+    except ValueError:
+        return []
     return [Node(a.name, ops.Input(), ()) for a in arguments if a.kind in given and a.default is a.empty]
 
 

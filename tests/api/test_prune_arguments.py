@@ -113,6 +113,25 @@ def test_sizes_come_from_calibration_data_where_no_inputs_are_given() -> None:
     assert pruned(X).shape == (1, 10, 6, 5)
 
 
+class TakenFromAList(Base):
+    def forward(self, given: list[Tensor]) -> Tensor:
+        return self.run(given[0])
+
+
+class TakenFromADict(Base):
+    def forward(self, given: dict[str, Tensor]) -> Tensor:
+        return self.run(given["x"])
+
+
+@pytest.mark.parametrize(("kind", "given"), [(TakenFromAList, [X]), (TakenFromADict, {"x": X})])
+def test_inputs_of_several_tensors_are_refused_with_what_to_do(kind: type[Base], given: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"an input that is a {type(given).__name__}; .* Pass torch.export.export"):
+        reparam_compiler.prune(kind().eval(), (given,), ratio=0.5)
+    program = torch.export.export(kind().eval(), (given,))
+    _, report = reparam_compiler.prune(program, ratio=0.5, calibration=[(DATA,)], return_report=True)
+    assert [(family.before, family.after) for family in report.plan.families] == [(16, 8)]
+
+
 class Drops(Base):
     def forward(self, x: Tensor) -> Tensor:
         return self.c(F.dropout(self.a(x).relu(), 0.5, self.training))

@@ -61,6 +61,12 @@ def test_known_sizes_need_none() -> None:
     assert bound(source, DATA) is source
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_a_traced_module_of_torchscript_says_nothing_of_its_arguments() -> None:
+    source = open(torch.jit.trace(nn.ReLU(), (DATA,)))
+    assert bound(source, DATA) is source
+
+
 def test_data_that_does_not_fit_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match="holds 1 arrays; the model has the inputs image, mask"):
         bound(open(Two()), np.zeros((4, 3)))
