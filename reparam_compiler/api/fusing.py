@@ -76,12 +76,13 @@ def fuse(
             caller may override them; the result does not list them.
         verify: prove every rewritten region; where there are inputs compare the whole model, and run what was written as it is
             stored. Without, no copies are held.
-        inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
-            then shares its tensors.)
+        inplace: change the caller's model instead of a copy. (Where a GraphModule must stand for a plain module, that is a
+            new one all the same, which shares its tensors.)
         return_report: give `(model, FuseReport)`.
 
     Returns:
-        A model of the same kind; the path of an .onnx file gives a ModelProto, a plain module a callable module.
+        A model of the same kind: a plain module of its own class, or, where its forward() itself would have
+        to change, a GraphModule, which the report says; the path of an .onnx file gives a ModelProto.
 
     Raises:
         UnsupportedModelError: no frontend reads this model.

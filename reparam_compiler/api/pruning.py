@@ -72,6 +72,7 @@ def prune(
     `fuse` first. This function never does.
 
     >>> import torch
+    >>> from torch import nn
     >>> net, x = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval(), torch.randn(16, 3, 9, 9)
     >>> small, report = prune(net, x[:1], ratio=0.5, calibration=x.numpy(), return_report=True)
     >>> [(family.name, family.before, family.after) for family in report.plan.families]
@@ -108,12 +109,13 @@ def prune(
         weights_are_constant: as for `fuse`.
         verify: run what was written, and compare it with the pruned graph, where there are inputs; an ONNX model must pass
             onnx.checker and be loaded by ONNX Runtime. The graph itself is always proven.
-        inplace: change the caller's model instead of a copy. (A plain module is traced into a new one all the same, which
-            then shares its tensors.)
+        inplace: change the caller's model instead of a copy. (Where a GraphModule must stand for a plain module, that is a
+            new one all the same, which shares its tensors.)
         return_report: give `(model, PruneReport)`.
 
     Returns:
-        A model of the same kind; the path of an .onnx file gives a ModelProto, a plain module a GraphModule.
+        A model of the same kind: a plain module of its own class, or, where its forward() itself would have to change, a
+        GraphModule, which the report says; the path of an .onnx file gives a ModelProto.
 
     Raises:
         InfeasiblePruneError: nothing can be pruned, with what pins each family; a budget that cannot be met; or an option
@@ -135,7 +137,7 @@ def prune(
     if not return_report:
         return written
     manifest = Manifest.of(before, result)
-    return written, PruneReport(source.frontend.name, result.plan, cost(before), cost(result.graph), manifest)
+    return written, PruneReport(source.frontend.name, result.plan, cost(before), cost(result.graph), manifest, source.remarks)
 
 
 def warn_of(result: pipeline.PruneResult, before: Graph) -> None:
@@ -215,6 +217,7 @@ def apply_manifest(
     or fine-tune. A layer that repair gave a bias has one of zeros.
 
     >>> import torch
+    >>> from torch import nn
     >>> net, x = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 8, 3)).eval(), torch.randn(16, 3, 9, 9)
     >>> _, report = prune(net, x[:1], ratio=0.5, calibration=x.numpy(), return_report=True)
     >>> apply_manifest(net, report.manifest, x[:1])(x).shape

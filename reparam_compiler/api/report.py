@@ -83,18 +83,22 @@ class FuseReport:
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What `prune` did: the plan with every family, what the model costs before and after, and what was kept, to save."""
+    """What `prune` did: the plan with every family, what the model costs before and after, and what was kept, to save.
+
+    remarks: what the caller should know besides.
+    """
 
     kind: str
     plan: PrunePlan
     before: Cost
     after: Cost
     manifest: Manifest
+    remarks: tuple[str, ...] = field(default=())
 
     def to_json(self) -> str:
         """The report as a JSON object, with the fields of this class but the manifest, which has a file of its own."""
         costs = {"before": asdict(self.before), "after": asdict(self.after)}
-        return json.dumps({"kind": self.kind, "plan": asdict(self.plan), **costs}, indent=2)
+        return json.dumps({"kind": self.kind, "plan": asdict(self.plan), **costs, "remarks": self.remarks}, indent=2)
 
     def to_text(self) -> str:
         """The report as text: a line for each family that was cut, and for each that had to keep its width."""
@@ -111,7 +115,7 @@ class PruneReport:
         lines.append(
             f"equals its masked reference in float64: differs by at most {plan.relative_error:.1e} (relative), before repair"
         )
-        return "\n".join([*lines, *self._repair_lines()])
+        return "\n".join([*lines, *self._repair_lines(), *self.remarks])
 
     def _repair_lines(self) -> list[str]:
         repair = self.plan.repair
