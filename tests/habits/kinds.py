@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import io
 import re
 import tempfile
@@ -92,15 +93,15 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
 
 
 def _open_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], folder: Path) -> Any:
-    return torch.export.export(model, args, dict(kwargs), dynamic_shapes=_open_batch((args, dict(kwargs))))
+    return torch.export.export(model, args, dict(kwargs), dynamic_shapes=_open_batch(model, args, kwargs))
 
 
-def _open_batch(given: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+def _open_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     def sizes(leaf: Any) -> Any:
         return {0: torch.export.Dim.DYNAMIC} if isinstance(leaf, Tensor) else None
 
-    args, kwargs = _pytree.tree_map(sizes, given, is_leaf=lambda leaf: leaf is None)
-    return [*args, *kwargs.values()]
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    return {name: _pytree.tree_map(sizes, value, is_leaf=lambda leaf: leaf is None) for name, value in given.items()}
 
 
 def _torchscript(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], folder: Path) -> Any:

@@ -22,6 +22,7 @@ from reparam_compiler.errors import ReparamError, VerificationError
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
+from reparam_compiler.models.io import save_model
 from reparam_compiler.passes.pruning import pipeline
 from reparam_compiler.passes.pruning.slice_channels import masked
 from tests.habits.kinds import KINDS, Given, NotExported, a_folder, brief, given, norms, quiet, run
@@ -107,13 +108,22 @@ def _said(subject: Given, report: Any) -> Outcome:
 
 def _check(subject: Given, result: Any) -> None:
     """The result computes what the given model does, on the example inputs and at another batch."""
-    habit = subject.habit
+    habit, result = subject.habit, _kept(subject, result)
     for batch in (BATCH, OTHER_BATCH):
         args, kwargs = habit.args(batch), habit.kwargs(batch)
         expected = subject.expected(batch)
         if expected is None:
             continue
         _equal(expected, _ran(result, args, kwargs, batch), habit.exact, f"at a batch of {batch}")
+
+
+def _kept(subject: Given, result: Any) -> Any:
+    """The result as a file that was written, for what was given as a file."""
+    if not subject.kind.endswith("file"):
+        return result
+    path = a_folder() / f"result{subject.model.suffix}"
+    save_model(result, path)
+    return path
 
 
 def _ran(result: Any, args: Sequence[Any], kwargs: Any, batch: int) -> list[Tensor]:
@@ -176,7 +186,7 @@ def _recorded() -> Iterator[list[tuple[Graph, pipeline.PruneResult]]]:
 
 
 def _check_pruned(subject: Given, pruned: Any, reference: Graph) -> None:
-    habit = subject.habit
+    habit, pruned = subject.habit, _kept(subject, pruned)
     for batch in (BATCH, OTHER_BATCH):
         args, kwargs = habit.args(batch), habit.kwargs(batch)
         own = subject.expected(batch)
