@@ -8,6 +8,7 @@ that id need not change, and `diff` is what the frontends write back.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
@@ -65,7 +66,7 @@ class Param:
     @property
     def count(self) -> int:
         """The number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return prod(self.shape)
 
 
 Operand = NodeId | Param | None
