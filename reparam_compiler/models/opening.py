@@ -25,7 +25,8 @@ from reparam_compiler.frontends.torch.module_state import is_compiled
 from reparam_compiler.frontends.torch.placing.reading import ModuleFrontend
 from reparam_compiler.frontends.torch.tensors import check_values
 from reparam_compiler.frontends.torch.tracing.calls import Trace
-from reparam_compiler.frontends.torch.tracing.modules import NotTracedError, exported, traced
+from reparam_compiler.frontends.torch.tracing.exporting import exported
+from reparam_compiler.frontends.torch.tracing.modules import NotTracedError, traced
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.io import WRITTEN, load_model
 

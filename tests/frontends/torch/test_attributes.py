@@ -163,3 +163,14 @@ def test_plain_attributes_are_those_of_the_class_and_of_the_module() -> None:
 def test_methods_that_forward_does_not_call_are_not_read() -> None:
     kind: Any = type(parent(calls, fuse=lambda self: self.child.width))
     assert "width" not in reads_of(kind).others
+
+
+def test_a_method_may_call_its_object_otherwise() -> None:
+    def calls(s: Any, x: Tensor) -> Any:
+        return [s.child(part) for part in x.split(1)]
+
+    def reads(s: Any, x: Tensor) -> Any:
+        return s.child(x) * s.child.stride
+
+    assert only_calls([parent(calls)], "child")
+    assert not only_calls([parent(reads)], "child")

@@ -43,24 +43,29 @@ def reads_of(kind: type) -> Reads:
     others: set[str] = set()
     named: set[str] = set()
     done: set[CodeType] = set()
-    waiting = [*_functions(kind, ["forward"])]
+    waiting = [(method, _first_argument(method)) for method in _functions(kind, ["forward"])]
     while waiting:
-        function = waiting.pop()
+        function, owner = waiting.pop()
         for code in _nested(function.__code__):
             if code in done:
                 continue
             done.add(code)
             names = set(code.co_names)
             named |= names
-            read_own, read_others = _attributes(code)
+            read_own, read_others = _attributes(code, owner)
             own |= read_own
             others |= read_others
             if names & _LOOKUPS:
                 others |= {text for text in code.co_consts if isinstance(text, str) and text.isidentifier()}
-            waiting += _functions(kind, names)
+            waiting += [(method, _first_argument(method)) for method in _functions(kind, names)]
             called = (function.__globals__.get(name) for name in names)
-            waiting += [f for f in called if isinstance(f, FunctionType) and not f.__module__.startswith("torch")]
+            waiting += [(f, "") for f in called if isinstance(f, FunctionType) and not f.__module__.startswith("torch")]
     return Reads(frozenset(own), frozenset(others), bool(named & (_LOOKUPS | _WALKS)))
+
+
+def _first_argument(method: FunctionType) -> str:
+    """What a method calls its object: `self`, as a rule."""
+    return method.__code__.co_varnames[0] if method.__code__.co_argcount else ""
 
 
 def _reads(module: nn.Module) -> Reads:
@@ -147,14 +152,14 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
-def _attributes(code: CodeType) -> tuple[set[str], set[str]]:
-    """The attributes that are read of `self` other than to call them, and all that are read of anything else."""
+def _attributes(code: CodeType, owner: str) -> tuple[set[str], set[str]]:
+    """The attributes that are read of `owner` other than to call them, and all that are read of anything else."""
     own: set[str] = set()
     others: set[str] = set()
     before: dis.Instruction | None = None
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            of_self = before is not None and before.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and before.argval == "self"
+            of_self = before is not None and before.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and before.argval == owner
             if not of_self:
                 others.add(instruction.argval)
             elif not _calls(instruction):

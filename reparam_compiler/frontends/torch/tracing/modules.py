@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import nn
 from torch.fx.proxy import TraceError
 
 from reparam_compiler.errors import ReparamError, VerificationError, first_line
@@ -29,7 +29,6 @@ from reparam_compiler.frontends.torch.module_state import attributes_kept, buffe
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, reached_into
 from reparam_compiler.frontends.torch.tracing.calls import Trace
-from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 
 logger = logging.getLogger(__name__)
@@ -80,22 +79,6 @@ def _traced(model: nn.Module, fixed: Mapping[str, Any]) -> Trace:
         if type(holder) is nn.Module:  # made by the tracer to hold other modules by name
             holder.training = model.training
     return trace
-
-
-def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> fx.GraphModule | None:
-    """The whole model as torch.export has it, or None where that does not take it."""
-    try:
-        with quiet_export():
-            module = torch.export.export(without_compiled(deep_copy(model) if copy else model), tuple(example_inputs)).module()
-    except Exception as error:  # noqa: BLE001 - as above
-        logger.info("torch.export of %s failed: %s", type(model).__name__, error)
-        return None
-    for part in module.modules():  # born in training mode, and its eval() is forbidden
-        part.training = model.training
-    shapes = ", ".join("x".join(map(str, x.shape)) for x in example_inputs if isinstance(x, Tensor))
-    only = f"the result takes inputs of the example's shapes only ({shapes})"
-    module.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {only}",)
-    return module
 
 
 def _versions(model: nn.Module) -> list[int | bytes]:

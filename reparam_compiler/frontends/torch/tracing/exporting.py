@@ -1,0 +1,71 @@
+"""A module that no tracer takes, as torch.export has it: for inputs of other sizes as well where the model allows it.
+
+Batch and spatial sizes are open at first (`Dim.AUTO`), and torch.export fixes those that the model's code decides by. It also
+fixes every size of 1, so a batch of one is exported as a batch of two. Guards that are left are of the model's own making: a
+width that must be even, because the code has a branch for odd ones.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+
+from reparam_compiler.frontends.torch.module_state import buffers_kept, without_compiled
+from reparam_compiler.frontends.torch.tensors import deep_copy, type_of
+from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
+
+logger = logging.getLogger(__name__)
+
+
+def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> fx.GraphModule | None:
+    """The whole model as torch.export has it, or None where that does not take it; `meta["remarks"]` says for which sizes.
+
+    copy: share no tensor with the model.
+    """
+    subject = without_compiled(deep_copy(model) if copy else model)
+    for inputs, shapes in _tries(tuple(example_inputs)):
+        try:
+            with quiet_export():
+                program = torch.export.export(subject, inputs, dynamic_shapes=shapes)
+                module: fx.GraphModule = program.module()
+                if shapes is not None:  # what a batch of two fixed may refuse one of one
+                    with buffers_kept(module), torch.no_grad():
+                        module(*deep_copy(tuple(example_inputs)))
+        except Exception as error:  # noqa: BLE001 - torch.export runs the model's own code, which raises what it likes
+            logger.info("torch.export of %s failed: %s", type(model).__name__, error)
+            continue
+        for part in module.modules():  # born in training mode, and its eval() is forbidden
+            part.training = model.training
+        module.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {_sizes(program)}",)
+        return module
+    return None
+
+
+def _tries(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Inputs to export with, and which of their sizes are open: all but the channels, at last none."""
+    open_sizes = tuple(
+        {axis: Dim.AUTO for axis in range(value.ndim) if axis != 1} if isinstance(value, Tensor) and value.ndim else None
+        for value in inputs
+    )
+    if any(open_sizes):
+        two = tuple(torch.cat([v, v]) if isinstance(v, Tensor) and v.ndim and len(v) == 1 else v for v in inputs)
+        yield two, open_sizes
+        if any(a is not b for a, b in zip(two, inputs, strict=True)):
+            yield inputs, open_sizes
+    yield inputs, None
+
+
+def _sizes(program: ExportedProgram) -> str:
+    """Which inputs the program takes, in words."""
+    named = set(program.graph_signature.user_inputs)
+    types = (type_of(node.meta.get("val")) for node in program.graph.find_nodes(op="placeholder") if node.name in named)
+    shapes = [[str(size) if isinstance(size, int) else "N" for size in known.shape] for known in types if known is not None]
+    words = ", ".join(map("x".join, shapes))
+    return (
+        f"the result takes inputs of {words}"
+        if "N" in words
+        else f"the result takes inputs of the example's shapes only ({words})"
+    )

@@ -1,0 +1,105 @@
+"""A module that no tracer takes is exported for inputs of other sizes too, where its code allows that."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reparam_compiler.frontends.torch.tensors import deep_copy
+from reparam_compiler.frontends.torch.tracing.exporting import exported
+from tests.support.small_models import normal
+
+X = normal(1, 4, 6, 8).float()
+Wiring = Callable[["Net", Tensor], Any]
+
+
+class Net(nn.Module):
+    """A conv, and code round it."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        super().__init__()
+        self.conv, self.wiring = nn.Conv2d(4, 4, 3, padding=1), wiring
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Any:
+        return self.wiring(self, x) * scale
+
+
+def padded(m: Net, x: Tensor) -> Tensor:
+    return m.conv(F.pad(x, (0, 1)) if x.shape[-1] % 2 else x)
+
+
+def in_pieces(m: Net, x: Tensor) -> Tensor:
+    return torch.cat([m.conv(part) for part in list(x.chunk(2))])
+
+
+def attention(m: Net, x: Tensor) -> Tensor:
+    n, c, h, w = x.shape
+    y = m.conv(x).reshape(n, c, h * w).transpose(1, 2)
+    return torch.softmax(y @ y.transpose(1, 2) / int(c**0.5), -1) @ y
+
+
+def counted(m: Net, x: Tensor) -> Tensor:
+    m.count += 1
+    return m.conv(x) * m.count
+
+
+def made(wiring: Wiring, *inputs: Any) -> tuple[Net, Any]:
+    torch.manual_seed(0)
+    model = Net(wiring).eval()
+    return model, exported(model, inputs, copy=False)
+
+
+@pytest.mark.parametrize("wiring", [padded, attention])
+def test_batch_and_spatial_sizes_are_open(wiring: Wiring) -> None:
+    model, module = made(wiring, X)
+    for x in (X, normal(3, 4, 6, 8).float(), normal(2, 4, 5, 4).float()):
+        torch.testing.assert_close(module(x), model(x))
+    assert module.meta["remarks"] == ("no tracer takes Net, so it was exported: the result takes inputs of Nx4xNxN",)
+    assert not any(part.training for part in module.modules())
+
+
+def test_a_size_that_the_code_decides_by_is_guarded() -> None:
+    _, module = made(padded, X)
+    with pytest.raises(AssertionError, match="Guard failed"):
+        module(normal(2, 4, 6, 7).float())
+
+
+def test_an_export_for_two_that_refuses_one_is_made_for_one() -> None:
+    model, module = made(in_pieces, X)
+    torch.testing.assert_close(module(X), model(X))
+    wider = normal(1, 4, 6, 9).float()
+    torch.testing.assert_close(module(wider), model(wider))
+    assert module.meta["remarks"][0].endswith("the result takes inputs of 1x4xNxN")
+
+
+def test_what_the_trial_run_writes_to_is_as_it_was() -> None:
+    model, module = made(counted, X)
+    assert float(module.count) == float(model.count) == 0
+    again = deep_copy(model)
+    torch.testing.assert_close(module(X), again(X))
+
+
+def test_inputs_that_are_no_tensors_stay_as_they_are() -> None:
+    model, module = made(attention, X, 2.0)
+    x = normal(3, 4, 2, 4).float()
+    torch.testing.assert_close(module(x, 2.0), model(x, 2.0))
+
+
+def test_sizes_that_the_model_fixes_are_said() -> None:
+    def fixed(m: Net, x: Tensor) -> Tensor:
+        assert tuple(x.shape) == (1, 4, 6, 8)
+        return m.conv(x)
+
+    _, module = made(fixed, X)
+    assert module.meta["remarks"][0].endswith("the result takes inputs of the example's shapes only (1x4x6x8)")
+
+
+def test_what_torch_export_does_not_take_is_none() -> None:
+    def decides(m: Net, x: Tensor) -> Tensor:
+        return m.conv(x) if x.sum() > 0 else x
+
+    assert made(decides, X)[1] is None
