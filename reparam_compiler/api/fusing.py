@@ -196,7 +196,7 @@ def _fuse_graph(source: Source, options: Options, inplace: bool, verify: bool) -
 
 def _fuse_module(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
     """A module that is traced whole, else in parts; exported where the parts leave something that can be fused."""
-    if source.trace is not None and not source.trace.hooked and not has_hooks(source.model):
+    if source.trace is not None and not source.trace.apart and not has_hooks(source.model):
         return _fuse_graph(source, options, inplace, verify)
     if source.trace is None and source.exported is not None:
         parts = _fuse_parts(replace(source, copy=True), replace(options, verify=False), False)[0]
@@ -255,7 +255,7 @@ def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Modu
         fused = f"{len(parts.reports)} of its parts were fused: {', '.join(parts.reports) or 'none'}"
         how = [f"{kind} cannot be traced whole ({source.why_not_traced}); {fused}"]
     else:
-        how = [f"{path} has hooks, so it was fused by itself" for path in source.trace.hooked]
+        how = [f"{path} {why}, so it was fused by itself" for path, why in source.trace.apart.items()]
     kept = [f"{path} was not fused as a whole: {why}" for path, why in parts.kept.items()]
     report = merged(
         f"nn.Module {kind}, in parts",

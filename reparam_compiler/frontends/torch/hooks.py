@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
@@ -40,6 +41,15 @@ def calls_otherwise(module: nn.Module) -> bool:
     """Whether a module has a `forward` of its own that is no method of it, or a class that is called in another way."""
     own_call = type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule)
     return own_call or ("forward" in vars(module) and own_forward(module) is None)
+
+
+def why_apart(module: nn.Module) -> str:
+    """Why a trace does not enter a module that has parts; nothing for any other, and for a script, which nobody can enter."""
+    if not list(module.children()) or isinstance(module, torch.jit.ScriptModule):
+        return ""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return f"is a {type(module).__name__}"
+    return "has hooks" if has_hooks(module) else ""
 
 
 def own_forward(module: nn.Module) -> Callable[..., Any] | None:

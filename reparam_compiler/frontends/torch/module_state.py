@@ -67,7 +67,7 @@ class Exchanged:
 def exchange(module: nn.Module, new: Mapping[Any, Any]) -> Exchanged:
     """Puts layers and tensors in the place of others, wherever a module or one in it holds them: in lists and mappings too."""
     by_id, exchanged = {id(old): value for old, value in new.items()}, Exchanged([])
-    for part in list(module.modules()):
+    for part in [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]:
         for table in (part._modules, part._parameters, part._buffers, vars(part)):
             _exchange(table, by_id, exchanged.before)
     return exchanged

@@ -44,7 +44,7 @@ class Trace:
     graph_module: the trace, which shares the layers and the tensors of the module. module: what was traced.
     owners: for each node, by its name, the call whose code made it; None for the model's own.
     calls: in the order of their ends. fixed: the arguments that were fixed while tracing, with their values.
-    hooked: modules with hooks that have parts.
+    apart: modules that stay calls though they have parts of their own, and why.
     """
 
     graph_module: fx.GraphModule
@@ -52,7 +52,7 @@ class Trace:
     owners: Mapping[str, ModuleCall | None]
     calls: Sequence[ModuleCall]
     fixed: Mapping[str, Any]
-    hooked: Sequence[str]
+    apart: Mapping[str, str]
 
 
 def is_within(path: str, outer: str) -> bool:

@@ -24,7 +24,7 @@ from torch import nn
 from torch.fx.proxy import TraceError
 
 from reparam_compiler.errors import ReparamError, VerificationError, first_line
-from reparam_compiler.frontends.torch.hooks import calls_otherwise, has_hooks, without_hooks
+from reparam_compiler.frontends.torch.hooks import calls_otherwise, has_hooks, why_apart, without_hooks
 from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept, exchange, is_compiled, without_compiled
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, reached_into
@@ -171,16 +171,16 @@ class _Parts:
         for name, child in list(module._modules.items()):
             if child is not None:
                 where = f"{path}.{name}" if path else name
-                self._enter(child, where, (*above, module), hooked_only=path in self.reports)
+                self._enter(child, where, (*above, module), apart_only=path in self.reports)
 
-    def _enter(self, child: nn.Module, path: str, above: tuple[nn.Module, ...], *, hooked_only: bool) -> None:
-        """Visits a child; of what was fused only modules with hooks, wherever they are in it."""
-        if not hooked_only or has_hooks(child):
+    def _enter(self, child: nn.Module, path: str, above: tuple[nn.Module, ...], *, apart_only: bool) -> None:
+        """Visits a child; of what was fused only modules that its trace did not enter, wherever they are in it."""
+        if not apart_only or why_apart(child):
             self.visit(child, path, above, may_be_fused=self._may_be_fused(child, path, above))
             return
         for name, part in list(child._modules.items()):
             if part is not None:
-                self._enter(part, f"{path}.{name}", (*above, child), hooked_only=True)
+                self._enter(part, f"{path}.{name}", (*above, child), apart_only=True)
 
     def _fused(self, module: nn.Module, path: str, above: tuple[nn.Module, ...]) -> nn.Module:
         try:
@@ -203,7 +203,9 @@ class _Parts:
         return result
 
     def _may_be_fused(self, module: nn.Module, path: str, above: tuple[nn.Module, ...]) -> bool:
-        if not list(module.children()) or isinstance(module, nn.ModuleList | nn.ModuleDict) or _absent(module, 0):
+        if not list(module.children()) or isinstance(module, nn.ModuleList | nn.ModuleDict | torch.jit.ScriptModule):
+            return False
+        if _absent(module, 0):
             return False
         indexed = any(hasattr(type(module), method) for method in ("__getitem__", "__len__", "__iter__"))
         if indexed and not only_calls(above, path.rpartition(".")[2]):

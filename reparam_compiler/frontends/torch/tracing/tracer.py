@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
 from reparam_compiler.frontends.torch.aliasing import writes
-from reparam_compiler.frontends.torch.hooks import has_hooks, own_forward
+from reparam_compiler.frontends.torch.hooks import has_hooks, own_forward, why_apart
 from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, arguments_of, refs
 
 
@@ -65,8 +65,8 @@ def symbolic_trace(
     traced = fx.GraphModule(tracer.root, graph, type(model).__name__)
     traced.meta["frozen"] = tuple(dict.fromkeys(tracer.asked))
     called = dict.fromkeys(str(node.target) for node in graph.find_nodes(op="call_module"))
-    hooked = [path for path in called if has_hooks(module := model.get_submodule(path)) and list(module.children())]
-    return Trace(traced, model, tracer.owners, tracer.calls, dict(concrete_args or {}), hooked)
+    apart = {path: why for path in called if (why := why_apart(model.get_submodule(path)))}
+    return Trace(traced, model, tracer.owners, tracer.calls, dict(concrete_args or {}), apart)
 
 
 @contextmanager
@@ -100,8 +100,9 @@ class _Tracer(fx.Tracer):
         self._running: list[ModuleCall] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """As fx has it, and modules with hooks."""
-        return super().is_leaf_module(m, module_qualified_name) or module_qualified_name in self.leaves or has_hooks(m)
+        """As fx has it, and modules with hooks, and scripts."""
+        stays = module_qualified_name in self.leaves or has_hooks(m) or isinstance(m, torch.jit.ScriptModule)
+        return stays or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As fx has it; the call is noted."""

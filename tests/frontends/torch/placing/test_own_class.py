@@ -377,3 +377,59 @@ def test_what_torch_compile_was_given_is_fused() -> None:
     assert type(fused) is Hooked
     assert not norms(fused)
     assert report.remarks == ("torch.compile had compiled the model; the result is not: compile it anew",)
+
+
+class Deployed(nn.Module):
+    """Its forward is set on it, as deployment code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Hooked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward_deployed(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def test_a_method_that_was_set_as_forward_is_what_is_fused_and_stays() -> None:
+    model = randomised(Deployed()).double()
+    model.forward = model.forward_deployed  # type: ignore[method-assign]
+    fused = reparam_compiler.fuse(model, (X,))
+    assert type(fused) is Deployed
+    assert fused.forward.__self__ is fused  # type: ignore[attr-defined]
+    assert not norms(fused)
+    assert relative_error(model(X), fused(X)) < EXACT
+
+
+class Holds(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.rest = inner, conv_norm(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.inner(x))
+
+
+def test_a_data_parallel_is_entered_and_named() -> None:
+    model = Holds(nn.DataParallel(randomised(conv_norm(3, 4)))).eval().double()
+    fused, report = reparam_compiler.fuse(model, (X,), return_report=True)
+    assert type(fused) is Holds
+    assert type(fused.inner) is nn.DataParallel
+    assert not norms(fused)
+    assert report.remarks == ("inner is a DataParallel, so it was fused by itself",)
+    assert relative_error(model(X), fused(X)) < EXACT
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of torch.jit
+def test_a_script_stays_and_what_is_round_it_is_fused() -> None:
+    script = torch.jit.script(randomised(conv_norm(3, 4)).double())
+    model = Holds(script).eval().double()
+    fused, report = reparam_compiler.fuse(model, return_report=True)
+    assert type(fused) is Holds
+    assert [fusion.node for fusion in report.fusions] == ["rest_1"]
+    assert relative_error(model(X), fused(X)) < EXACT
+    same, report = reparam_compiler.fuse(script, return_report=True)
+    assert "it is a script (torch.jit); give the module that it was made of" in report.remarks[0]
+    assert relative_error(script(X), same(X)) < EXACT
