@@ -53,6 +53,10 @@ class VerificationError(ReparamError):
         return type(self), (self.node, self.max_abs_err, self.tolerance, self.advice, self.subject)
 
 
+class TrainingModeWarning(UserWarning):
+    """Norms of the model are in training mode, and stay as they are: call `eval()` first."""
+
+
 class PruneWarning(UserWarning):
     """What pruning did may cost accuracy; the report says the same."""
 

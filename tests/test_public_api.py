@@ -36,6 +36,7 @@ PUBLIC = [
     "RewriteError",
     "Scores",
     "Scoring",
+    "TrainingModeWarning",
     "TuneResult",
     "TvmMissingError",
     "UnrepairedPruneWarning",

@@ -1,6 +1,7 @@
 """`fuse` and `inspect`: a model is opened, its graph fused, the result written, checked and reported."""
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, Unpack, overload
@@ -13,6 +14,7 @@ from reparam_compiler.api.report import FuseReport, WholeModel, merged, prefixed
 from reparam_compiler.api.writing import write_fused, write_fused_onnx
 from reparam_compiler.checking.written import Comparison, check_parts, check_same
 from reparam_compiler.cost.model import cost
+from reparam_compiler.errors import TrainingModeWarning
 from reparam_compiler.frontends.base import Kind, Reading
 from reparam_compiler.frontends.torch.bodies import read_bodies
 from reparam_compiler.frontends.torch.hooks import has_hooks
@@ -90,13 +92,27 @@ def fuse(
             than rounding. The caller's model is as it was.
         RewriteError: what was written does not run, or is no valid ONNX model.
 
+    Warns:
+        TrainingModeWarning: norms of a module are in training mode, and stay.
+
     Source: Ding et al., "RepVGG: Making VGG-style ConvNets Great Again", CVPR 2021, Eq. 1 to 4.
     """
     settings = made(FuseOptions, "fuse", options)
+    _warn_of_training(model)
     with outside_inference_mode():
         source = open(model, example_inputs, copy=not inplace, weights_are_constant=settings.weights_are_constant)
         fused, report = fuse_source(source, settings.of_passes(verify=verify), inplace=inplace)
     return (fused, report) if return_report else fused
+
+
+def _warn_of_training(model: Any) -> None:
+    """Warns the caller of `fuse` where nothing can become of the norms of a module."""
+    parts = model.named_modules() if isinstance(model, nn.Module) else ()
+    norms = [name for name, part in parts if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    if norms:
+        shown = ", ".join(norms[:3]) + (", …" if len(norms) > 3 else "")
+        words = f"{len(norms)} norms are in training mode and stay as they are ({shown}); call model.eval() before fuse()"
+        warnings.warn(words, TrainingModeWarning, stacklevel=3)
 
 
 @takes(FuseOptions)
