@@ -216,6 +216,47 @@ def test_random_numbers_are_not_frozen(body: Callable[[Asks, Tensor], Any]) -> N
         traced(Asks(body).eval())
 
 
+def chunks_in_a_list(m: Asks, x: Tensor) -> Tensor:
+    y = list(x.chunk(2, 1))
+    y.extend(part * 2 for part in torch.chunk(y[-1], chunks=1, dim=1))
+    return torch.cat(y, 1)
+
+
+def pieces_of_stated_sizes(m: Asks, x: Tensor) -> Tensor:
+    return torch.cat([*x.split([1, 3], 1), *torch.split(x, (3, 1), dim=1), *x.split_with_sizes([2, 2], dim=1)][::-1], 1)
+
+
+def pieces_of_sections(m: Asks, x: Tensor) -> Tensor:
+    pieces = x.tensor_split((1, 2), 1)
+    return torch.cat([part for part in pieces if len(pieces) == 3] + [p for p in torch.tensor_split(x, 2, dim=1)], 1)  # noqa: C416
+
+
+@pytest.mark.parametrize("body", [chunks_in_a_list, pieces_of_stated_sizes, pieces_of_sections])
+def test_how_many_tensors_a_call_gives_is_in_its_arguments(body: Callable[[Asks, Tensor], Tensor]) -> None:
+    x = normal(2, 4, 3, 2)
+    model = Asks(body).eval()
+    assert torch.equal(model(x), traced(model)(x))
+
+
+def test_fewer_chunks_than_were_asked_for_are_an_error_of_the_trace() -> None:
+    with pytest.raises(IndexError):
+        traced(Asks(chunks_in_a_list).eval())(normal(2, 1, 3, 2))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: torch.cat(list(x.split(1, 1)), 1),
+        lambda m, x: torch.stack([row for row in x]),  # noqa: C416
+        lambda m, x: torch.stack(list(x.unbind(1)), 1),
+        lambda m, x: torch.cat(list(x.chunk(x.shape[1], 1)), 1),
+    ],
+)
+def test_how_many_there_are_of_what_the_input_decides_is_refused(body: Callable[[Asks, Tensor], Tensor]) -> None:
+    with pytest.raises(TraceError, match="asked for its value"):
+        traced(Asks(body).eval())
+
+
 def test_random_numbers_for_the_input_are_traced() -> None:
     assert traced(Asks(lambda m, x: x + torch.rand_like(x)).eval()).graph.find_nodes(op="call_function", target=torch.rand_like)
 

@@ -6,9 +6,12 @@ from the real tensors, and frozen in the trace. That is right in evaluation mode
 in training mode nothing is frozen, and fx's own refusal stands. A fused model does not follow a change of what was frozen, as
 it does not follow one of any weight. `GraphModule.meta["frozen"]` names the values that were asked for.
 
-A value that depends on the input is never frozen. One question of it needs no answer: where one of both leads to nothing but
-an exception (`assert x.shape[1] == self.channels`, `if x.shape[1] != self.channels: raise …`), the other is given, and recorded
-as a call of `torch._assert`: the trace refuses what its original refuses, with an AssertionError.
+A value that depends on the input is never frozen. Two questions of it can be answered all the same:
+
+- where one of both answers leads to nothing but an exception (`assert x.shape[1] == self.channels`, `if x.shape[1] !=
+  self.channels: raise …`), the other is given, and recorded as a call of `torch._assert`: the trace refuses what its original
+  refuses, with an AssertionError;
+- how many tensors `x.chunk(2, 1)` gives is in its arguments. On an axis that is too short for them the trace raises.
 """
 
 import dis
@@ -26,6 +29,8 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute, Proxy, TraceError
 
 from reparam_compiler.frontends.torch.aliasing import writes
+from reparam_compiler.frontends.torch.arguments import argument
+from reparam_compiler.frontends.torch.called import resolve
 from reparam_compiler.frontends.torch.hooks import has_hooks, own_forward, why_apart
 from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, arguments_of, refs
 
@@ -159,8 +164,13 @@ class _Tracer(fx.Tracer):
         return bool(self.answer(obj.node))
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
-        """What `for` asks: the rows of a parameter."""
-        return (obj[index] for index in range(len(self.answer(obj.node))))  # type: ignore[index]
+        """What `for` and `list()` ask: the rows of a parameter, or the tensors that a call gives."""
+        return (obj[index] for index in range(self.length(obj.node)))  # type: ignore[index]
+
+    def length(self, node: fx.Node) -> int:
+        """How many elements a value has."""
+        pieces = _pieces(node, self.root)
+        return len(self.answer(node)) if pieces is None else pieces
 
     def answer(self, node: fx.Node) -> Any:
         """The value of a node that depends on parameters and buffers alone."""
@@ -252,7 +262,7 @@ class _Questions:
             raise
 
     def __len__(self) -> int:
-        return len(self.tracer.answer(self.node))
+        return self.tracer.length(self.node)
 
 
 class _Value(_Questions, Proxy):  # type: ignore[misc]
@@ -286,6 +296,19 @@ def _raises(instructions: Sequence[dis.Instruction]) -> bool:
         if any(word in instruction.opname for word in ("JUMP", "FOR_ITER", "SEND", "RETURN", "YIELD", "RERAISE")):
             return False
     return False
+
+
+def _pieces(node: fx.Node, model: nn.Module) -> int | None:
+    """How many tensors a call gives, where its arguments say so; None elsewhere."""
+    if node.op not in ("call_function", "call_method"):
+        return None
+    called = resolve(node, model)
+    given = argument(node, 1, "chunks", "sections", "indices_or_sections", "indices", "split_size_or_sections", "split_sizes")
+    if called.is_("chunk", "tensor_split") and isinstance(given, int):
+        return given
+    if called.is_("split", "split_with_sizes", "tensor_split") and isinstance(given, list | tuple):
+        return len(given) + called.is_("tensor_split")
+    return None
 
 
 def _name_of(node: fx.Node) -> str:
