@@ -58,8 +58,13 @@ def test_batch_and_spatial_sizes_are_open(wiring: Wiring) -> None:
     model, module = made(wiring, X)
     for x in (X, normal(3, 4, 6, 8).float(), normal(2, 4, 5, 4).float()):
         torch.testing.assert_close(module(x), model(x))
-    assert module.meta["remarks"] == ("no tracer takes Net, so it was exported: the result takes inputs of Nx4xNxN",)
+    said = "so it was exported, and train() and eval() change nothing in it: the result takes inputs of Nx4xNxN"
+    assert module.meta["remarks"] == (f"no tracer takes Net, {said}",)
     assert not any(part.training for part in module.modules())
+    x = X.clone().requires_grad_()
+    torch.testing.assert_close(module.train()(x), model(x))
+    assert module.training
+    assert not module.eval().training
 
 
 def test_a_size_that_the_code_decides_by_is_guarded() -> None:

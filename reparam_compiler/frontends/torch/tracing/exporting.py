@@ -37,9 +37,14 @@ def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> 
         except Exception as error:  # noqa: BLE001 - torch.export runs the model's own code, which raises what it likes
             logger.info("torch.export of %s failed: %s", type(model).__name__, error)
             continue
-        for part in module.modules():  # born in training mode, and its eval() is forbidden
+        for name in ("train", "eval"):  # torch forbids both by attributes of the module, as neither changes what it computes
+            vars(module).pop(name, None)
+        for part in module.modules():  # born in training mode
             part.training = model.training
-        module.meta["remarks"] = (f"no tracer takes {type(model).__name__}, so it was exported: {_sizes(program)}",)
+        exported_as_is = (
+            f"no tracer takes {type(model).__name__}, so it was exported, and train() and eval() change nothing in it"
+        )
+        module.meta["remarks"] = (f"{exported_as_is}: {_sizes(program)}",)
         return module
     return None
 
