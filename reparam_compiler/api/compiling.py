@@ -72,17 +72,21 @@ def compile(
     settings = options or lowering.CompileOptions()
     resolved = check(target, database, settings)
     source = _open(model, example_inputs, input_shapes)
+    subject, unfused = _fused(source, how, verify=verify) if fuse else (source.model, "")
     executable = lowering.compile(
-        _fused(source, how, verify=verify) if fuse else source.model,
+        subject,
         source.inputs,
         target=resolved,
         database=database,
         input_shapes=input_shapes,
         options=settings,
     )
-    if verify:
-        verify_compiled(executable, source.model, source.inputs, name=source.name, max_error=settings.max_error)
-    return executable
+    if unfused:
+        log.warning("%s is compiled as it is, unfused: %s", type(source.model).__name__, unfused)
+    if not verify:
+        return executable
+    verdict = verify_compiled(executable, source.model, source.inputs, name=source.name, max_error=settings.max_error)
+    return replace(executable, verified=verdict.compared, verification=verdict.words)
 
 
 @takes(FuseOptions)
@@ -135,8 +139,11 @@ def tune(
     how = made(FuseOptions, "tune", fusing)
     search = check_search(target, database, trials=trials, repeat=repeat, number=number, timeout=timeout)
     source = _open(model, example_inputs, input_shapes)
+    subject, unfused = _fused(source, how, verify=True) if fuse else (source.model, "")
+    if unfused:
+        log.warning("%s is tuned as it is, unfused: %s", type(source.model).__name__, unfused)
     return lowering.tune(
-        _fused(source, how, verify=True) if fuse else source.model,
+        subject,
         source.inputs,
         target=search.backend.target,
         trials=trials,
@@ -162,14 +169,13 @@ def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Sourc
 
 
 @outside_inference_mode()
-def _fused(source: Source, options: FuseOptions, *, verify: bool) -> Any:
-    """The fused model; the model itself where `fuse` cannot read or run it: what is wrong then, the importer says."""
+def _fused(source: Source, options: FuseOptions, *, verify: bool) -> tuple[Any, str]:
+    """The fused model and ""; the model itself and why where `fuse` cannot read or run it: what is wrong, the importer says."""
     if source.kind in ("torch.nn", "torch.fx"):
         children = (child for child in source.model.modules() if type(child) is not nn.Module)
         if source.inputs is None or any(child.training for child in children):
-            return source.model  # fx holds children in bare Modules, which say nothing of the mode
+            return source.model, ""  # fx holds children in bare Modules, which say nothing of the mode
     try:
-        return fuse_source(source, options.of_passes(verify=verify))[0]
+        return fuse_source(source, options.of_passes(verify=verify))[0], ""
     except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward
-        log.warning("%s is compiled as it is, unfused: %s", type(source.model).__name__, refusal)
-        return source.model
+        return source.model, str(refusal)

@@ -48,6 +48,14 @@ class _Reference:
         return self.runner.run(self.args, self.kwargs, seed=seed)
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a compiled model was compared with the model, and how or why not. (One that differs is an error.)"""
+
+    compared: bool
+    words: str
+
+
 def verify_compiled(
     executable: "Executable",
     model: Any,
@@ -55,7 +63,7 @@ def verify_compiled(
     *,
     name: str = "",
     max_error: float = 0.0,
-) -> None:
+) -> Verdict:
     """Compare one run of a compiled model with one of the model; a log line says where they could not be compared.
 
     Args:
@@ -71,16 +79,13 @@ def verify_compiled(
     """
     name = name or type(model).__name__
     if not executable.runs_here:
-        log.info("%s is compiled for another machine or device, and was not compared with the model", name)
-        return
+        return _not_compared(name, "it is compiled for another machine or device", logging.INFO)
     try:
         reference, expected = _first_run(model, executable.inputs, example_inputs)
     except ImportError as missing:
-        log.info("%s is compiled, and was not compared with the model: %s", name, missing)
-        return
+        return _not_compared(name, str(missing), logging.INFO)
     except UnsupportedModelError as refusal:
-        log.warning("%s is compiled, and was not compared with the model, which does not run here: %s", name, refusal)
-        return
+        return _not_compared(name, f"it does not run here: {refusal}")
     try:
         arrays = executable.run(*reference.arrays)
     except RuntimeError as failure:
@@ -92,11 +97,15 @@ def verify_compiled(
     tolerance = max(BY_DTYPE[coarsest(words)].compiled, LAYERS * max_error)
     wrong = _mismatch(expected, found, executable.outputs, tolerance)
     if wrong is None:
-        return
+        return Verdict(True, f"one run gives what the model gives in {reference.runner.runtime}, to {tolerance:.0e} (relative)")
     if _mismatch(expected, reference.run(seed=1), executable.outputs, tolerance) is not None:
-        log.warning("%s is compiled, and was not compared with the model, two runs of which differ", name)
-        return
+        return _not_compared(name, "two runs of it differ")
     raise wrong
+
+
+def _not_compared(name: str, why: str, level: int = logging.WARNING) -> Verdict:
+    log.log(level, "%s is compiled, and was not compared with the model: %s", name, why)
+    return Verdict(False, why)
 
 
 def _first_run(model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] | None) -> tuple[_Reference, Outputs]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree
 
@@ -101,14 +101,15 @@ class TorchRunner:
             return tensor.detach().to(device, torch.float64 if wide else tensor.dtype, copy=True)
 
         given, named = _pytree.tree_map_only(Tensor, prepared, (tuple(args), dict(kwargs or {})))
+        called = _Plainly(self._module)
         try:
             with _apart(device, seed):
                 if self._copy == "none" and isinstance(self._module, torch.jit.ScriptModule):
                     return leaves(_copied(self._module, {})(*given, **named))  # its buffers cannot be stood in for
                 if self._copy == "none":
-                    buffers = {name: buffer.clone() for name, buffer in self._module.named_buffers()}
-                    return leaves(torch.func.functional_call(self._module, buffers, given, named))
-                return leaves(self._module(*given, **named))
+                    buffers = {name: buffer.clone() for name, buffer in called.named_buffers()}
+                    return leaves(torch.func.functional_call(called, buffers, given, named))
+                return leaves(called(*given, **named))
         except Exception as error:
             shapes = [tuple(x.shape) for x in _pytree.tree_leaves((given, named)) if isinstance(x, Tensor)]
             raise UnsupportedModelError(
@@ -125,6 +126,19 @@ class TorchRunner:
                     noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
                     tensor.mul_(_moved(noise, self._dtypes[name], exact=exact).to(tensor.dtype))
         return TorchRunner(moved, exact=exact, copy="none")
+
+
+class _Plainly(nn.Module):
+    """Calls a module; a GraphModule not by torch.fx's own `__call__`, which prints a page on stderr before it raises."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.module, fx.GraphModule):
+            return super(type(self.module), self.module).__call__(*args, **kwargs)
+        return self.module(*args, **kwargs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -63,3 +63,10 @@ KeepBn = Annotated[bool, typer.Option("--keep-bn", help="Leave the last batch no
 MeasureCosts = Annotated[
     bool, typer.Option("--measure-costs", help="Decide by the speed of this machine, not of a usual CPU; takes a second.")
 ]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose", "-v", count=True, help="Say what is done, and where an error comes from; -vv: all.", show_default=False
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone, and what --json asks for.")]

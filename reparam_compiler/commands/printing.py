@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,17 +15,24 @@ from reparam_compiler.checking.equivalent import Equivalence
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.passes.pruning.pipeline import PrunePlan
 
+log = logging.getLogger(__name__)
+
 
 def console(as_json: bool) -> Console:
-    """Where people read: stderr while stdout is for machines."""
-    return Console(stderr=as_json)
+    """Where people read: stderr while stdout is for machines, nowhere where they want quiet."""
+    return Console(stderr=as_json, quiet=_is_quiet())
+
+
+def _is_quiet() -> bool:
+    """Whether not even warnings are wanted (`-q`)."""
+    return not log.isEnabledFor(logging.WARNING)
 
 
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
     """A spinner on stderr, where that is a terminal."""
     out = Console(stderr=True)
-    if not out.is_terminal:
+    if _is_quiet() or not out.is_terminal:
         yield
         return
     with out.status(text):

@@ -14,19 +14,18 @@ An error of the library is one line on stderr and the exit code of its class. Ou
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
-import numpy as np
 import torch
 import typer
 
 from reparam_compiler.api.comparing import equivalent
 from reparam_compiler.api.fusing import fuse, inspect
 from reparam_compiler.api.pruning import apply_manifest, prune
+from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, JsonCommand, errors_as_exit_codes
+from reparam_compiler.commands.loading import check_runs, first_arrays, inputs_of_either, loaded, samples, stated_inputs
 from reparam_compiler.commands.options import (
     Allocation,
     Constant,
@@ -38,35 +37,19 @@ from reparam_compiler.commands.options import (
     Output,
     Policy,
     Quality,
+    Quiet,
     Shapes,
     UnsafeLoad,
+    Verbose,
     numbers,
 )
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_pruning, status
-from reparam_compiler.core.calls import by_position
-from reparam_compiler.core.files import UNREADABLE, check_place
+from reparam_compiler.core.files import check_place
 from reparam_compiler.cost.measure import measure_costs
-from reparam_compiler.errors import (
-    InfeasiblePruneError,
-    PruneWarning,
-    ReparamError,
-    UnsupportedModelError,
-    VerificationError,
-)
-from reparam_compiler.models import opening
-from reparam_compiler.models.io import check_output, inputs_of_shapes, load_model, save_model
-from reparam_compiler.models.shapes import parse_shapes
+from reparam_compiler.errors import PruneWarning, UnsupportedModelError
+from reparam_compiler.models.io import check_output, save_model
 from reparam_compiler.tvmc import commands as tvmc_commands
 
-EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
-    (InfeasiblePruneError, 8),
-    *tvmc_commands.EXIT_CODES,
-)
-CODES = (
-    "[bold]Exit codes[/]: 0 done · 1 anything else, such as a file that cannot be written · 2 wrong usage · "
-    "3 the model cannot be read or written · 4 it cannot be lowered or run · 5 tvm is missing · 6 a rewrite failed · "
-    "7 the result differs from the model · 8 nothing can be pruned."
-)
 MODELS = (
     "[bold]MODEL[/] is an .onnx file, a .pt2 file of torch.export.save, or package.module:factory, which is "
     "imported and called. Files that can run code (.pt, and a .pt2 with pickles in it) need --unsafe-load."
@@ -86,8 +69,24 @@ app = typer.Typer(
 )
 
 
+def _print_versions(asked: bool) -> None:
+    if asked:
+        typer.echo(tvmc_commands.versions())
+        raise typer.Exit
+
+
+@app.callback()
+def all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_versions, is_eager=True, help="Print the versions and exit.")
+    ] = False,
+) -> None:
+    """What stands before the name of a command."""
+
+
 @app.command(
     "fuse",
+    cls=JsonCommand,
     epilog="Example: reparam fuse repvgg.onnx -o fused.onnx\n\n"
     "Example: reparam fuse reparam_compiler.zoo:repvgg_a0 --input-shapes 'x:[1,3,224,224]' -o a0.pt2\n\n" + MODELS,
 )
@@ -102,26 +101,40 @@ def fuse_command(
     constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Make one conv of every block of parallel conv-BN branches, fold the conv-BN pairs that remain, and prove each."""
-    with errors_as_exit_codes(as_json):
-        native = _loaded(model, unsafe_load, constant)
-        inputs = _inputs(native, input_shapes)
+    with errors_as_exit_codes(as_json, verbose, quiet):
+        native = loaded(model, unsafe_load, constant)
+        inputs = stated_inputs(native, input_shapes)
         _check_output(native, output, inputs)
         options = _options(policy, keep_bn, measure)
         with status(f"fusing {model}"):
             fused, report = fuse(native, inputs, verify=not no_verify, return_report=True, **options)
-        with status(f"writing {output}"):
-            save_model(fused, output, example_inputs=inputs)
         out = console(as_json)
         print_fusions(out, report)
+        record = {"model": model, "options": _as_json(options), "report": json.loads(report.to_json())}
+        if not report.fusions:
+            _say_that_nothing_fused(model, output, record, as_json)
+        with status(f"writing {output}"):
+            save_model(fused, output, example_inputs=inputs)
         out.print(f"written: {output}", markup=False, highlight=False)
-        written = {"model": model, "output": str(output), "options": _as_json(options)}
-        print_json(as_json, {**written, "report": json.loads(report.to_json())})
+        print_json(as_json, {**record, "output": str(output)})
+
+
+def _say_that_nothing_fused(model: str, output: Path, record: dict[str, Any], as_json: bool) -> NoReturn:
+    """Ends the command: a file under the name of a fused model, which is none, would be taken for one."""
+    why = "for the reasons that are listed" if record["report"]["refusals"] else "it has no branches or norms that could be"
+    said = f"{model}: nothing was fused ({why}), and {output} was not written: the model can be used as it is"
+    print_json(as_json, {**record, "output": None, "error": "NothingFused", "message": said})
+    typer.echo(f"reparam: {said}", err=True)
+    raise typer.Exit(NOTHING_FUSED)
 
 
 @app.command(
     "inspect",
+    cls=JsonCommand,
     epilog="Example: reparam inspect repvgg.onnx\n\nExample: reparam inspect net.pt2 --json | jq '.report.refusals'\n\n"
     + MODELS,
 )
@@ -134,19 +147,24 @@ def inspect_command(
     constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Show what would fuse, what would not and why, and the cost before and after; nothing is written."""
-    with errors_as_exit_codes(as_json):
-        native = _loaded(model, unsafe_load, constant)
+    with errors_as_exit_codes(as_json, verbose, quiet):
+        native = loaded(model, unsafe_load, constant)
+        inputs = stated_inputs(native, input_shapes)
+        check_runs(native, inputs)
         options = _options(policy, keep_bn, measure)
         with status(f"reading {model}"):
-            report = inspect(native, _inputs(native, input_shapes), **options)
+            report = inspect(native, inputs, **options)
         print_fusions(console(as_json), report)
         print_json(as_json, {"model": model, "options": _as_json(options), "report": json.loads(report.to_json())})
 
 
 @app.command(
     "equivalent",
+    cls=JsonCommand,
     epilog="Example: reparam equivalent net.pt2 package.module:deployed --input-shapes 'x:[1,3,224,224]'\n\n" + MODELS,
 )
 def equivalent_command(
@@ -162,21 +180,24 @@ def equivalent_command(
     ] = None,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Say whether two models compute the same but for rounding: exit code 0 where they do, 7 where not."""
-    with errors_as_exit_codes(as_json):
-        one, other = (_loaded(spec, unsafe_load) for spec in (a, b))
-        inputs = _inputs_of_either(one, other, input_shapes)
+    with errors_as_exit_codes(as_json, verbose, quiet):
+        one, other = (loaded(spec, unsafe_load) for spec in (a, b))
+        inputs = inputs_of_either(one, other, input_shapes)
         with status("comparing"):
             found = equivalent(one, other, inputs, tolerance=tolerance)
         print_equivalence(console(as_json), found)
         print_json(as_json, {"a": a, "b": b, "equivalence": json.loads(found.to_json())})
         if not found:
-            raise typer.Exit(dict(EXIT_CODES)[VerificationError])
+            raise typer.Exit(DIFFERENT)
 
 
 @app.command(
     "prune",
+    cls=JsonCommand,
     epilog="Example, the embedded demo: reparam prune --ratio 0.3\n\n"
     "Example: reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx\n\n"
     "Example: reparam prune --flops 0.5 --quality high net.pt2 --calibration images/ --ignore 'head*' -o small.pt2\n\n"
@@ -216,6 +237,8 @@ def prune_command(
     constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Fuse MODEL, remove a share of its channels, and refit what is left to calibration data.
 
@@ -236,7 +259,7 @@ def prune_command(
         "max_ratio": max_ratio,
         "ignore": tuple(ignore or ()),
     }
-    with errors_as_exit_codes(as_json):
+    with errors_as_exit_codes(as_json, verbose, quiet):
         if model is None:
             of_a_model = {"--calibration": calibration, "--input-shapes": input_shapes, "--no-fuse": no_fuse}
             of_a_model |= {"--manifest": manifest, "--mean": mean, "--std": std, "--unsafe-load": unsafe_load}
@@ -250,7 +273,7 @@ def prune_command(
             return
         options |= {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
         _prune(
-            model, _loaded(model, unsafe_load, constant), output, manifest, calibration, input_shapes, options, no_fuse, as_json
+            model, loaded(model, unsafe_load, constant), output, manifest, calibration, input_shapes, options, no_fuse, as_json
         )
 
 
@@ -279,13 +302,13 @@ def _prune(
     no_fuse: bool,
     as_json: bool,
 ) -> None:
-    inputs = _inputs(native, input_shapes)
+    inputs = stated_inputs(native, input_shapes)
     if inputs is None and isinstance(native, torch.nn.Module):
         if calibration is None:
             raise UnsupportedModelError(
                 f"{model}: pruning needs the input shapes of a torch module: --input-shapes 'x:[1,3,224,224]', or --calibration"
             )
-        inputs = _samples(_first_arrays(calibration), native)
+        inputs = samples(first_arrays(calibration), native)
     if output is not None:
         _check_output(native, output, inputs)
     if manifest is not None:
@@ -311,7 +334,7 @@ def _prune(
     print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
 
 
-@app.command("cut", epilog="Example: reparam cut averaged.onnx cut.json -o small-averaged.onnx\n\n" + MODELS)
+@app.command("cut", cls=JsonCommand, epilog="Example: reparam cut averaged.onnx cut.json -o small-averaged.onnx\n\n" + MODELS)
 def cut_command(
     model: Annotated[str, typer.Argument(help="Another checkpoint of the architecture that was pruned.")],
     manifest: Annotated[Path, typer.Argument(help="What `reparam prune --manifest` wrote.")],
@@ -320,16 +343,20 @@ def cut_command(
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="The pruned model was not fused before.")] = False,
     constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Cut MODEL where another checkpoint of the same architecture was cut; nothing is refitted."""
-    with errors_as_exit_codes(False):
-        native = _loaded(model, unsafe_load, constant)
-        inputs = _inputs(native, input_shapes)
+    with errors_as_exit_codes(as_json, verbose, quiet):
+        native = loaded(model, unsafe_load, constant)
+        inputs = stated_inputs(native, input_shapes)
         _check_output(native, output, inputs)
         if not no_fuse:
             native = fuse(native, inputs)
         save_model(apply_manifest(native, manifest, inputs), output, example_inputs=inputs)
-        console(False).print(f"written: {output}", markup=False, highlight=False)
+        console(as_json).print(f"written: {output}", markup=False, highlight=False)
+        print_json(as_json, {"model": model, "manifest": str(manifest), "output": str(output)})
 
 
 def _tvmc(context: typer.Context) -> None:
@@ -355,82 +382,6 @@ def run_alone(name: str) -> None:
     alone = typer.Typer(epilog=CODES, **STYLE)
     alone.registered_commands = [command for command in app.registered_commands if command.name == name]
     alone(prog_name=f"python -m reparam_compiler.{name}")
-
-
-@contextlib.contextmanager
-def errors_as_exit_codes(as_json: bool) -> Iterator[None]:
-    """An error of the library, or of the file system, becomes one line on stderr and an exit code."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch warns of itself
-            yield
-    except (ReparamError, OSError) as error:
-        print_json(as_json, {"error": type(error).__name__, "message": str(error)})
-        typer.echo(f"reparam: {type(error).__name__}: {error}", err=True)
-        code = next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
-        raise typer.Exit(code) from None
-
-
-def _first_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of an .npz by name, or that of an .npy or of the first .npy in a folder, whose shapes a module is to take.
-
-    Raises:
-        UnsupportedModelError: there are none, they are not plain arrays, or they are images.
-    """
-    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
-    if not files:
-        raise UnsupportedModelError(f"{path}: images take the model's size, and a torch module has none; give --input-shapes")
-    if not path.is_dir() and path.suffix not in (".npz", ".npy"):
-        raise UnsupportedModelError(f"{path}: found the suffix {path.suffix!r}; expected an .npz, an .npy, or a folder of .npy")
-    try:
-        with files[0].open("rb") as file:  # numpy leaves one that it cannot read open
-            found = np.load(file, allow_pickle=False)
-            return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else {"": found}
-    except UNREADABLE as error:
-        raise UnsupportedModelError(f"{path}: it cannot be read as plain arrays: {error}") from error
-
-
-def _loaded(spec: str, unsafe: bool, constant: bool = False) -> Any:
-    """The model that a spec names; one that comes in training mode, as most factories give it, in evaluation mode.
-
-    There is no other use for it here: a norm in training mode is never folded.
-    """
-    model = opening.open(load_model(spec, unsafe=unsafe), copy=False, weights_are_constant=constant).model
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    if any(module.training for module in modules if type(module) is not torch.nn.Module):  # fx holds children in bare ones
-        with contextlib.suppress(NotImplementedError):  # the module of a program, whose mode is that of its export
-            model.eval()
-            typer.echo(f"reparam: {spec} came in training mode; it is taken in evaluation mode", err=True)
-    return model
-
-
-def _samples(arrays: Mapping[str, np.ndarray[Any, Any]], model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
-    """The first sample of each array, as the inputs of a model: by their names, or in order where none is an input's.
-
-    Floating numbers come in the dtype of the model's weights.
-    """
-    parameters = signature(model.forward).parameters
-    named = [name for name in arrays if name in parameters]
-    names = by_position(parameters, named) if named else list(arrays)
-    dtypes = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
-    dtype = next(dtypes, torch.float32)
-    samples = (torch.from_numpy(arrays[name][:1].copy()) for name in names)
-    return tuple(sample.to(dtype) if sample.is_floating_point() else sample for sample in samples)
-
-
-def _inputs(model: Any, shapes: str | None) -> tuple[Any, ...] | None:
-    return inputs_of_shapes(model, parse_shapes(shapes)) if shapes and shapes.strip() else None
-
-
-def _inputs_of_either(one: Any, other: Any, shapes: str) -> tuple[Any, ...]:
-    """Random inputs of these shapes, which go by the names of the first model's inputs or else of the second's."""
-    sizes = parse_shapes(shapes)
-    try:
-        return inputs_of_shapes(one, sizes)
-    except UnsupportedModelError as error:
-        with contextlib.suppress(UnsupportedModelError):
-            return inputs_of_shapes(other, sizes)
-        raise error from None
 
 
 def _options(policy: str, keep_bn: bool, measure: bool) -> dict[str, Any]:

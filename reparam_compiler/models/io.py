@@ -15,6 +15,7 @@ import io
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from torch.export import ExportedProgram
 
 from reparam_compiler.core.calls import by_position
 from reparam_compiler.core.files import written_whole
-from reparam_compiler.errors import UnsupportedModelError, first_line
+from reparam_compiler.errors import ReparamError, UnsupportedModelError, class_and_line, first_line
 from reparam_compiler.frontends.base import kind_of
 from reparam_compiler.frontends.torch.tensors import dtype_word
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
@@ -66,6 +67,17 @@ def load_model(spec: str | os.PathLike[str], *, unsafe: bool = False, is_onnx: b
     if match is None:
         raise UnsupportedModelError(f"found the model {text!r}; expected a path that ends in .onnx or .pt2, or module:factory")
     return _made(text, match["module"], match["factory"])
+
+
+def into_evaluation_mode(model: Any) -> bool:
+    """Puts a module, as factories give it, into evaluation mode; whether it or a part of it was in training mode."""
+    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
+    if not any(module.training for module in modules if type(module) is not torch.nn.Module):  # fx holds children in bare ones
+        return False
+    with contextlib.suppress(NotImplementedError):  # the module of a program, whose mode is that of its export
+        model.eval()
+        return True
+    return False
 
 
 def save_model(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequence[Any] | None = None) -> None:
@@ -195,16 +207,33 @@ def _made(spec: str, module_name: str, factory_name: str) -> Any:
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as missing:
-            if missing.name is None or not f"{module_name}.".startswith(f"{missing.name}."):
-                raise
             raise UnsupportedModelError(
                 f"{spec}: there is no module {missing.name}; install it, or run where it can be imported from"
             ) from missing
+        except Exception as error:
+            raise _of_the_caller(spec, f"importing {module_name}", error) from error
         for name in factory_name.split("."):
             if not hasattr(found, name):
                 raise UnsupportedModelError(f"{spec}: {module_name} has no {factory_name}")
             found = getattr(found, name)
-        return _checked(found if kind_of(found) or not callable(found) else found(), spec)
+        if kind_of(found) or not callable(found):
+            return _checked(found, spec)
+        try:
+            made = found()
+        except Exception as error:
+            raise _of_the_caller(spec, f"calling {factory_name}()", error) from error
+        return _checked(made, spec)
+
+
+def _of_the_caller(spec: str, doing: str, error: Exception) -> UnsupportedModelError:
+    """What the code that a spec names raised, and in which line."""
+    if isinstance(error, ReparamError):
+        return UnsupportedModelError(f"{spec}: {doing} failed: {error}")
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return UnsupportedModelError(
+        f"{spec}: {doing} raised {class_and_line(error)} ({last.filename}:{last.lineno}); mend it, or name a factory that "
+        "takes no arguments and returns a model"
+    )
 
 
 def _checked(found: Any, spec: str) -> Any:

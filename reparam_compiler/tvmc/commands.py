@@ -10,13 +10,11 @@ lowered or run, 5 tvm is missing, 6 and 7 fusing failed, 1 anything else.
 """
 
 import argparse
-import contextlib
 import importlib
 import importlib.metadata
 import json
-import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,29 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from reparam_compiler.core.files import UNREADABLE
-from reparam_compiler.errors import (
-    LoweringError,
-    ReparamError,
-    RewriteError,
-    TvmMissingError,
-    UnsupportedModelError,
-    VerificationError,
-)
+from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc import model as api
+from reparam_compiler.tvmc.failing import log, log_lines, report
 from reparam_compiler.tvmc.options import parse, target_of
 from reparam_compiler.tvmc.tables import interface_table, kernel_table, memory_line, profile_table, top_table, tuning_table
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import CompileOptions, Executable
 
-EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
-    (TvmMissingError, 5),
-    (LoweringError, 4),
-    (UnsupportedModelError, 3),
-    (RewriteError, 6),
-    (VerificationError, 7),
-    (ReparamError, 1),
-)
 DUMPED = {"relay": "relax"}
 """What `--dump-code` names otherwise now."""
 
@@ -56,21 +40,18 @@ def main(arguments: Sequence[str] | None = None, prog: str = "tvmc") -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     found = parse(words or ["--help"], prog)
     if found.version:
-        _say(" ".join(f"{name} {_version(name)}" for name in ("reparam_compiler", "apache-tvm")))
+        _say(versions())
         return 0
     if found.command is None:
         parse(["--help"], prog)
     commands = {"compile": _compile, "run": _run, "tune": _tune}
-    with _logging(getattr(found, "verbose", 0)):
+    with log_lines(prog, getattr(found, "verbose", 0)):
         for note in found.notes:
-            _warn(f"tvmc: {note}")
+            log.warning(note)
         try:
             commands[found.command](found)
-        except (ReparamError, OSError) as error:
-            if found.json:
-                _say(json.dumps({"error": type(error).__name__, "message": str(error)}))
-            _warn(f"tvmc: {type(error).__name__}: {error}")
-            return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is one line and, where asked for, JSON
+            return report(error, prog, as_json=found.json)
     return 0
 
 
@@ -85,9 +66,9 @@ def _compile(found: argparse.Namespace) -> None:
     output_format = found.output_format
     if output_format == "so" and output.suffix == ".tar":
         output_format = "tar"
-        _warn(f"tvmc: {output} is an archive with the library in it, as ever; for the library alone name it .so")
+        log.warning(f"{output} is an archive with the library in it, as ever; for the library alone name it .so")
     options = _options(found)
-    model = api.load(found.MODEL, found.model_format, found.input_shapes, fuse=not found.no_fuse, unsafe=found.unsafe_load)
+    model = _loaded(found)
     package = api.compile(
         model,
         target_of(found),
@@ -109,6 +90,7 @@ def _compile(found: argparse.Namespace) -> None:
         if name.startswith(("before ", "after ", "pass times")):
             _say(f"# {name}\n{text}\n")
     _say(f"{output}  {size / 2**20:.1f} MiB\n{interface_table(made)}\n{kernel_table(made)}\n{memory_line(made)}\n{made.target}")
+    _say(f"{'verified' if made.verified else 'not verified'}: {made.verification}")
 
 
 def _run(found: argparse.Namespace) -> None:
@@ -160,13 +142,23 @@ def _tune(found: argparse.Namespace) -> None:
             "bound the search with --trials"
         )
     _check_tvm()
-    model = api.load(found.MODEL, found.model_format, found.input_shapes, fuse=not found.no_fuse, unsafe=found.unsafe_load)
+    model = _loaded(found)
     numbers = {name: getattr(found, name) for name in ("trials", "repeat", "number", "timeout")}
     result = api.measured(model, target_of(found), found.output, found.tuning_records, progress=not found.json, **numbers)
     if found.json:
         _say(json.dumps({"output": found.output, **asdict(result)}))
     else:
         _say(f"{found.output}: {result.measured} new of {result.total} records\n{tuning_table(result)}")
+
+
+def _loaded(found: argparse.Namespace) -> api.TVMCModel:
+    """The model that the words name, in evaluation mode: in training mode it could be neither fused nor compiled."""
+    from reparam_compiler.models.io import into_evaluation_mode
+
+    model = api.load(found.MODEL, found.model_format, found.input_shapes, fuse=not found.no_fuse, unsafe=found.unsafe_load)
+    if into_evaluation_mode(model.native):
+        log.warning("%s came in training mode; it is taken in evaluation mode", found.MODEL)
+    return model
 
 
 def _options(found: argparse.Namespace) -> "CompileOptions":
@@ -192,7 +184,7 @@ def _options(found: argparse.Namespace) -> "CompileOptions":
 def _dumped(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in DUMPED.keys() & set(names):
-        _warn(f"tvmc: --dump-code {name}: TVM has no {name} any more; {DUMPED[name]} is written")
+        log.warning(f"--dump-code {name}: TVM has no {name} any more; {DUMPED[name]} is written")
     return [DUMPED.get(name, name) for name in names]
 
 
@@ -218,6 +210,8 @@ def _interface(made: "Executable") -> dict[str, Any]:
         "kernels": [asdict(kernel) for kernel in made.kernels],
         "memory": asdict(made.memory) if made.memory else None,
         "versions": made.versions,
+        "verified": made.verified,
+        "verification": made.verification,
     }
 
 
@@ -228,6 +222,11 @@ def _top(array: Any, count: int) -> list[tuple[int, float]]:
     return [(int(index), float(flat[index])) for index in best]
 
 
+def versions() -> str:
+    """What is installed of the packages that decide what the commands do."""
+    return " ".join(f"{name} {_version(name)}" for name in ("reparam_compiler", "torch", "onnx", "onnxruntime", "apache-tvm"))
+
+
 def _version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
@@ -235,26 +234,5 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-@contextlib.contextmanager
-def _logging(verbose: int) -> Iterator[None]:
-    """The library's log lines on stderr: warnings, with -v what it does, with -vv all."""
-    logger = logging.getLogger("reparam_compiler")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("tvmc: %(message)s"))
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
-    logger.setLevel(max(logging.DEBUG, logging.WARNING - 10 * verbose))
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.level, logger.propagate = before
-
-
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
-
-
-def _warn(text: str) -> None:
-    sys.stderr.write(f"{text}\n")

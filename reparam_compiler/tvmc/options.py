@@ -12,10 +12,11 @@ import argparse
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.models.shapes import parse_shapes
@@ -140,6 +141,28 @@ def parse(arguments: Sequence[str], prog: str = "tvmc") -> argparse.Namespace:
 
     `notes` holds a line for each option that was accepted and has no effect; `target_options` those of `--target-KIND-…`.
     """
+    try:
+        return _parsed(arguments, prog)
+    except _WrongUsage as wrong:
+        if "--json" in arguments:
+            sys.stdout.write(json.dumps({"error": "UsageError", "message": wrong.message}) + "\n")
+        argparse.ArgumentParser.error(wrong.parser, wrong.message)
+
+
+class _WrongUsage(Exception):
+    """A parser's `error`, before it ends the process."""
+
+    def __init__(self, parser: argparse.ArgumentParser, message: str) -> None:
+        super().__init__(message)
+        self.parser, self.message = parser, message
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _WrongUsage(self, message)
+
+
+def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     parser = _parser(prog)
     found, unknown = parser.parse_known_args(list(_joined(arguments)))
     if foreign := [word for word in unknown if word.startswith("--target-")]:
@@ -206,7 +229,7 @@ def _target_file(path: Path) -> str:
 
 def _parser(prog: str) -> argparse.ArgumentParser:
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog,
         description="Compile a model with TVM, tune it, run it.",
         epilog="Example: tvmc compile repvgg.onnx -o module.tar && tvmc run module.tar --print-time",
@@ -327,6 +350,14 @@ def _json(command: argparse.ArgumentParser) -> None:
 
 def _verbose(command: argparse.ArgumentParser) -> None:
     command.add_argument("-v", "--verbose", action="count", default=argparse.SUPPRESS, help="say more on stderr")
+    command.add_argument(
+        *("-q", "--quiet"),
+        action="store_const",
+        dest="verbose",
+        const=-1,
+        default=argparse.SUPPRESS,
+        help="only errors on stderr",
+    )
 
 
 class Explain(argparse.Action):

@@ -153,8 +153,10 @@ def test_every_kind_is_compared_with_its_own_runtime(
     with pytest.raises(VerificationError, match=r"the compiled model differs by 0\.01"):
         verify_compiled(wrong, loaded, zeros)
     code["made"] = right
-    assert reparam_compiler.compile(model, (X,)) is right
-    verify_compiled(right, loaded, zeros)
+    made = reparam_compiler.compile(model, (X,))
+    assert (made.verified, right.verified) == (True, False)
+    assert made.verification.startswith("one run gives what the model gives in ")
+    assert verify_compiled(right, loaded, zeros).compared
 
 
 def test_program_and_proto_are_compared_without_inputs(tmp_path: Path, misread: None) -> None:
@@ -229,7 +231,7 @@ def test_random_model_is_not_compared_and_that_is_said(compiled: Executable, cap
     state = torch.get_rng_state()
     with caplog.at_level(logging.WARNING, "reparam_compiler"):
         verify_compiled(compiled, called(lambda x: x + torch.rand_like(x)), (X,))
-    assert "two runs of which differ" in caplog.text
+    assert "with the model: two runs of it differ" in caplog.text
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -240,8 +242,9 @@ def test_model_that_does_not_run_is_not_compared_and_that_is_said(
         raise KeyError("no such thing")
 
     with caplog.at_level(logging.WARNING, "reparam_compiler"):
-        verify_compiled(compiled, called(refuse), (X,))
-    assert "Called is compiled, and was not compared with the model, which does not run here: KeyError" in caplog.text
+        verdict = verify_compiled(compiled, called(refuse), (X,))
+    assert (verdict.compared, verdict.words) == (False, "it does not run here: KeyError: 'no such thing'")
+    assert "Called is compiled, and was not compared with the model: it does not run here: KeyError" in caplog.text
 
 
 def test_without_onnx_runtime_it_is_compiled_and_not_compared(
@@ -257,8 +260,9 @@ def test_without_onnx_runtime_it_is_compiled_and_not_compared(
 @pytest.mark.parametrize("target", ["llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76", "llvm -mtriple=riscv64-linux-gnu"])
 def test_other_machine_s_code_is_not_compared(target: str, caplog: pytest.LogCaptureFixture, misread: None) -> None:
     with caplog.at_level(logging.INFO, "reparam_compiler"):
-        reparam_compiler.compile(net(), X, target=target)
-    assert "is compiled for another machine or device, and was not compared" in caplog.text
+        made = reparam_compiler.compile(net(), X, target=target)
+    assert (made.verified, made.verification) == (False, "it is compiled for another machine or device")
+    assert "was not compared with the model: it is compiled for another machine or device" in caplog.text
 
 
 class Counting(nn.Module):

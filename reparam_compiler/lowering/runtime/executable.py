@@ -122,6 +122,8 @@ class Executable:
     target: the target as JSON, which `compile(target=…)` reads again.
     memory: what a run needs; None where a size is symbolic, or an older version wrote the artifact.
     listings: texts that `CompileOptions` asked for, by name; they are not saved.
+    verified: whether `compile` ran it beside the model and both gave the same; not saved either.
+    verification: how they were compared, or why not.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -131,6 +133,8 @@ class Executable:
     versions: dict[str, str] = field(default_factory=dict)
     memory: MemoryPlan | None = None
     listings: Mapping[str, str] = field(default_factory=dict)
+    verified: bool = False
+    verification: str = "it was not asked for"
     _library: Any = None
     _machine: Any = None
     _device: Any = None

@@ -1,0 +1,88 @@
+"""What comes in on a command line: a model by its name, inputs by their shapes or from calibration data."""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from reparam_compiler.checking.runners import TorchRunner
+from reparam_compiler.core.calls import by_position
+from reparam_compiler.core.files import UNREADABLE
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.models import opening
+from reparam_compiler.models.io import inputs_of_shapes, into_evaluation_mode, load_model
+from reparam_compiler.models.shapes import parse_shapes
+
+log = logging.getLogger(__name__)
+
+
+def loaded(spec: str, unsafe: bool, constant: bool = False) -> Any:
+    """The model that a spec names; one that comes in training mode, as most factories give it, in evaluation mode.
+
+    There is no other use for it here: a norm in training mode is never folded.
+    """
+    model = opening.open(load_model(spec, unsafe=unsafe), copy=False, weights_are_constant=constant).model
+    if into_evaluation_mode(model):
+        log.warning("%s came in training mode; it is taken in evaluation mode", spec)
+    return model
+
+
+def check_runs(model: Any, inputs: tuple[Any, ...] | None) -> None:
+    """Raises UnsupportedModelError where a torch model does not run on stated inputs; what only reads it would not notice."""
+    if inputs is not None and isinstance(model, torch.nn.Module | ExportedProgram):
+        TorchRunner(model, copy="weights shared").run(inputs)
+
+
+def first_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The arrays of an .npz by name, or that of an .npy or of the first .npy in a folder, whose shapes a module is to take.
+
+    Raises:
+        UnsupportedModelError: there are none, they are not plain arrays, or they are images.
+    """
+    files = sorted(path.glob("*.npy")) if path.is_dir() else [path]
+    if not files:
+        raise UnsupportedModelError(f"{path}: images take the model's size, and a torch module has none; give --input-shapes")
+    if not path.is_dir() and path.suffix not in (".npz", ".npy"):
+        raise UnsupportedModelError(f"{path}: found the suffix {path.suffix!r}; expected an .npz, an .npy, or a folder of .npy")
+    try:
+        with files[0].open("rb") as file:  # numpy leaves one that it cannot read open
+            found = np.load(file, allow_pickle=False)
+            return dict(found) if isinstance(found, np.lib.npyio.NpzFile) else {"": found}
+    except UNREADABLE as error:
+        raise UnsupportedModelError(f"{path}: it cannot be read as plain arrays: {error}") from error
+
+
+def samples(arrays: Mapping[str, np.ndarray[Any, Any]], model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+    """The first sample of each array, as the inputs of a model: by their names, or in order where none is an input's.
+
+    Floating numbers come in the dtype of the model's weights.
+    """
+    parameters = signature(model.forward).parameters
+    named = [name for name in arrays if name in parameters]
+    names = by_position(parameters, named) if named else list(arrays)
+    dtypes = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+    dtype = next(dtypes, torch.float32)
+    samples = (torch.from_numpy(arrays[name][:1].copy()) for name in names)
+    return tuple(sample.to(dtype) if sample.is_floating_point() else sample for sample in samples)
+
+
+def stated_inputs(model: Any, shapes: str | None) -> tuple[Any, ...] | None:
+    """Random inputs of the shapes that a text states; None without a text."""
+    return inputs_of_shapes(model, parse_shapes(shapes)) if shapes and shapes.strip() else None
+
+
+def inputs_of_either(one: Any, other: Any, shapes: str) -> tuple[Any, ...]:
+    """Random inputs of these shapes, which go by the names of the first model's inputs or else of the second's."""
+    sizes = parse_shapes(shapes)
+    try:
+        return inputs_of_shapes(one, sizes)
+    except UnsupportedModelError as error:
+        with contextlib.suppress(UnsupportedModelError):
+            return inputs_of_shapes(other, sizes)
+        raise error from None
