@@ -9,7 +9,7 @@
     └── LoweringError                TVM cannot import, compile or run the model
         └── TvmMissingError          apache-tvm is not installed
 
-Every message names the node, what was found, what was expected and what to do.
+Every message names the node, what was found, what was expected and what to do (`advice`).
 """
 
 

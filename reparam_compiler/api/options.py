@@ -18,6 +18,7 @@ from typing import Any, ParamSpec, TypedDict, TypeVar, get_args
 
 from torch import nn
 
+from reparam_compiler.advice import in_words_of, option
 from reparam_compiler.cost.model import USUAL, CostModel
 from reparam_compiler.errors import InfeasiblePruneError, RewriteError
 from reparam_compiler.models.calibration import Calibration
@@ -146,8 +147,8 @@ class PruneOptions:
         unread += ["quality"] if self.quality != QUALITY else []
         if unread:
             raise InfeasiblePruneError(
-                f"{unread[0]}={getattr(self, unread[0])!r} says what is done with calibration data, and there is none; "
-                "give calibration=, or leave it out"
+                f"{option(unread[0], getattr(self, unread[0]))} says what is done with calibration data, and there is none; "
+                f"give {in_words_of(python='calibration=', command='--calibration')}, or leave it out"
             )
 
     @property

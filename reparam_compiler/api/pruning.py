@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 from reparam_compiler.api.modes import outside_inference_mode
 from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, takes
-from reparam_compiler.api.report import UNREPAIRED, PruneReport, gain_text
+from reparam_compiler.api.report import PruneReport, gain_text, unrepaired
 from reparam_compiler.api.writing import write_pruned
 from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import HarmfulRepairWarning, UnrepairedPruneWarning, UnsupportedModelError
@@ -144,7 +144,7 @@ def warn_of(result: pipeline.PruneResult, before: Graph) -> None:
     """Warns the caller of the public function where nothing was repaired, or repair did harm."""
     gain = result.plan.gain
     if result.plan.repair is None and result.graph is not before:
-        warnings.warn(UNREPAIRED, UnrepairedPruneWarning, stacklevel=3)
+        warnings.warn(unrepaired(), UnrepairedPruneWarning, stacklevel=3)
     if gain is not None and gain.is_worse:
         warnings.warn(gain_text(gain), HarmfulRepairWarning, stacklevel=3)
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
+from reparam_compiler.advice import in_words_of, option
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.interpreter.difference import Difference
 from reparam_compiler.passes.fusion.fuse_branches import Fusion, Refusal
@@ -70,7 +71,7 @@ class FuseReport:
         if self.max_error is not None:
             lines.append(f"every fused region proven in float64: differs by at most {self.max_error.relative:.1e} (relative)")
         elif self.fusions:
-            lines.append("the fused regions were not proven (verify=False)")
+            lines.append(f"the fused regions were not proven ({option('verify', False)})")
         if self.whole_model is None:
             lines.append(f"the whole model was not compared: {self.not_compared or 'no example inputs were given'}")
         else:
@@ -120,7 +121,7 @@ class PruneReport:
     def _repair_lines(self) -> list[str]:
         repair = self.plan.repair
         if repair is None:
-            return [UNREPAIRED]
+            return [unrepaired()]
         lines = [f"repaired {len(repair.repaired)} convs and linears ({repair.how}) from {repair.samples} calibration samples"]
         lines += [gain_text(self.plan.gain)] if self.plan.gain is not None else []
         return lines + [f"  not repaired  {consumer.node}: {consumer.reason}" for consumer in repair.passed_over]
@@ -134,10 +135,13 @@ def gain_text(gain: Gain) -> str:
     return text + worse if gain.is_worse else text
 
 
-UNREPAIRED = (
-    "not repaired: no calibration data was given. A fused net has no batch norm left to recalibrate, and at a third of its "
-    "channels it usually falls to chance; 32 samples of real input are enough to prevent that (calibration=...)"
-)
+def unrepaired() -> str:
+    """What pruning without data costs, and what prevents it."""
+    data = in_words_of(python="calibration=...", command="--calibration")
+    return (
+        "not repaired: no calibration data was given. A fused net has no batch norm left to recalibrate, and at a third of its "
+        f"channels it usually falls to chance; 32 samples of real input are enough to prevent that ({data})"
+    )
 
 
 def cost_lines(before: Cost, after: Cost) -> list[str]:

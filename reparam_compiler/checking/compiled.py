@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree
 
+from reparam_compiler.advice import option
 from reparam_compiler.checking.runners import OnnxRunner, Outputs, TorchRunner, coarsest, leaves
 from reparam_compiler.checking.tolerances import BY_DTYPE, LAYERS
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError, class_and_line
@@ -28,11 +29,6 @@ if TYPE_CHECKING:
     from reparam_compiler.lowering import Executable, TensorSpec
 
 log = logging.getLogger(__name__)
-
-ADVICE = (
-    "{found}. TVM's importer or a kernel computes something else than the model; please report it. Where the model is chaotic "
-    "in its own dtype, verify=False (--no-verify) compiles it all the same"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,8 @@ def verify_compiled(
         arrays = executable.run(*reference.arrays)
     except RuntimeError as failure:
         raise LoweringError(
-            f"main: the compiled model does not run: {failure}. Please report the model; verify=False compiles it all the same"
+            f"main: the compiled model does not run: {failure}. Please report the model; {option('verify', False)} compiles it "
+            "all the same"
         ) from failure
     found = leaves(dict(enumerate(arrays)))
     words = [reference.runner.stored, *(dtype_word(x.dtype) for x in (*expected.values(), *found.values()))]
@@ -145,7 +142,11 @@ def _mismatch(expected: Outputs, found: Outputs, specs: "Sequence[TensorSpec]", 
 
 
 def _error(name: str, max_abs: float, tolerance: float, found: str) -> VerificationError:
-    return VerificationError(name, max_abs, tolerance, ADVICE.format(found=found), "the compiled model")
+    advice = (
+        f"{found}. TVM's importer or a kernel computes something else than the model; please report it. Where the model "
+        f"is chaotic in its own dtype, {option('verify', False)} compiles it all the same"
+    )
+    return VerificationError(name, max_abs, tolerance, advice, "the compiled model")
 
 
 def _worst(expected: Tensor, found: Tensor) -> str:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from reparam_compiler.api.report import UNREPAIRED, FuseReport, PruneReport, cost_rows, gain_text
+from reparam_compiler.api.report import FuseReport, PruneReport, cost_rows, gain_text, unrepaired
 from reparam_compiler.checking.equivalent import Equivalence
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.passes.pruning.pipeline import PrunePlan
@@ -99,7 +99,7 @@ def print_pruning(out: Console, report: PruneReport) -> None:
     out.print(table)
     out.print(_cost_table(report.before, report.after))
     if plan.repair is None:
-        out.print(UNREPAIRED, style="yellow", highlight=False)
+        out.print(unrepaired(), style="yellow", highlight=False)
         return
     out.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples} samples", highlight=False)
     if plan.gain is not None:

@@ -17,6 +17,7 @@ import tvm
 from tvm.ir.instrument import pass_instrument
 from tvm.ir.transform import PassContext
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import code_listings
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
@@ -66,7 +67,8 @@ class CompileOptions:
     def advice(self) -> str:
         """What to do where TVM fails to compile with these options."""
         if self.disabled_passes or self.pass_config:
-            return "Compile it without disabled passes and pass settings (--disabled-pass, --pass-config)"
+            named = in_words_of(python="disabled_passes, pass_config", command="--disabled-pass, --pass-config")
+            return f"Compile it without disabled passes and pass settings ({named})"
         return (
             "It is a limit of TVM or a defect of this package: compile a smaller part of the model to find the op, or report "
             "the model"

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.core.calls import by_position
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import ReparamError, UnsupportedModelError, class_and_line, first_line
@@ -115,7 +116,7 @@ def check_output(model: Any, path: str | os.PathLike[str], *, example_inputs: Se
     if kind in ("torch.nn", "torch.fx") and example_inputs is None:
         raise UnsupportedModelError(
             f"{target}: writing a torch module means exporting it, and that needs its input shapes: "
-            "--input-shapes 'x:[1,3,224,224]' (save_model(..., example_inputs=...))"
+            + in_words_of(python="save_model(..., example_inputs=...)", command="--input-shapes 'x:[1,3,224,224]'")
         )
     if kind is None:
         raise UnsupportedModelError(f"{target}: a {type(model).__module__}.{type(model).__qualname__} cannot be written")
@@ -193,7 +194,8 @@ def _unpickled(path: Path, unsafe: bool) -> Any:
     if not unsafe:
         raise UnsupportedModelError(
             f"{path}: a {path.suffix} file is a pickle and can run any code. Where you trust whoever made it, load it with "
-            "--unsafe-load; better, export the model to .pt2 or .onnx"
+            f"{in_words_of(python='load_model(..., unsafe=True)', command='--unsafe-load')}; "
+            "better, export the model to .pt2 or .onnx"
         )
     try:
         found = torch.load(path, map_location="cpu", weights_only=False)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
+from reparam_compiler.advice import ask_for_inputs, in_words_of
 from reparam_compiler.checking.written import Inputs, same_function
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.base import Frontend, Kind, Reading, checked_kind
@@ -84,10 +85,11 @@ class Source:
         whole = self.trace.graph_module if self.trace is not None else self.exported
         if whole is None:
             kind = type(self.model).__name__
-            rest = "pass example_inputs" if self.inputs is None else "torch.export does not take it either"
+            rest = ask_for_inputs() if self.inputs is None else "torch.export does not take it either"
             raise UnsupportedModelError(
                 f"{kind} cannot be traced as a whole ({self.why_not_traced}), and channels are coupled across the whole model; "
-                f"{rest}, or export the model yourself and pass the ExportedProgram"
+                f"{rest}, or export the model yourself and "
+                f"{in_words_of(python='pass the ExportedProgram', command='name the .pt2')}"
             )
         return whole
 

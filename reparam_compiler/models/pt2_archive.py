@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import UnsupportedModelError, first_line
 
 MODEL = re.compile(r"models/(?P<name>[\w-]+)\.json")
@@ -85,8 +86,8 @@ def check(data: bytes, file: str) -> None:
 def refusal(file: str, record: str, why: str) -> UnsupportedModelError:
     """The error of an archive that must not be opened."""
     return UnsupportedModelError(
-        f"{file}: refused for its record {record!r}: {why}. Where you trust whoever made the file, load it with --unsafe-load "
-        "(load_model(..., unsafe=True)); else export the model anew"
+        f"{file}: refused for its record {record!r}: {why}. Where you trust whoever made the file, load it with "
+        f"{in_words_of(python='load_model(..., unsafe=True)', command='--unsafe-load')}; else export the model anew"
     )
 
 

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+from reparam_compiler.advice import at_command_line
 from reparam_compiler.errors import (
     InfeasiblePruneError,
     LoweringError,
@@ -63,7 +64,10 @@ def report(error: Exception, prog: str, *, as_json: bool) -> int:
 
 @contextlib.contextmanager
 def log_lines(prog: str, verbosity: int) -> Iterator[None]:
-    """The library's log lines on stderr: warnings; with 1 also what it does, with 2 all, with -1 errors alone."""
+    """Advice in flags meanwhile, and the library's log lines on stderr.
+
+    verbosity: 0 for warnings, 1 also for what it does, 2 for all, -1 for errors alone.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"{prog}: %(message)s"))
     before = log.level, log.propagate
@@ -71,7 +75,8 @@ def log_lines(prog: str, verbosity: int) -> Iterator[None]:
     log.setLevel(max(logging.DEBUG, logging.WARNING - 10 * verbosity))
     log.propagate = False
     try:
-        yield
+        with at_command_line():
+            yield
     finally:
         log.removeHandler(handler)
         log.level, log.propagate = before

@@ -80,9 +80,11 @@ def test_float64_stays_float64() -> None:
     np.testing.assert_allclose(lowering.compile(model).run(x)[0], conv_reference(model, x), **FLOAT64)
 
 
-def test_symbolic_onnx_shape_is_refused_with_the_flag_and_fixed_by_input_shapes() -> None:
+def test_symbolic_onnx_shape_is_refused_with_the_argument_and_fixed_by_input_shapes() -> None:
     model = conv_onnx(dims=("N", 5, 8, 7))
-    with pytest.raises(LoweringError, match=r"pixels/0: found the shape \(N, 5, 8, 7\).*--input-shapes 'pixels/0:\[1,5,8,7\]'"):
+    with pytest.raises(
+        LoweringError, match=r"pixels/0: found the shape \(N, 5, 8, 7\).*pass input_shapes={'pixels/0': \(1,5,8,7\)}"
+    ):
         lowering.compile(model)
     compiled = lowering.compile(model, input_shapes={"pixels/0": (2, 5, 8, 7)})
     x = np.random.default_rng(1).standard_normal((2, 5, 8, 7)).astype("float32")
@@ -94,7 +96,7 @@ def test_symbolic_exported_shape_is_refused_and_fixed_by_input_shapes() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own
         exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=8)},))
-    with pytest.raises(LoweringError, match=r"input: found the shape .*--input-shapes 'input:\[1,3,9,8\]'"):
+    with pytest.raises(LoweringError, match=r"input: found the shape .*pass input_shapes={'input': \(1,3,9,8\)}"):
         lowering.compile(exported)
     with pytest.raises(LoweringError, match=r"input: input_shapes says \(2, 4, 9, 8\)"):
         lowering.compile(exported, input_shapes={"input": (2, 4, 9, 8)})
@@ -114,12 +116,12 @@ def test_open_sizes_are_those_of_the_example_inputs() -> None:
         lowering.compile(exported, (torch.zeros(3, 3, 9, 7),))
     proto = conv_onnx(dims=("N", 5, 8, "W"))
     assert lowering.compile(proto, (np.zeros((2, 5, 8, 6)),)).inputs[0].shape == (2, 5, 8, 6)
-    with pytest.raises(LoweringError, match="--input-shapes"):
+    with pytest.raises(LoweringError, match="pass input_shapes="):
         lowering.compile(proto, (np.zeros((5, 8, 6)),))
 
 
 def test_module_without_inputs_is_refused_with_what_to_pass() -> None:
-    with pytest.raises(LoweringError, match=r"example_inputs=.*--input-shapes"):
+    with pytest.raises(LoweringError, match=r"example_inputs=.*input_shapes="):
         lowering.compile(net())
 
 

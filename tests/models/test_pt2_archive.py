@@ -85,7 +85,7 @@ def test_what_torch_writes_is_let_through(value: Any) -> None:
     ],
 )
 def test_anything_else_is_refused_and_named(value: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"net\.pt2: refused for its record 'models/model\.json': .*--unsafe-load"):
+    with pytest.raises(UnsupportedModelError, match=r"net\.pt2: refused for its record 'models/model\.json': .*unsafe=True"):
         pt2_archive.check(of_graph(value), "net.pt2")
 
 

@@ -4,13 +4,11 @@ from collections.abc import Callable, Collection, Mapping
 
 from onnx import NodeProto
 
+from reparam_compiler.advice import option
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.resolve import onnx_facts
 
-OVERRIDABLE = (
-    "has weights that are listed as graph inputs, a caller may override them: weights_are_constant=True "
-    "(--weights-are-constant) takes them for constants"
-)
+_OVERRIDABLE = "has weights that are listed as graph inputs, a caller may override them"
 _QUANTIZED = "has a quantized weight"
 _WEIGHTS: Mapping[str, range] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), range(1, 3)),
@@ -41,7 +39,7 @@ def why_opaque(
                 return _QUANTIZED
             origin = givers[origin].input[0]
         if origin in overridable:
-            return OVERRIDABLE
+            return f"{_OVERRIDABLE}: {option('weights_are_constant', True)} takes them for constants"
         if node.op_type in ("MatMul", "Gemm"):
             continue  # the product of two computed values, as in an attention
         is_input = "that is" if origin == name else "that is computed from"

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.torch.graph_module_writer import GraphModuleWriter, attribute
 from reparam_compiler.frontends.torch.hooks import copy_hooks
@@ -172,7 +173,7 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
         raise UnsupportedModelError(
             f"{type(model).__name__} does not run on the example inputs {shapes}: {first_line(error)}; "
-            "pass what its forward() takes"
+            + in_words_of(python="pass what its forward() takes", command="give --input-shapes as its forward() takes them")
         ) from error
     return values
 

@@ -22,6 +22,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.core.calls import by_position
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, class_and_line
 from reparam_compiler.lowering.importing.dtypes import own_dtypes
@@ -68,7 +69,7 @@ def to_relax(model: Any, example_inputs: Any = None, *, input_shapes: Shapes | N
     unknown = sorted(set(shapes) - {spec.name for spec in imported.inputs})
     if unknown:
         raise LoweringError(
-            f"input_shapes: {', '.join(unknown)} is no input; the inputs are {', '.join(s.name for s in imported.inputs)}"
+            f"{_shapes_option()}: {', '.join(unknown)} is no input; the inputs are {', '.join(s.name for s in imported.inputs)}"
         )
     return imported
 
@@ -85,6 +86,10 @@ def open_batches(model: Any) -> dict[str, tuple[int, ...]]:
         if isinstance(first, str) and len(sizes) == len(others):
             found[str(value.name)] = (1, *sizes)
     return found
+
+
+def _shapes_option() -> str:
+    return in_words_of(python="input_shapes", command="--input-shapes")
 
 
 def checked_shapes(input_shapes: Shapes | None) -> dict[str, tuple[int, ...]]:
@@ -117,7 +122,7 @@ def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
     try:
         names = by_position(inspect.signature(model.forward).parameters, list(shapes))
     except UnsupportedModelError as refusal:
-        raise LoweringError(f"input_shapes: {refusal}") from None
+        raise LoweringError(f"{_shapes_option()}: {refusal}") from None
     return tuple(torch.zeros(tuple(shapes[name])) for name in names)
 
 
@@ -131,8 +136,11 @@ def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
         example_inputs = zeros_of(model, shapes)
     if example_inputs is None:
         raise LoweringError(
-            f"{type(model).__name__}: a module has no input shapes of its own; pass example_inputs=(torch.zeros(1, 3, "
-            "224, 224),), or input_shapes={'x': (1, 3, 224, 224)} (on the command line --input-shapes 'x:[1,3,224,224]')"
+            f"{type(model).__name__}: a module has no input shapes of its own; "
+            + in_words_of(
+                python="pass example_inputs=(torch.zeros(1, 3, 224, 224),), or input_shapes={'x': (1, 3, 224, 224)}",
+                command="give --input-shapes 'x:[1,3,224,224]'",
+            )
         )
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
@@ -142,8 +150,11 @@ def _export(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
             return torch.export.export(model, tuple(example_inputs))
     except Exception as refusal:  # torch.export raises whatever the traced code raises
         raise LoweringError(
-            f"{type(model).__name__}: torch.export refuses it: {class_and_line(refusal)}. Check example_inputs, or pass an "
-            "ExportedProgram or an ONNX model"
+            f"{type(model).__name__}: torch.export refuses it: {class_and_line(refusal)}. "
+            + in_words_of(
+                python="Check example_inputs, or pass an ExportedProgram or an ONNX model",
+                command="Check --input-shapes, or export the model yourself and name the .pt2 or .onnx",
+            )
         ) from refusal
 
 
@@ -254,7 +265,7 @@ def _fixed(
             else:
                 fits &= not isinstance(dim, tvm.tirx.IntImm) or int(dim) == size
         if not fits:
-            said = "input_shapes says" if name in shapes else "the example input has the shape"
+            said = f"{_shapes_option()} says" if name in shapes else "the example input has the shape"
             raise LoweringError(f"{name}: {said} {tuple(shape)}, the model ({', '.join(map(str, dims))}); pass one that fits")
     if bound:
         module = relax.transform.BindSymbolicVars(bound, "main")(module)
@@ -291,8 +302,10 @@ def _missing_shape(name: str, dims: Sequence[Any]) -> LoweringError:
     sizes = [int(dim) if isinstance(dim, int | tvm.tirx.IntImm) else str(dim) for dim in dims]
     example = ",".join(str(size) if isinstance(size, int) else "1" for size in sizes) or "1,3,224,224"
     return LoweringError(
-        f"{name}: found the shape ({', '.join(map(str, sizes))}), expected fixed sizes; pass "
-        f"input_shapes={{'{name}': ({example})}}, on the command line --input-shapes '{name}:[{example}]'"
+        f"{name}: found the shape ({', '.join(map(str, sizes))}), expected fixed sizes; "
+        + in_words_of(
+            python=f"pass input_shapes={{'{name}': ({example})}}", command=f"give --input-shapes '{name}:[{example}]'"
+        )
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import tvm
 from tvm.support import cc
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 
@@ -43,5 +44,6 @@ def export_library(
         here = str(tvm.target.Target.from_device("cpu").attrs.get("mtriple", ""))
         advice = "A C++ compiler (g++ or clang++) must be on PATH"
         if triple and triple.partition("-")[0] != here.partition("-")[0]:
-            advice = f"For {triple} name a compiler that links it: --cross-compiler {triple}-g++ (save(compiler=…))"
+            compiler = in_words_of(python=f"save(compiler='{triple}-g++')", command=f"--cross-compiler {triple}-g++")
+            advice = f"For {triple} name a compiler that links it: {compiler}"
         raise LoweringError(f"save: linking the library failed: {first_line(refusal)}. {advice}") from refusal

@@ -7,6 +7,7 @@ There is one rule a node (`passes/fusion/registry.py`). Where there is an affine
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
+from reparam_compiler.advice import option
 from reparam_compiler.core.affine import identity
 from reparam_compiler.core.channels import finest
 from reparam_compiler.core.kernel import ConvKernel, NotFusable, compose, composed_weights
@@ -162,7 +163,8 @@ class _Interpreter:
         sizes = output_sizes(inner, layout.sizes)
         outer = rule(node, replace(layout, channels=inner.channels[1], rank=inner.rank, sizes=sizes))
         if self._most is not None and (weights := composed_weights(outer, inner)) > self._most:
-            raise NotFusable(f"one conv would have {weights} weights, and be slower; policy='always' fuses it all the same")
+            always = option("policy", "always")
+            raise NotFusable(f"one conv would have {weights} weights, and be slower; {always} fuses it all the same")
         return compose(outer, inner)
 
     def _by_merge_rule(self, node: Node, rule: MergeRule, layout: SourceLayout) -> AbstractValue:

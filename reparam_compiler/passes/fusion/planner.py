@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
+from reparam_compiler.advice import option
 from reparam_compiler.core.kernel import NotFusable
 from reparam_compiler.cost.model import NO_WORK, CostModel, Work, work
 from reparam_compiler.interpreter.difference import Difference
@@ -250,7 +251,8 @@ def _too_costly(before: Work, after: Work) -> str:
     """Why the cheapest way does not fuse what could be fused."""
     return (
         f"one conv would be slower: {after.multiply_adds:.4g} multiply-adds and {after.bytes:.4g} bytes instead of "
-        f"{before.multiply_adds:.4g} and {before.bytes:.4g} in {before.launches} ops; policy='always' fuses it all the same"
+        f"{before.multiply_adds:.4g} and {before.bytes:.4g} in {before.launches} ops; "
+        f"{option('policy', 'always')} fuses it all the same"
     )
 
 

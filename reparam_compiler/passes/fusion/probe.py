@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reparam_compiler.advice import option
 from reparam_compiler.core.channels import finest
 from reparam_compiler.core.kernel import ConvKernel, Ints, NotFusable, PaddingMode
 from reparam_compiler.errors import ReparamError
@@ -101,7 +102,8 @@ def identify(
     steps = max(STRIDES // (len(nodes) * rank * (batch * channels * prod(sizes) + _CALL)), _STEPS)
     stride = tuple(_stride(respond, axis, steps) for axis in range(rank))
     if most is not None and (weights := respond.weights(stride)) > most:
-        raise NotFusable(f"one conv would have about {weights} weights, and be slower; policy='always' fuses it all the same")
+        always = option("policy", "always")
+        raise NotFusable(f"one conv would have about {weights} weights, and be slower; {always} fuses it all the same")
     taps, first = respond.taps(stride)
     kernel = _trimmed(taps, bias, stride, first)
     on = [recorded] if fixed and recorded else [(batch, *more) for more in (*_wider(kernel, sizes), *larger(channels, sizes))]

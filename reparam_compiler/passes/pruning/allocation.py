@@ -32,6 +32,7 @@ from typing import Literal
 
 import numpy as np
 
+from reparam_compiler.advice import option
 from reparam_compiler.core.slicing import nearest_width
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
@@ -146,7 +147,7 @@ def kept(
         if width == family.width and target < family.width:
             notes[family.name] = (
                 f"{width} channels is as near to {target:.1f} as a multiple of {lcm(family.positions, round_to)} comes; "
-                "round_to=1 is exact"
+                f"{option('round_to', 1)} is exact"
                 if target >= least.get(family.name, 0)
                 else f"{target:.1f} of {width} channels is less than the {least[family.name]} that are to stay"
             )
@@ -217,23 +218,29 @@ def least_widths(groups: ChannelGroups, min_channels: int, max_ratio: float) -> 
 def check_least(min_channels: object, max_ratio: object) -> None:
     """Raises InfeasiblePruneError for a number of channels below 1, or for what is no share of them."""
     if not is_count(min_channels):
-        raise InfeasiblePruneError(f"min_channels={min_channels!r}: give how many channels every layer keeps, at least 1")
+        raise InfeasiblePruneError(
+            f"{option('min_channels', min_channels)}: give how many channels every layer keeps, at least 1"
+        )
     if not isinstance(max_ratio, Real) or not 0 < float(max_ratio) <= 1:
         raise InfeasiblePruneError(
-            f"max_ratio={max_ratio!r}: give the largest share that a layer may lose, above 0 and at most 1"
+            f"{option('max_ratio', max_ratio)}: give the largest share that a layer may lose, above 0 and at most 1"
         )
 
 
 def check_request(allocation: object, round_to: object) -> None:
     """Raises InfeasiblePruneError for a rounding below 1, an allocation that does not exist, or a ratio out of bounds."""
     if not is_count(round_to):
-        raise InfeasiblePruneError(f"round_to={round_to!r}: give a number of channels, a whole one, 1 for the exact ratio")
+        raise InfeasiblePruneError(
+            f"{option('round_to', round_to)}: give a number of channels, a whole one, 1 for the exact ratio"
+        )
     if isinstance(allocation, Mapping):
         for pattern, ratio in allocation.items():
             check_ratio(f"allocation[{pattern!r}]", ratio)
     elif not isinstance(allocation, str) or allocation not in ALLOCATIONS:
         known = ", ".join(map(repr, ALLOCATIONS))
-        raise InfeasiblePruneError(f"allocation={allocation!r}: choose one of {known}, or give a mapping of patterns to ratios")
+        raise InfeasiblePruneError(
+            f"{option('allocation', allocation)}: choose one of {known}, or give a mapping of patterns to ratios"
+        )
 
 
 def is_count(number: object) -> bool:

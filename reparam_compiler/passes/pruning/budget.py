@@ -25,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 
+from reparam_compiler.advice import ask_for_inputs, option
 from reparam_compiler.cost.model import cost, work
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
@@ -320,7 +321,7 @@ def _check_reachable(line: _Line, budget: Budget, round_to: int) -> None:
     if short:
         raise InfeasiblePruneError(
             f"the budget cannot be met: {'; '.join(short)} with every family at its least width. "
-            f"Ask for no less, ignore fewer layers, or lower round_to={round_to} and what every layer keeps"
+            f"Ask for no less, ignore fewer layers, or lower {option('round_to', round_to)} and what every layer keeps"
         )
 
 
@@ -335,5 +336,5 @@ def _elements(node_id: NodeId, graph: Graph) -> int:
     known = graph[node_id].type
     if known is None or any(not isinstance(size, int) for size in known.shape[1:]):
         found = "is not known" if known is None else f"is {' x '.join(map(str, known.shape))}"
-        raise InfeasiblePruneError(f"{node_id}: the shape {found}, and multiply-adds cannot be counted; pass example_inputs")
+        raise InfeasiblePruneError(f"{node_id}: the shape {found}, and multiply-adds cannot be counted; {ask_for_inputs()}")
     return prod(size if isinstance(size, int) else 1 for size in known.shape)

@@ -16,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from reparam_compiler.advice import option
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph, NodeId
 from reparam_compiler.passes.pruning.allocation import (
@@ -209,7 +210,7 @@ def prune(
 def check_method(importance: object, allocation: object, quality: object, round_to: object) -> None:
     """Raises InfeasiblePruneError for a name that there is not, or a ratio or a rounding out of bounds."""
     if not isinstance(quality, str) or quality not in QUALITIES:
-        raise InfeasiblePruneError(f"quality={quality!r}: choose one of {', '.join(QUALITIES)}")
+        raise InfeasiblePruneError(f"{option('quality', quality)}: choose one of {', '.join(QUALITIES)}")
     if importance is not None:
         criterion_of(importance)
     check_request(allocation, round_to)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reparam_compiler.advice import ask_for_inputs
 from reparam_compiler.core.slicing import blank, bounds, piece_sizes, take
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError, VerificationError
 from reparam_compiler.interpreter.difference import EXACT, Difference, difference
@@ -242,7 +243,7 @@ def _where(read: Tensor, channels_second: bool, x: Tensor) -> Tensor:
 
 def _random(node: Node, seed: int) -> Tensor:
     if node.type is None:
-        raise UnsupportedModelError(f"{node.id}: the shape of the input is not known; pass example_inputs")
+        raise UnsupportedModelError(f"{node.id}: the shape of the input is not known; {ask_for_inputs()}")
     shape = [size if isinstance(size, int) else 2 for size in node.type.shape]
     if node.type.dtype in FLOATING:
         return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

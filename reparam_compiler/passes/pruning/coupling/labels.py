@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
+from reparam_compiler.advice import ask_for_inputs
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.interpreter.size_expressions import asked, number_values, stale_numbers
 from reparam_compiler.ir import ops
@@ -191,7 +192,7 @@ class Trace:
             found = "is not known" if known is None else f"is {' x '.join(map(str, known.shape))}"
             raise UnsupportedModelError(
                 f"{node_id}: the shape {found}, but every size except the batch's must be a number to follow channels; "
-                "pass example_inputs, or a model with static shapes"
+                f"{ask_for_inputs()}, or take a model with static shapes"
             )
         return numbers
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.interpreter.evaluate import evaluate_node, tensor_of
 from reparam_compiler.ir import ops
@@ -29,7 +30,7 @@ def calibration(scoring: Scoring, criterion: str) -> Iterable[Batch]:
     if scoring.batches is None:
         raise InfeasiblePruneError(
             f"importance {criterion!r} looks at what the model does with real input, and there is no calibration data; "
-            "give calibration=, 32 images are enough, or use 'l1'"
+            f"give {in_words_of(python='calibration=', command='--calibration')}, 32 images are enough, or use 'l1'"
         )
     return scoring.batches
 
