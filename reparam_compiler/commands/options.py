@@ -34,7 +34,10 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
 Model = Annotated[str, typer.Argument(help="An .onnx, a .pt2, or package.module:factory.", show_default=False)]
 Output = typer.Option("--output", "-o", help="The file to write: .onnx or .pt2.", show_default=False)
 Shapes = Annotated[
-    str | None, typer.Option("--input-shapes", help="Shapes that the model leaves open: 'x:[1,3,224,224] mask:[1,10]'.")
+    str | None,
+    typer.Option(
+        "--input-shapes", help="Shapes that the model leaves open: '[1,3,224,224]', or 'x:[1,3,224,224] mask:[1,10]'."
+    ),
 ]
 Constant = Annotated[
     bool, typer.Option("--weights-are-constant", help="Weights that an ONNX file lists as inputs too are constants.")

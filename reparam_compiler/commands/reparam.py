@@ -47,7 +47,7 @@ from reparam_compiler.commands.printing import console, print_equivalence, print
 from reparam_compiler.core.files import check_place
 from reparam_compiler.cost.measure import measure_costs
 from reparam_compiler.errors import PruneWarning, UnsupportedModelError
-from reparam_compiler.models.io import check_output, save_model
+from reparam_compiler.models.io import check_installed, check_output, save_model
 from reparam_compiler.tvmc import commands as tvmc_commands
 
 MODELS = (
@@ -260,6 +260,8 @@ def prune_command(
         "ignore": tuple(ignore or ()),
     }
     with errors_as_exit_codes(as_json, verbose, quiet):
+        if latency is not None:
+            check_installed("--latency", "onnx", "onnxruntime")
         if model is None:
             of_a_model = {"--calibration": calibration, "--input-shapes": input_shapes, "--no-fuse": no_fuse}
             of_a_model |= {"--manifest": manifest, "--mean": mean, "--std": std, "--unsafe-load": unsafe_load}

@@ -10,6 +10,7 @@ Files are written whole or not at all.
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
 import io
 import os
@@ -118,8 +119,43 @@ def check_output(model: Any, path: str | os.PathLike[str], *, example_inputs: Se
             f"{target}: writing a torch module means exporting it, and that needs its input shapes: "
             + in_words_of(python="save_model(..., example_inputs=...)", command="--input-shapes 'x:[1,3,224,224]'")
         )
+    if target.suffix.lower() == ".onnx" and kind != "onnx":
+        check_installed(f"{target}: writing a torch model as ONNX", "onnx", "onnxscript")
     if kind is None:
         raise UnsupportedModelError(f"{target}: a {type(model).__module__}.{type(model).__qualname__} cannot be written")
+
+
+def check_installed(subject: str, *modules: str) -> None:
+    """Raises UnsupportedModelError where a module is missing that ONNX files need: to be asked before work.
+
+    subject: what needs them.
+    """
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise UnsupportedModelError(
+            f"{subject} needs {' and '.join(missing)}, not installed here: pip install 'reparam_compiler[onnx]'"
+        )
+
+
+def named_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """Shapes by the names of inputs: one under "" is that of the only input, or the only one that must be given.
+
+    >>> named_shapes(torch.nn.ReLU(), {"": (1, 3)})
+    {'input': (1, 3)}
+
+    Raises UnsupportedModelError where there are several, or none.
+    """
+    if "" not in shapes:
+        return dict(shapes)
+    dtypes = _input_dtypes(model)
+    if dtypes is not None:
+        names = list(dtypes)
+    else:
+        taken = [p for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names = [p.name for p in taken if p.default is p.empty and p.kind is not p.KEYWORD_ONLY] or [p.name for p in taken]
+    if len(names) != 1:
+        wanted = " ".join(f"{name}:[…]" for name in names)
+        raise UnsupportedModelError(f"found one shape without a name; the model has {len(names)} inputs: {wanted or 'none'}")
+    return {names[0]: shapes[""]}
 
 
 def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...]:
@@ -127,7 +163,7 @@ def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[A
 
     Args:
         model: any native model.
-        shapes: sizes by the names of the inputs.
+        shapes: sizes by the names of the inputs; as for `named_shapes`.
 
     Returns:
         Arrays for an `onnx.ModelProto`, tensors for every other; of the dtypes that it states, else float32.
@@ -136,7 +172,7 @@ def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[A
         UnsupportedModelError: a name is no input of the model, or one that it takes by keyword only; or an input is left out
             that must be given, or that stands before another.
     """
-    dtypes = _input_dtypes(model)
+    dtypes, shapes = _input_dtypes(model), named_shapes(model, shapes)
     if dtypes is None:
         parameters: Mapping[str, inspect.Parameter] = inspect.signature(model.forward).parameters
     else:
@@ -170,12 +206,9 @@ def _input_dtypes(model: Any) -> dict[str, str | None] | None:
 
 
 def _onnx(path: Path) -> Any:
-    try:
-        from reparam_compiler.frontends.onnx import io as onnx_io
-    except ModuleNotFoundError as missing:
-        raise UnsupportedModelError(
-            f"{path}: {missing.name} is not installed, and ONNX files need it: pip install 'reparam_compiler[onnx]'"
-        ) from missing
+    check_installed(f"{path}: reading ONNX", "onnx", "onnx_graphsurgeon")
+    from reparam_compiler.frontends.onnx import io as onnx_io
+
     return onnx_io.load(path)
 
 

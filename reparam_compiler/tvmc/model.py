@@ -39,7 +39,7 @@ class TVMCModel:
     """A model that can be tuned and compiled.
 
     native: an onnx.ModelProto, an ExportedProgram or an nn.Module.
-    shape_dict: the shapes of inputs that the model leaves open.
+    shape_dict: the shapes of inputs that the model leaves open; under "" that of the only one.
     fuse: whether it is fused before anything else.
     """
 
@@ -56,8 +56,9 @@ class TVMCModel:
     def shapes(self) -> dict[str, Sequence[int]]:
         """The shapes of `shape_dict`, and a batch of one where an ONNX model leaves the batch open; a log line says so."""
         from reparam_compiler.lowering.importing.importer import open_batches
+        from reparam_compiler.models.io import named_shapes
 
-        given = dict(self.shape_dict or {})
+        given = named_shapes(self.native, self.shape_dict or {})
         for name, shape in open_batches(self.native).items():
             if name not in given:
                 sizes = ",".join(map(str, (8, *shape[1:])))

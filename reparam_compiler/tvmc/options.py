@@ -319,7 +319,9 @@ def _tune(command: argparse.ArgumentParser) -> None:
 def _model(command: argparse.ArgumentParser) -> None:
     command.add_argument("MODEL", help="an .onnx, a .pt2, or package.module:factory")
     command.add_argument("--model-format", choices=("onnx", "pytorch", *GONE_FORMATS), help="default: by the name of MODEL")
-    command.add_argument("--input-shapes", type=_shapes, help="shapes that the model leaves open: 'x:[1,3,224,224]'")
+    command.add_argument(
+        "--input-shapes", type=_shapes, help="shapes that the model leaves open: '[1,3,224,224]', 'x:[1,3] y:[7]'"
+    )
     command.add_argument("--no-fuse", action="store_true", help="do not fuse the branches of MODEL first")
     command.add_argument("--unsafe-load", action="store_true", help="open pickles too: they can run any code")
     _json(command)

@@ -1,5 +1,6 @@
 """How command lines state shapes: what the two parsers accepted that there were once, this one accepts."""
 
+import re
 import subprocess
 import sys
 
@@ -22,6 +23,8 @@ from reparam_compiler.models.shapes import parse_shapes
         (":x:[1] ,", {":x": (1,)}),
         ("x:[1] x:[2]", {"x": (2,)}),
         (" ", {}),
+        (" [1,3] ", {"": (1, 3)}),
+        ("[]", {"": ()}),
     ],
 )
 def test_shapes_are_read_by_name(text: str, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -29,10 +32,19 @@ def test_shapes_are_read_by_name(text: str, shapes: dict[str, tuple[int, ...]]) 
 
 
 @pytest.mark.parametrize(
-    "text", ["x=3", "x", "x:3", "x:[0]", "x:[-1]", "x:[1,]", "x:[,]", "x:[a]", "x:[1]:[2]", "x:[.5]", "[1]"]
+    "text",
+    ["x=3", "x", "x:3", "x:[0]", "x:[-1]", "x:[1,]", "x:[,]", "x:[a]", "x:[1]:[2]", "x:[.5]", "[1] y:[2]", "[0]", "[1][2]"],
 )
 def test_what_states_no_shapes_is_refused(text: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"cannot read the input shapes .*; expected 'x:\[1,3,224,224\]'"):
+        parse_shapes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("x:[N,3,8]", "N"), ("[?,3]", "?"), ("x:[1] y:[1, batch]", "batch"), ("x:[-1,3]", "-1")]
+)
+def test_an_open_size_is_named(text: str, size: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"expected 'x:.*so give a number for {re.escape(size)}$"):
         parse_shapes(text)
 
 
