@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from reparam_compiler.advice import ask_for_inputs
+from reparam_compiler.advice import ask_for_inputs, in_words_of
 from reparam_compiler.core.files import UNREADABLE
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Node
@@ -389,7 +389,8 @@ def _image_shape(folder: Path, inputs: tuple[Node, ...]) -> tuple[int, int, int]
             return channels, high, wide
     raise UnsupportedModelError(
         f"{folder}: images are for a floating input N C H W with 1 or 3 channels and sizes that are known; {inputs[0].id} is "
-        f"{'of unknown shape' if known is None else f'{known.dtype} {shape}'}; {ask_for_inputs()}, or calibrate from an .npz"
+        f"{'of unknown shape' if known is None else f'{known.dtype} {shape}'}; "
+        f"{in_words_of(python='give example_inputs', command=ask_for_inputs())}, or an .npz"
     )
 
 

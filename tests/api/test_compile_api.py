@@ -154,7 +154,7 @@ def test_compile_fuses_as_fuse_is_told_to(
 
 
 def test_missing_shapes_and_training_mode_are_refused(model: nn.Module) -> None:
-    with pytest.raises(LoweringError, match=r"example_inputs=.*--input-shapes"):
+    with pytest.raises(LoweringError, match=r"example_inputs=.*input_shapes="):
         reparam_compiler.compile(model)
     with pytest.raises(LoweringError, match=r"call model\.eval\(\)"):
         reparam_compiler.compile(model.train(), torch.zeros(1, 6, 7, 5))

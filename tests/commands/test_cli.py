@@ -554,7 +554,9 @@ def test_modules_run_as_programs(
     assert json.loads(fused.out)["report"]["after"]["convs"] == 2, fused.err
     small = ["--calibration", folder / "images.npz", "-o", tmp_path / "small.onnx", "--json"]
     pruned = python("-m", "reparam_compiler.prune", "--ratio", 0.5, tmp_path / "fused.onnx", *small)
-    assert json.loads(pruned.stdout)["report"]["plan"]["repair"]["samples"] == 64, pruned.stderr
+    assert json.loads(pruned.stdout)["report"]["plan"]["repair"]["samples"] == 56, (
+        pruned.stderr
+    )  # of 64: the last eighth is held out
     assert "Traceback" not in fused.err + pruned.stderr
 
 

@@ -192,7 +192,7 @@ class Trace:
             found = "is not known" if known is None else f"is {' x '.join(map(str, known.shape))}"
             raise UnsupportedModelError(
                 f"{node_id}: the shape {found}, but every size except the batch's must be a number to follow channels; "
-                f"{ask_for_inputs()}, or take a model with static shapes"
+                f"{ask_for_inputs()}, or a model with static shapes"
             )
         return numbers
 
