@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from reparam_compiler.frontends.torch.fx import WrittenTrace
 from reparam_compiler.frontends.torch.graph_module_writer import attribute
 from reparam_compiler.frontends.torch.placing.carving import Carving, NotPlacedError
-from reparam_compiler.frontends.torch.placing.optional_arguments import OtherCalls
+from reparam_compiler.frontends.torch.placing.other_calls import OtherCalls
 from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, is_within, resolved
 from reparam_compiler.ir.graph import Node
 

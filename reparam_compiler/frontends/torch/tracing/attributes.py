@@ -12,6 +12,7 @@ import dis
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -112,6 +113,17 @@ def _same(child: nn.Module, fused: nn.Module, name: str) -> bool:
     return hasattr(fused, name) and name in plain_attributes(child)
 
 
+def called_by_methods(kind: type) -> dict[str, frozenset[str]]:
+    """For each public method of a class, of its own code, the attributes of `self` that it calls; `forward` is left out."""
+    own = [base for base in reversed(kind.__mro__) if base.__module__.partition(".")[0] not in ("torch", "builtins")]
+    methods = {name: member for base in own for name, member in vars(base).items() if isinstance(member, FunctionType)}
+    return {
+        name: frozenset(called for code in _nested(method.__code__) for called in _called(code))
+        for name, method in methods.items()
+        if name != "forward" and not name.startswith("_")
+    }
+
+
 def plain_attributes(module: nn.Module) -> dict[str, object]:
     """The attributes of a module and its class that are no methods, properties, children or tensors."""
     theirs = {
@@ -166,6 +178,14 @@ def _attributes(code: CodeType, owner: str) -> tuple[set[str], set[str]]:
                 own.add(instruction.argval)
         before = instruction
     return own, others
+
+
+def _called(code: CodeType) -> Iterator[str]:
+    """The attributes of `self` that a code calls."""
+    for before, instruction in pairwise(dis.get_instructions(code)):
+        of_self = before.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and before.argval == "self"
+        if of_self and instruction.opname in ("LOAD_ATTR", "LOAD_METHOD") and _calls(instruction):
+            yield instruction.argval
 
 
 def _calls(instruction: dis.Instruction) -> bool:

@@ -310,6 +310,28 @@ def test_a_layer_that_is_called_twice(kind: type[nn.Module], is_own: bool) -> No
         assert relative_error(expected, found) < EXACT
 
 
+class Extracts(ReadsAWeight):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).relu()
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class ExtractsBetween(Extracts):
+    def before_the_norm(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+def test_a_method_that_calls_a_layer_without_its_norm_is_not_left_to_give_something_else() -> None:
+    model = randomised(Extracts()).double()
+    fused = reparam_compiler.fuse(model, (X,))
+    assert relative_error(model.features(X), fused.features(X)) < EXACT
+    fused, report = reparam_compiler.fuse(randomised(ExtractsBetween()).double(), (X,), return_report=True)
+    assert isinstance(fused, fx.GraphModule)
+    assert "its method before_the_norm() calls conv without norm" in report.remarks[-1]
+
+
 class Remembers(nn.Module):
     def __init__(self) -> None:
         super().__init__()

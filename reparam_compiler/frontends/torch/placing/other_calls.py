@@ -1,4 +1,4 @@
-"""Whether a module may be changed in place, though it takes arguments that were fixed while it was traced.
+"""Whether a module may be changed in place, though its trace does not show all that its code does.
 
 A trace shows what `forward(x, mask=None)` does without a mask. The module keeps its code, and what that does with one:
 then a layer must be read by nothing but the norm that went into it, and a part that became a GraphModule be called as it was.
@@ -13,6 +13,7 @@ from torch import fx, nn
 from reparam_compiler.errors import first_line
 from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept
 from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
+from reparam_compiler.frontends.torch.tracing.attributes import called_by_methods
 from reparam_compiler.frontends.torch.tracing.calls import Trace, arguments_of, named, resolved
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 
@@ -32,13 +33,27 @@ class OtherCalls:
     cut: bool
 
     def check(self) -> None:
-        """Raises NotPlacedError, with the argument, where it does not hold or that cannot be told."""
+        """Raises NotPlacedError, with the argument or the method, where it does not hold or that cannot be told."""
+        for chain in self.chains:
+            self._check_methods(chain)
         for name in self.trace.fixed:
             given = self._traced_with(name)
             self._check_chains(given, name)
             self._check_parts(given, name)
             if self.cut and _layers(given) - set(self.parts) != _layers(self._traced(self.trace.fixed)) - set(self.parts):
                 raise NotPlacedError(f"with {name} given it calls other layers")
+
+    def _check_methods(self, chain: Sequence[str]) -> None:
+        """No other method of a module calls a layer without the norm that went into it."""
+        parents = {path.rpartition(".")[0] for path in chain}
+        if len(parents) != 1 or len(chain) < 2:
+            return
+        kind: Any = type(self.trace.module.get_submodule(parents.pop()))
+        layers = {path.rpartition(".")[2] for path in chain}
+        for name, called in called_by_methods(kind).items():
+            if not layers.isdisjoint(called) and not layers <= called:
+                left = ", ".join(sorted(layers - called))
+                raise NotPlacedError(f"its method {name}() calls {', '.join(sorted(layers & called))} without {left}")
 
     def _traced_with(self, name: str) -> fx.GraphModule:
         """The module with an argument given: any value, else what a flag is given."""
