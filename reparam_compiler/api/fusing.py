@@ -216,8 +216,8 @@ def _fuse_module(source: Source, options: Options, inplace: bool, verify: bool) 
         return _fuse_graph(source, options, inplace, verify)
     if source.trace is None and source.exported is not None:
         parts = _fuse_parts(replace(source, copy=True), replace(options, verify=False), False)[0]
-        left = open(parts, source.inputs).exported
-        if left is None or pipeline.run(open(left, source.inputs).graph, replace(options, verify=False)).fusions:
+        left = open(parts, source.inputs)
+        if left.exported is None or pipeline.run(left.graph, replace(options, verify=False)).fusions:
             return _fuse_graph(source, options, inplace, verify)
     return _fuse_parts(source, options, verify)
 

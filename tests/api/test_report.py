@@ -133,5 +133,5 @@ def test_an_export_that_fails_prints_nothing(capfd: pytest.CaptureFixture[str]) 
 def test_the_json_of_a_prune_report_has_all_but_the_manifest() -> None:
     _, report = reparam_compiler.prune(net(), (X,), ratio=0.5, calibration=DATA, return_report=True)
     found = json.loads(report.to_json())
-    assert set(found) == {"kind", "plan", "before", "after"}
+    assert set(found) == {"kind", "plan", "before", "after", "remarks"}
     assert found["plan"]["families"][0]["after"] == 16

@@ -35,6 +35,7 @@ def calm() -> Iterator[None]:
 
 
 @pytest.mark.tvm
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # some habits are scripts
 @pytest.mark.parametrize("name", HABITS)
 def test_outcome_is_as_it_is_kept(name: str) -> None:
     kind, verbs = sample(name)

@@ -182,7 +182,7 @@ ENTRIES = (
         on(lambda: Sum(conv(8, 8, 3, mode="reflect"), conv(8, 8, 3))),
         convs=2,
         remains=(*BORDERED, "add"),
-        refused=r"^add: .*(reflect|border|pad)",
+        refused=r"^(add|pad): .*(reflect|border|pad)",
     ),
     Entry(
         "relu_inside",

@@ -94,7 +94,8 @@ def _as_pad(graph: Graph, spelled: _Spelled, layout: SourceLayout) -> Node | Non
     for shape in _shapes(graph, spelled.source, layout):
         x = torch.arange(1.0, 1.0 + prod(shape), dtype=torch.float64).reshape(shape)
         with suppress(ReparamError):  # other sizes than those that a constant is for
-            fitting.append(_pads(x, evaluate_region(spelled.nodes, spelled.source, x)))
+            y: object = evaluate_region(spelled.nodes, spelled.source, x)
+            fitting.append(_pads(x, y) if isinstance(y, Tensor) else set())  # what splits gives several
     if len(fitting) < (1 if _fixed_shape(graph, spelled.source) else 2):
         return None
     common = set.intersection(*fitting)

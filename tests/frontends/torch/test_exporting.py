@@ -67,6 +67,13 @@ def test_batch_and_spatial_sizes_are_open(wiring: Wiring) -> None:
     assert not module.eval().training
 
 
+def test_the_caller_s_inputs_are_not_marked_as_open() -> None:
+    """torch.export writes what is open on the tensors that it is given, and every later export of them would be open too."""
+    x = X.clone()
+    made(attention, x)
+    assert vars(x) == {}
+
+
 def test_a_size_that_the_code_decides_by_is_guarded() -> None:
     _, module = made(padded, X)
     with pytest.raises(AssertionError, match="Guard failed"):

@@ -26,7 +26,8 @@ def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> 
     copy: share no tensor with the model.
     """
     subject = without_compiled(deep_copy(model) if copy else model)
-    for inputs, shapes in _tries(tuple(example_inputs)):
+    own = tuple(value.detach() if isinstance(value, Tensor) else value for value in example_inputs)  # torch marks what is open
+    for inputs, shapes in _tries(own):
         try:
             with quiet_export():
                 program = torch.export.export(subject, inputs, dynamic_shapes=shapes)
