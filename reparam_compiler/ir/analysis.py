@@ -4,7 +4,7 @@ from collections.abc import Iterable, Set
 
 import networkx as nx
 
-from reparam_compiler.ir.graph import Graph, NodeId
+from reparam_compiler.ir.graph import Graph, Node, NodeId
 from reparam_compiler.ir.ops import Facts, Opaque
 
 ENTRY = "(entry)"
@@ -43,10 +43,10 @@ def between(graph: Graph, source: NodeId, sink: NodeId) -> list[NodeId]:
     return sorted(found, key=graph.position.__getitem__)
 
 
-def read_for(graph: Graph, wanted: Iterable[NodeId]) -> frozenset[NodeId]:
-    """The ids of all that these values are computed from, and their own."""
+def read_for(nodes: Iterable[Node], wanted: Iterable[NodeId]) -> frozenset[NodeId]:
+    """The ids of all that these values are computed from, and their own; of a graph, or of nodes in its order."""
     read = set(wanted)
-    for node in reversed(tuple(graph)):
+    for node in reversed(tuple(nodes)):
         if node.id in read:
             read.update(node.sources)
     return frozenset(read)

@@ -20,6 +20,7 @@ from reparam_compiler.frontends.torch.called import resolve
 from reparam_compiler.frontends.torch.fake_values import FakeValues
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.graph_module_writer import GraphModuleWriter, attribute
+from reparam_compiler.frontends.torch.module_state import register
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch.program_writer import ProgramWriter
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
@@ -189,7 +190,7 @@ def _part(
         if not isinstance(operand, fx.Node) or operand.name not in constants:
             continue
         path, tensor = constants[operand.name]
-        _register(part, path, tensor)
+        register(part, path, tensor)
         with part.graph.inserting_before(placeholder):
             stored = part.graph.get_attr(path)
         stored.meta = dict(placeholder.meta)
@@ -197,20 +198,6 @@ def _part(
         part.graph.erase_node(placeholder)
     part.recompile()
     return part
-
-
-def _register(model: nn.Module, path: str, tensor: Tensor) -> None:
-    """Puts a tensor at a path, a parameter or a buffer as it is one."""
-    holder_path, _, leaf = path.rpartition(".")
-    holder = model
-    for step in filter(None, holder_path.split(".")):
-        if not hasattr(holder, step):
-            holder.add_module(step, nn.Module())
-        holder = getattr(holder, step)
-    if isinstance(tensor, nn.Parameter):
-        holder.register_parameter(leaf, tensor)
-    else:
-        holder.register_buffer(leaf, tensor)
 
 
 def _put_into_module(model: fx.GraphModule, parts: Mapping[str, fx.GraphModule]) -> None:
@@ -223,7 +210,7 @@ def _put_into_module(model: fx.GraphModule, parts: Mapping[str, fx.GraphModule])
             continue
 
         def store(path: str, tensor: Tensor, call: _Call = call) -> fx.Node:
-            _register(model, path, tensor)
+            register(model, path, tensor)
             with model.graph.inserting_before(call.node):
                 stored = model.graph.get_attr(path)
             if values.are_known:

@@ -97,8 +97,8 @@ class FxReading:
                 read.update(id(tensor) for tensor in (*tensors, attribute(self.model, str(node.target))))
         return read
 
-    def written(self, after: Graph, model: fx.GraphModule, *, exact: bool = False) -> "WrittenTrace":
-        """`model`, the one that was read or a copy of it, made to compute `after`."""
+    def written(self, after: Graph, model: fx.GraphModule, *, exact: bool = False, keep_calls: bool = False) -> "WrittenTrace":
+        """`model`, the one that was read or a copy of it, made to compute `after`; `keep_calls`: and what it called before."""
         names = [node.name for node in self.model.graph.nodes]  # a copy renames what is called as a builtin is
         nodes = dict(zip(names, model.graph.nodes, strict=True))
         name_of = {node: name for name, node in nodes.items()}
@@ -106,7 +106,7 @@ class FxReading:
         if not changes:
             return WrittenTrace(model, {}, nodes, self.same, changes)
         native = NativeNodes(nodes, self.in_place)
-        calls = {name: Call.of(node, name_of) for name, node in nodes.items()}
+        calls = {name: Call.of(node, name_of) for name, node in nodes.items()} if keep_calls else {}
         sizes = ComputedSizes.after_cut(self.graph, after)
         GraphModuleWriter(model, self.graph, changes, exact, sizes).write(native)
         return WrittenTrace(model, calls, native.nodes, self.same, changes)
@@ -132,7 +132,8 @@ class Call:
 class WrittenTrace:
     """A GraphModule that was written.
 
-    calls: its nodes before the changes, by their names. nodes: what holds the value of each now, of which some are erased.
+    calls: its nodes before the changes, by their names, where they were kept.
+    nodes: what holds the value of each now, of which some are erased.
     same: as in `FxReading`.
     """
 

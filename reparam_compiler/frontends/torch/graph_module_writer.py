@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 from reparam_compiler.core.names import common_path, free_name
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.torch.fake_values import FakeValues
+from reparam_compiler.frontends.torch.module_state import register
 from reparam_compiler.frontends.torch.module_widths import plain_module, tensor_name, update_module
 from reparam_compiler.frontends.torch.native import NativeNodes, reading_calls
 from reparam_compiler.frontends.torch.padded_conv import conv_of
@@ -177,18 +179,11 @@ class GraphModuleWriter:
                 others = [user for user in node.users if user not in cut]
                 if others and not name:
                     name = self._free_name(f"{origin}_whole".replace(".", "_"))
-                    self._register(name, old)
+                    register(self.model, name, old)
                 with self.model.graph.inserting_after(node):
                     whole = self.model.graph.get_attr(name) if others else node
                 for user in others:
                     user.replace_input_with(node, whole)
-
-    def _register(self, name: str, tensor: Tensor) -> None:
-        """A tensor of the model's own: a parameter where it is one, else a buffer."""
-        if isinstance(tensor, nn.Parameter):
-            self.model.register_parameter(name, tensor)
-        else:
-            self.model.register_buffer(name, tensor)
 
     def _set_tensor(self, path: str, tensor: Tensor) -> None:
         """Puts a tensor of another shape in place of one, under all its names, as a parameter where that was one."""
@@ -209,7 +204,7 @@ class GraphModuleWriter:
             setattr(conv_of(self.model.get_submodule(str(fx_node.target))), tensor_name(node, index), tensor)
             return
         name = self._free_name(f"{fx_node.name}_{param.role}")
-        self._register(name, tensor)
+        register(self.model, name, tensor)
         with self.model.graph.inserting_before(fx_node):
             stored = self.model.graph.get_attr(name)
         set_tensor_argument(fx_node, self.before, node, index, stored)
@@ -232,10 +227,10 @@ class GraphModuleWriter:
 
     def _delete(self, targets: set[str]) -> None:
         """Removes modules and attributes that nothing calls any more, and what is left empty by that."""
-        kept = self._targets()
+        kept = {prefix for target in self._targets() for prefix in accumulate(target.split("."), "{}.{}".format)}
         for target in sorted(targets, key=lambda t: -t.count(".")):
             path, _, leaf = target.rpartition(".")
-            if any(name == target or name.startswith(f"{target}.") for name in kept):
+            if target in kept:
                 continue
             holder = self.model.get_submodule(path)
             if hasattr(holder, leaf):

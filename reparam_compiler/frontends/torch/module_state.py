@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -83,6 +83,20 @@ def _exchange(table: Any, new: Mapping[int, Any], before: list[tuple[Any, Any, A
             table[key] = tuple(new.get(id(part), part) for part in value)
         elif type(value) in (list, dict) and depth and key not in ("_modules", "_parameters", "_buffers"):
             _exchange(value, new, before, depth - 1)
+
+
+def register(model: nn.Module, path: str, tensor: Tensor) -> None:
+    """Puts a tensor at a path, a parameter or a buffer as it is one; modules on the way that are not there are made."""
+    holder_path, _, leaf = path.rpartition(".")
+    holder = model
+    for step in filter(None, holder_path.split(".")):
+        if not hasattr(holder, step):
+            holder.add_module(step, nn.Module())
+        holder = getattr(holder, step)
+    if isinstance(tensor, nn.Parameter):
+        holder.register_parameter(leaf, tensor)
+    else:
+        holder.register_buffer(leaf, tensor)
 
 
 def without_compiled(model: nn.Module) -> nn.Module:

@@ -22,6 +22,7 @@ from reparam_compiler.core.kernel import Ints, PaddingMode
 from reparam_compiler.errors import ReparamError
 from reparam_compiler.interpreter.evaluate import evaluate_region
 from reparam_compiler.ir import ops
+from reparam_compiler.ir.analysis import read_for
 from reparam_compiler.ir.graph import Graph, Node, NodeId
 from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from reparam_compiler.passes.fusion.regions import Region
@@ -79,13 +80,8 @@ def _moves(node: Node) -> bool:
 
 def _needed(nodes: Sequence[Node], sink: NodeId) -> tuple[Node, ...]:
     """Those of the nodes that the sink depends on."""
-    needed: list[Node] = []
-    read = {sink}
-    for node in reversed(nodes):
-        if node.id in read:
-            needed.append(node)
-            read.update(node.sources)
-    return tuple(reversed(needed))
+    read = read_for(nodes, [sink])
+    return tuple(node for node in nodes if node.id in read)
 
 
 def _as_pad(graph: Graph, spelled: _Spelled, layout: SourceLayout) -> Node | None:

@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ class Carving:
     """A GraphModule that computes what one call of a module does in a rewritten trace.
 
     module: the one that was called. call: what it was called with. trace: the rewritten trace.
-    belongs: whether a node of the trace goes with the call. free: whether it goes with any call that reads it.
+    nodes: those of the trace that go with the call, in order. free: whether a node goes with any call that reads it.
     node_of: the node that holds a value now, by the name that it had; raises NotPlacedError where there is none.
     canonical: the node that the graph knows the value of a node by, where it has several.
     names: for new layers, where they stand in the whole model.
@@ -36,7 +36,7 @@ class Carving:
     module: nn.Module
     call: ModuleCall
     trace: fx.GraphModule
-    belongs: Callable[[fx.Node], bool]
+    nodes: Sequence[fx.Node]
     free: Callable[[fx.Node], bool]
     node_of: Callable[[str], fx.Node]
     canonical: Callable[[fx.Node], fx.Node]
@@ -48,9 +48,8 @@ class Carving:
     def carve(self) -> fx.GraphModule:
         """The GraphModule; raises NotPlacedError where it would need what the call is not given."""
         parts = self._arguments()
-        for node in self.trace.graph.nodes:
-            if self.belongs(node):
-                self._copy(node)
+        for node in self.nodes:
+            self._copy(node)
         self._graph.output(resolved(self.call.result, lambda name: self._copied(self.node_of(name))))
         for part in reversed(parts):
             if not part.users:

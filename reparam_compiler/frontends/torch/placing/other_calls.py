@@ -6,15 +6,16 @@ then a layer must be read by nothing but the norm that went into it, and a part 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from torch import fx, nn
+from torch import fx
 
 from reparam_compiler.errors import first_line
 from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept
 from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
 from reparam_compiler.frontends.torch.tracing.attributes import called_by_methods
-from reparam_compiler.frontends.torch.tracing.calls import Trace, arguments_of, named, resolved
+from reparam_compiler.frontends.torch.tracing.calls import Trace, arguments_of, is_identity, named, resolved
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 
 
@@ -36,11 +37,12 @@ class OtherCalls:
         """Raises NotPlacedError, with the argument or the method, where it does not hold or that cannot be told."""
         for chain in self.chains:
             self._check_methods(chain)
+        usual = _layers(self._traced(self.trace.fixed)) if self.cut and self.trace.fixed else set()
         for name in self.trace.fixed:
             given = self._traced_with(name)
             self._check_chains(given, name)
             self._check_parts(given, name)
-            if self.cut and _layers(given) - set(self.parts) != _layers(self._traced(self.trace.fixed)) - set(self.parts):
+            if self.cut and _layers(given) - set(self.parts) != usual - set(self.parts):
                 raise NotPlacedError(f"with {name} given it calls other layers")
 
     def _check_methods(self, chain: Sequence[str]) -> None:
@@ -71,16 +73,14 @@ class OtherCalls:
             return symbolic_trace(self.trace.module, fixed, leaves=frozenset(self.parts)).graph_module
 
     def _check_chains(self, given: fx.GraphModule, name: str) -> None:
-        for chain in self.chains:
-            for node in given.graph.nodes:
-                place = chain.index(str(node.target)) if node.op == "call_module" and node.target in chain else None
-                if place is None:
-                    continue
-                readers = {str(reader.target) for reader in _readers(node, given)}
-                if place + 1 < len(chain) and readers != {chain[place + 1]}:
-                    raise NotPlacedError(f"with {name} given {chain[place]} is read by others than {chain[place + 1]}")
-                if place and str(_source(node, given).target) != chain[place - 1]:
-                    raise NotPlacedError(f"with {name} given {chain[place]} reads something else than {chain[place - 1]}")
+        after = {path: behind for chain in self.chains for path, behind in pairwise(chain)}
+        before = {behind: path for path, behind in after.items()}
+        for node in given.graph.find_nodes(op="call_module"):
+            path = str(node.target)
+            if path in after and {str(reader.target) for reader in _readers(node, given)} != {after[path]}:
+                raise NotPlacedError(f"with {name} given {path} is read by others than {after[path]}")
+            if path in before and str(_source(node, given).target) != before[path]:
+                raise NotPlacedError(f"with {name} given {path} reads something else than {before[path]}")
 
     def _check_parts(self, given: fx.GraphModule, name: str) -> None:
         known = {path: [_form(call.arguments) for call in self.trace.calls if call.path == path] for path in self.parts}
@@ -103,14 +103,10 @@ def _form(arguments: Any) -> Any:
     return resolved(dict(arguments), lambda _: "a value")
 
 
-def _passes_on(node: fx.Node, model: fx.GraphModule) -> bool:
-    return node.op == "call_module" and type(model.get_submodule(str(node.target))) is nn.Identity
-
-
 def _readers(node: fx.Node, model: fx.GraphModule) -> list[fx.Node]:
-    return [r for user in node.users for r in (_readers(user, model) if _passes_on(user, model) else [user])]
+    return [r for user in node.users for r in (_readers(user, model) if is_identity(user, model) else [user])]
 
 
 def _source(node: fx.Node, model: fx.GraphModule) -> fx.Node:
     source = node.all_input_nodes[0]
-    return _source(source, model) if _passes_on(source, model) else source
+    return _source(source, model) if is_identity(source, model) else source

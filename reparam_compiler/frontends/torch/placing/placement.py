@@ -9,7 +9,7 @@ A module whose own `forward` would have to change cannot be had. That what was p
 that was done: it is traced anew, and must be the rewritten trace (`same_trace`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from reparam_compiler.frontends.torch.fx import WrittenTrace
 from reparam_compiler.frontends.torch.graph_module_writer import attribute
 from reparam_compiler.frontends.torch.placing.carving import Carving, NotPlacedError
 from reparam_compiler.frontends.torch.placing.other_calls import OtherCalls
-from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, is_within, resolved
+from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, resolved
 from reparam_compiler.ir.graph import Node
 
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
@@ -41,6 +41,7 @@ class Placement:
     _names: dict[fx.Node, str] = field(default_factory=dict, init=False)
     _chains: list[list[str]] = field(default_factory=list, init=False)
     _alive: set[fx.Node] = field(default_factory=set, init=False)
+    _order: dict[str, int] = field(default_factory=dict, init=False)
 
     def plan(self, module: nn.Module) -> dict[Any, Any]:
         """What to put in the place of which layers and tensors of a module: the one that was traced, or a copy of it.
@@ -49,23 +50,27 @@ class Placement:
         """
         self._alive = set(self.written.model.graph.nodes)
         self._names = {node: name for name, node in self.written.nodes.items() if node in self._alive}
+        self._order = {name: place for place, name in enumerate(self.written.calls)}
         for node in self.written.changes.changed:
             if node.replaces:
                 self._host(node)
         self._find_changed_calls()
-        self._changed = {
-            path: call
-            for path, call in self._changed.items()
-            if not any(path != other and is_within(path, other) for other in self._changed)
-        }
+        self._changed = {path: call for path, call in self._changed.items() if self._part_of(path) == path}
         self._check_other_calls()
-        new: dict[str, nn.Module] = {path: self._carved(module, call) for path, call in self._changed.items()}
-        layers = {host.layer: str(node.target) for node, host in self._hosts.items() if host.layer is not None}
-        hosted = {path: self.written.model.get_submodule(name) for path, name in layers.items()}
+        nodes, places = self._nodes_of_parts(), {n: host.layer for n, host in self._hosts.items() if host.layer is not None}
+        new: dict[str, nn.Module] = {
+            path: self._carved(module, call, nodes[path], places) for path, call in self._changed.items()
+        }
+        hosted = {path: self.written.model.get_submodule(str(node.target)) for node, path in places.items()}
         kept = {**self._identities, **hosted, **self._exchanged_layers(module)}
-        new |= {path: layer for path, layer in kept.items() if not any(is_within(path, part) for part in self._changed)}
+        new |= {path: layer for path, layer in kept.items() if self._part_of(path) is None}
         exchanged: dict[Any, Any] = {module.get_submodule(path): layer for path, layer in new.items()}
         return exchanged | self._exchanged_tensors(module)
+
+    def _part_of(self, path: str) -> str | None:
+        """The outermost part whose code changes that a path is in, or is."""
+        steps = path.split(".")
+        return next((part for n in range(len(steps)) if (part := ".".join(steps[: n + 1])) in self._changed), None)
 
     def _check_other_calls(self) -> None:
         """Raises NotPlacedError where the module, called with what was fixed for the trace, does something else."""
@@ -77,7 +82,7 @@ class Placement:
         """The path of a layer, or of the part that it goes with."""
         call, owner = self.written.calls[name], self.trace.owners.get(name)
         path = str(call.target) if call.op == "call_module" else owner.path if owner is not None else ""
-        return next((part for part in self._changed if is_within(path, part)), path)
+        return self._part_of(path) or path
 
     def _host(self, node: Node) -> None:
         """Finds where a new layer goes: to a layer of a chain, else to the module that has all the branches."""
@@ -111,7 +116,7 @@ class Placement:
 
     def _parts(self, node: Node) -> tuple[list[str], list[str], list[str]]:
         """The calls that a new layer replaces: in a row before the branches; these, with their join; in a row behind."""
-        names = [name for name in self.written.calls if name in set(node.replaces)]
+        names = sorted(filter(self._order.__contains__, node.replaces), key=self._order.__getitem__)
         reads = {name: {self._as_read(source) for source in self._reads(name)} for name in names}
         first, last, value = 0, len(names), node.sources[0]
         while first < last and [name for name in names if value in reads[name]] == [names[first]]:
@@ -187,24 +192,34 @@ class Placement:
         same = self.written.same.get(self._names.get(node, ""))
         return node if same is None else self._node_of(same)
 
-    def _belongs(self, node: fx.Node, call: ModuleCall) -> bool:
-        if node in self._hosts:
-            return call in _line(self._hosts[node].call)
-        owner = self.trace.owners.get(self._names[node]) if node in self._names else None
-        return node.op != "get_attr" and call in _line(owner)
+    def _nodes_of_parts(self) -> dict[str, list[fx.Node]]:
+        """For each part whose code changes what its call computes, in order; constants go where they are read."""
+        nodes: dict[str, list[fx.Node]] = {path: [] for path in self._changed}
+        for node in self.written.model.graph.nodes:
+            host = self._hosts.get(node)
+            call = host.call if host is not None else self.trace.owners.get(self._names.get(node, ""))
+            part = next((c for c in _line(call) if self._changed.get(c.path) is c), None)
+            if part is not None and node.op != "get_attr":
+                nodes[part.path].append(node)
+        return nodes
 
-    def _carved(self, module: nn.Module, call: ModuleCall) -> fx.GraphModule:
-        free = lambda node: node.op == "get_attr" or node not in self._names  # noqa: E731
+    def _carved(
+        self, module: nn.Module, call: ModuleCall, nodes: Sequence[fx.Node], places: Mapping[fx.Node, str]
+    ) -> fx.GraphModule:
         return Carving(
             module.get_submodule(call.path),
             call,
             self.written.model,
-            lambda node: self._belongs(node, call),
-            free,
+            nodes,
+            self._is_free,
             self._node_of,
             self._canonical,
-            {node: host.layer for node, host in self._hosts.items() if host.layer is not None},
+            places,
         ).carve()
+
+    def _is_free(self, node: fx.Node) -> bool:
+        """Whether a node goes wherever it is read: a tensor of the model's, or what the rewrite added."""
+        return node.op == "get_attr" or node not in self._names
 
     def _exchanged_layers(self, module: nn.Module) -> dict[str, nn.Module]:
         """Layers of the trace that are others than those of the module, by their paths."""

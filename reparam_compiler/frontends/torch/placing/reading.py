@@ -58,7 +58,7 @@ class ModuleReading:
             memo: dict[int, Any] = {}
             trace = self.through.copied(after, memo)
             module = deep_copy(module, memo)
-        written = self.through.written(after, trace)
+        written = self.through.written(after, trace, keep_calls=True)
         try:
             exchanged = exchange(module, Placement(self.trace, written).plan(module))
             try:

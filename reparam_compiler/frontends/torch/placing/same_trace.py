@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from reparam_compiler.frontends.torch.aliasing import writes
 from reparam_compiler.frontends.torch.graph_module_writer import attribute
+from reparam_compiler.frontends.torch.tracing.calls import is_identity
 
 Same = Callable[[fx.Node], bool]
 """Whether a node only passes on what it is given first."""
@@ -35,9 +36,9 @@ def difference(expected: fx.GraphModule, found: fx.GraphModule, is_same: Same, f
         if reads is not None:
             same[wanted] = got
             waiting += reads
-        elif is_same(wanted) or _is_identity(wanted, expected):
+        elif is_same(wanted) or is_identity(wanted, expected):
             waiting.append((wanted.all_input_nodes[0], got))
-        elif found_is_same(got) or _is_identity(got, found):
+        elif found_is_same(got) or is_identity(got, found):
             waiting.append((wanted, got.all_input_nodes[0]))
         else:
             return f"{got.name} instead of {wanted.name}"
@@ -51,10 +52,6 @@ def _ends(model: fx.GraphModule) -> list[fx.Node]:
         for node in model.graph.nodes
         if node.op in ("placeholder", "output") or node.is_impure() or (not node.users and writes(node, model))
     ]
-
-
-def _is_identity(node: fx.Node, model: fx.GraphModule) -> bool:
-    return node.op == "call_module" and type(model.get_submodule(str(node.target))) is nn.Identity
 
 
 def _same_call(

@@ -64,6 +64,11 @@ def is_within(path: str, outer: str) -> bool:
     return path == outer or outer == "" or path.startswith(f"{outer}.")
 
 
+def is_identity(node: fx.Node, model: nn.Module) -> bool:
+    """Whether a node calls an nn.Identity."""
+    return node.op == "call_module" and type(model.get_submodule(str(node.target))) is nn.Identity
+
+
 def arguments_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call, by the names of `forward`; none where it does not take them."""
     try:
