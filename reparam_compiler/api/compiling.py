@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
-from torch import nn
-
 from reparam_compiler.api.fusing import fuse_source
 from reparam_compiler.api.modes import outside_inference_mode
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.checking.compiled import verify_compiled
 from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends.torch.module_state import in_training_mode
 from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
@@ -171,10 +170,8 @@ def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Sourc
 @outside_inference_mode()
 def _fused(source: Source, options: FuseOptions, *, verify: bool) -> tuple[Any, str]:
     """The fused model and ""; the model itself and why where `fuse` cannot read or run it: what is wrong, the importer says."""
-    if source.kind in ("torch.nn", "torch.fx"):
-        children = (child for child in source.model.modules() if type(child) is not nn.Module)
-        if source.inputs is None or any(child.training for child in children):
-            return source.model, ""  # fx holds children in bare Modules, which say nothing of the mode
+    if source.kind in ("torch.nn", "torch.fx") and (source.inputs is None or in_training_mode(source.model)):
+        return source.model, ""
     try:
         return fuse_source(source, options.of_passes(verify=verify))[0], ""
     except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward

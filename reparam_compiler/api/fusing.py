@@ -214,12 +214,13 @@ def _fuse_module(source: Source, options: Options, inplace: bool, verify: bool) 
     """A module that is traced whole, else in parts; exported where the parts leave something that can be fused."""
     if source.trace is not None and not source.trace.apart and not has_hooks(source.model):
         return _fuse_graph(source, options, inplace, verify)
-    if source.trace is None and source.exported is not None:
-        parts = _fuse_parts(replace(source, copy=True), replace(options, verify=False), False)[0]
-        left = open(parts, source.inputs)
-        if left.exported is None or pipeline.run(left.graph, replace(options, verify=False)).fusions:
-            return _fuse_graph(source, options, inplace, verify)
-    return _fuse_parts(source, options, verify)
+    if source.trace is not None or source.exported is None:
+        return _fuse_parts(source, options, verify)
+    parts = _fuse_parts(source if source.copy else replace(source, copy=True), options, verify)
+    left = open(parts[0], source.inputs)
+    if left.exported is None or pipeline.run(left.graph, replace(options, verify=False)).fusions:
+        return _fuse_graph(source, options, inplace, verify)
+    return parts if source.copy else _fuse_parts(source, options, verify)
 
 
 def _fuse_onnx(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:

@@ -136,8 +136,13 @@ def prune(
         written = write_pruned(source, result.graph, inplace=inplace, verify=verify)
     if not return_report:
         return written
-    manifest = Manifest.of(before, result)
-    return written, PruneReport(source.frontend.name, result.plan, cost(before), cost(result.graph), manifest, source.remarks)
+    return written, report_of(source, result, Manifest.of(before, result))
+
+
+def report_of(source: Source, result: pipeline.PruneResult, manifest: Manifest) -> PruneReport:
+    """What was done to an opened model, once it is written: how that could be done is among the remarks."""
+    before, after = cost(source.graph), cost(result.graph)
+    return PruneReport(source.frontend.name, result.plan, before, after, manifest, source.remarks)
 
 
 def warn_of(result: pipeline.PruneResult, before: Graph) -> None:

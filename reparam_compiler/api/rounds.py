@@ -13,14 +13,12 @@ from torch import nn
 
 from reparam_compiler.api.modes import outside_inference_mode
 from reparam_compiler.api.options import PruneOptions, RoundKeywords, made
-from reparam_compiler.api.pruning import cut, opened, warn_of
+from reparam_compiler.api.pruning import cut, opened, report_of, warn_of
 from reparam_compiler.api.report import PruneReport
 from reparam_compiler.api.writing import write_pruned
-from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import InfeasiblePruneError, RewriteError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.calibration import again
-from reparam_compiler.models.opening import Source
 from reparam_compiler.passes.pruning.allocation import allocate, ignored_nodes, least_widths
 from reparam_compiler.passes.pruning.budget import Schedule
 from reparam_compiler.passes.pruning.budget import schedule as ratios_of
@@ -112,14 +110,9 @@ class IterativePruner:
         warn_of(result, before)
         pruned = self.model if result.keep.all() else write_pruned(source, result.graph, inplace=False, verify=self._verify)
         self._start = self._start.after(result)
-        self.report = _report(source, result, self._start)
+        whole = replace(result, groups=self._start.groups, keep=self._start.keep)
+        self.report = report_of(source, result, Manifest.of(self._start.graph, whole))
         return pruned
-
-
-def _report(source: Source, result: PruneResult, start: "_Start") -> PruneReport:
-    whole = replace(result, groups=start.groups, keep=start.keep)
-    manifest = Manifest.of(start.graph, whole)
-    return PruneReport(source.frontend.name, result.plan, cost(source.graph), cost(result.graph), manifest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

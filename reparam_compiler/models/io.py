@@ -30,6 +30,7 @@ from reparam_compiler.core.calls import by_position
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import ReparamError, UnsupportedModelError, class_and_line, first_line
 from reparam_compiler.frontends.base import kind_of
+from reparam_compiler.frontends.torch.module_state import in_training_mode
 from reparam_compiler.frontends.torch.tensors import dtype_word
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
 from reparam_compiler.models import pt2_archive
@@ -73,8 +74,7 @@ def load_model(spec: str | os.PathLike[str], *, unsafe: bool = False, is_onnx: b
 
 def into_evaluation_mode(model: Any) -> bool:
     """Puts a module, as factories give it, into evaluation mode; whether it or a part of it was in training mode."""
-    modules = model.modules() if isinstance(model, torch.nn.Module) else ()
-    if not any(module.training for module in modules if type(module) is not torch.nn.Module):  # fx holds children in bare ones
+    if not isinstance(model, torch.nn.Module) or not in_training_mode(model):
         return False
     with contextlib.suppress(NotImplementedError):  # the module of a program, whose mode is that of its export
         model.eval()

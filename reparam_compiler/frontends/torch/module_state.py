@@ -108,6 +108,11 @@ def without_compiled(model: nn.Module) -> nn.Module:
     return model
 
 
+def in_training_mode(model: nn.Module) -> list[str]:
+    """The names of the modules that are in training mode; fx holds children in bare Modules, which say nothing of the mode."""
+    return [name for name, part in model.named_modules() if part.training and type(part) is not nn.Module]
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether torch.compile made a module. Its part of torch takes a second to load, and is not loaded to be asked."""
     loaded = sys.modules.get("torch._dynamo.eval_frame")
