@@ -25,7 +25,10 @@ class Library:
     ("target", "advice"),
     [
         (None, r"A C\+\+ compiler \(g\+\+ or clang\+\+\) must be on PATH"),
-        ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76", r"--cross-compiler aarch64-linux-gnu-g\+\+"),
+        (
+            "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76",
+            r"name a compiler that links it: save\(compiler='aarch64-linux-gnu-g\+\+'\)",
+        ),
     ],
 )
 def test_failure_names_the_compiler_that_is_needed(target: str | None, advice: str, tmp_path: Path) -> None:

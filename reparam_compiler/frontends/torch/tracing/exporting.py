@@ -3,6 +3,8 @@
 Batch and spatial sizes are open at first (`Dim.AUTO`), and torch.export fixes those that the model's code decides by. It also
 fixes every size of 1, so a batch of one is exported as a batch of two. Guards that are left are of the model's own making: a
 width that must be even, because the code has a branch for odd ones.
+
+torch writes which sizes are open onto the tensors that it is given, and where it fails leaves that there: each try has its own.
 """
 
 import logging
@@ -26,11 +28,11 @@ def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> 
     copy: share no tensor with the model.
     """
     subject = without_compiled(deep_copy(model) if copy else model)
-    own = tuple(value.detach() if isinstance(value, Tensor) else value for value in example_inputs)  # torch marks what is open
-    for inputs, shapes in _tries(own):
+    for inputs, shapes in _tries(tuple(example_inputs)):
+        unmarked = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
         try:
             with quiet_export():
-                program = torch.export.export(subject, inputs, dynamic_shapes=shapes)
+                program = torch.export.export(subject, unmarked, dynamic_shapes=shapes)
                 module: fx.GraphModule = program.module()
                 if shapes is not None:  # what a batch of two fixed may refuse one of one
                     with buffers_kept(module), torch.no_grad():
