@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reparam_compiler.frontends.torch.hooks import signature_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node
 from reparam_compiler.models.calibration import Calibration, Floats, batches
@@ -38,7 +39,7 @@ def _arguments(model: nn.Module) -> list[Node]:
     """What forward() must be given, as inputs of which nothing is known; none where that is not known (a traced one)."""
     given = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     try:
-        arguments = inspect.signature(model.forward).parameters.values()
+        arguments = signature_of(model).parameters.values()
     except ValueError:
         return []
     return [Node(a.name, ops.Input(), ()) for a in arguments if a.kind in given and a.default is a.empty]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx
 
-from reparam_compiler.advice import ask_for_inputs, in_words_of
+from reparam_compiler.advice import ask_for_inputs
 from reparam_compiler.checking.written import Inputs, same_function
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.base import Frontend, Kind, Reading, checked_kind
@@ -26,7 +26,7 @@ from reparam_compiler.frontends.torch.module_state import is_compiled
 from reparam_compiler.frontends.torch.placing.reading import ModuleFrontend
 from reparam_compiler.frontends.torch.tensors import check_values
 from reparam_compiler.frontends.torch.tracing.calls import Trace
-from reparam_compiler.frontends.torch.tracing.exporting import exported
+from reparam_compiler.frontends.torch.tracing.exporting import NotExportedError, exported
 from reparam_compiler.frontends.torch.tracing.modules import NotTracedError, traced
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.io import WRITTEN, load_model
@@ -69,10 +69,22 @@ class Source:
             logger.info("symbolic tracing of %s failed: %s", type(self.model).__name__, error)
             return error
 
-    @cached_property
+    @property
     def exported(self) -> fx.GraphModule | None:
         """A plain module as torch.export has it; None where that does not take it, or there are no inputs."""
-        return None if self.inputs is None else exported(self.model, self.inputs, copy=self.copy)
+        return self._exported if isinstance(self._exported, fx.GraphModule) else None
+
+    @cached_property
+    def _exported(self) -> fx.GraphModule | str:
+        """Else what stands in the way, and what to do."""
+        if isinstance(self._traced, NotTracedError) and self._traced.advice:
+            return self._traced.advice
+        if self.inputs is None:
+            return ask_for_inputs()
+        try:
+            return exported(self.model, self.inputs, copy=self.copy)
+        except NotExportedError as error:
+            return f"torch.export does not take it either ({error}); give a part of it that can be traced, or an ONNX export"
 
     @property
     def native(self) -> Any:
@@ -82,14 +94,11 @@ class Source:
         """
         if self.kind != "torch.nn":
             return self.model
-        whole = self.trace.graph_module if self.trace is not None else self.exported
-        if whole is None:
-            kind = type(self.model).__name__
-            rest = ask_for_inputs() if self.inputs is None else "torch.export does not take it either"
+        whole = self.trace.graph_module if self.trace is not None else self._exported
+        if isinstance(whole, str):
+            kind, why = type(self.model).__name__, self.why_not_traced.removesuffix(f"; {whole}")
             raise UnsupportedModelError(
-                f"{kind} cannot be traced as a whole ({self.why_not_traced}), and channels are coupled across the whole model; "
-                f"{rest}, or export the model yourself and "
-                f"{in_words_of(python='pass the ExportedProgram', command='name the .pt2')}"
+                f"{kind} cannot be traced as a whole ({why}), and channels are coupled across the whole model; {whole}"
             )
         return whole
 

@@ -4,6 +4,7 @@ A tracer sees none of these, and a module that is written anew would lose them.
 """
 
 import copy
+import inspect
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
@@ -47,9 +48,42 @@ def why_apart(module: nn.Module) -> str:
     """Why a trace does not enter a module that has parts; nothing for any other, and for a script, which nobody can enter."""
     if not list(module.children()) or isinstance(module, torch.jit.ScriptModule):
         return ""
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    if isinstance(module, nn.parallel.DistributedDataParallel):
         return f"is a {type(module).__name__}"
     return "has hooks" if has_hooks(module) else ""
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called; one that only holds others has torch's own `forward`, which raises."""
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
+
+
+def passed_on_to(module: nn.Module) -> nn.Module | None:
+    """The one module that a wrapper gives its arguments to, whatever they are; None for a module that has its own.
+
+    >>> net = nn.Linear(3, 8)
+    >>> passed_on_to(torch.optim.swa_utils.AveragedModel(net)).in_features, passed_on_to(net)
+    (3, None)
+    """
+    if isinstance(module, nn.DataParallel):
+        return module.module
+    if isinstance(module, nn.parallel.DistributedDataParallel) or not has_forward(module):
+        return None
+    taken = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
+    only_stars = bool(taken) and taken <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    children = list(module.children())
+    return children[0] if only_stars and len(children) == 1 else None
+
+
+def innermost(module: nn.Module) -> nn.Module:
+    """The module in all wrappers that pass on what they are given; a module itself where it is none."""
+    inner = passed_on_to(module)
+    return module if inner is None else innermost(inner)
+
+
+def signature_of(module: nn.Module) -> inspect.Signature:
+    """What a module is called with; a wrapper that passes on what it is given is called as the module in it."""
+    return inspect.signature(innermost(module).forward)
 
 
 def own_forward(module: nn.Module) -> Callable[..., Any] | None:

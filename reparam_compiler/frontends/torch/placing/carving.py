@@ -1,6 +1,5 @@
 """One module out of a trace that was rewritten: a GraphModule with the arguments of the module's own `forward`."""
 
-import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from reparam_compiler.errors import ReparamError
 from reparam_compiler.frontends.torch.graph_module_writer import attribute
+from reparam_compiler.frontends.torch.hooks import signature_of
 from reparam_compiler.frontends.torch.tracing.attributes import copy_attributes
 from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Ref, is_within, resolved
 
@@ -65,7 +65,7 @@ class Carving:
     def _arguments(self) -> list[fx.Node]:
         """Placeholders for the arguments of `forward`; returns what was taken out of those that are lists or mappings."""
         parts: list[fx.Node] = []
-        for name, parameter in inspect.signature(self.module.forward).parameters.items():
+        for name, parameter in signature_of(self.module).parameters.items():
             given = self.call.arguments.get(name)
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 if given:

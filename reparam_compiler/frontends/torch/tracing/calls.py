@@ -3,13 +3,14 @@
 A traced graph is flat. With these notes a part of it can be put back where it came from (`placing/`).
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx, nn
 from torch.fx.node import map_aggregate
+
+from reparam_compiler.frontends.torch.hooks import signature_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ def is_identity(node: fx.Node, model: nn.Module) -> bool:
 def arguments_of(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call, by the names of `forward`; none where it does not take them."""
     try:
-        return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)
+        return dict(signature_of(module).bind(*args, **kwargs).arguments)
     except (TypeError, ValueError):  # the call itself raises
         return {}
 

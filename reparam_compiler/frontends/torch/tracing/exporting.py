@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 
+from reparam_compiler.errors import ReparamError, class_and_line
 from reparam_compiler.frontends.torch.module_state import buffers_kept, without_compiled
 from reparam_compiler.frontends.torch.tensors import deep_copy, type_of
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
@@ -22,12 +23,18 @@ from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
 logger = logging.getLogger(__name__)
 
 
-def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> fx.GraphModule | None:
-    """The whole model as torch.export has it, or None where that does not take it; `meta["remarks"]` says for which sizes.
+class NotExportedError(ReparamError):
+    """Why torch.export does not take a model."""
+
+
+def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> fx.GraphModule:
+    """The whole model as torch.export has it; `meta["remarks"]` says for which sizes.
 
     copy: share no tensor with the model.
+
+    Raises NotExportedError where torch.export does not take it.
     """
-    subject = without_compiled(deep_copy(model) if copy else model)
+    subject, why = without_compiled(deep_copy(model) if copy else model), ""
     for inputs, shapes in _tries(tuple(example_inputs)):
         unmarked = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
         try:
@@ -39,6 +46,7 @@ def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> 
                         module(*deep_copy(tuple(example_inputs)))
         except Exception as error:  # noqa: BLE001 - torch.export runs the model's own code, which raises what it likes
             logger.info("torch.export of %s failed: %s", type(model).__name__, error)
+            why = class_and_line(error)
             continue
         for name in ("train", "eval"):  # torch forbids both by attributes of the module, as neither changes what it computes
             vars(module).pop(name, None)
@@ -49,7 +57,7 @@ def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> 
         )
         module.meta["remarks"] = (f"{exported_as_is}: {_sizes(program)}",)
         return module
-    return None
+    raise NotExportedError(why)
 
 
 def _tries(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:

@@ -12,7 +12,6 @@ In five cases a symbolic trace computes something else than its model, and says 
 - a traced value may answer a test wrongly (`isinstance(x, Tensor)`): a run on example inputs shows it.
 """
 
-import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,14 @@ from torch import nn
 from torch.fx.proxy import TraceError
 
 from reparam_compiler.errors import ReparamError, VerificationError, first_line
-from reparam_compiler.frontends.torch.hooks import calls_otherwise, has_hooks, why_apart, without_hooks
+from reparam_compiler.frontends.torch.hooks import (
+    calls_otherwise,
+    has_forward,
+    has_hooks,
+    signature_of,
+    why_apart,
+    without_hooks,
+)
 from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept, exchange, is_compiled, without_compiled
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, reached_into
@@ -37,7 +43,14 @@ Agree = Callable[[nn.Module, nn.Module, Sequence[Any]], bool]
 
 
 class NotTracedError(ReparamError):
-    """Why no tracer takes a model whole."""
+    """Why no tracer takes a model whole.
+
+    advice: what to give in its place, for a model that torch.export cannot take either; else empty.
+    """
+
+    def __init__(self, why: str, advice: str = "") -> None:
+        self.advice = advice
+        super().__init__(f"{why}; {advice}" if advice else why)
 
 
 def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool, agree: Agree | None = None) -> Trace:
@@ -52,8 +65,7 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
     """
     if is_compiled(model):
         return traced(without_compiled(model), example_inputs, copy=copy, agree=agree)
-    if isinstance(model, torch.jit.ScriptModule):
-        raise NotTracedError("it is a script (torch.jit); give the module that it was made of, or an ONNX export of it")
+    _check_readable(model)
     if calls_otherwise(model):
         raise NotTracedError("it is called by code that is not its class's forward()")
     subject, why = without_compiled(deep_copy(model) if copy else model), ""
@@ -67,6 +79,17 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
             return trace
         why = why or "its trace computes something else on the example inputs"
     raise NotTracedError(why)
+
+
+def _check_readable(model: nn.Module) -> None:
+    """Raises NotTracedError for a module that shows nobody what it does, with what to give in its place."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise NotTracedError("it is a script (torch.jit)", "give the module that it was made of, or an ONNX export of it")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise NotTracedError("it is a DistributedDataParallel", "give its .module, and wrap what comes back")
+    if not has_forward(model):
+        held = ", ".join(f".{name}" for name, _ in model.named_children())
+        raise NotTracedError("it has no forward()", f"give what it holds: {held}" if held else "give a module that has one")
 
 
 def _traced(model: nn.Module, fixed: Mapping[str, Any]) -> Trace:
@@ -93,7 +116,7 @@ def _fixed_arguments(model: nn.Module, example_inputs: Sequence[Any] | None) -> 
     """The arguments to fix while tracing: those that are None; where that will not do, flags; else all that are no tensors."""
     absent = _absent(model, len(example_inputs or ()))
     yield absent
-    arguments = list(inspect.signature(model.forward).parameters.values())
+    arguments = list(signature_of(model).parameters.values())
     given = {a.name: value for a, value in zip(arguments, example_inputs or (), strict=False) if a.kind is not a.VAR_POSITIONAL}
     plain = {a.name: given.get(a.name, a.default) for a in arguments}
     for kinds in (bool | NoneType, bool | int | float | str | NoneType):
@@ -104,7 +127,7 @@ def _fixed_arguments(model: nn.Module, example_inputs: Sequence[Any] | None) -> 
 
 def _absent(model: nn.Module, given: int) -> dict[str, None]:
     """The arguments of a model's forward() that are None where only the first so many are given."""
-    arguments = list(inspect.signature(model.forward).parameters.values())
+    arguments = list(signature_of(model).parameters.values())
     return {a.name: None for i, a in enumerate(arguments) if a.default is None and (i >= given or a.kind is a.KEYWORD_ONLY)}
 
 

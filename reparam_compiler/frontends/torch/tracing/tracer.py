@@ -20,7 +20,7 @@ import operator
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from types import FrameType
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch.fx.proxy import Attribute, Proxy, TraceError
 from reparam_compiler.frontends.torch.aliasing import writes
 from reparam_compiler.frontends.torch.arguments import argument
 from reparam_compiler.frontends.torch.called import resolve
-from reparam_compiler.frontends.torch.hooks import has_hooks, own_forward, why_apart
+from reparam_compiler.frontends.torch.hooks import has_hooks, innermost, own_forward, signature_of, why_apart
 from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, arguments_of, refs
 
 
@@ -104,16 +104,33 @@ class _Tracer(fx.Tracer):
         self.calls: list[ModuleCall] = []
         self._running: list[ModuleCall] = []
 
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """As fx has it; a wrapper that passes on what it is given has the arguments of what is in it."""
+        inner = innermost(self.root)
+        if inner is self.root:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        _, (root, *given) = super().create_args_for_root(type(inner).forward, is_module, concrete_args)
+        named = [p for p in signature_of(inner).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        last = sum(p.kind is not p.KEYWORD_ONLY for p in named)
+        by_name = {p.name: value for p, value in zip(named[last:], given[last : len(named)], strict=True)}
+        called = root.module if isinstance(root, nn.DataParallel) else partial(root_fn, root)
+        return lambda *values: called(*values, **by_name), given[:last]
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """As fx has it, and modules with hooks, and scripts."""
-        stays = module_qualified_name in self.leaves or has_hooks(m) or isinstance(m, torch.jit.ScriptModule)
-        return stays or super().is_leaf_module(m, module_qualified_name)
+        """As fx has it, and modules with hooks, and scripts; a DataParallel is what it has replicas of."""
+        if module_qualified_name in self.leaves or has_hooks(m) or isinstance(m, torch.jit.ScriptModule):
+            return True
+        return not isinstance(m, nn.DataParallel) and super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """As fx has it; the call is noted."""
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
+        if isinstance(m, nn.DataParallel):
+            forward = m.module
         caller = self._running[-1] if self._running else None
         self._running.append(ModuleCall(path, caller, refs(arguments_of(m, args, kwargs))))
         try:
