@@ -67,7 +67,7 @@ def passed_on_to(module: nn.Module) -> nn.Module | None:
     """
     if isinstance(module, nn.DataParallel):
         return module.module
-    if isinstance(module, nn.parallel.DistributedDataParallel) or not has_forward(module):
+    if isinstance(module, torch.jit.ScriptModule | nn.parallel.DistributedDataParallel) or not has_forward(module):
         return None
     taken = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
     only_stars = bool(taken) and taken <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
