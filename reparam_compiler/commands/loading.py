@@ -3,7 +3,6 @@
 import contextlib
 import logging
 from collections.abc import Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from reparam_compiler.checking.runners import TorchRunner
 from reparam_compiler.core.calls import by_position
 from reparam_compiler.core.files import UNREADABLE
 from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends.torch.hooks import signature_of
 from reparam_compiler.models import opening
 from reparam_compiler.models.io import inputs_of_shapes, into_evaluation_mode, load_model
 from reparam_compiler.models.shapes import parse_shapes
@@ -63,7 +63,7 @@ def samples(arrays: Mapping[str, np.ndarray[Any, Any]], model: torch.nn.Module) 
 
     Floating numbers come in the dtype of the model's weights.
     """
-    parameters = signature(model.forward).parameters
+    parameters = signature_of(model).parameters
     named = [name for name in arrays if name in parameters]
     names = by_position(parameters, named) if named else list(arrays)
     dtypes = (tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())

@@ -30,6 +30,7 @@ from reparam_compiler.core.calls import by_position
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import ReparamError, UnsupportedModelError, class_and_line, first_line
 from reparam_compiler.frontends.base import kind_of
+from reparam_compiler.frontends.torch.hooks import signature_of
 from reparam_compiler.frontends.torch.module_state import in_training_mode
 from reparam_compiler.frontends.torch.tensors import dtype_word
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
@@ -150,7 +151,7 @@ def named_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, S
     if dtypes is not None:
         names = list(dtypes)
     else:
-        taken = [p for p in inspect.signature(model.forward).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        taken = [p for p in signature_of(model).parameters.values() if p.kind is not p.VAR_KEYWORD]
         names = [p.name for p in taken if p.default is p.empty and p.kind is not p.KEYWORD_ONLY] or [p.name for p in taken]
     if len(names) != 1:
         wanted = " ".join(f"{name}:[…]" for name in names)
@@ -174,7 +175,7 @@ def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[A
     """
     dtypes, shapes = _input_dtypes(model), named_shapes(model, shapes)
     if dtypes is None:
-        parameters: Mapping[str, inspect.Parameter] = inspect.signature(model.forward).parameters
+        parameters: Mapping[str, inspect.Parameter] = signature_of(model).parameters
     else:
         by_keyword = set(model.call_spec.in_spec.child(1).context) if isinstance(model, ExportedProgram) else set()
         kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY

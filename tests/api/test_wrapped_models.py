@@ -1,4 +1,4 @@
-"""A module in a wrapper that passes on what it is given: what is in it is pruned and fused, and it comes back in its wrapper."""
+"""A module in a wrapper that passes on what it is given is pruned and fused, and comes back in its wrapper."""
 
 import copy
 from collections.abc import Callable, Iterator
