@@ -66,7 +66,7 @@ def passed_on_to(module: nn.Module) -> nn.Module | None:
     (3, None)
     """
     if isinstance(module, nn.DataParallel):
-        return module.module
+        return module.get_submodule("module")
     if isinstance(module, torch.jit.ScriptModule | nn.parallel.DistributedDataParallel) or not has_forward(module):
         return None
     taken = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
