@@ -24,9 +24,10 @@ from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.module_state import is_compiled
 from reparam_compiler.frontends.torch.placing.reading import ModuleFrontend
+from reparam_compiler.frontends.torch.placing.through_export import ExportedModuleFrontend
 from reparam_compiler.frontends.torch.tensors import check_values
 from reparam_compiler.frontends.torch.tracing.calls import Trace
-from reparam_compiler.frontends.torch.tracing.exporting import NotExportedError, exported
+from reparam_compiler.frontends.torch.tracing.exporting import Exported, NotExportedError, exported
 from reparam_compiler.frontends.torch.tracing.modules import NotTracedError, traced
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.io import WRITTEN, load_model
@@ -72,10 +73,10 @@ class Source:
     @property
     def exported(self) -> fx.GraphModule | None:
         """A plain module as torch.export has it; None where that does not take it, or there are no inputs."""
-        return self._exported if isinstance(self._exported, fx.GraphModule) else None
+        return self._exported.graph_module if isinstance(self._exported, Exported) else None
 
     @cached_property
-    def _exported(self) -> fx.GraphModule | str:
+    def _exported(self) -> Exported | str:
         """Else what stands in the way, and what to do."""
         if isinstance(self._traced, NotTracedError) and self._traced.advice:
             return self._traced.advice
@@ -94,13 +95,13 @@ class Source:
         """
         if self.kind != "torch.nn":
             return self.model
-        whole = self.trace.graph_module if self.trace is not None else self._exported
+        whole = self._exported if self.trace is None else self.trace
         if isinstance(whole, str):
             kind, why = type(self.model).__name__, self.why_not_traced.removesuffix(f"; {whole}")
             raise UnsupportedModelError(
                 f"{kind} cannot be traced as a whole ({why}), and channels are coupled across the whole model; {whole}"
             )
-        return whole
+        return whole.graph_module
 
     @property
     def is_own(self) -> bool:
@@ -110,16 +111,15 @@ class Source:
     @cached_property
     def frontend(self) -> Frontend[Any]:
         """What reads and writes the model."""
-        return ModuleFrontend() if self._is_traced else frontend_for(self.native)
-
-    @property
-    def _is_traced(self) -> bool:
-        return self.kind == "torch.nn" and self.trace is not None
+        if self.kind != "torch.nn":
+            return frontend_for(self.model)
+        return ModuleFrontend() if self.trace is not None else ExportedModuleFrontend()
 
     @cached_property
     def reading(self) -> Reading[Any]:
         """The model, read; raises UnsupportedModelError for one that cannot be read."""
-        subject = self.trace if self._is_traced else self.native
+        native = self.native  # raises where nothing reads it
+        subject = native if self.kind != "torch.nn" else self.trace or self._exported
         try:
             return self.frontend.read(subject, self.inputs)
         except UnsupportedModelError:

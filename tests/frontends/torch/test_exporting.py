@@ -50,7 +50,7 @@ def counted(m: Net, x: Tensor) -> Tensor:
 def made(wiring: Wiring, *inputs: Any) -> tuple[Net, Any]:
     torch.manual_seed(0)
     model = Net(wiring).eval()
-    return model, exported(model, inputs, copy=False)
+    return model, exported(model, inputs, copy=False).graph_module
 
 
 @pytest.mark.parametrize("wiring", [padded, attention])

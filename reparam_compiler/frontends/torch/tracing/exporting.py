@@ -7,8 +7,10 @@ width that must be even, because the code has a branch for odd ones.
 torch writes which sizes are open onto the tensors that it is given, and where it fails leaves that there: each try has its own.
 """
 
+import inspect
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,8 +29,29 @@ class NotExportedError(ReparamError):
     """Why torch.export does not take a model."""
 
 
-def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> fx.GraphModule:
-    """The whole model as torch.export has it; `meta["remarks"]` says for which sizes.
+@dataclass(frozen=True, slots=True, eq=False)
+class Exported:
+    """A module that was exported.
+
+    graph_module: its program as a module, which shares its tensors; `meta["remarks"]` says for which sizes.
+    module: what was exported. inputs, shapes: with which inputs, and which of their sizes were open; None for none.
+    """
+
+    graph_module: fx.GraphModule
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    shapes: Any
+
+    def again(self, module: nn.Module) -> fx.GraphModule:
+        """Another module, exported in the same way; raises NotExportedError."""
+        try:
+            return _program(module, self.inputs, self.shapes)[1]
+        except Exception as error:  # the model's own code runs
+            raise NotExportedError(class_and_line(error)) from error
+
+
+def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> Exported:
+    """The whole model as torch.export has it.
 
     copy: share no tensor with the model.
 
@@ -36,28 +59,35 @@ def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> 
     """
     subject, why = without_compiled(deep_copy(model) if copy else model), ""
     for inputs, shapes in _tries(tuple(example_inputs)):
-        unmarked = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
         try:
-            with quiet_export():
-                program = torch.export.export(subject, unmarked, dynamic_shapes=shapes)
-                module: fx.GraphModule = program.module()
-                if shapes is not None:  # what a batch of two fixed may refuse one of one
-                    with buffers_kept(module), torch.no_grad():
-                        module(*deep_copy(tuple(example_inputs)))
+            program, module = _program(subject, inputs, shapes)
+            if shapes is not None:  # what a batch of two fixed may refuse one of one
+                with quiet_export(), buffers_kept(module), torch.no_grad():
+                    module(*deep_copy(tuple(example_inputs)))
         except Exception as error:  # noqa: BLE001 - torch.export runs the model's own code, which raises what it likes
             logger.info("torch.export of %s failed: %s", type(model).__name__, error)
             why = class_and_line(error)
             continue
-        for name in ("train", "eval"):  # torch forbids both by attributes of the module, as neither changes what it computes
-            vars(module).pop(name, None)
-        for part in module.modules():  # born in training mode
-            part.training = model.training
         exported_as_is = (
             f"no tracer takes {type(model).__name__}, so it was exported, and train() and eval() change nothing in it"
         )
         module.meta["remarks"] = (f"{exported_as_is}: {_sizes(program)}",)
-        return module
+        return Exported(module, subject, inputs, shapes)
     raise NotExportedError(why)
+
+
+def _program(model: nn.Module, inputs: tuple[Any, ...], shapes: Any) -> tuple[ExportedProgram, fx.GraphModule]:
+    """torch.export's program, made with inputs that nothing was written onto, and it as a module in the model's mode."""
+    unmarked = tuple(value.detach() if isinstance(value, Tensor) else value for value in inputs)
+    bound = inspect.signature(model.forward).bind(*shapes).arguments if shapes is not None else None
+    with quiet_export():
+        program = torch.export.export(model, unmarked, dynamic_shapes=bound)
+        module: fx.GraphModule = program.module()
+    for name in ("train", "eval"):  # torch forbids both by attributes of the module, as neither changes what it computes
+        vars(module).pop(name, None)
+    for part in module.modules():  # born in training mode
+        part.training = model.training
+    return program, module
 
 
 def _tries(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
