@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from onnx import ModelProto, NodeProto
 
 from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends.onnx.bound import Bound
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported, attributes_of
 from reparam_compiler.frontends.onnx.causes import why_opaque
 from reparam_compiler.frontends.onnx.io import copy_without
@@ -25,7 +26,7 @@ from reparam_compiler.frontends.onnx.ops.table import coupling_model, read
 from reparam_compiler.frontends.onnx.shapes import evaluator as shapes
 from reparam_compiler.frontends.onnx.tensors import Constant, constant_of
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.ir.windows import ConvPadding
 from reparam_compiler.passes.pruning.coupling.registry import COUPLING_RULES, registered_coupling
@@ -62,7 +63,8 @@ class OnnxReader:
     _nodes: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.shapes = shapes.of(self.model, self.examples)
+        self.shapes = shapes.of(self.model)
+        self._bound = Bound.of(self.model, self.examples, self.shapes.type) if self.examples else None
 
     def read(self) -> Graph:
         """The graph; raises UnsupportedModelError for a model that is not a valid graph of tensors."""
@@ -79,7 +81,7 @@ class OnnxReader:
         outputs = [value.name for value in graph.output]
         for name in outputs:
             self._read_output(name)
-        read = Graph.of(self._read_nodes(set(outputs)), outputs, sizes_are_fixed=not self.shapes.has_examples)
+        read = Graph.of(self._read_nodes(set(outputs)), outputs, sizes_are_fixed=self._bound is None)
         return replace(read, conv_padding=ConvPadding(("zeros",)))
 
     def _read_inputs(self) -> None:
@@ -218,7 +220,9 @@ class OnnxReader:
         self.shapes.refine(node)
         self._refine_expanded(node)
         try:
-            return coupling_model(self.call_of(node), self.shapes.example(node.output[0]))
+            if self._bound is None:
+                return coupling_model(self.call_of(node), self.shapes.type(node.output[0]))
+            return self._bound.coupling_model(node)
         except Unsupported:
             return None, 0
 
@@ -230,7 +234,7 @@ class OnnxReader:
             logger.info("%s has a coupling rule, but no body in the model that could be run: its channels stay", seen.target)
             return None, 0
         reads = next((index for index, operand in enumerate(operands) if operand is None), len(operands))
-        like = registered_coupling(Node(node.output[0], seen, operands[:reads], self.shapes.example(node.output[0])))
+        like = registered_coupling(Node(node.output[0], seen, operands[:reads], self._type(node.output[0])))
         return (None, 0) if like is None else (like, reads)
 
     def _refine_expanded(self, node: NodeProto) -> None:
@@ -243,6 +247,11 @@ class OnnxReader:
             return
         if found is not None:
             self.shapes.note_type(node.output[0], found)
+
+    def _type(self, name: str) -> TensorType | None:
+        """The type of a value; with example inputs its open sizes are those that it has for them."""
+        known = self.shapes.type(name)
+        return known if self._bound is None else self._bound.type(name, known)
 
     def _operand(self, name: str) -> Operand:
         return name if self.shapes.constant(name) is None else self._param(name, "const", False)
@@ -265,7 +274,7 @@ class OnnxReader:
         """Adds a node. Where inference knew no dtype, exact ops of floats pass that of an operand on."""
         if isinstance(operands[0] if operands else None, str) and _keeps_type(op):
             self.shapes.note_same(str(operands[0]), node_id)
-        self._nodes.append(Node(node_id, op, operands, self.shapes.example(node_id)))
+        self._nodes.append(Node(node_id, op, operands, self._type(node_id)))
         self.shapes.values.add(node_id)
         if index is not None:
             self.node_index[node_id] = index

@@ -11,7 +11,7 @@ any repair. (Zeroing a channel's own filter is not removal: batch norm and sigmo
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -26,6 +26,7 @@ from reparam_compiler.interpreter.difference import EXACT, Difference, differenc
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.interpreter.size_expressions import numbers_of, stale_numbers
 from reparam_compiler.ir import ops
+from reparam_compiler.ir.analysis import data_independent_nodes
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType, with_inputs
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep
 from reparam_compiler.passes.pruning.coupling.labels import Value, coupling_model, reads_channels
@@ -186,10 +187,10 @@ def verify_pruned(
 def _without_opaque(graph: Graph) -> Graph:
     """The graph with each opaque node replaced by an input; what it read becomes an output.
 
-    Those that pruning understands stay, and so do the numbers that they are told. The value of an opaque node whose shape is
-    not known cannot be an input: what reads it goes as well.
+    Those that pruning understands stay, and so does what depends on sizes alone: the numbers that ops are told, a grid of
+    places. The value of an opaque node whose shape is not known cannot be an input: what reads it goes as well.
     """
-    numbers = set(numbers_of(graph))
+    numbers = {*numbers_of(graph), *_run_by_sizes(graph)}
     hidden: set[NodeId] = set()
     unknown: set[NodeId] = set()
     nodes: list[Node] = []
@@ -210,6 +211,17 @@ def _without_opaque(graph: Graph) -> Graph:
             unknown.add(node.id)
     outputs = {node_id: None for node_id in graph.outputs if node_id not in hidden}
     return Graph.of(nodes, outputs | read)
+
+
+def _run_by_sizes(graph: Graph) -> Iterable[NodeId]:
+    """The nodes that can be run knowing the sizes of values alone."""
+    found: set[NodeId] = set()
+    for node_id in sorted(data_independent_nodes(graph), key=graph.position.__getitem__):
+        op, read = graph[node_id].op, graph[node_id].sources
+        asks = isinstance(op, ops.Opaque) and ops.Facts.SIZE_QUERY in op.facts
+        if not (isinstance(op, ops.Opaque) and op.run is None) and (asks or found.issuperset(read)):
+            found.add(node_id)
+    return found
 
 
 def _sealed(graph: Graph) -> Graph:

@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.shapes import evaluator
-from reparam_compiler.frontends.onnx.shapes.inference import infer_outputs, infer_types, opset_of, refined
+from reparam_compiler.frontends.onnx.shapes.inference import infer_outputs, infer_types, opset_of
 from reparam_compiler.frontends.onnx.shapes.sizes import SMALL, Sizes
 from reparam_compiler.frontends.onnx.tensors import Constant
 from reparam_compiler.ir.graph import TensorType
@@ -96,14 +96,6 @@ def test_large_weights_are_declared_and_not_copied() -> None:
     weight = normal(8, 4, 5, 5)
     model = model_of([helper.make_node("Conv", ["x", "w"], ["y"])], {"x": (2, 4, 9, 7)}, ["y"], {"w": weight})
     assert infer_types(model).types["y"] == TensorType("f32", (2, 8, 5, 3))
-
-
-def test_the_sizes_of_an_example_fill_open_ones_but_the_first() -> None:
-    known, example = TensorType("f32", ("n", "h", 4)), TensorType("f32", (2, 9, 4))
-    assert refined(known, example) == TensorType("f32", ("n", 9, 4))
-    assert refined(None, example) == example
-    assert refined(known, None) == known
-    assert refined(known, TensorType("f32", (2, 9))) == known
 
 
 def pool(kernel: int, stride: int, pads: list[int], ceil_mode: int) -> NodeProto:

@@ -133,6 +133,6 @@ def reduce(call: Call) -> Read:
         axes = tuple(range(call.rank))
     found = tuple(sorted(call.axis(axis) for axis in axes))
     keepdim = bool(call.attribute("keepdims", 1))
-    if function == "mean" and keepdim and call.rank > 2 and found == tuple(range(2, call.rank)):
+    if function == "mean" and keepdim and call.rank > 3 and found == tuple(range(2, call.rank)):
         return ops.AdaptiveAvgPool((1,) * len(found)), (call.x,)  # how the dynamo exporter writes it
     return ops.Reduce(function, found, keepdim), (call.x,)

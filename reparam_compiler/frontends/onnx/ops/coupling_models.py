@@ -83,9 +83,15 @@ def _gather_places(call: Call, result: TensorType | None) -> Coupled:
     return ops.Rearrange(tuple(range(first, first + places.shape[-1]))), 1
 
 
-@couples("Reshape", "Squeeze", "Unsqueeze", "Flatten")
+@couples("Reshape", "Flatten")
 def _reshape(call: Call, result: TensorType | None) -> Coupled:
     return coupling.reshape(call.shape, coupling.shape_of(result)), 1
+
+
+@couples("Squeeze", "Unsqueeze")
+def _squeeze(call: Call, result: TensorType | None) -> Coupled:
+    """Of named axes, whatever leaves; a Squeeze that names none is a reshape, for a channel that is left alone would go."""
+    return (ops.Rearrange(), 1) if call.values(1, "axes") is not None else _reshape(call, result)
 
 
 @couples("Slice")

@@ -1,6 +1,6 @@
 """What is known of the values of an ONNX model without running it: one evaluator, asked by value.
 
-    shapes = of(model, {"x": (2, 3, 8, 8)})
+    shapes = of(model)
     shapes.derive(node, place)      noted, if it depends on constants and sizes alone
     shapes.type("conv_out")         dtype and shape
     shapes.constant("kernel")       elements that depend on no input
@@ -18,7 +18,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_outputs, infer_types, opset_of, refined
+from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_outputs, infer_types, opset_of
 from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
 from reparam_compiler.frontends.onnx.shapes.sizes import Elements, Sizes
 from reparam_compiler.frontends.onnx.tensors import Constant, constant_of, dtype_word, element_type
@@ -28,9 +28,9 @@ from reparam_compiler.vocabulary.dtypes import FLOATING
 from reparam_compiler.vocabulary.resolve import onnx_facts
 
 
-def of(model: ModelProto, examples: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> "Shapes":
-    """The evaluator of a model; nodes are told to it in the model's order. examples: shapes of example inputs."""
-    return Shapes(model, examples)
+def of(model: ModelProto, sizes: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> "Shapes":
+    """The evaluator of a model; nodes are told to it in the model's order. sizes: shapes that inputs have in every run."""
+    return Shapes(model, sizes)
 
 
 class Shapes:
@@ -41,15 +41,14 @@ class Shapes:
     values: those that the graph has a node for, which are no constants.
     """
 
-    def __init__(self, model: ModelProto, examples: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, model: ModelProto, sizes: Mapping[str, tuple[int, ...]]) -> None:
         self.opset = opset_of(model)
         self.constants: dict[str, Constant] = {}
         self.values: set[str] = set()
         self._model = model
         self._functions = {(function.domain, function.name) for function in model.functions}
-        inferred = infer_types(model)
+        inferred = infer_types(model, sizes)
         self._types, self._dtypes = inferred.types, inferred.dtypes
-        self._examples = infer_types(model, examples).types if examples else {}
         self._better: set[str] = set()
         self._sizes = Sizes(self.constants.get, self._types)
         self._sampled = SampledShapes(model, self.constants.get, self.dtype, self.type)
@@ -57,11 +56,6 @@ class Shapes:
     def __contains__(self, name: str) -> bool:
         """True for what depends on constants and sizes alone."""
         return name in self.constants or name in self._sampled
-
-    @property
-    def has_examples(self) -> bool:
-        """True where types may be those of one example."""
-        return bool(self._examples)
 
     @property
     def sized(self) -> dict[str, Constant]:
@@ -85,10 +79,6 @@ class Shapes:
         """The type of a value, where its rank is known: one that holds for every run."""
         constant = self.constants.get(name)
         return TensorType(constant.dtype, constant.shape) if constant else self._types.get(name)
-
-    def example(self, name: str) -> TensorType | None:
-        """The type of a value, its open sizes but the first those of the example inputs."""
-        return refined(self._types.get(name), self._examples.get(name))
 
     def sizes(self, name: str) -> Elements | None:
         """The elements of a value that is made of sizes, or None."""

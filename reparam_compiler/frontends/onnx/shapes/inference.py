@@ -5,12 +5,12 @@ Shapes are inferred on a skeleton of the model in which big tensors are only dec
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper, numpy_helper, shape_inference
 
 from reparam_compiler.core.names import free_name
 from reparam_compiler.errors import UnsupportedModelError
@@ -32,26 +32,54 @@ class Types:
 
 
 def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})) -> Types:
-    """What is known of the model's values, or would be if its inputs had these shapes."""
+    """What is known of the model's values, or would be if its inputs had these shapes.
+
+    What the file says of its outputs stands where inference finds nothing else, and no shapes are given: some files state a
+    wrong rank.
+    """
     skeleton = _skeleton(model)
     named = _symbols(skeleton)
-    for value in skeleton.graph.input:
-        if value.name in shapes and len(value.type.tensor_type.shape.dim) == len(shapes[value.name]):
-            for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
-                dim.dim_value = size
+    _give_sizes(skeleton, shapes)
+    stated = {value.name: known for value in skeleton.graph.output if (known := type_of(value.type)[1])}
+    for value in skeleton.graph.output:
+        if value.name in stated:
+            value.type.tensor_type.ClearField("shape")
     try:
         skeleton = shape_inference.infer_shapes(skeleton, data_prop=True)
     except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
         logger.warning("shapes cannot be inferred, so only those in the file are known: %s", error)
-    dtypes: dict[str, str] = {}
-    types: dict[str, TensorType] = {}
-    for value in (*skeleton.graph.value_info, *skeleton.graph.output, *skeleton.graph.input):
-        dtype, known = type_of(value.type)
-        if dtype:
-            dtypes[value.name] = dtype
-        if known:
-            types[value.name] = _named(known, named)
-    return Types(dtypes, types)
+    found = {value.name: type_of(value.type) for value in _values(skeleton)}
+    types = {name: _named(known, named) for name, (_, known) in found.items() if known}
+    if not shapes:
+        types.update({name: _stated(_named(known, named), types.get(name)) for name, known in stated.items()})
+    return Types({name: dtype for name, (dtype, _) in found.items() if dtype}, types)
+
+
+def _give_sizes(skeleton: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Gives the inputs these shapes. What the file calls a size would then hide its number from inference: the names go."""
+    for value in skeleton.graph.input:
+        if value.name in shapes and len(value.type.tensor_type.shape.dim) == len(shapes[value.name]):
+            for dim, size in zip(value.type.tensor_type.shape.dim, shapes[value.name], strict=True):
+                dim.dim_value = size
+    for value in (*skeleton.graph.output, *skeleton.graph.value_info) if shapes else ():
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.Clear()
+
+
+def _values(model: ModelProto) -> Iterator[ValueInfoProto]:
+    """All values that have a type, inputs last."""
+    yield from (*model.graph.value_info, *model.graph.output, *model.graph.input)
+
+
+def _stated(known: TensorType, found: TensorType | None) -> TensorType:
+    """The type that a file states, with the numbers that were found; what was found, where that has another rank."""
+    if found is None:
+        return known
+    if len(found.shape) != len(known.shape):
+        return found
+    sizes = zip(known.shape, found.shape, strict=True)
+    return TensorType(known.dtype, tuple(size if isinstance(size, int) or own is None else own for own, size in sizes))
 
 
 def infer_outputs(model: ModelProto, node: NodeProto, inputs: Mapping[str, TensorType | Constant]) -> dict[str, TensorType]:
@@ -93,17 +121,7 @@ def opset_of(model: ModelProto) -> int:
 
 def _symbols(model: ModelProto) -> set[str]:
     """The sizes that the file names; inference makes up others."""
-    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
-    return {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim}
-
-
-def refined(known: TensorType | None, example: TensorType | None) -> TensorType | None:
-    """A type whose unknown sizes, but for the first, are those of an example."""
-    if known is None or example is None or len(known.shape) != len(example.shape):
-        return known or example
-    sizes = zip(known.shape, example.shape, strict=True)
-    shape = (own if axis == 0 or isinstance(own, int) else size for axis, (own, size) in enumerate(sizes))
-    return TensorType(known.dtype, tuple(shape))
+    return {dim.dim_param for value in _values(model) for dim in value.type.tensor_type.shape.dim}
 
 
 def _skeleton(model: ModelProto) -> ModelProto:

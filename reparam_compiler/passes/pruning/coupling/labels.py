@@ -198,7 +198,7 @@ class Trace:
 
     def _is_batch(self, axis: int, size: Dim) -> bool:
         """True for an unknown size of the first axis, and for a size that names the batch, along whichever axis."""
-        named = isinstance(size, str) and not self._batch.isdisjoint(re.findall(r"\w+", size))
+        named = isinstance(size, str) and not self._batch.isdisjoint((size, *re.findall(r"\w+", size)))
         return named or (axis == 0 and not isinstance(size, int))
 
     def source(self, node: Node, place: Place = 0) -> Value:
