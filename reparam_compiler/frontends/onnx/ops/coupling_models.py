@@ -3,10 +3,7 @@
 A coupling model reads the first inputs of its node, in their order. Further inputs (shapes, axes, indices) must be constant.
 """
 
-from collections.abc import Callable
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from reparam_compiler.frontends import coupling
@@ -178,18 +175,6 @@ def _group_norm(call: Call, result: TensorType | None) -> Coupled:
 @couples("InstanceNormalization")
 def _instance_norm(call: Call, result: TensorType | None) -> Coupled:
     return ops.GroupNorm(None, float(call.attribute("epsilon", 1e-5))), 3
-
-
-def sizes_from_value(run: Callable[..., object]) -> Callable[..., object]:
-    """What runs a Resize to the batch and channels that its input has, whatever its `sizes` say of them."""
-
-    def resize(x: Tensor, *rest: Tensor | None) -> object:
-        given = list(rest)
-        if len(given) > 2 and (sizes := given[2]) is not None:
-            given[2] = torch.tensor([*x.shape[:2], *sizes.tolist()[2:]])
-        return run(x, *given)
-
-    return resize
 
 
 def expanded(x: Tensor, *rest: Tensor) -> Tensor:
