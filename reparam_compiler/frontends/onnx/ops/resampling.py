@@ -1,7 +1,7 @@
 """How a Resize or an Upsample is run: along one axis after the other, by what ONNX's reference evaluator makes of a ramp there.
 
 The evaluator takes each pixel in Python, which is minutes for the feature maps that calibration runs. Nearest and linear
-resampling go along each axis by themselves, and a ramp 0, 1, 2 … comes out as the places that are read: 1.25 is three quarters of
+resampling go along each axis alone, and a ramp 0, 1, 2 … comes out as the places that are read: 1.25 is three quarters of
 the second and a quarter of the third.
 """
 
