@@ -12,7 +12,7 @@ from reparam_compiler.api.modes import outside_inference_mode
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.api.report import FuseReport, WholeModel, merged, prefixed
 from reparam_compiler.api.writing import write_fused, write_fused_onnx
-from reparam_compiler.checking.written import Comparison, check_parts, check_same
+from reparam_compiler.checking.written import NOTHING_FINITE, Comparison, check_parts, check_same
 from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import TrainingModeWarning
 from reparam_compiler.frontends.base import Kind, Reading
@@ -150,7 +150,7 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
 def fuse_source(source: Source, options: Options, *, inplace: bool = False) -> tuple[Any, FuseReport]:
     """What `fuse` does to a model that was opened, by its kind."""
     fused, report = _FUSE[source.kind](source, options, inplace, options.verify)
-    why = "" if report.whole_model is not None else _why_not_compared(source, report, options.verify)
+    why = "" if report.whole_model is not None else report.not_compared or _why_not_compared(source, report, options.verify)
     return fused, replace(report, not_compared=why)
 
 
@@ -200,7 +200,7 @@ class _FusedGraphs:
         if not self.bodies and not self.left:
             return whole
         parts = [prefixed(_report(self.source, *body, None), path) for path, body in self.bodies.items()]
-        return replace(merged(whole.kind, [whole, *parts], [*whole.remarks, *self.left]), whole_model=whole.whole_model)
+        return _compared_as(whole, merged(whole.kind, [whole, *parts], [*whole.remarks, *self.left]))
 
 
 def _fuse_graph(source: Source, options: Options, inplace: bool, verify: bool) -> tuple[Any, FuseReport]:
@@ -251,7 +251,7 @@ def _fuse_onnx(source: Source, options: Options, inplace: bool, verify: bool) ->
     report = _report(subject, subject.graph, result, whole)
     if parts or remarks:
         reports = [report, *(prefixed(part, path) for path, part in parts.items())]
-        report = replace(merged(report.kind, reports, [*report.remarks, *remarks]), whole_model=report.whole_model)
+        report = _compared_as(report, merged(report.kind, reports, [*report.remarks, *remarks]))
     return written, report
 
 
@@ -279,16 +279,16 @@ def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Modu
         [prefixed(part, path) if path else part for path, part in parts.reports.items()],
         [*how, *kept],
     )
-    whole, given = None, None
+    whole, given, why = None, None, ""
     if inputs is not None and report.fusions:
         compared, given = check_parts(result, source.model, inputs)
         words = f"torch, {compared.dtype}, {inputs.words}, the fused weights as they are stored"
-        whole = WholeModel(words, compared.difference)
+        whole, why = (WholeModel(words, compared.difference), "") if compared.is_telling else (None, NOTHING_FINITE)
     if inputs is not None and not source.copy:
         result = fused_parts(False).model if report.fusions else source.model
         if given is not None:
             check_same(result, given, inputs)
-    return result, replace(report, whole_model=whole)
+    return result, replace(report, whole_model=whole, not_compared=why)
 
 
 _FUSE: Mapping[Kind, Callable[[Source, Options, bool, bool], tuple[Any, FuseReport]]] = {
@@ -301,10 +301,14 @@ _FUSE: Mapping[Kind, Callable[[Source, Options, bool, bool], tuple[Any, FuseRepo
 
 
 def _report(source: Source, before: Graph, result: PassResult, comparison: Comparison | None) -> FuseReport:
-    whole = None
-    if comparison is not None:
+    whole, why = None, "" if comparison is None or comparison.is_telling else NOTHING_FINITE
+    if comparison is not None and comparison.is_telling:
         how = f"{comparison.runtime}, {comparison.dtype}, {comparison.inputs}"
         whole = WholeModel(how, comparison.difference)
-    return FuseReport(
-        source.frontend.name, result.fusions, result.refusals, cost(before), cost(result.graph), whole, source.remarks
-    )
+    costs = cost(before), cost(result.graph)
+    return FuseReport(source.frontend.name, result.fusions, result.refusals, *costs, whole, source.remarks, why)
+
+
+def _compared_as(whole: FuseReport, report: FuseReport) -> FuseReport:
+    """A report that says of the whole model what another one does."""
+    return replace(report, whole_model=whole.whole_model, not_compared=whole.not_compared)

@@ -22,10 +22,11 @@ from reparam_compiler.checking.runners import GraphRunner, Outputs, Runner, Torc
 from reparam_compiler.checking.tolerances import SAME, SUSPECT, WHOLE_TOLERANCE, agreement, rounded
 from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.base import Reading
-from reparam_compiler.interpreter.difference import Difference
+from reparam_compiler.interpreter.difference import Difference, tells
 from reparam_compiler.ir.graph import Graph
 
 logger = logging.getLogger(__name__)
+NOTHING_FINITE = "no output holds a finite number on the inputs, so that equal outputs prove nothing"
 REPORT = "Please report the model: this is a defect of the write-back; verify=False gives the result all the same"
 
 
@@ -33,13 +34,14 @@ REPORT = "Please report the model: this is a defect of the write-back; verify=Fa
 class Comparison:
     """The whole model before and after, run by `runtime` in `dtype` on `inputs` ("example inputs", "random inputs").
 
-    difference: the largest over all outputs.
+    difference: the largest over all outputs. is_telling: whether any of them is a finite number.
     """
 
     difference: Difference
     dtype: str
     runtime: str
     inputs: str
+    is_telling: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,11 @@ class Compared:
     def is_exact(self) -> bool:
         """Whether that was float64."""
         return self.dtype == "float64"
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether the first one gave a finite number."""
+        return tells(self.expected.values())
 
 
 def compare(before: Callable[[bool], Runner], after: Callable[[bool], Runner], inputs: Inputs) -> Compared:
@@ -199,7 +206,7 @@ def compare_fused(model: Any, reading: Reading[Any], after: Graph, inputs: Input
         inputs,
     )
     checked(found.difference, WHOLE_TOLERANCE if found.is_exact else math.inf)
-    return Comparison(found.difference, found.dtype, "torch", inputs.words), found
+    return Comparison(found.difference, found.dtype, "torch", inputs.words, found.is_telling), found
 
 
 def check_stored(written: Any, reference: Reference) -> Outputs | None:
@@ -214,6 +221,8 @@ def check_stored(written: Any, reference: Reference) -> Outputs | None:
         RewriteError: it does not run, and the caller's model does.
         VerificationError: it computes something else, by more than rounding does to this model.
     """
+    if not tells(reference.outputs.values()):
+        logger.info("what was written is not told from others: %s", NOTHING_FINITE)
     own = run_written(written, reference.model, reference.inputs)
     if own is not None and _fits(own, reference):
         return own.outputs

@@ -7,6 +7,7 @@
 A floating value beside a whole one is compared in float64. bfloat16 and the like are exact there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,15 @@ def difference(expected: Tensor, found: Tensor) -> Difference:
     sizes = _parts(expected).abs()
     largest = float(sizes[sizes.isfinite()].max()) if bool(sizes.isfinite().any()) else 0.0
     return Difference(apart, apart / largest if largest else _INFINITE)
+
+
+def tells(expected: Iterable[Tensor]) -> bool:
+    """Whether equality with these says anything: what makes NaN or infinities of every number may be any function.
+
+    >>> tells([torch.tensor([float("nan"), 1.0])]), tells([torch.tensor([float("nan"), float("inf")])])
+    (True, False)
+    """
+    return any(bool(value.isfinite().any()) for value in expected)
 
 
 def distances(expected: Tensor, found: Tensor) -> Tensor:

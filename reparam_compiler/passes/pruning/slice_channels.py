@@ -164,11 +164,26 @@ def verify_pruned(
 
     Raises:
         VerificationError: they differ by more.
-        UnsupportedModelError: the type of an input is not known.
+        UnsupportedModelError: the type of an input is not known; or an output is NaN everywhere, which is no proof.
     """
-    expected_graph, found_graph = _without_opaque(hidden), _without_opaque(pruned)
-    values = {node.id: _random(node, seed) for seed, node in enumerate(expected_graph) if isinstance(node.op, ops.Input)}
-    values |= inputs or {}
+    graphs = _without_opaque(hidden), _without_opaque(pruned)
+    drawn = {node.id: _random(node, seed) for seed, node in enumerate(graphs[0]) if isinstance(node.op, ops.Input)}
+    worst, untold = _compared(*graphs, drawn | dict(inputs or {}), tolerance)
+    if untold and inputs is None:  # a logarithm or a root of what is negative
+        other, still = _compared(*graphs, {node_id: value.abs() for node_id, value in drawn.items()}, tolerance)
+        worst, untold = max(worst, other, key=lambda d: d.relative), untold & still
+    if untold:
+        raise UnsupportedModelError(
+            f"{min(untold, key=graphs[0].position.__getitem__)}: on random inputs it is NaN everywhere, so that no cut can be "
+            "proven by it; look for weights that are NaN or infinite"
+        )
+    return worst
+
+
+def _compared(
+    expected_graph: Graph, found_graph: Graph, values: Mapping[NodeId, Tensor], tolerance: float
+) -> tuple[Difference, frozenset[NodeId]]:
+    """The largest difference of the outputs, and which are NaN everywhere; raises VerificationError above the tolerance."""
     expected, found = evaluate(expected_graph, values), evaluate(found_graph, values)
     if any(isinstance(value, Tensor) and not value.isfinite().all() for value in expected.values()):
         expected = evaluate(_sealed(expected_graph), values)
@@ -181,7 +196,8 @@ def verify_pruned(
             largest = apart.max_abs / apart.relative if apart.relative else 1.0
             raise VerificationError(node_id, apart.max_abs, tolerance * largest)
         worst = max(worst, apart, key=lambda d: d.relative)
-    return worst
+    outputs = {node_id: value for node_id in expected_graph.outputs if isinstance(value := expected[node_id], Tensor)}
+    return worst, frozenset(node_id for node_id, value in outputs.items() if value.numel() and bool(value.isnan().all()))
 
 
 def _without_opaque(graph: Graph) -> Graph:
