@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from reparam_compiler.api.modes import outside_inference_mode
+from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.checking.equivalent import Equivalence, compare_models
 from reparam_compiler.models.opening import open
 
@@ -32,6 +32,6 @@ def equivalent(a: Any, b: Any, example_inputs: Sequence[Any], *, tolerance: floa
     >>> bool(equivalent(net, torch.export.export(net, (torch.zeros(1, 3, 8, 8),)), (torch.zeros(1, 3, 8, 8),)))
     True
     """
-    with outside_inference_mode():
+    with outside_modes():
         one, other = open(a, example_inputs), open(b)
         return compare_models(one.model, other.model, one.inputs or (), tolerance=tolerance)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from reparam_compiler.api.fusing import fuse_source
-from reparam_compiler.api.modes import outside_inference_mode
+from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.checking.compiled import verify_compiled
 from reparam_compiler.errors import UnsupportedModelError
@@ -22,6 +22,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 @takes(FuseOptions)
+@outside_modes()
 def compile(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
@@ -89,6 +90,7 @@ def compile(
 
 
 @takes(FuseOptions)
+@outside_modes()
 def tune(
     model: Any,
     example_inputs: Sequence[Any] | None = None,
@@ -155,7 +157,6 @@ def tune(
     )
 
 
-@outside_inference_mode()
 def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Source:
     """The model, opened, with zeros of these shapes where a module has no inputs. Raises LoweringError as `zeros_of`."""
     from reparam_compiler.lowering.importing.importer import checked_shapes, zeros_of
@@ -167,7 +168,6 @@ def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Sourc
     return source
 
 
-@outside_inference_mode()
 def _fused(source: Source, options: FuseOptions, *, verify: bool) -> tuple[Any, str]:
     """The fused model and ""; the model itself and why where `fuse` cannot read or run it: what is wrong, the importer says."""
     if source.kind in ("torch.nn", "torch.fx") and (source.inputs is None or in_training_mode(source.model)):

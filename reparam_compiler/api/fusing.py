@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, Unpack, overload
 
 from torch import nn
 
-from reparam_compiler.api.modes import outside_inference_mode
+from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.api.report import FuseReport, WholeModel, merged, prefixed
 from reparam_compiler.api.writing import write_fused, write_fused_onnx
@@ -99,7 +99,7 @@ def fuse(
     """
     settings = made(FuseOptions, "fuse", options)
     _warn_of_training(model)
-    with outside_inference_mode():
+    with outside_modes():
         source = open(model, example_inputs, copy=not inplace, weights_are_constant=settings.weights_are_constant)
         fused, report = fuse_source(source, settings.of_passes(verify=verify), inplace=inplace)
     return (fused, report) if return_report else fused
@@ -136,7 +136,7 @@ def inspect(model: Any, example_inputs: Sequence[Any] | None = None, **options: 
     """
     settings = made(FuseOptions, "inspect", options)
     passes = settings.of_passes(verify=True)
-    with outside_inference_mode():
+    with outside_modes():
         source = open(model, example_inputs, weights_are_constant=settings.weights_are_constant)
         if source.kind == "onnx":
             report = _fuse_onnx(source, passes, inplace=False, verify=False)[1]

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from reparam_compiler.api.modes import outside_inference_mode
+from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, takes
 from reparam_compiler.api.report import PruneReport, gain_text, unrepaired
 from reparam_compiler.api.writing import write_pruned
@@ -24,7 +24,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.batch_size import fixed_batch
 from reparam_compiler.models.binding import bound
-from reparam_compiler.models.calibration import again, batches
+from reparam_compiler.models.calibration import again, batches, check_path
 from reparam_compiler.models.fitting import Batch
 from reparam_compiler.models.held_out import parts
 from reparam_compiler.models.io import save_model
@@ -128,7 +128,7 @@ def prune(
     Source: coupling, selection and repair as in docs/pruning.md.
     """
     settings = made(PruneOptions, "prune", options)
-    with outside_inference_mode():
+    with outside_modes():
         source, settings = opened(model, example_inputs, settings, copy=not inplace)
         before = source.graph
         result = cut(source, settings)
@@ -158,6 +158,8 @@ def opened(
     model: Any, example_inputs: Sequence[Any] | None, options: PruneOptions, *, copy: bool
 ) -> tuple[Source, PruneOptions]:
     """A model with its example inputs, or those that calibration data gives, and options whose data can be gone over again."""
+    if isinstance(options.calibration, str | os.PathLike):
+        check_path(Path(options.calibration))
     source = open(model, example_inputs, copy=copy, weights_are_constant=options.weights_are_constant)
     _check_tensors(source)
     if options.calibration is None:
@@ -244,7 +246,7 @@ def apply_manifest(
     cut = manifest if isinstance(manifest, Manifest) else Manifest.load(Path(manifest))
     if isinstance(model, Mapping):
         return apply_to_graph(model, cut)
-    with outside_inference_mode():
+    with outside_modes():
         source = open(model, example_inputs, copy=not inplace, weights_are_constant=weights_are_constant)
         return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
 

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 import numpy as np
 from torch import nn
 
-from reparam_compiler.api.modes import outside_inference_mode
+from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import PruneOptions, RoundKeywords, made
 from reparam_compiler.api.pruning import cut, opened, report_of, warn_of
 from reparam_compiler.api.report import PruneReport
@@ -91,7 +91,7 @@ class IterativePruner:
         modes = _modes(self.model)
         try:
             self.model.eval()
-            with outside_inference_mode():
+            with outside_modes():
                 pruned = self._round()
         finally:
             _set_modes(self.model, modes)

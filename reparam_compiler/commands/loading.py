@@ -1,6 +1,5 @@
-"""What comes in on a command line: a model by its name, inputs by their shapes or from calibration data."""
+"""What comes in on a command line: a model by its name, inputs from calibration data."""
 
-import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,16 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.export import ExportedProgram
 
-from reparam_compiler.checking.runners import TorchRunner
 from reparam_compiler.core.calls import by_position
 from reparam_compiler.core.files import UNREADABLE
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.torch.hooks import signature_of
 from reparam_compiler.models import opening
-from reparam_compiler.models.io import inputs_of_shapes, into_evaluation_mode, load_model
-from reparam_compiler.models.shapes import parse_shapes
+from reparam_compiler.models.io import into_evaluation_mode, load_model
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +27,6 @@ def loaded(spec: str, unsafe: bool, constant: bool = False) -> Any:
     if into_evaluation_mode(model):
         log.warning("%s came in training mode; it is taken in evaluation mode", spec)
     return model
-
-
-def check_runs(model: Any, inputs: tuple[Any, ...] | None) -> None:
-    """Raises UnsupportedModelError where a torch model does not run on stated inputs; what only reads it would not notice."""
-    if inputs is not None and isinstance(model, torch.nn.Module | ExportedProgram):
-        TorchRunner(model, copy="weights shared").run(inputs)
 
 
 def first_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -70,19 +60,3 @@ def samples(arrays: Mapping[str, np.ndarray[Any, Any]], model: torch.nn.Module) 
     dtype = next(dtypes, torch.float32)
     samples = (torch.from_numpy(arrays[name][:1].copy()) for name in names)
     return tuple(sample.to(dtype) if sample.is_floating_point() else sample for sample in samples)
-
-
-def stated_inputs(model: Any, shapes: str | None) -> tuple[Any, ...] | None:
-    """Random inputs of the shapes that a text states; None without a text."""
-    return inputs_of_shapes(model, parse_shapes(shapes)) if shapes and shapes.strip() else None
-
-
-def inputs_of_either(one: Any, other: Any, shapes: str) -> tuple[Any, ...]:
-    """Random inputs of these shapes, which go by the names of the first model's inputs or else of the second's."""
-    sizes = parse_shapes(shapes)
-    try:
-        return inputs_of_shapes(one, sizes)
-    except UnsupportedModelError as error:
-        with contextlib.suppress(UnsupportedModelError):
-            return inputs_of_shapes(other, sizes)
-        raise error from None

@@ -36,7 +36,8 @@ Output = typer.Option("--output", "-o", help="The file to write: .onnx or .pt2."
 Shapes = Annotated[
     str | None,
     typer.Option(
-        "--input-shapes", help="Shapes that the model leaves open: '[1,3,224,224]', or 'x:[1,3,224,224] mask:[1,10]'."
+        "--input-shapes",
+        help="Shapes of the inputs: '[1,3,224,224]', or 'x:[1,3,224,224] mask:[1,10]'; a letter leaves one open: '[N,3,H,W]'.",
     ),
 ]
 Constant = Annotated[

@@ -25,7 +25,7 @@ from reparam_compiler.api.comparing import equivalent
 from reparam_compiler.api.fusing import fuse, inspect
 from reparam_compiler.api.pruning import apply_manifest, prune
 from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, JsonCommand, errors_as_exit_codes
-from reparam_compiler.commands.loading import check_runs, first_arrays, inputs_of_either, loaded, samples, stated_inputs
+from reparam_compiler.commands.loading import first_arrays, loaded, samples
 from reparam_compiler.commands.options import (
     Allocation,
     Constant,
@@ -44,9 +44,11 @@ from reparam_compiler.commands.options import (
     numbers,
 )
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_pruning, status
+from reparam_compiler.commands.stating import Stated, inputs_of_either, stated_inputs
 from reparam_compiler.core.files import check_place
 from reparam_compiler.cost.measure import measure_costs
 from reparam_compiler.errors import PruneWarning, UnsupportedModelError
+from reparam_compiler.models.calibration import check_path
 from reparam_compiler.models.io import check_installed, check_output, save_model
 from reparam_compiler.tvmc import commands as tvmc_commands
 
@@ -107,18 +109,18 @@ def fuse_command(
     """Make one conv of every block of parallel conv-BN branches, fold the conv-BN pairs that remain, and prove each."""
     with errors_as_exit_codes(as_json, verbose, quiet):
         native = loaded(model, unsafe_load, constant)
-        inputs = stated_inputs(native, input_shapes)
-        _check_output(native, output, inputs)
+        stated = stated_inputs(native, input_shapes)
+        _check_output(native, output, stated.inputs)
         options = _options(policy, keep_bn, measure)
         with status(f"fusing {model}"):
-            fused, report = fuse(native, inputs, verify=not no_verify, return_report=True, **options)
+            fused, report = fuse(native, stated.inputs, verify=not no_verify, return_report=True, **options)
         out = console(as_json)
         print_fusions(out, report)
         record = {"model": model, "options": _as_json(options), "report": json.loads(report.to_json())}
         if not report.fusions:
             _say_that_nothing_fused(model, output, record, as_json)
         with status(f"writing {output}"):
-            save_model(fused, output, example_inputs=inputs)
+            save_model(fused, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
         out.print(f"written: {output}", markup=False, highlight=False)
         print_json(as_json, {**record, "output": str(output)})
 
@@ -153,8 +155,7 @@ def inspect_command(
     """Show what would fuse, what would not and why, and the cost before and after; nothing is written."""
     with errors_as_exit_codes(as_json, verbose, quiet):
         native = loaded(model, unsafe_load, constant)
-        inputs = stated_inputs(native, input_shapes)
-        check_runs(native, inputs)
+        inputs = stated_inputs(native, input_shapes).inputs
         options = _options(policy, keep_bn, measure)
         with status(f"reading {model}"):
             report = inspect(native, inputs, **options)
@@ -172,7 +173,11 @@ def equivalent_command(
     b: Annotated[str, typer.Argument(metavar="B", help="Another one, of any kind.", show_default=False)],
     input_shapes: Annotated[
         str,
-        typer.Option("--input-shapes", help="What both take: 'x:[1,3,224,224]', by the names of either.", show_default=False),
+        typer.Option(
+            "--input-shapes",
+            help="What both take: 'x:[1,3,224,224]', by the names of either.",
+            show_default=False,
+        ),
     ],
     tolerance: Annotated[
         float | None,
@@ -304,13 +309,16 @@ def _prune(
     no_fuse: bool,
     as_json: bool,
 ) -> None:
-    inputs = stated_inputs(native, input_shapes)
-    if inputs is None and isinstance(native, torch.nn.Module):
+    if calibration is not None:
+        check_path(calibration)
+    stated = stated_inputs(native, input_shapes)
+    if stated.inputs is None and isinstance(native, torch.nn.Module):
         if calibration is None:
             raise UnsupportedModelError(
                 f"{model}: pruning needs the input shapes of a torch module: --input-shapes 'x:[1,3,224,224]', or --calibration"
             )
-        inputs = samples(first_arrays(calibration), native)
+        stated = Stated(samples(first_arrays(calibration), native))
+    inputs = stated.inputs
     if output is not None:
         _check_output(native, output, inputs)
     if manifest is not None:
@@ -324,7 +332,7 @@ def _prune(
         pruned, report = prune(native, inputs, calibration=calibration, return_report=True, **options)
     if output is not None:
         with status(f"writing {output}"):
-            save_model(pruned, output, example_inputs=inputs)
+            save_model(pruned, output, example_inputs=inputs, open_sizes=stated.open_sizes)
     if manifest is not None:
         report.manifest.save(manifest)
     out = console(as_json)
@@ -352,11 +360,12 @@ def cut_command(
     """Cut MODEL where another checkpoint of the same architecture was cut; nothing is refitted."""
     with errors_as_exit_codes(as_json, verbose, quiet):
         native = loaded(model, unsafe_load, constant)
-        inputs = stated_inputs(native, input_shapes)
-        _check_output(native, output, inputs)
+        stated = stated_inputs(native, input_shapes)
+        _check_output(native, output, stated.inputs)
         if not no_fuse:
-            native = fuse(native, inputs)
-        save_model(apply_manifest(native, manifest, inputs), output, example_inputs=inputs)
+            native = fuse(native, stated.inputs)
+        cut = apply_manifest(native, manifest, stated.inputs)
+        save_model(cut, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
         console(as_json).print(f"written: {output}", markup=False, highlight=False)
         print_json(as_json, {"model": model, "manifest": str(manifest), "output": str(output)})
 

@@ -20,6 +20,7 @@ The data is gone over as often as a pass needs it, and gives the same batches ea
 can be used only once is held in memory; a DataLoader shuffles and augments with torch's generator, which is seeded for it.
 """
 
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -119,6 +120,8 @@ def batches(
     if batch < 1:
         raise UnsupportedModelError(f"calibration: batch={batch}; give a number of samples, at least 1")
     path = Path(data) if isinstance(data, str | os.PathLike) else None
+    if path is not None:
+        check_path(path)
     images = _images_in(path) if path is not None and path.is_dir() else []
     if not images and not (mean is None and std is None):
         raise UnsupportedModelError(
@@ -136,6 +139,16 @@ def batches(
             f"found calibration data of type {type(data).__name__}; expected arrays, a path, or an iterable of batches"
         )
     return Batches(nodes, exact, _Replay.of(data).start, called)
+
+
+def check_path(path: Path) -> None:
+    """Raises UnsupportedModelError where there is no such data, or Pillow is missing for it: to be asked before work."""
+    if not path.exists():
+        raise UnsupportedModelError(f"{path}: no such calibration file; expected an .npz, an .npy or a folder")
+    if path.is_dir() and _images_in(path) and importlib.util.find_spec("PIL") is None:
+        raise UnsupportedModelError(
+            f"{path}: reading images needs Pillow, which is not installed; pip install pillow, or give an .npz of arrays"
+        )
 
 
 def again(data: Held) -> Held | list[Any]:
@@ -203,8 +216,6 @@ def _of_files(path: Path, inputs: tuple[Node, ...], batch: int, names: Mapping[s
         raise UnsupportedModelError(
             f"{path}: found the calibration file {path.name}; expected an .npz, an .npy, or a folder of images or of .npy"
         )
-    if not path.exists():
-        raise UnsupportedModelError(f"{path}: no such calibration file; expected an .npz, an .npy or a folder")
     read = partial(_npz, names=names) if path.suffix == ".npz" and not path.is_dir() else _npy
     return lambda: (piece for file in files for piece in read(file, inputs, batch))
 
@@ -329,12 +340,6 @@ class _ImageFolder:
                 PreprocessingWarning,
                 stacklevel=3,
             )
-        try:
-            import PIL.Image  # noqa: F401
-        except ImportError as error:
-            raise UnsupportedModelError(
-                f"{folder}: reading images needs Pillow, which is not installed; pip install pillow, or give an .npz of arrays"
-            ) from error
         shift = _per_channel("mean", usual[0] if mean is None else mean, channels)
         scale = _per_channel("std", usual[1] if std is None else std, channels)
         if not (scale > 0).all():

@@ -11,7 +11,6 @@ Files are written whole or not at all.
 import contextlib
 import importlib
 import importlib.util
-import inspect
 import io
 import os
 import re
@@ -23,23 +22,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from reparam_compiler.advice import in_words_of
-from reparam_compiler.core.calls import by_position
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import ReparamError, UnsupportedModelError, class_and_line, first_line
 from reparam_compiler.frontends.base import kind_of
-from reparam_compiler.frontends.torch.hooks import signature_of
 from reparam_compiler.frontends.torch.module_state import in_training_mode
-from reparam_compiler.frontends.torch.tensors import dtype_word
+from reparam_compiler.frontends.torch.tracing.exporting import by_argument
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
 from reparam_compiler.models import pt2_archive
-from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 PICKLES = frozenset({".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".bin"})
 WRITTEN = (".onnx", ".pt2")
 """The suffixes that `save_model` writes."""
+OpenSizes = Sequence[Mapping[int, str]]
+"""The axes whose size is open, and its name, of each input."""
+_FIXED = re.compile(r"static shape of (?P<size>\d+) for dimension inputs\['(?P<input>\w+)'\]\S*\.shape\[(?P<axis>\d+)\]")
 FACTORY = re.compile(r"(?P<module>[A-Za-z_]\w*(\.\w+)*):(?P<factory>[A-Za-z_]\w*(\.\w+)*)")
 
 
@@ -83,16 +82,24 @@ def into_evaluation_mode(model: Any) -> bool:
     return False
 
 
-def save_model(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequence[Any] | None = None) -> None:
+def save_model(
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: Sequence[Any] | None = None,
+    open_sizes: OpenSizes = (),
+) -> None:
     """Writes a model, whole or not at all; the suffix picks the format.
 
     Args:
         model: an `onnx.ModelProto` (.onnx), an `ExportedProgram` (.pt2, .onnx) or an `nn.Module` (the same, with inputs).
         path: where to; an older file is replaced in one step.
         example_inputs: what an `nn.Module` is exported with; the file takes inputs of these shapes.
+        open_sizes: for each of them, the axes whose size the file leaves open, with its name there.
 
     Raises:
-        UnsupportedModelError: the suffix is another, the model cannot become that format, or example inputs are missing.
+        UnsupportedModelError: the suffix is another, the model cannot become that format, example inputs are missing, or the
+            model fixes a size that was to be open.
         OSError: the file cannot be written.
     """
     target = Path(path)
@@ -101,9 +108,10 @@ def save_model(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequ
     if is_onnx or target.suffix.lower() == ".onnx":
         from reparam_compiler.frontends.onnx import io as onnx_io
 
-        onnx_io.save(model if is_onnx else _to_onnx(_program(model, target, example_inputs), target), target)
+        proto = model if is_onnx else _to_onnx(_program(model, target, example_inputs, open_sizes), target, open_sizes)
+        onnx_io.save(proto, target)
         return
-    program = _program(model, target, example_inputs)
+    program = _program(model, target, example_inputs, open_sizes)
     with written_whole(target) as part, quiet_export():
         torch.export.save(program, part)
 
@@ -135,75 +143,6 @@ def check_installed(subject: str, *modules: str) -> None:
         raise UnsupportedModelError(
             f"{subject} needs {' and '.join(missing)}, not installed here: pip install 'reparam_compiler[onnx]'"
         )
-
-
-def named_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """Shapes by the names of inputs: one under "" is that of the only input, or the only one that must be given.
-
-    >>> named_shapes(torch.nn.ReLU(), {"": (1, 3)})
-    {'input': (1, 3)}
-
-    Raises UnsupportedModelError where there are several, or none.
-    """
-    if "" not in shapes:
-        return dict(shapes)
-    dtypes = _input_dtypes(model)
-    if dtypes is not None:
-        names = list(dtypes)
-    else:
-        taken = [p for p in signature_of(model).parameters.values() if p.kind is not p.VAR_KEYWORD]
-        names = [p.name for p in taken if p.default is p.empty and p.kind is not p.KEYWORD_ONLY] or [p.name for p in taken]
-    if len(names) != 1:
-        wanted = " ".join(f"{name}:[…]" for name in names)
-        raise UnsupportedModelError(f"found one shape without a name; the model has {len(names)} inputs: {wanted or 'none'}")
-    return {names[0]: shapes[""]}
-
-
-def inputs_of_shapes(model: Any, shapes: Mapping[str, Sequence[int]]) -> tuple[Any, ...]:
-    """Random inputs (normal, seed 0; 0 or 1 for whole numbers) of these shapes, in the order in which the model takes them.
-
-    Args:
-        model: any native model.
-        shapes: sizes by the names of the inputs; as for `named_shapes`.
-
-    Returns:
-        Arrays for an `onnx.ModelProto`, tensors for every other; of the dtypes that it states, else float32.
-
-    Raises:
-        UnsupportedModelError: a name is no input of the model, or one that it takes by keyword only; or an input is left out
-            that must be given, or that stands before another.
-    """
-    dtypes, shapes = _input_dtypes(model), named_shapes(model, shapes)
-    if dtypes is None:
-        parameters: Mapping[str, inspect.Parameter] = signature_of(model).parameters
-    else:
-        by_keyword = set(model.call_spec.in_spec.child(1).context) if isinstance(model, ExportedProgram) else set()
-        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
-        # all are called "x" here: ONNX has names that Python would not take
-        parameters = {name: inspect.Parameter("x", kinds[name in by_keyword]) for name in dtypes}
-    source = torch.Generator().manual_seed(0)
-    tensors = []
-    for name in by_position(parameters, list(shapes)):
-        row = DTYPES[(dtypes or {}).get(name) or "f32"]
-        size = tuple(shapes[name])
-        is_floating = row.word in FLOATING
-        drawn = torch.randn(size, generator=source) if is_floating else torch.randint(0, 2, size, generator=source)
-        tensors.append(drawn.to(getattr(torch, row.name)))
-    return tuple(tensor.numpy() for tensor in tensors) if kind_of(model) == "onnx" else tuple(tensors)
-
-
-def _input_dtypes(model: Any) -> dict[str, str | None] | None:
-    """The inputs of a model that states them, with the dtypes that are known; None for a module, which states none."""
-    if kind_of(model) == "onnx":
-        from reparam_compiler.frontends.onnx.frontend import unset_inputs
-        from reparam_compiler.frontends.onnx.tensors import type_of
-
-        return {value.name: type_of(value.type)[0] for value in unset_inputs(model)}
-    if isinstance(model, ExportedProgram):
-        values = {node.name: node.meta.get("val") for node in model.graph.nodes}
-        names = [str(name) for name in model.graph_signature.user_inputs]
-        return {name: dtype_word(value.dtype) if isinstance(value := values.get(name), Tensor) else None for name in names}
-    return None
 
 
 def _onnx(path: Path) -> Any:
@@ -265,6 +204,11 @@ def _of_the_caller(spec: str, doing: str, error: Exception) -> UnsupportedModelE
     """What the code that a spec names raised, and in which line."""
     if isinstance(error, ReparamError):
         return UnsupportedModelError(f"{spec}: {doing} failed: {error}")
+    if "operator torchvision::" in str(error):
+        return UnsupportedModelError(
+            f"{spec}: {doing} failed: torchvision's compiled ops do not load beside torch {torch.__version__}, for which it "
+            f"was not built ({first_line(error)}); take both from one index: pip install --force-reinstall torch torchvision"
+        )
     last = traceback.extract_tb(error.__traceback__)[-1]
     return UnsupportedModelError(
         f"{spec}: {doing} raised {class_and_line(error)} ({last.filename}:{last.lineno}); mend it, or name a factory that "
@@ -281,18 +225,24 @@ def _checked(found: Any, spec: str) -> Any:
     )
 
 
-def _program(model: Any, target: Path, example_inputs: Sequence[Any] | None) -> ExportedProgram:
+def _program(model: Any, target: Path, example_inputs: Sequence[Any] | None, open_sizes: OpenSizes) -> ExportedProgram:
     if isinstance(model, ExportedProgram):
         return model
     inputs = tuple(value if isinstance(value, Tensor) else torch.as_tensor(value) for value in example_inputs or ())
+    opened = tuple(dict.fromkeys(axes, Dim.DYNAMIC) or None for axes in open_sizes)
     try:
         with quiet_export():
-            return torch.export.export(model, inputs)
+            return torch.export.export(model, inputs, dynamic_shapes=by_argument(model, opened) if any(opened) else None)
     except Exception as error:
+        if fixed := [f"size {m['axis']} of {m['input']} at {m['size']}" for m in _FIXED.finditer(str(error))]:
+            letters = ", ".join(sorted({letter for axes in open_sizes for letter in axes.values()}))
+            raise UnsupportedModelError(
+                f"{target}: the model fixes {', '.join(fixed)}, counted from 0; give numbers there in place of {letters}"
+            ) from error
         raise UnsupportedModelError(f"{target}: torch.export cannot take the model: {first_line(error)}") from error
 
 
-def _to_onnx(program: ExportedProgram, target: Path) -> Any:
+def _to_onnx(program: ExportedProgram, target: Path, open_sizes: OpenSizes) -> Any:
     try:
         with quiet_export():
             written = torch.onnx.export(program, dynamo=True, verbose=False)
@@ -300,7 +250,21 @@ def _to_onnx(program: ExportedProgram, target: Path) -> Any:
         raise UnsupportedModelError(f"{target}: torch.onnx cannot export the model: {first_line(error)}") from error
     if written is None:
         raise UnsupportedModelError(f"{target}: torch.onnx gave no model")
-    return written.model_proto
+    proto: Any = written.model_proto
+    _name_sizes(proto.graph, open_sizes)
+    return proto
+
+
+def _name_sizes(graph: Any, open_sizes: OpenSizes) -> None:
+    """Gives the open sizes of an ONNX graph their names, in place of those that torch made up."""
+    names: dict[str, str] = {}
+    for value, axes in zip(graph.input, open_sizes, strict=False):
+        sizes = value.type.tensor_type.shape.dim
+        names |= {sizes[axis].dim_param: name for axis, name in axes.items() if axis < len(sizes) and sizes[axis].dim_param}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.dim_param)
 
 
 @contextlib.contextmanager

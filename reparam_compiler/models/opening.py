@@ -17,6 +17,7 @@ import numpy as np
 from torch import Tensor, fx
 
 from reparam_compiler.advice import ask_for_inputs
+from reparam_compiler.checking.runners import TorchRunner
 from reparam_compiler.checking.written import Inputs, same_function
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.base import Frontend, Kind, Reading, checked_kind
@@ -117,7 +118,7 @@ class Source:
 
     @cached_property
     def reading(self) -> Reading[Any]:
-        """The model, read; raises UnsupportedModelError for one that cannot be read."""
+        """The model, read; raises UnsupportedModelError for one that cannot be read, or that does not run on its inputs."""
         native = self.native  # raises where nothing reads it
         subject = native if self.kind != "torch.nn" else self.trace or self._exported
         try:
@@ -125,6 +126,7 @@ class Source:
         except UnsupportedModelError:
             if not self.is_own or self.inputs is None:
                 raise
+        TorchRunner(self.model, copy="weights shared").run(self.inputs)  # it may be the model that does not take them
         return self.frontend.read(subject, None)  # a check of its own data fails on shapes: the tracer noted what will do
 
     @property

@@ -21,7 +21,7 @@ import numpy as np
 
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
-from reparam_compiler.tvmc.options import GONE_FORMATS
+from reparam_compiler.tvmc.options import GONE_FORMATS, ONE_SIZE
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
@@ -56,9 +56,11 @@ class TVMCModel:
     def shapes(self) -> dict[str, Sequence[int]]:
         """The shapes of `shape_dict`, and a batch of one where an ONNX model leaves the batch open; a log line says so."""
         from reparam_compiler.lowering.importing.importer import open_batches
-        from reparam_compiler.models.io import named_shapes
+        from reparam_compiler.models.shapes import numbers
+        from reparam_compiler.models.stated import named_shapes
 
-        given = named_shapes(self.native, self.shape_dict or {})
+        stated = numbers(named_shapes(self.native, self.shape_dict or {}), ONE_SIZE)
+        given: dict[str, Sequence[int]] = dict(stated)
         for name, shape in open_batches(self.native).items():
             if name not in given:
                 sizes = ",".join(map(str, (8, *shape[1:])))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
-from reparam_compiler.models.shapes import parse_shapes
+from reparam_compiler.models.shapes import numbers, parse_shapes
 
 LAYOUT_OR_OP = re.compile(r"[A-Z][A-Za-z0-9]*(:[A-Za-z0-9]+)?|default|(nn|qnn|image)\.[\w.]+")
 LISTS = ("--desired-layout", "--desired-layout-ops", "--mixed-precision-ops")
@@ -84,6 +84,7 @@ class Refused:
     words: bool = True
 
 
+ONE_SIZE = "TVM compiles for one size"
 LAYOUT = "the layout inside is chosen for the target (NHWC on a CPU); inputs and outputs keep the model's"
 RPC = "nothing is run or measured on another machine any more; copy the artifact there and run it there"
 MICRO = "microTVM left TVM in 0.20"
@@ -174,7 +175,7 @@ def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
 
 def _shapes(text: str) -> dict[str, tuple[int, ...]]:
     try:
-        return parse_shapes(text)
+        return numbers(parse_shapes(text), ONE_SIZE)
     except UnsupportedModelError as refusal:
         raise argparse.ArgumentTypeError(str(refusal)) from refusal
 

@@ -1,6 +1,8 @@
-"""The public functions do under inference mode what they do outside it, and leave the caller in it."""
+"""The public functions do under inference mode and autocast what they do outside them, and leave the caller in them."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,15 +35,30 @@ def test_inference_mode_makes_no_difference(call: str, weights: str) -> None:
         assert {name: tuple(p.shape) for name, p in found.named_parameters()} == shapes(CALLS[call](net()))
 
 
+@pytest.mark.parametrize("call", CALLS)
+def test_autocast_makes_no_difference(call: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = CALLS[call](net())
+        assert torch.is_autocast_enabled("cpu")
+    outside = CALLS[call](net())
+    if isinstance(found, torch.nn.Module):
+        found, outside = (str({name: t.tolist() for name, t in m.state_dict().items()}) for m in (found, outside))
+    assert found == outside
+
+
 def shapes(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 @pytest.mark.tvm
-def test_compile_fuses_under_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", [torch.inference_mode, partial(torch.autocast, "cpu")])
+def test_compile_fuses_whichever_mode_the_caller_is_in(
+    mode: Callable[[], AbstractContextManager[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from reparam_compiler.api import compiling
 
     fused: list[int] = []
+    modes: list[bool] = []
     fuse_source = compiling.fuse_source
 
     def counted(*given: Any, **named: Any) -> Any:
@@ -50,10 +67,12 @@ def test_compile_fuses_under_inference_mode(monkeypatch: pytest.MonkeyPatch) -> 
         return result
 
     monkeypatch.setattr(compiling, "fuse_source", counted)
-    monkeypatch.setattr("reparam_compiler.lowering.compile", lambda *given, **named: None)
-    with torch.inference_mode():
+    monkeypatch.setattr(
+        "reparam_compiler.lowering.compile", lambda *given, **named: modes.append(torch.is_autocast_enabled("cpu"))
+    )
+    with mode():
         reparam_compiler.compile(net(), (X,), verify=False)
-    assert fused == [1]
+    assert (fused, modes) == ([1], [False])
 
 
 @pytest.mark.parametrize("kind", KINDS)

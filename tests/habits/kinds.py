@@ -186,8 +186,8 @@ def flat(value: Any) -> list[Tensor]:
     ]
 
 
-def norms(model: Any) -> int:
-    """How many batch norms are left in a model of any kind."""
+def norms(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
+    """How many batch norms a model of any kind calls on these inputs; of one that does not run, how many it has."""
     if isinstance(model, Path):
         model = loaded(model)
     if hasattr(model, "SerializeToString"):
@@ -198,8 +198,25 @@ def norms(model: Any) -> int:
     found = sum(node.op == "call_function" and "batch_norm" in str(node.target) for node in calls)
     held = {id(part) for graph in graphs for part in graph.modules()}
     called = {id(graph.get_submodule(node.target)) for graph in graphs for node in graph.graph.find_nodes(op="call_module")}
-    kept = [part for part in module.modules() if isinstance(part, _BatchNorm) and (id(part) in called or id(part) not in held)]
-    return found + len(kept)
+    own = {name for name, part in module.named_modules() if isinstance(part, _BatchNorm) and id(part) not in held}
+    return (
+        found
+        + sum(isinstance(part, _BatchNorm) for part in module.modules() if id(part) in called)
+        + len(own and _called(module, own, args, kwargs))
+    )
+
+
+def _called(module: nn.Module, names: set[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> set[str]:
+    """Which parts of a module are called; all of them where it does not run. It is a copy that runs."""
+    seen: set[str] = set()
+    try:
+        copied = copy.deepcopy(module)
+        for name in names:
+            copied.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: seen.add(name))
+        run(copied, args, kwargs)
+    except Exception:  # noqa: BLE001 - whatever the model's own code raises
+        return names
+    return seen
 
 
 def brief(error: BaseException) -> str:

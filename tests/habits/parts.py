@@ -1,6 +1,7 @@
 """What a habit is, and the net that most of them are a variant of."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -52,6 +53,7 @@ class Habit:
     about: the habit in a few words. group: the file that it stands in. make: the model, in evaluation mode.
     args, kwargs: what it is called with, for a batch of that size.
     exact: the relative difference that its dtype allows.
+    around: the mode that the caller is in, at every call of ours and of the model.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Habit:
     args: Callable[[int], tuple[Any, ...]]
     kwargs: Callable[[int], Mapping[str, Any]]
     exact: float
+    around: Callable[[], AbstractContextManager[Any]]
 
 
 def picture(batch: int, channels: int = 3, size: Sequence[int] = SIZE) -> Tensor:
@@ -74,11 +77,13 @@ def habit(
     kwargs: Callable[[int], Mapping[str, Any]] = lambda batch: {},
     after: Callable[[nn.Module], nn.Module] = lambda net: net,
     exact: float = 1e-4,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     parts: Callable[[], Mapping[str, Any]] = dict,
 ) -> Callable[[Made], Made]:
     """Takes a class of modules, or a `forward(m, x)` over a `Net`, as a habit; its docstring says what it is about.
 
     after: what is done to the net when its weights are drawn. parts: modules and parameters that the net is given besides.
+    around: the mode that the caller is in.
     """
 
     def taken(code: Made) -> Made:
@@ -96,7 +101,7 @@ def habit(
 
         name = _words(code.__name__) if is_class else code.__name__
         assert name not in HABITS, name
-        HABITS[name] = Habit(name, (code.__doc__ or "").strip().rstrip("."), group, make, args, kwargs, exact)
+        HABITS[name] = Habit(name, (code.__doc__ or "").strip().rstrip("."), group, make, args, kwargs, exact, around)
         return code
 
     return taken

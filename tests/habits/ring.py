@@ -62,7 +62,7 @@ def cells(habit: Habit, kind: str, verbs: Iterable[str]) -> dict[str, Outcome]:
 def outcome(subject: Given, verb: str) -> Outcome:
     """What comes of a verb on what was given."""
     try:
-        with quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]), subject.habit.around():
             torch.manual_seed(0)
             return VERBS[verb](subject)
     except Wrong as found:
@@ -86,7 +86,7 @@ def _fuse(subject: Given) -> Outcome:
     fused, report = reparam_compiler.fuse(subject.model, subject.inputs, return_report=True)
     _check(subject, fused)
     report.to_json(), report.to_text()
-    left = norms(fused)
+    left = norms(fused, subject.habit.args(BATCH), subject.habit.kwargs(BATCH))
     if left and not report.refusals and not report.remarks:
         raise Wrong(f"{left} norms were left, and nothing said of them")
     return _said(subject, report)
@@ -101,7 +101,8 @@ def _inspect(subject: Given) -> Outcome:
 def _said(subject: Given, report: Any) -> Outcome:
     """Right where something was fused, or there was nothing to fuse; the text is what was said of the rest."""
     said = [f"{refusal.node}: {refusal.reason}" for refusal in report.refusals] + list(report.remarks)
-    if not report.fusions and not said and norms(subject.model):
+    habit = subject.habit
+    if not report.fusions and not said and norms(subject.model, habit.args(BATCH), habit.kwargs(BATCH)):
         raise Wrong("nothing was fused, and nothing said of it")
     return Outcome("refused" if said and not report.fusions else "right", "; ".join(said))
 

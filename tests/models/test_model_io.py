@@ -20,7 +20,8 @@ from torch import nn
 
 import reparam_compiler
 from reparam_compiler import UnsupportedModelError
-from reparam_compiler.models.io import inputs_of_shapes, load_model, save_model
+from reparam_compiler.models.io import load_model, save_model
+from reparam_compiler.models.stated import inputs_of_shapes
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 from tests.support.onnx_models import run_on
 

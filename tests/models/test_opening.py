@@ -1,6 +1,7 @@
 """A model of any kind is opened in one place: its kind is told; what is costly happens once, and only where it is asked for."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,27 @@ def test_the_models_own_names_of_its_inputs_are_known() -> None:
 def test_inputs_that_are_no_tuple_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"example_inputs is a dict; expected a tuple"):
         opening.open(net(), {"x": X})
+
+
+class Picky(nn.Module):
+    """A model that refuses some inputs in its own words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`N 3 H W`, H even."""
+        if x.shape[2] % 2:
+            raise ValueError("the height must be even")
+        return self.net(x)
+
+
+@pytest.mark.parametrize("verb", [reparam_compiler.fuse, reparam_compiler.inspect, partial(reparam_compiler.prune, ratio=0.5)])
+def test_what_the_model_itself_refuses_is_said_in_its_own_words(verb: Callable[..., Any]) -> None:
+    words = r"Picky does not run on inputs of shapes \[\(1, 3, 9, 7\)\]: the height must be even$"
+    with pytest.raises(UnsupportedModelError, match=words):
+        verb(Picky().eval(), X)
 
 
 def test_a_module_that_no_tracer_takes_has_no_graph() -> None:

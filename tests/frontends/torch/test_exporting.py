@@ -102,6 +102,36 @@ def test_inputs_that_are_no_tensors_stay_as_they_are() -> None:
     torch.testing.assert_close(module(x, 2.0), model(x, 2.0))
 
 
+def test_a_length_that_python_asks_for_leaves_the_batch_open() -> None:
+    model, module = made(lambda m, x: m.conv(x).reshape(len(x), -1), X)
+    x = normal(3, 4, 6, 8).float()
+    torch.testing.assert_close(module(x), model(x))
+    assert "Nx4x" in module.meta["remarks"][0]
+
+
+def test_an_exported_form_takes_keywords_and_defaults_as_the_model_does() -> None:
+    model, module = made(padded, X)
+    for form in (module, deep_copy(module)):
+        torch.testing.assert_close(form(x=X), model(X))
+    for args, kwargs in (((X, 1.0), {}), ((X,), {"scale": 1.0}), ((), {"scale": 1.0, "x": X})):
+        torch.testing.assert_close(module(*args, **kwargs), model(X))
+    with pytest.raises(TypeError, match=r"^scale=2\.0: it was exported without, for scale=1\.0$"):
+        module(X, scale=2.0)
+    with pytest.raises(TypeError, match="missing a required argument: 'x'"):
+        module()
+
+
+def test_inputs_in_lists_mappings_and_rows_have_open_sizes() -> None:
+    class Rows(nn.Module):
+        def forward(self, x: dict[str, Tensor], *more: list[Tensor]) -> Tensor:
+            y = x["a"] + sum(part for row in more for part in row)
+            return y[:, :, 1:] if y.shape[-1] % 2 == 0 else y
+
+    module = exported(Rows(), ({"a": X}, [X, X], [X]), copy=False).graph_module
+    x = normal(3, 4, 5, 8).float()
+    torch.testing.assert_close(module({"a": x}, [x, x], [x]), Rows()({"a": x}, [x, x], [x]))
+
+
 def test_sizes_that_the_model_fixes_are_said() -> None:
     def fixed(m: Net, x: Tensor) -> Tensor:
         assert tuple(x.shape) == (1, 4, 6, 8)

@@ -111,8 +111,17 @@ def test_a_parameter_that_is_asked_for_and_read_stays_one() -> None:
 @pytest.mark.parametrize("body", [asserts, asserts_the_contrary, raises_where_it_does_not_fit])
 def test_a_check_of_the_input_is_made_by_the_trace(body: Callable[[Asks, Tensor], Any]) -> None:
     trace = traced(Asks(body).eval())
-    with pytest.raises(AssertionError, match=rf"a check in {body.__name__}\(\) of the traced model does not hold"):
+    said = {asserts: "assert x.shape", asserts_the_contrary: "assert not", raises_where_it_does_not_fit: "raise ValueError"}
+    where = rf"\(\w+.py:\d+, {body.__name__}\(\)\)$"
+    with pytest.raises(AssertionError, match=rf"^{said[body]}.*{where}"):
         trace(torch.zeros(1, 3, 2, 2))
+
+
+def test_a_check_without_source_names_its_function() -> None:
+    space: dict[str, Any] = {}
+    exec("def body(self, x):\n    assert x.shape[1] == 4\n    return x", space)
+    with pytest.raises(AssertionError, match=r"^a check in body\(\) of the traced model does not hold$"):
+        traced(Asks(space["body"]).eval())(torch.zeros(1, 3, 2, 2))
 
 
 def test_a_trace_is_an_ordinary_graph_module() -> None:

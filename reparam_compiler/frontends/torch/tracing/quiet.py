@@ -10,7 +10,10 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def quiet_export() -> Iterator[None]:
     """They warn of their own deprecations, log what is raised anyway, and print the graph as far as they came to stderr."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch.onnx", "torch._export", "torch.fx", "onnxscript")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.export", "torch.onnx", "torch._export", "torch._dynamo", "torch.fx", "onnxscript")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

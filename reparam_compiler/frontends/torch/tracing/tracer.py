@@ -10,18 +10,16 @@ A value that depends on the input is never frozen. Two questions of it can be an
 
 - where one of both answers leads to nothing but an exception (`assert x.shape[1] == self.channels`, `if x.shape[1] !=
   self.channels: raise …`), the other is given, and recorded as a call of `torch._assert`: the trace refuses what its original
-  refuses, with an AssertionError;
+  refuses, with an AssertionError that quotes what the model would raise;
 - how many tensors `x.chunk(2, 1)` gives is in its arguments. On an axis that is too short for them the trace raises.
 """
 
-import dis
 import inspect
 import operator
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
-from types import FrameType
 from typing import Any
 
 import torch
@@ -33,6 +31,7 @@ from reparam_compiler.frontends.torch.arguments import argument
 from reparam_compiler.frontends.torch.called import resolve
 from reparam_compiler.frontends.torch.hooks import has_hooks, innermost, own_forward, signature_of, why_apart
 from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, arguments_of, refs
+from reparam_compiler.frontends.torch.tracing.checks import check_at
 
 
 def symbolic_trace(
@@ -257,11 +256,10 @@ class _Questions:
     def __bool__(self) -> bool:
         frame = inspect.currentframe()
         caller = frame.f_back if frame is not None else None
-        if caller is not None and not self.tracer.is_constant(self.node) and (answer := _only_answer(caller)) is not None:
-            condition = self if answer else self.tracer.create_proxy("call_function", operator.not_, (self,), {})
-            message = f"a check in {caller.f_code.co_name}() of the traced model does not hold"
-            self.tracer.create_proxy("call_function", torch._assert, (condition, message), {})
-            return answer
+        if caller is not None and not self.tracer.is_constant(self.node) and (check := check_at(caller)) is not None:
+            condition = self if check.answer else self.tracer.create_proxy("call_function", operator.not_, (self,), {})
+            self.tracer.create_proxy("call_function", torch._assert, (condition, check.refusal), {})
+            return check.answer
         return self.tracer.to_bool(self)  # type: ignore[arg-type]
 
     def __float__(self) -> float:
@@ -288,31 +286,6 @@ class _Value(_Questions, Proxy):  # type: ignore[misc]
 
 class _Attribute(_Questions, Attribute):  # type: ignore[misc]
     """An attribute of a traced value."""
-
-
-def _only_answer(frame: FrameType) -> bool | None:
-    """The answer to a question of this frame's that lets it go on, where the other can only raise; None where both can."""
-    instructions = [i for i in dis.get_instructions(frame.f_code) if i.opname != "CACHE"]
-    place = next(index for index, i in enumerate(instructions) if i.offset == frame.f_lasti)
-    if instructions[place].opname == "TO_BOOL":  # Python 3.13 asks before it jumps
-        place += 1
-    jump = instructions[place]
-    if frame.f_code.co_exceptiontable or not jump.opname.endswith(("IF_TRUE", "IF_FALSE")):
-        return None  # what is raised may be caught
-    target = next((index for index, i in enumerate(instructions) if i.offset == jump.argval), place)
-    jumps_where = jump.opname.endswith("IF_TRUE")
-    raising = {jumps_where: _raises(instructions[target:]), not jumps_where: _raises(instructions[place + 1 :])}
-    return next((answer for answer in (True, False) if raising[not answer] and not raising[answer]), None)
-
-
-def _raises(instructions: Sequence[dis.Instruction]) -> bool:
-    """Whether code raises before it branches or ends."""
-    for instruction in instructions:
-        if instruction.opname in ("RAISE_VARARGS", "LOAD_ASSERTION_ERROR"):
-            return True
-        if any(word in instruction.opname for word in ("JUMP", "FOR_ITER", "SEND", "RETURN", "YIELD", "RERAISE")):
-            return False
-    return False
 
 
 def _pieces(node: fx.Node, model: nn.Module) -> int | None:
