@@ -96,12 +96,13 @@ def _models(only: Sequence[str], quick: bool) -> Iterator[tuple[str, Measured | 
 def _subjects(quick: bool) -> list[Subject]:
     """RepVGG, the smallest of each module of timm at its own resolution, transformers' four at their own width."""
     size = SMALL if quick else SIZE
-    repvgg = [Subject(f"RepVGG-{name}", "zoo", lambda name=name: _repvgg(name, size)) for name in ("A0", "B1g4", "B3")]
+    repvgg = [Subject(f"RepVGG-{name}", "zoo", lambda name=name: repvgg(name, size)) for name in ("A0", "B1g4", "B3")]
     of_timm = [timm_subject(module, names[0], small=quick) for module, names in WITH_REGIONS.items()]
     return [*repvgg, *of_timm, *(transformers_subject(name, small=quick) for name in foreign_models.CONFIGURED)]
 
 
-def _repvgg(name: str, size: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+def repvgg(name: str, size: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A RepVGG with random weights and norms, and an image."""
     torch.manual_seed(0)
     model = REPVGG[name]().eval()
     randomise_batch_norm(model, 0)
@@ -185,7 +186,7 @@ def _block_types(budget: float) -> Rows:
 
 def _errors(name: str, quick: bool) -> Rows:
     """A row for each frontend."""
-    model, (x,) = _repvgg(name, SMALL if quick else SIZE)
+    model, (x,) = repvgg(name, SMALL if quick else SIZE)
     rows: Rows = []
     for frontend, traced in (("torch.fx", torch.fx.symbolic_trace(model)), ("torch.export", torch.export.export(model, (x,)))):
         fused, report = reparam_compiler.fuse(traced, (x,), return_report=True)
@@ -211,7 +212,7 @@ def _steps(quick: bool) -> list[Rows]:
 
 
 def _repvgg_steps(name: str, size: int, repeats: int) -> Rows:
-    model, inputs = _repvgg(name, size)
+    model, inputs = repvgg(name, size)
     traced = torch.fx.symbolic_trace(model)
     fused = reparam_compiler.fuse(traced, inputs, verify=False)
     steps: dict[str, Callable[[], object]] = {

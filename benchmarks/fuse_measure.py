@@ -78,10 +78,10 @@ class Measured:
 
 def measure(subject: Subject, rounds: float) -> Measured:
     """All figures of one model. rounds: seconds for those of the timing."""
-    _warm_up()
+    warm_up()
     peak = _memory(subject)
     model, inputs = subject.make()
-    weights = _bytes(model)
+    weights = byte_count(model)
     trace = whole(model, inputs)
     given = fusable(model, trace, inputs)
     needed = inputs if given is model else None
@@ -117,26 +117,33 @@ def measure(subject: Subject, rounds: float) -> Measured:
 
 def _memory(subject: Subject) -> int:
     """The most bytes that a fuse with its proofs holds, the model included."""
-    base = _status("VmRSS")
+    base = status("VmRSS")
     model, inputs = subject.make()
     trace = whole(model, inputs, copy=False)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    forget_peak()
     given = fusable(model, trace, inputs)
     reparam_compiler.fuse(given, inputs if given is model else None)
-    return _status("VmHWM") - base
+    return status("VmHWM") - base
 
 
-def _status(key: str) -> int:
+def forget_peak() -> None:
+    """From now on VmHWM counts anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def status(key: str) -> int:
     """Bytes, from Linux's account of this process."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) * 1024
 
 
-def _bytes(model: nn.Module) -> int:
+def byte_count(model: nn.Module) -> int:
+    """Of all tensors of a model."""
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
+    """A small fuse, so that what is loaded once is there."""
     model = torch.nn.Sequential(repvgg_block(Site(4, 4)))
     inputs = (torch.randn(1, 4, 8, 8),)
     reparam_compiler.fuse(whole(model.eval(), inputs), inputs)

@@ -26,6 +26,8 @@ RUNTIME_ERRORS = (
     ValueError,
 )
 """What ONNX Runtime raises for a model, or inputs, that it does not take."""
+_PREPACKED = 2**26
+"""Bytes of a model whose weights may be packed, which copies them; loading without it takes the square of the nodes."""
 
 
 def run_model(model: ModelProto | Path, feeds: Mapping[str, np.ndarray]) -> list[Any]:
@@ -52,11 +54,12 @@ def _session(model: ModelProto | Path, folder: Path, *, optimized: bool = False)
     if not optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of every weight
     if isinstance(model, ModelProto) and not onnx_io.fits_in_memory(model):
         onnx_io.save(model, folder / "model.onnx")
         model = folder / "model.onnx"
     stored = str(model) if isinstance(model, Path) else model.SerializeToString()
+    if isinstance(stored, str) or len(stored) > _PREPACKED:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     return onnxruntime.InferenceSession(stored, options, ["CPUExecutionProvider"])
 
 

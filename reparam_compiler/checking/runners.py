@@ -24,6 +24,7 @@ from torch.utils import _pytree
 from reparam_compiler.checking.tolerances import EPS
 from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.torch.tensors import deep_copy, dtype_word
+from reparam_compiler.frontends.torch.wide import in_float64
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Param
@@ -90,8 +91,8 @@ class TorchRunner:
         if copy != "none":
             # what a forward writes to, buffers and attributes, is the copy's own
             shared = {id(p): p for p in module.parameters()} if copy == "weights shared" else {}
-            module = _copied(module, shared)
-        self._module = module.double() if exact and copy != "none" else module
+            module = _copied(module, in_float64 if exact else lambda given: deep_copy(given, shared))
+        self._module = module
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0) -> Outputs:
         device = next((tensor.device for _, tensor in _tensors(self._module)), torch.device("cpu"))
@@ -105,7 +106,7 @@ class TorchRunner:
         try:
             with _apart(device, seed):
                 if self._copy == "none" and isinstance(self._module, torch.jit.ScriptModule):
-                    return leaves(_copied(self._module, {})(*given, **named))  # its buffers cannot be stood in for
+                    return leaves(_copied(self._module)(*given, **named))  # its buffers cannot be stood in for
                 if self._copy == "none":
                     buffers = {name: buffer.clone() for name, buffer in called.named_buffers()}
                     return leaves(torch.func.functional_call(called, buffers, given, named))
@@ -119,7 +120,7 @@ class TorchRunner:
     def nudged(self, seed: int = 0) -> "TorchRunner":
         """A copy with moved weights."""
         exact = self.computed == "f64"
-        moved, generator = _copied(self._module, {}), torch.Generator().manual_seed(seed)
+        moved, generator = _copied(self._module), torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, tensor in _tensors(moved):
                 if tensor.is_floating_point():
@@ -307,10 +308,10 @@ def coarsest(dtypes: Iterable[str]) -> str:
     return max((dtype for dtype in dtypes if dtype in EPS), key=EPS.__getitem__, default="f32")
 
 
-def _copied(module: nn.Module, shared: dict[int, Any]) -> nn.Module:
+def _copied(module: nn.Module, copied: Callable[[nn.Module], nn.Module] = deep_copy) -> nn.Module:
     try:
         with torch.no_grad():  # parameters of a copied ScriptModule would have a history
-            return deep_copy(module, shared)
+            return copied(module)
     except Exception as error:
         raise UnsupportedModelError(f"{type(module).__name__} cannot be copied, and it must not be changed: {error}") from error
 

@@ -37,6 +37,21 @@ def test_a_model_runs_from_memory_and_from_a_file_and_where_it_is_too_large_for_
     np.testing.assert_array_equal(onnx_runtime.run_model(doubling(), {"x": X})[0], 2 * X)
 
 
+def test_only_the_weights_of_a_large_model_are_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Options(onnx_runtime.onnxruntime.SessionOptions):  # type: ignore[misc]
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            told.append(key)
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(onnx_runtime.onnxruntime, "SessionOptions", Options)
+    for most, expected in ((2**26, []), (10, ["session.disable_prepacking"])):
+        monkeypatch.setattr(onnx_runtime, "_PREPACKED", most)
+        np.testing.assert_array_equal(onnx_runtime.run_model(doubling(), {"x": X})[0], 2 * X)
+        assert told == expected
+
+
 @pytest.mark.parametrize("feeds", [{}, {"x": X.astype(np.float64)}, {"x": X[:, :2]}, {"z": X}])
 def test_inputs_that_do_not_fit_are_one_of_the_errors_that_callers_catch(feeds: dict[str, Any]) -> None:
     with pytest.raises(onnx_runtime.RUNTIME_ERRORS):

@@ -16,7 +16,7 @@ from reparam_compiler.frontends.torch.native import InPlace
 from reparam_compiler.frontends.torch.program_writer import ProgramWriter
 from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
-from reparam_compiler.frontends.torch.tensors import deep_copy
+from reparam_compiler.frontends.torch.wide import in_float64
 from reparam_compiler.ir.graph import Graph, diff
 from reparam_compiler.ir.windows import ConvPadding
 
@@ -56,7 +56,7 @@ class ExportReading:
         A program states the dtype of every value: it is a module that can be of another dtype.
         """
         if exact:
-            return deep_copy(self._write(after, exact=True, share=True).module()).double()
+            return in_float64(self._write(after, exact=True, share=True).module())
         written = self._write(after, exact=False, share=inplace)
         if not inplace:
             return written

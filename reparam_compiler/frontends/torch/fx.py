@@ -23,6 +23,7 @@ from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.calls import named
+from reparam_compiler.frontends.torch.wide import in_float64
 from reparam_compiler.ir.graph import Diff, Graph, diff
 from reparam_compiler.ir.windows import ConvPadding
 
@@ -66,7 +67,7 @@ class FxReading:
     def write(self, after: Graph, *, inplace: bool = False, exact: bool = False) -> fx.GraphModule:
         """The model that computes `after`; with `exact` in float64, the new weights not rounded."""
         if exact:
-            return self.written(after, deep_copy(self.model).double(), exact=True).model
+            return self.written(after, in_float64(self.model), exact=True).model
         return self.written(after, self.model if inplace else self.copied(after, {})).model
 
     def copied(self, after: Graph, memo: dict[int, Any]) -> fx.GraphModule:

@@ -25,6 +25,7 @@ from reparam_compiler.frontends.torch.tensor_arguments import (
     takes_gradient,
 )
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
+from reparam_compiler.frontends.torch.wide import LARGE, wide_tensor
 from reparam_compiler.frontends.torch.writer import new_call, new_module
 from reparam_compiler.ir.graph import Diff, Graph, Node, Param
 
@@ -93,10 +94,14 @@ class GraphModuleWriter:
         """The module of a new node, in the mode of the model."""
         device = self._device(node)
         with torch.no_grad():
-            built = new_module(
-                node, lambda param: tensor_from(param, device=device, exact=self.exact), trains=self._trains(node)
-            )
+            built = new_module(node, lambda param: self._new_tensor(param, device), trains=self._trains(node))
         return built.train(self.model.training)
+
+    def _new_tensor(self, param: Param, device: torch.device) -> Tensor:
+        """A parameter's elements as torch has them; a large one in float64 is loaded when it is read."""
+        if self.exact and param.count >= LARGE:
+            return wide_tensor(lambda: tensor_from(param, device=device, exact=True), param.shape, device)
+        return tensor_from(param, device=device, exact=self.exact)
 
     def _called(self, node: Node, target: str, built: nn.Module, x: fx.Node, original: fx.Node) -> fx.Node:
         """A new call of an operator; its tensors stand at the path `target`, as those of a module would."""

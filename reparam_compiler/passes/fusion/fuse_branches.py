@@ -32,8 +32,8 @@ _NARROW = DTYPES.keys() - FLOATING.keys()
 """Dtypes of sizes and masks, which stand inside regions and widen nothing."""
 _LOST = 4
 """How many units in the last place, of all weights together, rounding may take: an underflow takes more."""
-KEPT = 2**28
-"""Bytes of folded weights, in float64, that are kept; those beyond are folded anew when they are written."""
+KEPT = 2**26
+"""Bytes of folded weights, in float64, that are kept; those beyond are folded anew whenever they are read."""
 
 
 @dataclass(frozen=True, slots=True)

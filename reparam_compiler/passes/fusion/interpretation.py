@@ -7,6 +7,8 @@ There is one rule a node (`passes/fusion/registry.py`). Where there is an affine
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from reparam_compiler.advice import option
 from reparam_compiler.core.affine import identity
 from reparam_compiler.core.channels import finest
@@ -37,7 +39,7 @@ _WIDER, _SMALL = 4, 2**16
 class Interpretation:
     """The operator of a region.
 
-    layout: what its source gives. kernels: the operators from there to each of its nodes.
+    layout: what its source gives. kernels: the operators from there to each of its nodes, without the weights of those inside.
     varies_at: where the bias first came to depend on the position, in words; empty where it never did.
     must_be_proven: it was measured rather than derived.
     """
@@ -106,6 +108,7 @@ class _Interpreter:
     def run(self) -> Interpretation:
         """The operator at the sink; raises NotFusable, or NoRule where probing may help."""
         region = self._region
+        last_reader = {source: node.id for node in region.nodes for source in node.sources}
         for node in region.nodes:
             try:
                 self._check_rank(node)
@@ -113,6 +116,10 @@ class _Interpreter:
             except NotFusable as refusal:
                 text = str(refusal)
                 raise type(refusal)(text if text.startswith(f"{node.id}:") else f"{text} at {node.id}") from refusal
+            for source in node.sources:
+                value = self._values[source]
+                if last_reader[source] == node.id and isinstance(value, ConvKernel):
+                    self._values[source] = _outline(value)  # each weight in float64 counts
         sink = self._values[region.sink]
         kernel = sink.whole if isinstance(sink, Part) else sink
         if not isinstance(kernel, ConvKernel):
@@ -192,6 +199,11 @@ class _Interpreter:
         before, after = graph[region.source].type, graph[region.sink].type
         if before is None or after is None or before.shape[:-1] != after.shape[:-1] or None in before.shape[:-1]:
             raise NoRule(f"reshapes that leave other axes at {region.sink} than at {region.source}")
+
+
+def _outline(kernel: ConvKernel) -> ConvKernel:
+    """The same sizes and bias, and weights that are all zero and take no memory."""
+    return replace(kernel, weight=np.broadcast_to(0.0, kernel.weight.shape))
 
 
 def _without_slack(kernel: ConvKernel) -> ConvKernel:
