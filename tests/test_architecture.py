@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "reparam_compiler"
 ROOMS: tuple[frozenset[str], ...] = (
-    frozenset({"errors", "advice"}),
+    frozenset({"errors", "advice", "progress"}),
     frozenset({"core"}),
     frozenset({"ir"}),
     frozenset({"vocabulary"}),

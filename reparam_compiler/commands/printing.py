@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import click
 import typer
 from rich.console import Console
 from rich.table import Column, Table
@@ -14,6 +15,7 @@ from reparam_compiler.api.report import FuseReport, PruneReport, cost_rows, gain
 from reparam_compiler.checking.equivalent import Equivalence
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.passes.pruning.pipeline import PrunePlan
+from reparam_compiler.progress import heard_by
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +32,13 @@ def _is_quiet() -> bool:
 
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
-    """A spinner on stderr, where that is a terminal."""
-    out = Console(stderr=True)
-    if _is_quiet() or not out.is_terminal:
+    """A spinner on stderr, where that is a terminal, without -q and --json; beside it long work says how far it is."""
+    out, context = Console(stderr=True), click.get_current_context(silent=True)
+    for_machines = context is not None and bool(context.params.get("as_json"))
+    if _is_quiet() or for_machines or not out.is_terminal:
         yield
         return
-    with out.status(text):
+    with out.status(text) as shown, heard_by(lambda progress: shown.update(f"{text}: {progress}")):
         yield
 
 

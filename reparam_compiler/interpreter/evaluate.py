@@ -20,11 +20,12 @@ from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModel
 from reparam_compiler.interpreter.rules import apply
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.progress import steps
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
 
 def tensor_of(param: Param, dtype: torch.dtype = torch.float64) -> Tensor:
-    """A parameter as a torch tensor of its shape, on the CPU: floating ones in `dtype`, all others in their own.
+    """A parameter as a torch tensor of its shape, on the CPU: floating and complex ones as `dtype`, all others in their own.
 
     >>> tensor_of(Param.of(np.ones((2, 3), np.float16), role="weight", dtype="f16")).dtype
     torch.float64
@@ -32,6 +33,8 @@ def tensor_of(param: Param, dtype: torch.dtype = torch.float64) -> Tensor:
     array = np.asarray(param.load())
     if param.dtype in FLOATING:
         return torch.from_numpy(np.array(array, np.float64, order="C")).to(dtype)
+    if np.iscomplexobj(array):
+        return torch.from_numpy(np.array(array, order="C")).to(dtype.to_complex())
     return torch.from_numpy(np.array(array, order="C"))  # a copy: those of a protobuf cannot be written to
 
 
@@ -58,12 +61,12 @@ def evaluate(
     left = {node_id: len(readers) for node_id, readers in graph.users.items()}
     values: dict[NodeId, Any] = {}
     with torch.no_grad():
-        for node in graph:
+        for node in steps(graph, "running the graph", len(graph.nodes)):
             if isinstance(node.op, ops.Input):
                 if node.id not in inputs:
                     raise UnsupportedModelError(f"no value was given for the input {node.id}; inputs given: {sorted(inputs)}")
                 x = inputs[node.id]
-                values[node.id] = x.to(dtype) if x.is_floating_point() else x
+                values[node.id] = _wide(x, dtype)
             else:
                 values[node.id] = evaluate_node(node, values, dtype)
             for source in set(node.sources):
@@ -101,7 +104,12 @@ def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torc
     if not isinstance(node.op, ops.Opaque):
         return value
     # what an op of the model's own makes or converts to is of the model's dtype
-    return _pytree.tree_map_only(Tensor, lambda part: part.to(dtype) if part.is_floating_point() else part, value)
+    return _pytree.tree_map_only(Tensor, lambda part: _wide(part, dtype), value)
+
+
+def _wide(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating value in a dtype, a complex one in that of its parts; any other as it is."""
+    return x.to(dtype) if x.is_floating_point() else x.to(dtype.to_complex()) if x.is_complex() else x
 
 
 @contextmanager

@@ -37,6 +37,11 @@ class TensorType:
         sizes = tuple(size for size in self.shape if isinstance(size, int))
         return sizes if len(sizes) == len(self.shape) else None
 
+    @property
+    def is_complex(self) -> bool:
+        """Whether its elements are complex numbers: every framework calls these alike."""
+        return self.dtype.startswith("complex")
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Param:

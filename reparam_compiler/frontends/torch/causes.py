@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -30,6 +31,8 @@ _KINDS = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward h
 
 def why_module(module: nn.Module) -> str:
     """What stands in the way of reading a leaf module that is a layer; empty for every other one."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "is a script (torch.jit)"
     kind = written_class(module)
     if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")):
         return "has a quantized weight"

@@ -233,9 +233,10 @@ class GraphModuleWriter:
     def _delete(self, targets: set[str]) -> None:
         """Removes modules and attributes that nothing calls any more, and what is left empty by that."""
         kept = {prefix for target in self._targets() for prefix in accumulate(target.split("."), "{}.{}".format)}
+        called = {str(node.target) for node in self.model.graph.find_nodes(op="call_module")}
         for target in sorted(targets, key=lambda t: -t.count(".")):
             path, _, leaf = target.rpartition(".")
-            if target in kept:
+            if target in kept or not called.isdisjoint(accumulate(target.split("."), "{}.{}".format)):
                 continue
             holder = self.model.get_submodule(path)
             if hasattr(holder, leaf):

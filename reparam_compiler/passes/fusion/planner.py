@@ -24,6 +24,7 @@ from reparam_compiler.ir.graph import Graph, Node, NodeId, TensorType
 from reparam_compiler.passes.fusion.interpretation import Interpretation
 from reparam_compiler.passes.fusion.merge_rules import output_sizes
 from reparam_compiler.passes.fusion.regions import Blocked, Region, Regions
+from reparam_compiler.progress import steps
 
 Policy = Literal["cost", "always"]
 NOMINAL: Mapping[int, tuple[int, ...]] = {0: (), 1: (784,), 2: (28, 28), 3: (9, 9, 9)}
@@ -96,7 +97,7 @@ class Planner:
     def plan(self, nodes: Sequence[Node]) -> Plan:
         """The cheapest way to compute these nodes, which come in order."""
         total, done = Plan(0.0), set[NodeId]()
-        for node in reversed(nodes):
+        for node in steps(reversed(nodes), "proving regions", len(nodes)):
             if node.id not in done:
                 chain, zone, blocked = self._zone(node)
                 done.update(zone)

@@ -38,6 +38,7 @@ from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, Keep
+from reparam_compiler.passes.pruning.coupling.labels import called, why_kept
 from reparam_compiler.passes.pruning.criteria.base import Scores
 
 AllocationName = Literal["uniform", "global", "sensitivity"]
@@ -403,9 +404,7 @@ def _matches(name: str, pattern: str) -> bool:
 def pins_text(graph: Graph | None, groups: ChannelGroups) -> str:
     """What pins the families, for an error; where there are none, what its layers are opaque for."""
     pins = [f"{family.name}: {family.pin.reason}" for family in groups.families if family.pin]
-    causes = {
-        why: f"{node.id} ({node.op.name}) {why}" for node in reversed([*(graph or ())]) if (why := ops.why_opaque(node.op))
-    }
+    causes = {why: f"{called(node)} {why}" for node in reversed([*(graph or ())]) if (why := why_kept(node))}
     reasons = pins or [*causes.values()]
     more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
     return ("; ".join(reasons[:8]) + more) if reasons else "the model has no conv or linear whose channels another one reads"

@@ -188,7 +188,7 @@ def prune(
     if calibration is not None and not chosen.keep.all():
         repaired, done = repair(graph, hidden, groups, chosen.keep, calibration, how=QUALITIES[quality].repair)
         gain = gain_on(graph, hidden, repaired, held_out)
-        pruned = sliced(unmasked(graph, repaired), groups, chosen.keep)
+        pruned = sliced(unmasked(graph, hidden, repaired), groups, chosen.keep)
     plan = PrunePlan(
         ratio=ratio if target is None else target.ratio,
         budget=shares,

@@ -66,10 +66,12 @@ def _mask(graph: Graph, node: Node, axis: int, kept: Keep) -> Param:
     return Param.of(kept.astype(np.float64).reshape([-1 if a == axis else 1 for a in range(rank)]), role="const", dtype="f64")
 
 
-def unmasked(graph: Graph, hidden: Graph) -> Graph:
-    """A masked graph with the nodes of `graph` in place of those that were given a mask: `sliced` takes its channels itself."""
-    own = (n for n in hidden if not (n.op.has_mask and n.operand("mask") is not None))
-    return graph.rewrite({node.id: node for node in own if node is not graph[node.id]})
+def unmasked(graph: Graph, hidden: Graph, repaired: Graph) -> Graph:
+    """The graph with what repair changed of its masked form: `sliced` takes the channels away itself.
+
+    So what was masked alone keeps its own parameters, and those that are shared are cut once.
+    """
+    return graph.rewrite({node.id: node for node in repaired if node is not graph[node.id] and node is not hidden[node.id]})
 
 
 def sliced(graph: Graph, groups: ChannelGroups, keep: Keep) -> Graph:
@@ -170,7 +172,7 @@ def verify_pruned(
     drawn = {node.id: _random(node, seed) for seed, node in enumerate(graphs[0]) if isinstance(node.op, ops.Input)}
     worst, untold = _compared(*graphs, drawn | dict(inputs or {}), tolerance)
     if untold and inputs is None:  # a logarithm or a root of what is negative
-        other, still = _compared(*graphs, {node_id: value.abs() for node_id, value in drawn.items()}, tolerance)
+        other, still = _compared(*graphs, {node_id: value.abs().to(value.dtype) for node_id, value in drawn.items()}, tolerance)
         worst, untold = max(worst, other, key=lambda d: d.relative), untold & still
     if untold:
         raise UnsupportedModelError(
@@ -273,8 +275,9 @@ def _random(node: Node, seed: int) -> Tensor:
     if node.type is None:
         raise UnsupportedModelError(f"{node.id}: the shape of the input is not known; {ask_for_inputs()}")
     shape = [size if isinstance(size, int) else 2 for size in node.type.shape]
-    if node.type.dtype in FLOATING:
-        return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    if node.type.dtype in FLOATING or node.type.is_complex:
+        wide = torch.complex128 if node.type.is_complex else torch.float64
+        return torch.randn(shape, dtype=wide, generator=torch.Generator().manual_seed(seed))
     return torch.zeros(shape, dtype=torch.bool if node.type.dtype == "bool" else torch.int64)
 
 

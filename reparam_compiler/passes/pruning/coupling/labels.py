@@ -21,7 +21,7 @@ from reparam_compiler.advice import ask_for_inputs
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.interpreter.size_expressions import asked, number_values, stale_numbers
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId, Param
+from reparam_compiler.ir.graph import Dim, Graph, Node, NodeId, Param, TensorType
 from reparam_compiler.ir.kind import Place
 
 Labels = Int64[np.ndarray, "C"]
@@ -29,6 +29,7 @@ Slot = tuple[NodeId, int]
 """A node and the index of one of its inputs."""
 FIXED = 0
 """The label of what can never be removed."""
+_COMPLEX = "computes with complex numbers"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,13 +137,17 @@ class Trace:
             self._pin_asked_sizes()
 
     def _follow(self, node: Node) -> Labelled:
+        if (why := why_kept(node)) == _COMPLEX:
+            return self.freeze(node, f"{called(node)} {why}")
         op, seen = coupling_model(node)
         rule = self._couplings.get(type(op))
         if rule is None:
             return self.freeze(node, _not_understood(node))
         for source in map(self.graph.__getitem__, seen.sources):
             if source.type is None and isinstance(source.op, ops.Opaque) and source.op.coupling is None:
-                return self.freeze(node, f"{called(node)} reads {called(source)}, which is not understood")
+                return self.freeze(
+                    node, f"{called(node)} reads {called(source)}, which {why_kept(source) or 'is not understood'}"
+                )
         if not isinstance(op, ops.TupleGet) and any(isinstance(self.values[source], tuple) for source in seen.sources):
             return self.freeze(node, f"{called(node)} reads several tensors as one value")
         try:
@@ -302,6 +307,14 @@ def reads_channels(node: Node, axes: Iterable[int]) -> bool:
     return op.input_axis in axes and not op.is_depthwise(weight.shape)
 
 
+def why_kept(node: Node) -> str:
+    """What stands in the way of cutting a layer, as far as its own parameters and its value show; empty where nothing does."""
+    types = [node.type, *(TensorType(param.dtype, param.shape) for param in node.params)]
+    if not isinstance(node.op, ops.Input) and any(known is not None and known.is_complex for known in types):
+        return _COMPLEX
+    return ops.why_opaque(node.op)
+
+
 def _is_output(node: Node) -> str:
     return f"{called(node)} is a model output"
 
@@ -310,7 +323,7 @@ def _not_understood(node: Node) -> str:
     """Why an op without a rule keeps the channels that it meets."""
     if isinstance(node.op, ops.Opaque) and ops.Facts.RANDOM in node.op.facts:
         return f"{called(node)} is random, as a dropout is in training mode (call model.eval() first)"
-    return f"{called(node)} is not understood"
+    return f"{called(node)} {why_kept(node) or 'is not understood'}"
 
 
 def called(node: Node) -> str:

@@ -39,6 +39,7 @@ from reparam_compiler.passes.pruning.repair.consumers import (
     rows,
     taps,
 )
+from reparam_compiler.progress import steps
 
 WIDEST = 5120
 """The most features of a consumer whose taps are told apart."""
@@ -81,7 +82,7 @@ def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch],
     produced = Produced(groups, [family for family in groups.free if read.isdisjoint(family.groups.tolist())])
     asked = np.zeros(groups.count, np.bool_)
     with torch.no_grad():
-        for node in graph:
+        for node in steps(graph, "ranking channels", len(graph.nodes)):
             if isinstance(node.op, ops.Input):
                 continue
             if (own := set_of.get(node.id)) is not None:

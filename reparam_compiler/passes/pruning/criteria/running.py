@@ -19,6 +19,7 @@ from reparam_compiler.ir.analysis import read_for
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.passes.pruning.criteria.base import Scoring
 from reparam_compiler.passes.pruning.repair.activations import Batch, inputs_of
+from reparam_compiler.progress import steps
 
 Inputs = Mapping[NodeId, Tensor]
 See = Callable[[NodeId, Tensor], None]
@@ -82,7 +83,7 @@ class Running:
         """
         values: dict[NodeId, Any] = dict(self._tensors)
         left = {node_id: len(users) for node_id, users in self._graph.users.items()}
-        for node in self._bare:
+        for node in steps(self._bare, "running a calibration batch", len(self._bare)):
             if isinstance(node.op, ops.Input):
                 values[node.id] = inputs[node.id]
             else:

@@ -65,6 +65,7 @@ from reparam_compiler.passes.pruning.repair.consumers import (
     rows,
     taps,
 )
+from reparam_compiler.progress import steps
 
 RepairName = Literal["moments", "fold", "least_squares"]
 _PARAMS: tuple[OperandName, ...] = ("weight", "bias")
@@ -137,7 +138,7 @@ def repair(
     work = _Repair(graph, groups, keep, values, how, ridge)
     replacements: dict[NodeId, Node] = {}
     with torch.no_grad():
-        for node in graph:
+        for node in steps(graph, "repairing what reads removed channels", len(graph.nodes)):
             if isinstance(node.op, ops.Input):
                 continue
             values.run_before(node)
