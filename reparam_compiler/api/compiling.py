@@ -74,7 +74,7 @@ def compile(
     source = _open(model, example_inputs, input_shapes)
     subject, unfused = _fused(source, how, verify=verify) if fuse else (source.model, "")
     executable = lowering.compile(
-        subject,
+        _at_its_sizes(subject, source, input_shapes),
         source.inputs,
         target=resolved,
         database=database,
@@ -144,7 +144,7 @@ def tune(
     if unfused:
         log.warning("%s is tuned as it is, unfused: %s", type(source.model).__name__, unfused)
     return lowering.tune(
-        subject,
+        _at_its_sizes(subject, source, input_shapes),
         source.inputs,
         target=search.backend.target,
         trials=trials,
@@ -176,3 +176,16 @@ def _fused(source: Source, options: FuseOptions, *, verify: bool) -> tuple[Any, 
         return fuse_source(source, options.of_passes(verify=verify))[0], ""
     except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward
         return source.model, str(refusal)
+
+
+def _at_its_sizes(subject: Any, source: Source, input_shapes: Shapes | None) -> Any:
+    """An ONNX model with the sizes that it computes as tensors, where the shapes of all its inputs are known."""
+    if source.kind != "onnx":
+        return subject
+    from reparam_compiler.frontends.onnx.fixed_sizes import shapes_for, with_fixed_sizes
+
+    shapes = shapes_for(subject, source.inputs, input_shapes or {})
+    try:
+        return subject if shapes is None else with_fixed_sizes(subject, shapes)
+    except UnsupportedModelError:  # what cannot be read, an old opset, is the importer's to take or to refuse
+        return subject

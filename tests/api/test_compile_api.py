@@ -244,3 +244,14 @@ def test_inputs_that_do_not_fit_are_refused_by_the_importer(model: nn.Module) ->
         reparam_compiler.compile(model, torch.zeros(1, 6, 7, 5), input_shapes={"nobody": (1,)})
     with pytest.raises(UnsupportedModelError, match="example_inputs is a int"):
         reparam_compiler.compile(model, 7)
+
+
+def test_shape_arithmetic_of_an_onnx_model_is_done_before_tvm_sees_it() -> None:
+    pytest.importorskip("onnxruntime")
+    from tests.frontends.onnx.test_onnx_bound import net
+    from tests.support.onnx_models import normal, run
+
+    x = normal(1, 3, 4, 6)
+    compiled = reparam_compiler.compile(net("anchors"), (x,))
+    assert compiled.verified
+    np.testing.assert_allclose(compiled.run(x)[0], run(net("anchors"), {"x": x})[0], **FLOAT32)

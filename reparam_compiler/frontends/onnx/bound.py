@@ -53,7 +53,7 @@ class Bound:
         samples = {size for size in first if size is not None}
         shapes = {name: examples[name] for name, shape in own.items() if len(shape) == len(examples[name])}
         sizes = _Sizes({name: own[name] for name in shapes}, shapes, samples)
-        return Bound(batch, (_run(model, sizes.of(1, 1)), _run(model, sizes.of(2, 1)), _run(model, sizes.of(3, 2))))
+        return Bound(batch, (at_sizes(model, sizes.of(1, 1)), at_sizes(model, sizes.of(2, 1)), at_sizes(model, sizes.of(3, 2))))
 
     def type(self, name: str, known: TensorType | None) -> TensorType | None:
         """The type of a value of which this is known for every run."""
@@ -131,7 +131,7 @@ class _Sizes:
                 yield size * factors.setdefault(own or f"{name} {axis}", next(free))
 
 
-def _run(model: ModelProto, sizes: Sizes) -> Shapes:
+def at_sizes(model: ModelProto, sizes: Sizes) -> Shapes:
     """All that is known of a model whose inputs have these shapes."""
     shapes = evaluator.of(model, sizes)
     for tensor in model.graph.initializer:
