@@ -1,4 +1,4 @@
-"""`reparam fuse | prune | inspect | equivalent | compile | run | tune`, also as `python -m reparam_compiler`.
+"""`reparam fuse | prune | inspect | equivalent | compile | run | tune | completion`, also as `python -m reparam_compiler`.
 
     reparam inspect repvgg.onnx
     reparam fuse repvgg.onnx -o fused.onnx
@@ -24,6 +24,7 @@ import typer
 from reparam_compiler.api.comparing import equivalent
 from reparam_compiler.api.fusing import fuse, inspect
 from reparam_compiler.api.pruning import apply_manifest, prune
+from reparam_compiler.commands import completion
 from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, JsonCommand, errors_as_exit_codes
 from reparam_compiler.commands.loading import first_arrays, loaded, samples
 from reparam_compiler.commands.options import (
@@ -42,6 +43,7 @@ from reparam_compiler.commands.options import (
     UnsafeLoad,
     Verbose,
     numbers,
+    one_of,
 )
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_pruning, status
 from reparam_compiler.commands.stating import Stated, inputs_of_either, stated_inputs
@@ -51,6 +53,7 @@ from reparam_compiler.errors import PruneWarning, UnsupportedModelError
 from reparam_compiler.models.calibration import check_path
 from reparam_compiler.models.io import check_installed, check_output, save_model
 from reparam_compiler.tvmc import commands as tvmc_commands
+from reparam_compiler.tvmc.options import help_texts
 
 MODELS = (
     "[bold]MODEL[/] is an .onnx file, a .pt2 file of torch.export.save, or package.module:factory, which is "
@@ -381,6 +384,16 @@ for _name, _help in (
 ):
     _words = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": list[str]()}
     app.command(_name, help=_help, context_settings=_words, add_help_option=False)(_tvmc)
+
+
+@app.command("completion", epilog='Example, in ~/.bashrc: eval "$(reparam completion bash)"')
+def completion_command(
+    shell: Annotated[str, typer.Argument(help="Whose completion: bash or zsh.", **one_of(completion.SHELLS))],
+) -> None:
+    """Print a script that completes the commands and options of reparam and tvmc."""
+    of_tvmc = completion.of_help(help_texts())
+    of_reparam = completion.of_group(typer.main.get_group(app)) | {name: words for name, words in of_tvmc.items() if name}
+    typer.echo(completion.script(shell, {"reparam": of_reparam, "tvmc": of_tvmc}))
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from reparam_compiler.advice import ask_for_inputs
 from reparam_compiler.checking.runners import TorchRunner
@@ -124,7 +124,7 @@ class Source:
         try:
             return self.frontend.read(subject, self.inputs)
         except UnsupportedModelError:
-            if not self.is_own or self.inputs is None:
+            if self.inputs is None or not isinstance(self.model, nn.Module):
                 raise
         TorchRunner(self.model, copy="weights shared").run(self.inputs)  # it may be the model that does not take them
         return self.frontend.read(subject, None)  # a check of its own data fails on shapes: the tracer noted what will do

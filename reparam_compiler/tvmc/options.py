@@ -164,7 +164,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
-    parser = _parser(prog)
+    parser, _ = _parsers(prog)
     found, unknown = parser.parse_known_args(list(_joined(arguments)))
     if foreign := [word for word in unknown if word.startswith("--target-")]:
         parser.error(f"{foreign[0]}: targets are of the kinds {' and '.join(KINDS)}; of these, see tvmc compile --help")
@@ -228,14 +228,16 @@ def _target_file(path: Path) -> str:
         raise LoweringError(f"--target: {path} is no text ({refusal}); expected a target, or a file with one") from refusal
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def help_texts() -> dict[str, str]:
+    """The help of each command."""
+    return {name: command.format_help() for name, command in _parsers("tvmc")[1].items()}
+
+
+def _parsers(prog: str) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the program, and those of its commands."""
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = _Parser(
-        prog,
-        description="Compile a model with TVM, tune it, run it.",
-        epilog="Example: tvmc compile repvgg.onnx -o module.tar && tvmc run module.tar --print-time",
-        **style,
-    )
+    epilog = "Example: tvmc compile repvgg.onnx -o module.tar && tvmc run module.tar --print-time"
+    parser = _Parser(prog, description="Compile a model with TVM, tune it, run it.", epilog=epilog, **style)
     parser.add_argument("--version", action="store_true", help="print the versions and exit")
     parser.add_argument("--config", action=Refuse, why="defaults from a file are gone; give the options themselves")
     _verbose(parser)
@@ -249,7 +251,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         command.set_defaults(notes=[], target_options={})
         add(command)
         _verbose(command)
-    return parser
+    return parser, dict(commands.choices)
 
 
 def _compile(command: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from onnx import ModelProto, NodeProto, ValueInfoProto
+from torch.utils import _pytree
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx import io as onnx_io
@@ -58,17 +59,26 @@ class OnnxReading:
 
 
 def named_inputs(model: ModelProto, example_inputs: Sequence[Any]) -> dict[str, np.ndarray]:
-    """The example inputs by name, in the order of the model's inputs: of all, or of those that have no default."""
+    """The example inputs by name, in the order of the model's inputs: of all, or of those that have no default.
+
+    What stands in lists and mappings counts by itself, and None not at all, as exporters have it.
+    """
     overridable = overridable_names(model)
     needed = [value.name for value in unset_inputs(model)]
     every = [value.name for value in model.graph.input if value.name in overridable or value.name in needed]
-    found = len(example_inputs)
+    given = [value for value in _pytree.tree_leaves(list(example_inputs)) if value is not None]
+    found = len(given)
     if found not in (len(every), len(needed)):
         raise UnsupportedModelError(f"the model takes {len(needed)} inputs, {needed}, but {found} example inputs were given")
-    return {
-        name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        for name, value in zip(every if found == len(every) else needed, example_inputs, strict=True)
-    }
+    return {name: _array(value) for name, value in zip(every if found == len(every) else needed, given, strict=True)}
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    """An array of a tensor or a number; numpy itself has no bfloat16, whose values float32 has."""
+    if not isinstance(value, torch.Tensor):
+        return np.asarray(value)
+    tensor = value.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def unset_inputs(model: ModelProto) -> list[ValueInfoProto]:

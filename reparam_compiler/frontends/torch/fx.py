@@ -4,13 +4,14 @@ The result is an ordinary GraphModule: a deep copy of the caller's, in which eve
 `Conv3d`, `Linear`) under the name of what it replaces, and pruned tensors stand in the modules that had them before.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.func import functional_call
 
 from reparam_compiler.advice import in_words_of
@@ -27,6 +28,7 @@ from reparam_compiler.frontends.torch.wide import in_float64
 from reparam_compiler.ir.graph import Diff, Graph, diff
 from reparam_compiler.ir.windows import ConvPadding
 
+logger = logging.getLogger(__name__)
 _KEEPS_ITS_TENSORS = (torch.jit.ScriptModule, nn.DataParallel)
 """Modules that `functional_call` does not run."""
 
@@ -146,7 +148,10 @@ class WrittenTrace:
 
 
 def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, Any]:
-    """A fake tensor for each node; nothing is computed, and the model's buffers are not touched."""
+    """A fake tensor for each node, up to where a size depends on values.
+
+    Nothing is computed, and the model's buffers are not touched.
+    """
     values: dict[str, Any] = {}
 
     class Recorder(fx.Interpreter):
@@ -171,6 +176,8 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
     try:
         with mode, torch.no_grad(), attributes_kept(model):
             Recorder(model).run(*fake)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        logger.info("%s has sizes that depend on values; those from there on are not known: %s", type(model).__name__, error)
     except Exception as error:
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
         raise UnsupportedModelError(

@@ -6,7 +6,7 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend, named_inputs
 from reparam_compiler.frontends.onnx.node_runner import run_arrays
 from reparam_compiler.frontends.onnx.shapes import sampled as onnx_derived
 from reparam_compiler.interpreter.evaluate import evaluate
@@ -321,3 +321,15 @@ def test_constants_that_cannot_be_evaluated_say_which_node() -> None:
     assert weight is not None
     with pytest.raises(UnsupportedModelError, match=r"Reshape \(Reshape\) depends on constants alone"):
         weight.load()
+
+
+def test_example_inputs_in_lists_and_mappings_are_inputs_each_and_none_is_none() -> None:
+    two = model_of([helper.make_node("Add", ["x", "z"], ["y"])], {**X, "z": X["x"]}, ["y"], {})
+    x, z = torch.rand(X["x"]), torch.rand(X["x"]).bfloat16()
+    for given in ((x, z), ([x, z],), ({"a": x, "b": z}, None)):
+        found = named_inputs(two, given)
+        assert list(found) == ["x", "z"]
+        assert np.array_equal(found["x"], x.numpy())
+        assert np.array_equal(found["z"], z.float().numpy())
+    with pytest.raises(UnsupportedModelError, match=r"the model takes 2 inputs, .*, but 1 example inputs were given"):
+        named_inputs(two, ({"a": x},))

@@ -64,6 +64,12 @@ def test_one_cause_is_said_once() -> None:
     ]
 
 
+def test_pruning_names_what_keeps_the_channels_of_a_layer_before() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), hooked(lambda c: c.register_full_backward_hook(observe)), nn.Conv2d(4, 4, 1))
+    with pytest.raises(reparam_compiler.InfeasiblePruneError, match=r"0: _1_0 \(Conv2d\) has a backward hook \(observe\)"):
+        reparam_compiler.prune(fx.symbolic_trace(model.eval()), (X,), ratio=0.5)
+
+
 def test_a_norm_with_a_hook_is_no_silence() -> None:
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)).eval()
     model[1].register_forward_hook(observe)

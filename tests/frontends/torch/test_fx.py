@@ -247,3 +247,19 @@ def test_a_scripted_leaf_is_read_with_example_inputs_and_left_alone() -> None:
     fused = reparam_compiler.fuse(traced, (x,))
     torch.testing.assert_close(fused(x), model(x))
     assert [node.name for node in fused.graph.nodes][1:] == ["fused", "scripted", "output"]
+
+
+def test_sizes_that_depend_on_values_are_left_open_and_the_rest_is_known() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x))
+            return y[y > 0].exp()
+
+    graph = FxFrontend().read(fx.symbolic_trace(Masked().eval()), (torch.zeros(1, 3, 5, 6),)).graph
+    assert graph["norm"].type is not None
+    assert graph["norm"].type.shape == (1, 4, 3, 4)
+    assert graph[graph.outputs[0]].type is None
