@@ -82,9 +82,11 @@ def test_errors_are_of_the_largest_output_and_of_the_sum_of_squares(files: Modul
 def test_parts_of_pictures_have_the_shape_and_the_scale_that_the_net_wants(
     files: ModuleType, tmp_path: Path, channels: int
 ) -> None:
-    Image.fromarray(np.full((30, 40, 3), 255, np.uint8)).save(tmp_path / "white.png")
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[15:] = 255  # the lower half is white
+    Image.fromarray(pixels).save(tmp_path / "halves.png")
     subject = files.Subject("net", "package", "1", "net.onnx", (channels, 8, 20))
-    found = files.parts(["white.png"], tmp_path, subject, 3, 0)
+    found = files.parts([("halves.png", 0.5, 1.0)], tmp_path, subject, 3, 0)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, np.ones((3, channels, 8, 20)))
 
