@@ -30,6 +30,7 @@ from reparam_compiler.ir.windows import AdaptiveAvgPool, AvgPool, BatchNorm, Con
 
 __all__ = [
     "KINDS",
+    "QUANTIZED",
     "AdaptiveAvgPool",
     "Add",
     "AlongAxis",
@@ -386,6 +387,10 @@ KINDS: tuple[type[Op], ...] = get_args(Op)
 def understood(op: Op) -> Op:
     """What an op is to pruning: itself, or the coupling model of an opaque one."""
     return op.coupling if isinstance(op, Opaque) and op.coupling is not None else op
+
+
+QUANTIZED = "has a quantized weight"
+"""Why a layer of whole numbers, or of a weight that is rounded to steps on its way, is opaque."""
 
 
 def why_opaque(op: Op) -> str:

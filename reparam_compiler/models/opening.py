@@ -116,18 +116,28 @@ class Source:
             return frontend_for(self.model)
         return ModuleFrontend() if self.trace is not None else ExportedModuleFrontend()
 
-    @cached_property
+    @property
     def reading(self) -> Reading[Any]:
         """The model, read; raises UnsupportedModelError for one that cannot be read, or that does not run on its inputs."""
+        return self._read[0]
+
+    @property
+    def why_without_shapes(self) -> UnsupportedModelError | None:
+        """What stopped shapes from being followed from the example inputs through a module."""
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[Reading[Any], UnsupportedModelError | None]:
         native = self.native  # raises where nothing reads it
         subject = native if self.kind != "torch.nn" else self.trace or self._exported
         try:
-            return self.frontend.read(subject, self.inputs)
-        except UnsupportedModelError:
+            return self.frontend.read(subject, self.inputs), None
+        except UnsupportedModelError as error:
             if self.inputs is None or not isinstance(self.model, nn.Module):
                 raise
+            why = error
         TorchRunner(self.model, copy="weights shared").run(self.inputs)  # it may be the model that does not take them
-        return self.frontend.read(subject, None)  # a check of its own data fails on shapes: the tracer noted what will do
+        return self.frontend.read(subject, None), why  # a check of its own data fails on shapes: the tracer noted what will do
 
     @property
     def graph(self) -> Graph:

@@ -5,11 +5,10 @@ from collections.abc import Callable, Collection, Mapping
 from onnx import NodeProto
 
 from reparam_compiler.advice import option
-from reparam_compiler.ir.ops import Facts
+from reparam_compiler.ir.ops import QUANTIZED, Facts
 from reparam_compiler.vocabulary.resolve import onnx_facts
 
 _OVERRIDABLE = "has weights that are listed as graph inputs, a caller may override them"
-_QUANTIZED = "has a quantized weight"
 _WEIGHTS: Mapping[str, range] = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm"), range(1, 3)),
     "MatMul": range(1, 2),
@@ -29,14 +28,14 @@ def why_opaque(
     givers: the node that gives each value. overridable: the initializers that a caller can override.
     """
     if node.op_type in _QUANTIZED_LAYERS:
-        return _QUANTIZED
+        return QUANTIZED
     for name in (node.input[place] for place in _WEIGHTS.get(node.op_type, ()) if place < len(node.input)):
         if not name or is_constant(name):
             continue
         origin = name
         while origin in givers and givers[origin].input:
             if Facts.QUANTIZED in onnx_facts(givers[origin].op_type):
-                return _QUANTIZED
+                return QUANTIZED
             origin = givers[origin].input[0]
         if origin in overridable:
             return f"{_OVERRIDABLE}: {option('weights_are_constant', True)} takes them for constants"

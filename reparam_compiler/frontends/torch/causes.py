@@ -10,6 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from reparam_compiler.frontends.torch.hooks import HOOKS, does_more_than_forward, written_class
+from reparam_compiler.ir.ops import QUANTIZED
 from reparam_compiler.vocabulary.resolve import ROWS, resolve_function, resolve_module
 from reparam_compiler.vocabulary.row import Row
 
@@ -35,7 +36,7 @@ def why_module(module: nn.Module) -> str:
         return "is a script (torch.jit)"
     kind = written_class(module)
     if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")):
-        return "has a quantized weight"
+        return QUANTIZED
     row = resolve_module(kind).row
     if not _is_layer(row):
         return ""
@@ -76,7 +77,7 @@ def _what_it_is(weight: fx.Node, constants: Collection[fx.Node], tensors: Mappin
             is_input = "that is" if origin is weight else "that is computed from"
             return f"has a weight {is_input} an input of the model, {origin.target}"
         if origin.op == "call_function" and "quantize" in resolve_function(origin.target).name:
-            return "has a quantized weight"
+            return QUANTIZED
         origin = next((source for source in origin.all_input_nodes if source not in constants), None)
     return ""
 

@@ -45,6 +45,7 @@ AllocationName = Literal["uniform", "global", "sensitivity"]
 ALLOCATIONS: tuple[AllocationName, ...] = ("uniform", "global", "sensitivity")
 RatioOf = Mapping[str, float]
 """The share of channels to remove by pattern."""
+FLOAT_FIRST = "prune the float model, and quantize what comes of it"
 FLOOR = 0.1
 """The share of a family's channels that `global` and `sensitivity` leave at least."""
 Widths = Mapping[str, int]
@@ -406,5 +407,8 @@ def pins_text(graph: Graph | None, groups: ChannelGroups) -> str:
     pins = [f"{family.name}: {family.pin.reason}" for family in groups.families if family.pin]
     causes = {why: f"{called(node)} {why}" for node in reversed([*(graph or ())]) if (why := why_kept(node))}
     reasons = pins or [*causes.values()]
+    advice = f"; {FLOAT_FIRST}" if any(reason.endswith(ops.QUANTIZED) for reason in reasons) else ""
+    if not reasons:
+        return "the model has no conv or linear whose channels another one reads"
     more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
-    return ("; ".join(reasons[:8]) + more) if reasons else "the model has no conv or linear whose channels another one reads"
+    return "; ".join(reasons[:8]) + more + advice

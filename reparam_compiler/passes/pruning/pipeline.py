@@ -176,7 +176,7 @@ def prune(
         calibration = list(calibration)
     groups = channel_groups(graph, pinned=ignored_nodes(graph, ignore))
     ranked_by = importance or (UNCALIBRATED if calibration is None else QUALITIES[quality].importance)
-    is_done = target is not None and _has_widths(groups, target)
+    is_done = not groups.free or (target is not None and _has_widths(groups, target))
     scores = np.zeros(groups.count) if is_done else scores_of(graph, groups, ranked_by, batches=calibration, loss=loss)
     least = target.least if target is not None else least_widths(groups, min_channels, max_ratio)
     how = _How(allocation, round_to, is_cumulative(ranked_by), measure, least)

@@ -1,0 +1,115 @@
+"""Quantized nets are refused by what is quantized, with what to do; what is float beside them is cut."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.ao import quantization
+
+import reparam_compiler
+from reparam_compiler.errors import ReparamError
+from tests.support.small_models import normal
+
+X = normal(1, 3, 6, 5).float()
+ADVICE = "prune the float model, and quantize what comes of it$"
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::reparam_compiler.errors.UnrepairedPruneWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.ao.quantization:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*:UserWarning:torch"),
+]
+RANDOM = np.random.RandomState(0)
+
+
+def quantized_weights(*, float_first: bool, scales: int = 16) -> onnx.ModelProto:
+    """Convs whose weights are int8 with a scale for each output channel; the first two may be float."""
+    nodes, tensors, value = [], {}, "x"
+    for index, (into, out) in enumerate(((3, 16), (16, 16), (16, 16), (16, 4))):
+        weight = f"w{index}"
+        if float_first and index < 2:
+            tensors[weight] = RANDOM.randn(out, into, 1, 1).astype(np.float32)
+        else:
+            tensors[f"q{index}"] = RANDOM.randint(-127, 128, (out, into, 1, 1)).astype(np.int8)
+            tensors[f"s{index}"] = np.full(out if scales > 1 else (), 0.01, np.float32)
+            nodes.append(helper.make_node("DequantizeLinear", [f"q{index}", f"s{index}"], [weight], axis=0))
+        nodes.append(helper.make_node("Conv", [value, weight], [f"y{index}"]))
+        value = f"y{index}"
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ("n", c, 6, 5)) for n, c in (("x", 3), (value, 4))]
+    weights = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "quantized", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("scales", [1, 16])
+@pytest.mark.parametrize("calibration", [None, normal(8, 3, 6, 5).float().numpy()])
+def test_int8_weights_of_a_file_are_named(scales: int, calibration: Any) -> None:
+    """The data is not run: at opset 17 onnx's own reference has no DequantizeLinear with an axis."""
+    with pytest.raises(ReparamError, match=rf"y0 \(Conv\) has a quantized weight.*{ADVICE}"):
+        reparam_compiler.prune(quantized_weights(float_first=False, scales=scales), ratio=0.5, calibration=calibration)
+
+
+def test_float_layers_beside_quantized_ones_are_cut() -> None:
+    pruned, report = reparam_compiler.prune(quantized_weights(float_first=True), ratio=0.5, return_report=True)
+    assert [(cut.name, cut.after) for cut in report.plan.families] == [("y0", 8)]
+    assert [(pin.name, pin.reason) for pin in report.plan.pinned] == [("y1", "y2 (Conv) has a quantized weight")]
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in pruned.graph.initializer}
+    assert (sizes["w0"], sizes["w1"], sizes["q2"], sizes["s2"]) == ((8, 3, 1, 1), (16, 8, 1, 1), (16, 16, 1, 1), (16,))
+
+
+class Net(nn.Module):
+    """Two convs between the stubs of torch.ao's eager quantization."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = quantization.QuantStub(), quantization.DeQuantStub()
+        self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.b(self.a(self.into(x)).relu()))
+
+
+def prepared() -> nn.Module:
+    model = Net().eval()
+    model.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+    observed: nn.Module = quantization.prepare(model)
+    observed(X)
+    return observed
+
+
+def converted() -> nn.Module:
+    result: nn.Module = quantization.convert(prepared())
+    return result
+
+
+def trained_for_it() -> nn.Module:
+    model = Net().train()
+    model.qconfig = quantization.get_default_qat_qconfig(torch.backends.quantized.engine)
+    result: nn.Module = quantization.prepare_qat(model).eval()
+    return result
+
+
+@pytest.mark.parametrize(
+    ("build", "cause"),
+    [
+        (converted, rf"a \(torch\.ao\.nn\.quantized\.modules\.conv\.Conv2d\), which has a quantized weight.*{ADVICE}"),
+        (prepared, r"a \(Conv2d\), which has a forward hook \(_observer_forward_hook\)"),
+        (trained_for_it, rf"a \(torch\.ao\.nn\.qat\.modules\.conv\.Conv2d\) has a quantized weight.*{ADVICE}"),
+    ],
+)
+@pytest.mark.parametrize("calibration", [None, normal(8, 3, 6, 5).float()])
+def test_modules_of_torch_ao_are_opaque_and_named(build: Any, cause: str, calibration: Any) -> None:
+    with pytest.raises(ReparamError, match=cause):
+        reparam_compiler.prune(build(), (X,), ratio=0.5, calibration=calibration)
+
+
+def test_a_linear_of_dynamic_quantization_pins_what_it_reads() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    quantized = quantization.quantize_dynamic(model, {"4"})
+    pruned, report = reparam_compiler.prune(quantized, (normal(2, 8).float(),), ratio=0.5, return_report=True)
+    assert [(cut.name, cut.after) for cut in report.plan.families] == [("0", 8)]
+    ((name, reason),) = [(pin.name, pin.reason) for pin in report.plan.pinned]
+    assert (name, reason) == ("2", "_4 (torch.ao.nn.quantized.dynamic.modules.linear.Linear) has a quantized weight")
+    assert pruned(normal(3, 8).float()).shape == (3, 4)
