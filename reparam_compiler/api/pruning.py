@@ -22,7 +22,6 @@ from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import HarmfulRepairWarning, UnrepairedPruneWarning, UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.ir.ops import QUANTIZED
 from reparam_compiler.models.batch_size import fixed_batch
 from reparam_compiler.models.binding import bound
 from reparam_compiler.models.calibration import again, batches, check_path
@@ -31,9 +30,7 @@ from reparam_compiler.models.held_out import parts
 from reparam_compiler.models.io import save_model
 from reparam_compiler.models.opening import Source, open
 from reparam_compiler.passes.pruning import pipeline
-from reparam_compiler.passes.pruning.allocation import FLOAT_FIRST
 from reparam_compiler.passes.pruning.apply_manifest import apply_manifest as apply_to_graph
-from reparam_compiler.passes.pruning.coupling.labels import called, why_kept
 from reparam_compiler.passes.pruning.manifest import Manifest
 
 Model = TypeVar("Model")
@@ -185,14 +182,10 @@ def _check_tensors(source: Source) -> None:
 
 
 def _check_shapes(source: Source) -> None:
-    """Raises UnsupportedModelError where shapes could not be followed from the inputs, with what keeps them from that."""
+    """Raises what kept shapes from being followed from the example inputs, where they are not known otherwise."""
     error = source.why_without_shapes
     if error is not None and any(node.type is None for node in source.graph if isinstance(node.op, ops.Input)):
-        causes = [f"{called(node)}, which {why}" for node in source.graph if (why := why_kept(node))]
-        if not causes:
-            raise error
-        advice = f"; {FLOAT_FIRST}" if any(cause.endswith(QUANTIZED) for cause in causes) else ""
-        raise UnsupportedModelError(f"shapes cannot be followed through {'; '.join(causes[:3])}{advice}") from error
+        raise error
 
 
 def cut(source: Source, options: PruneOptions, target: pipeline.Target | None = None) -> pipeline.PruneResult:

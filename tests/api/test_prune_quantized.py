@@ -94,8 +94,8 @@ def trained_for_it() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "cause"),
     [
-        (converted, rf"a \(torch\.ao\.nn\.quantized\.modules\.conv\.Conv2d\), which has a quantized weight.*{ADVICE}"),
-        (prepared, r"a \(Conv2d\), which has a forward hook \(_observer_forward_hook\)"),
+        (converted, rf"into \(torch\.ao\.nn\.quantized\.modules\.Quantize\) has a quantized weight.*{ADVICE}"),
+        (prepared, r"a \(Conv2d\) has a forward hook \(_observer_forward_hook\)"),
         (trained_for_it, rf"a \(torch\.ao\.nn\.qat\.modules\.conv\.Conv2d\) has a quantized weight.*{ADVICE}"),
     ],
 )

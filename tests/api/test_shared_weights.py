@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam_compiler
-from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from tests.support.small_models import normal
 
 pytestmark = pytest.mark.filterwarnings("ignore::reparam_compiler.errors.UnrepairedPruneWarning")
@@ -113,3 +113,20 @@ def test_a_net_with_a_complex_part_is_cut_beside_it() -> None:
     assert [(cut.name, cut.after) for cut in report.plan.families] == [("a", 8)]
     assert torch.equal(pruned.filter, model.filter)
     assert pruned(torch.randn(2, 3, 6, 5)).shape == (2, 4, 6, 5)
+
+
+def test_what_keeps_shapes_from_being_followed_is_said() -> None:
+    @torch.library.custom_op("shared_weights::without_shapes", mutates_args=())
+    def without_shapes(x: Tensor) -> Tensor:
+        return x.clone()
+
+    class Custom(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.ops.shared_weights.without_shapes(self.a(x)))
+
+    with pytest.raises(UnsupportedModelError, match="no fake impl registered"):
+        reparam_compiler.prune(Custom().eval(), (torch.randn(1, 3, 6, 5),), ratio=0.5)
