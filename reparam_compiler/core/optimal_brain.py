@@ -3,14 +3,15 @@
 A consumer gives W z, where z are its features (channels, or channels x taps) with covariance S. When the features Q leave and
 the weights of the rest are refitted, its output changes by a mean square of
 
-    tr( G_QQ (V_QQ)^-1 )        V = (S + r I)^-1,   G = W^T W
+    tr( W_Q (V_QQ)^-1 W_Q^T )        V = (S + r I)^-1
 
 and what is left is the same problem, smaller: with P = (V_QQ)^-1 V_Q
 
-    V <- V - V_:Q P             G <- G - G_:Q P - P^T G_Q: + P^T G_QQ P         (W <- W - W_Q P)
+    V <- V - V_:Q P                  W <- W - W_Q P
 
-so W itself is not needed. Consumers of the same channel group lose it together: their errors, each relative to the variance of
-its output, add up. Greedy: what costs least leaves first.
+Of V only the columns that leave and the blocks on the diagonal are asked for, so its updates are kept as products until half of
+the features have left. Consumers of the same channel group lose it together: their errors, each relative to the variance of its
+output, add up. Greedy: what costs least leaves first.
 
 Sources: Hassibi and Stork 1993 ("Second order derivatives for network pruning: Optimal Brain Surgeon"); Frantar and Alistarh
 2022 ("Optimal Brain Compression") for the update of the inverse.
@@ -32,12 +33,12 @@ class Consumer:
     """What one consumer is to the order of removal.
 
     covariance: of its features.
-    gram: W^T W, over its outputs (and over taps, where the features are channels).
+    weight: what it makes of them, in any number of rows: its outputs (and its taps, where the features are channels).
     group: for each feature the group it leaves with; 0 for one that stays.
     """
 
     covariance: Float64[np.ndarray, "F F"]
-    gram: Float64[np.ndarray, "F F"]
+    weight: Float64[np.ndarray, "O F"]
     group: Int64[np.ndarray, "F"]
 
 
@@ -78,53 +79,79 @@ def removal_errors(
 
 
 class _State:
-    """A consumer with what it has lost so far: zeros in V and G, until half is gone and the rest is packed."""
+    """A consumer with what it has lost so far: `V - across @ absorbed`, until half is gone and the rest is packed."""
 
     def __init__(self, consumer: Consumer, ridge: float) -> None:
-        covariance, gram = consumer.covariance, consumer.gram
-        variance = float((covariance * gram).sum())
+        covariance, weight = consumer.covariance, consumer.weight
+        if len(weight) > len(covariance):
+            weight = np.linalg.qr(weight).R  # the same squares in fewer rows
+        variance = float(((weight @ covariance) * weight).sum())
         scale = float(np.trace(covariance)) / max(1, len(covariance))
-        self._group = consumer.group.copy()
         self._matters = variance > 0 and scale > 0
         if self._matters:
-            self._inverse = np.linalg.inv(covariance + ridge * scale * np.eye(len(covariance)))
-            self._gram = gram / variance
+            inverse = np.linalg.inv(covariance + ridge * scale * np.eye(len(covariance)))
+            self._pack(consumer.group.copy(), inverse, weight / variance**0.5)
+
+    def _pack(
+        self, group: Int64[np.ndarray, "F"], inverse: Float64[np.ndarray, "F F"], weight: Float64[np.ndarray, "O F"]
+    ) -> None:
+        """Starts anew from what is left."""
+        self._group, self._inverse, self._weight = group, inverse, weight
+        self._across, self._absorbed = np.empty((len(group), len(group)), order="F"), np.empty((len(group), len(group)))
+        self._lost = 0
+        self._blocks = {}
+        numbers, count = np.unique(group[group > 0], return_counts=True)
+        order = np.argsort(group, kind="stable")
+        for size in np.unique(count).tolist():
+            of_size = numbers[count == size]
+            places = order[np.searchsorted(group[order], of_size)[:, None] + np.arange(size)]
+            self._blocks[size] = _Blocks(of_size, places, inverse[places[:, :, None], places[:, None, :]])
 
     def costs(self, candidates: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
         """The relative error of losing each of these groups now."""
         found = np.zeros(len(candidates))
-        if not self._matters:
-            return found
-        order = np.argsort(self._group, kind="stable")
-        first = np.searchsorted(self._group[order], candidates, side="left")
-        count = np.searchsorted(self._group[order], candidates, side="right") - first
-        for size in np.unique(count[count > 0]).tolist():
-            chosen = np.flatnonzero(count == size)
-            block = order[first[chosen][:, None] + np.arange(size)]
-            rows, columns = block[:, :, None], block[:, None, :]
-            inner = np.linalg.inv(self._inverse[rows, columns])
-            found[chosen] = (self._gram[rows, columns] * inner).sum((1, 2))
+        for blocks in self._blocks.values() if self._matters else ():
+            asked = np.isin(candidates, blocks.groups)
+            rows = np.searchsorted(blocks.groups, candidates[asked])
+            weight = self._weight.T[blocks.places[rows]]  # N size O
+            found[asked] = ((weight @ weight.transpose(0, 2, 1)) * np.linalg.inv(blocks.inverse[rows])).sum((1, 2))
         return found
 
     def remove(self, groups: Int64[np.ndarray, "N"]) -> None:
         """Takes the groups out and refits the rest."""
-        lost = np.flatnonzero(np.isin(self._group, groups))
-        if not self._matters or not len(lost):
+        lost = np.flatnonzero(np.isin(self._group, groups)) if self._matters else ()
+        if not len(lost):
             return
-        across = self._inverse[:, lost]
+        now, after = slice(self._lost), slice(self._lost, self._lost + len(lost))
+        across = self._inverse[:, lost] - self._across[:, now] @ self._absorbed[now, lost]
         absorbed = np.linalg.solve(across[lost], across.T)  # P
-        half = self._gram[:, lost] - 0.5 * absorbed.T @ self._gram[np.ix_(lost, lost)]
-        moved = half @ absorbed
-        self._inverse -= across @ absorbed
-        self._gram -= moved
-        self._gram -= moved.T
-        for array in (self._inverse, self._gram):
-            array[lost] = array[:, lost] = 0.0
+        self._across[:, after], self._absorbed[after], self._lost = across, absorbed, after.stop
+        self._weight -= self._weight[:, lost] @ absorbed
         self._group[lost] = _GONE
-        left = self._group != _GONE
-        if 2 * np.count_nonzero(left) < len(left):
-            self._inverse, self._gram = self._inverse[np.ix_(left, left)], self._gram[np.ix_(left, left)]
-            self._group = self._group[left]
+        for size, blocks in self._blocks.items():
+            self._blocks[size] = blocks.without(groups, across, absorbed)
+        left = np.flatnonzero(self._group != _GONE)
+        if 2 * len(left) < len(self._group):
+            inverse = self._inverse[np.ix_(left, left)] - self._across[left, : self._lost] @ self._absorbed[: self._lost, left]
+            self._pack(self._group[left], inverse, self._weight[:, left])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Blocks:
+    """The groups of so many features each, in order, with their features and their blocks of V."""
+
+    groups: Int64[np.ndarray, "N"]
+    places: Int64[np.ndarray, "N size"]
+    inverse: Float64[np.ndarray, "N size size"]
+
+    def without(
+        self, gone: Int64[np.ndarray, "_"], across: Float64[np.ndarray, "F Q"], absorbed: Float64[np.ndarray, "Q F"]
+    ) -> "_Blocks":
+        """Those that stay, with their blocks of `V - across @ absorbed`."""
+        stays = ~np.isin(self.groups, gone)
+        places = self.places[stays]
+        change = across[places] @ absorbed.T[places].transpose(0, 2, 1)
+        return _Blocks(self.groups[stays], places, self.inverse[stays] - change)
 
 
 _GONE = -1

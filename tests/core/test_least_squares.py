@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reparam_compiler.core import least_squares
 from reparam_compiler.core.least_squares import Rows, Spread, covariance, fold, moments, refit, refit_each, refit_rectified
 
 SEEDS = st.integers(0, 2**16)
@@ -116,3 +117,28 @@ def test_where_only_the_positive_part_counts_it_is_fitted_better(seed: int) -> N
         found = refit_rectified(given_rows, start, 0.0, rounds=rounds)
         losses.append(loss(found.matrix, found.constant))
     assert all(after <= before * (1 + 1e-9) for before, after in pairwise(losses))
+
+
+def test_rows_of_float32_give_the_moments_of_float64_but_for_their_rounding() -> None:
+    target, seen = (side.astype(np.float32) for side in rows(0, count=4000))
+    narrow = moments(zip(np.split(target, 4), np.split(seen, 4), strict=True))
+    wide = moments([(target.astype(np.float64), seen.astype(np.float64))])
+    for name in ("target_mean", "seen_mean", "variance", "cross", "own"):
+        assert getattr(narrow, name).dtype == np.float64
+        np.testing.assert_allclose(getattr(narrow, name), getattr(wide, name), rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_are_too_many_to_be_held_are_made_anew_for_each_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, seen = rows(0)
+    calls: list[int] = []
+
+    def pieces() -> Rows:
+        calls.append(1)
+        return iter([(target[:30], seen[:30]), (target[30:], seen[30:])])
+
+    held = refit_rectified(pieces, np.zeros((3, 4)), rounds=3)
+    assert len(calls) == 1
+    monkeypatch.setattr(least_squares, "HELD", target[:30].nbytes)
+    anew = refit_rectified(pieces, np.zeros((3, 4)), rounds=3)
+    assert len(calls) == 1 + 1 + 1 + 3
+    np.testing.assert_array_equal(held.matrix, anew.matrix)

@@ -18,7 +18,7 @@ def data(seed: int, features: int, count: int = 400) -> tuple[np.ndarray, np.nda
 
 
 def consumer(z: np.ndarray, weight: np.ndarray, group: np.ndarray) -> Consumer:
-    return Consumer(z.T @ z / len(z), weight.T @ weight, group)
+    return Consumer(z.T @ z / len(z), weight, group)
 
 
 def error_without(z: np.ndarray, weight: np.ndarray, lost: np.ndarray) -> float:
@@ -95,3 +95,16 @@ def test_what_stays_is_never_removed_and_helps_to_predict() -> None:
     errors = removal_errors([consumer(z, weight, np.array([0, 1, 2, 3]))], [np.array([1, 2, 3])], ridge=1e-10)
     assert set(errors) == {1, 2, 3}
     assert min(errors, key=errors.__getitem__) == 1
+
+
+@given(seed=SEEDS)
+def test_groups_of_unequal_sizes_and_a_weight_of_many_rows_are_no_exception(seed: int) -> None:
+    """Beside features that stay; the errors are those of least squares, and past the half what is left was packed."""
+    z, weight = data(seed, 9)
+    weight = np.r_[weight, np.random.default_rng(seed).standard_normal((20, 9))]
+    group = np.array([3, 1, 0, 2, 2, 3, 4, 3, 0])
+    errors = removal_errors([consumer(z, weight, group)], [np.array([1, 2, 3, 4])], ridge=1e-12)
+    order = sorted(errors, key=errors.__getitem__)
+    for count in (1, 2, 3, 4):
+        lost = np.isin(group, order[:count])
+        assert np.isclose(errors[order[count - 1]], error_without(z, weight, lost), rtol=1e-4, atol=1e-8)

@@ -214,7 +214,8 @@ def _signatures(coupled: _Coupled) -> Mapping[_Signature, list[int]]:
     """The groups by signature. Copies of a number that nothing joined stand nowhere, and are in none."""
     standing: list[list[tuple[_Place, int]]] = [[] for _ in range(coupled.count)]
     for place in _places(coupled.trace):
-        for group, often in Counter(coupled.number[place.labels].tolist()).items():
+        found, count = np.unique(coupled.number[place.labels], return_counts=True)
+        for group, often in zip(found.tolist(), count.tolist(), strict=True):
             standing[group].append((place, often))
     groups: dict[_Signature, list[int]] = {}
     for group in range(1, coupled.count):

@@ -112,8 +112,14 @@ class Filters:
 
     def rows(self) -> Float64[np.ndarray, "O D"]:
         """Loads them, a filter a row."""
-        rows: Float64[np.ndarray, "O D"] = np.moveaxis(self.weight.float64(), self.axis, 0).reshape(len(self.labels), -1)
-        return rows
+        return self._in_rows(self.weight.float64())
+
+    def stored_rows(self) -> np.ndarray:
+        """The same in the dtype that they are stored in, which may be views of the model's own."""
+        return self._in_rows(np.asarray(self.weight.load()))
+
+    def _in_rows(self, array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, self.axis, 0).reshape(len(self.labels), -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -29,8 +29,8 @@ WEISZFELD_STEPS = 100
 @register_criterion("l1")
 def l1(scoring: Scoring) -> Scores:
     """Sum of absolute weights."""
-    loaded = ((own.labels, own.rows()) for own in filters(scoring))
-    return summed(scoring, ((labels, np.abs(rows, out=rows).sum(1)) for labels, rows in loaded))
+    loaded = ((own.labels, own.stored_rows()) for own in filters(scoring))
+    return summed(scoring, ((labels, np.abs(rows).sum(1, dtype=np.float64)) for labels, rows in loaded))
 
 
 @register_criterion("l2")

@@ -174,8 +174,8 @@ def _consumer(
     if apart and len(block.channels) * taps(node) <= min(WIDEST, MOST_FEATURES * count):
         flat = weight.reshape(len(weight), -1)
         own = covariance(patches_before(node, values, block.channels))
-        return Consumer(own, flat.T @ flat, np.repeat(group, taps(node)))
+        return Consumer(own, flat, np.repeat(group, taps(node)))
     places = block.places
-    read = np.moveaxis(weight[:, places], 1, 0).reshape(len(places), -1)  # C (O P *K)
+    read = np.moveaxis(weight[:, places], 1, -1).reshape(-1, len(places))  # (O P *K) C
     own = covariance(channels_before(node, values, block.channels[places]))
-    return Consumer(own, read @ read.T, group[places[:, 0]])
+    return Consumer(own, read, group[places[:, 0]])

@@ -4,7 +4,8 @@
     patch rows      x[n, c, s * stride + k * dilation - low]       `M C*K`; padding included, so that borders count as they are
     output rows     y[n, :, s]                                     `M O`
 
-Rows come in pieces, so that no more than one is held in float64.
+Rows come in pieces. Channel rows are float64; patch rows, of which there are a tap's worth more, are in the dtype that the
+activations were computed in.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from reparam_compiler.core.kernel import Ints
@@ -94,7 +95,7 @@ def channel_axis(node: Node) -> int:
 
 def channel_rows(
     node: Node, values: Activations, places: Int64[np.ndarray, "C P"], kept: Bool[np.ndarray, "C"]
-) -> Iterator[tuple[Float64[np.ndarray, "M C"], Float64[np.ndarray, "M K"]]]:
+) -> Iterator[tuple[Float[np.ndarray, "M C"], Float[np.ndarray, "M K"]]]:
     """All channels that a node read before, and the kept ones that it reads now."""
     axis, pieces = channel_axis(node), _Pieces(node, values, len(places))
     for before, now in zip(values.before(node.sources[0]), values.now(node.sources[0]), strict=True):
@@ -103,7 +104,7 @@ def channel_rows(
             yield _picked(was, axis, places, at), _picked(seen, axis, places[kept], at)
 
 
-def channels_before(node: Node, values: Activations, places: Int64[np.ndarray, "C P"]) -> Iterator[Float64[np.ndarray, "M C"]]:
+def channels_before(node: Node, values: Activations, places: Int64[np.ndarray, "C P"]) -> Iterator[Float[np.ndarray, "M C"]]:
     """The channels that a node read before."""
     axis, pieces = channel_axis(node), _Pieces(node, values, len(places))
     for before in values.before(node.sources[0]):
@@ -111,7 +112,7 @@ def channels_before(node: Node, values: Activations, places: Int64[np.ndarray, "
             yield _picked(was, axis, places, pieces.chosen(was.movedim(axis, -1).shape[:-1]))
 
 
-def patches_before(node: Node, values: Activations, channels: Int64[np.ndarray, "I"]) -> Iterator[Float64[np.ndarray, "M F"]]:
+def patches_before(node: Node, values: Activations, channels: Int64[np.ndarray, "I"]) -> Iterator[Float[np.ndarray, "M F"]]:
     """The patches that a node read before."""
     pieces = _Pieces(node, values, len(channels) * taps(node))
     for before in values.before(node.sources[0]):
@@ -121,7 +122,7 @@ def patches_before(node: Node, values: Activations, channels: Int64[np.ndarray, 
 
 def patch_rows(
     node: Node, values: Activations, outputs: slice, channels: Int64[np.ndarray, "I"]
-) -> Iterator[tuple[Float64[np.ndarray, "M O"], Float64[np.ndarray, "M F"]]]:
+) -> Iterator[tuple[Float[np.ndarray, "M O"], Float[np.ndarray, "M F"]]]:
     """What some outputs of a node gave before, and the patches of these channels that it reads now."""
     pieces = _Pieces(node, values, len(channels) * taps(node))
     for gave, reads in zip(values.before(node.id), values.now(node.sources[0]), strict=True):
@@ -130,9 +131,7 @@ def patch_rows(
             yield output_rows(node, was, pieces.last)[:, outputs], seen
 
 
-def depthwise_rows(
-    node: Node, values: Activations
-) -> Iterator[tuple[Float64[np.ndarray, "M C T"], Float64[np.ndarray, "M C K"]]]:
+def depthwise_rows(node: Node, values: Activations) -> Iterator[tuple[Float[np.ndarray, "M C T"], Float[np.ndarray, "M C K"]]]:
     """What each channel of a depthwise conv gave before, and the patches of it that are read now."""
     channels, pieces = np.arange(node.op.blocks if isinstance(node.op, ops.Weighted) else 1), _Pieces(node, values, taps(node))
     for gave, reads in zip(values.before(node.id), values.now(node.sources[0]), strict=True):
@@ -141,12 +140,12 @@ def depthwise_rows(
             yield output_rows(node, was, pieces.last).reshape(len(seen), len(channels), -1), seen
 
 
-def output_rows(node: Node, y: Tensor, at: Int64[np.ndarray, "M"] | None = None) -> Float64[np.ndarray, "M O"]:
+def output_rows(node: Node, y: Tensor, at: Int64[np.ndarray, "M"] | None = None) -> Float[np.ndarray, "M O"]:
     """What a node gives, a row for each sample and position, or for those that are asked for."""
     return _rows_at(y.movedim(channel_axis(node), -1), y.ndim - 1, at)
 
 
-def _patches(node: Node, x: Tensor, channels: Int64[np.ndarray, "I"], pieces: "_Pieces") -> Float64[np.ndarray, "M I K"]:
+def _patches(node: Node, x: Tensor, channels: Int64[np.ndarray, "I"], pieces: "_Pieces") -> Float[np.ndarray, "M I K"]:
     """The patches of these channels at the chosen rows."""
     if not isinstance(node.op, ops.Conv):
         return _rows_at(x[..., torch.from_numpy(channels), None], x.ndim - 1, pieces.chosen(x.shape[:-1]))
@@ -194,13 +193,13 @@ class _Pieces:
         return self.last
 
 
-def _rows_at(x: Tensor, lead: int, at: Int64[np.ndarray, "M"] | None) -> Float64[np.ndarray, "M ..."]:
+def _rows_at(x: Tensor, lead: int, at: Int64[np.ndarray, "M"] | None) -> Float[np.ndarray, "M ..."]:
     """The first `lead` axes of a value as one, or the rows of it that are asked for."""
     if at is None:
         chosen = x.reshape(-1, *x.shape[lead:])
     else:
         chosen = x[tuple(torch.from_numpy(index) for index in np.unravel_index(at, tuple(x.shape[:lead])))]
-    picked: Float64[np.ndarray, "M ..."] = chosen.double().numpy()
+    picked: Float[np.ndarray, "M ..."] = chosen.to(torch.promote_types(chosen.dtype, torch.float32)).numpy()
     return picked
 
 
@@ -218,12 +217,12 @@ def taps(node: Node) -> int:
     return int(np.prod(node.params[0].shape[2:]))
 
 
-def _flat(rows: Float64[np.ndarray, "M I K"]) -> Float64[np.ndarray, "M F"]:
+def _flat(rows: Float[np.ndarray, "M I K"]) -> Float[np.ndarray, "M F"]:
     return rows.reshape(len(rows), -1)
 
 
 def _picked(
     x: Tensor, axis: int, places: Int64[np.ndarray, "C P"], at: Int64[np.ndarray, "M"] | None
-) -> Float64[np.ndarray, "M C"]:
+) -> Float[np.ndarray, "M C"]:
     last = x.movedim(axis, -1)[..., torch.from_numpy(places.T.ravel())]
-    return _rows_at(last, last.ndim - 1, at).reshape(-1, len(places))
+    return _rows_at(last, last.ndim - 1, at).reshape(-1, len(places)).astype(np.float64)
