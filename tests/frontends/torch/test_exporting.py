@@ -67,6 +67,28 @@ def test_batch_and_spatial_sizes_are_open(wiring: Wiring) -> None:
     assert not module.eval().training
 
 
+def test_many_reshapes_leave_the_batch_open_alone() -> None:
+    """Their algebra takes torch.export minutes in a net of windows."""
+
+    def windows(m: Net, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        for _ in range(3):
+            x = (
+                m.conv(x)
+                .reshape(n, c, h // 2, 2, w // 2, 2)
+                .transpose(3, 4)
+                .reshape(n, c, -1, 4)
+                .softmax(-1)
+                .reshape(n, c, h, w)
+            )
+        return x if h > 2 else x + 1
+
+    model, module = made(windows, X)
+    assert module.meta["remarks"][0].endswith("the result takes inputs of Nx4x6x8")
+    x = normal(3, 4, 6, 8).float()
+    torch.testing.assert_close(module(x), model(x))
+
+
 def test_the_caller_s_inputs_are_not_marked_as_open() -> None:
     """An export that fails leaves its marks on the tensors that it is given: every later export of them would be open too."""
     x = X.clone()

@@ -1,16 +1,17 @@
 """A module that no tracer takes, as torch.export has it: for inputs of other sizes as well where the model allows it.
 
-Batch and spatial sizes are open at first (`Dim.AUTO`), and torch.export fixes those that the model's code decides by. It also
-fixes every size of 1, so a batch of one is exported as a batch of two. Guards that are left are of the model's own making: a
-width that must be even, because the code has a branch for odd ones. Where the batch is fixed, as by `len(x)`, of which Python
-makes a number, dynamo goes through the code instead (`strict`).
+The batch is open (`Dim.AUTO`), and so are spatial sizes where few tensors are reshaped: each reshape by open sizes is some
+algebra for sympy, and a small net that attends in windows takes 40 s where it takes 6 with its batch open alone. torch.export
+fixes the sizes that the model's code decides by. It also fixes every size of 1, so a batch of one is exported as one of two.
+Guards that are left are of the model's own making: a width that must be even, because the code has a branch for odd ones.
+Where the batch is fixed, as by `len(x)`, of which Python makes a number, dynamo goes through the code instead (`strict`).
 
 torch writes which sizes are open onto the tensors that it is given, and where it fails leaves that there: each try has its own.
 """
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,10 @@ from reparam_compiler.frontends.torch.tensors import deep_copy, type_of
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
 
 logger = logging.getLogger(__name__)
+
+RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten"})
+FEW = 8
+"""Of these ops a program may have so many for its spatial sizes to be opened."""
 
 
 class NotExportedError(ReparamError):
@@ -63,27 +68,41 @@ def exported(model: nn.Module, example_inputs: Sequence[Any], *, copy: bool) -> 
 
     Raises NotExportedError where torch.export does not take it.
     """
-    subject, why = without_compiled(deep_copy(model) if copy else model), ""
-    for inputs, shapes in _tries(tuple(example_inputs)):
-        try:
-            (program, module), strict = _program(subject, inputs, shapes), False
-            if shapes is not None and _fixes_batch(program):
-                program, module, strict = _by_dynamo(subject, inputs, shapes) or (program, module, False)
-            vars(module)["validate_inputs"] = False  # torch's own check takes no keywords
-            module.register_forward_pre_hook(_Declared.of(model, len(example_inputs)), with_kwargs=True)
-            if shapes is not None:  # what a batch of two fixed may refuse one of one
-                with quiet_export(), buffers_kept(module), torch.no_grad():
-                    module(*deep_copy(tuple(example_inputs)))
-        except Exception as error:  # noqa: BLE001 - torch.export runs the model's own code, which raises what it likes
-            logger.info("torch.export of %s failed: %s", type(model).__name__, error)
-            why = class_and_line(error)
+    subject, examples, why = without_compiled(deep_copy(model) if copy else model), tuple(example_inputs), ""
+    for inputs, narrow, wide in _tries(examples):
+        found = _attempt(subject, inputs, narrow, examples)
+        if isinstance(found, str):
+            why = found
             continue
-        exported_as_is = (
-            f"no tracer takes {type(model).__name__}, so it was exported, and train() and eval() change nothing in it"
-        )
-        module.meta["remarks"] = (f"{exported_as_is}: {_sizes(program)}",)
-        return Exported(module, subject, inputs, shapes, strict)
+        if wide != narrow and _reshapes(found.graph_module) <= FEW:
+            wider = _attempt(subject, inputs, wide, examples)
+            return found if isinstance(wider, str) else wider
+        return found
     raise NotExportedError(why)
+
+
+def _attempt(model: nn.Module, inputs: tuple[Any, ...], shapes: Any, examples: tuple[Any, ...]) -> Exported | str:
+    """The model exported with inputs of which some sizes are open, if the program takes the examples; else why not."""
+    try:
+        (program, module), strict = _program(model, inputs, shapes), False
+        if shapes is not None and _fixes_batch(program):
+            program, module, strict = _by_dynamo(model, inputs, shapes) or (program, module, False)
+        vars(module)["validate_inputs"] = False  # torch's own check takes no keywords
+        module.register_forward_pre_hook(_Declared.of(model, len(examples)), with_kwargs=True)
+        if shapes is not None:  # what a batch of two fixed may refuse one of one
+            with quiet_export(), buffers_kept(module), torch.no_grad():
+                module(*deep_copy(examples))
+    except Exception as error:  # noqa: BLE001 - torch.export runs the model's own code, which raises what it likes
+        logger.info("torch.export of %s failed: %s", type(model).__name__, error)
+        return class_and_line(error)
+    exported_as_is = f"no tracer takes {type(model).__name__}, so it was exported, and train() and eval() change nothing in it"
+    module.meta["remarks"] = (f"{exported_as_is}: {_sizes(program)}",)
+    return Exported(module, model, inputs, shapes, strict)
+
+
+def _reshapes(module: fx.GraphModule) -> int:
+    targets = (node.target for node in module.graph.nodes if isinstance(node.target, torch._ops.OpOverload))
+    return sum(target.overloadpacket.__name__ in RESHAPES for target in targets)
 
 
 def _program(
@@ -116,22 +135,24 @@ def by_argument(model: nn.Module, shapes: Sequence[Any] | None) -> dict[str, Any
     return None if shapes is None else inspect.signature(model.forward).bind(*shapes).arguments
 
 
-def _tries(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
-    """Inputs to export with, and which of their sizes are open: all but the channels, at last none."""
+def _tries(inputs: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
+    """Inputs to export with, which sizes are open, and which where little is reshaped: for any batch, then for this."""
 
-    def opened(value: Any) -> Any:
-        is_open = isinstance(value, Tensor) and value.ndim
-        return {axis: Dim.AUTO for axis in range(value.ndim) if axis != 1} if is_open else None
+    def opened(axes: Callable[[int], bool]) -> Any:
+        def of(value: Any) -> Any:
+            is_open = isinstance(value, Tensor) and value.ndim
+            return {axis: Dim.AUTO for axis in range(value.ndim) if axes(axis)} if is_open else None
+
+        return _pytree.tree_map(of, inputs)
 
     def doubled(value: Any) -> Any:
         return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim and len(value) == 1 else value
 
-    sizes, two = _pytree.tree_map(opened, inputs), _pytree.tree_map(doubled, inputs)
     if any(isinstance(value, Tensor) and value.ndim for value in _pytree.tree_leaves(inputs)):
-        yield two, sizes
-        if any(a is not b for a, b in zip(_pytree.tree_leaves(two), _pytree.tree_leaves(inputs), strict=True)):
-            yield inputs, sizes
-    yield inputs, None
+        yield _pytree.tree_map(doubled, inputs), opened(lambda axis: axis == 0), opened(lambda axis: axis != 1)
+        yield inputs, None, opened(lambda axis: axis > 1)
+    else:
+        yield inputs, None, None
 
 
 def _fixes_batch(program: ExportedProgram) -> bool:
