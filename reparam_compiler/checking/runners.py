@@ -10,6 +10,7 @@ does it the caller's autocast and gradients.
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -337,7 +338,8 @@ def _nudged_param(param: Param, noise: Tensor) -> Param:
 
 
 def _is_weight(tensor: "TensorProto") -> bool:
-    return int(np.prod(tensor.dims, dtype=np.int64)) > _FEW
+    elements: int = math.prod(tensor.dims)
+    return elements > _FEW
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
