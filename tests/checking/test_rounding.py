@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reparam_compiler.checking.rounding import explained, largest_difference
+from reparam_compiler.checking.rounding import as_near, explained, largest_difference
 from reparam_compiler.checking.tolerances import MARGIN, NUDGES
 from reparam_compiler.errors import UnsupportedModelError
 
@@ -59,3 +59,19 @@ def test_another_shape_is_explained_by_another_shape_only() -> None:
 def test_another_number_of_outputs_is_infinitely_far() -> None:
     assert largest_difference(EXPECTED, {}).relative == float("inf")
     assert largest_difference({}, {}).relative == 0
+
+
+@pytest.mark.parametrize(
+    ("apart", "own", "expected"),
+    [
+        (0.9 * MARGIN * 1e-7, 1e-7, True),
+        (1.1 * MARGIN * 1e-7, 1e-7, False),
+        (0.0, 0.0, True),
+        (1e-9, 0.0, False),
+        (float("nan"), float("nan"), False),
+    ],
+)
+def test_what_is_written_may_be_as_far_from_its_graph_as_the_model_is(apart: float, own: float, expected: bool) -> None:
+    tiny, one = {"": torch.full((3,), 1e-9).double()}, {"": torch.ones(3).double()}
+    assert as_near(tiny, {"": tiny[""] + apart}, one, {"": one[""] + own}) == expected
+    assert not as_near(tiny, tiny | {"more": tiny[""]}, one, one)

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from torch import Tensor, nn
 
 import reparam_compiler
 from reparam_compiler.checking.runners import GraphRunner, TorchRunner
-from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModelError, VerificationError
+from reparam_compiler.errors import ReparamError, RewriteError, UnrepairedPruneWarning, UnsupportedModelError, VerificationError
 from reparam_compiler.models import opening
 from tests.support.every_kind import DATA, KINDS, X, as_onnx, net, off_by_a_tenth, reading_of, same, state_of
+from tests.support.onnx_models import model_of, normal, run_on
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -50,6 +52,29 @@ def test_prune_in_place_gives_the_callers_model(kind: str) -> None:
     assert same(state_of(found), state_of(expected))
     if kind == "module":
         assert model[0].out_channels == 16
+
+
+def test_a_cut_detector_that_finds_nothing_is_as_near_its_graph_as_the_model_is() -> None:
+    """ONNX Runtime's sigmoid is right to 1e-7 of its range, which is more than all of what it gives far below zero."""
+    large, small = normal(4, 3, 3, 3).astype(np.float32), 1e-3 * normal(4, 3, 3, 3, seed=1).astype(np.float32)
+    constants = {
+        "w": np.concatenate([large, small]),
+        "b": np.array([0.0] * 4 + [10.0] * 4, np.float32),
+        "v": np.array([1e-3] * 4 + [0.5] * 4, np.float32).reshape(1, 8, 1, 1),
+        "c": np.array([-20.5], np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w", "b"], ["h"], pads=[1] * 4),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("Conv", ["r", "v", "c"], ["l"]),
+        helper.make_node("Sigmoid", ["l"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": (1, 3, 8, 8)}, ["y"], constants)
+    x = normal(1, 3, 8, 8).astype(np.float32)
+    with pytest.warns(UnrepairedPruneWarning):
+        pruned = reparam_compiler.prune(model, (x,), ratio=0.5, round_to=1)
+    assert run_on(model, x)[0].min() > 0.1
+    assert run_on(pruned, x)[0].max() < 1e-7
 
 
 @pytest.mark.parametrize("spoil", ["checker", "runtime"])
