@@ -2,16 +2,18 @@
 
 A trace shows what `forward(x, mask=None)` does without a mask. The module keeps its code, and what that does with one:
 then a layer must be read by nothing but the norm that went into it, and a part that became a GraphModule be called as it was.
+Nor does it show what the code does where the module trains: an auxiliary head would read what was cut with its old width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from reparam_compiler.errors import first_line
+from reparam_compiler.frontends.torch.fx import Call
 from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept
 from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
 from reparam_compiler.frontends.torch.tracing.attributes import called_by_methods
@@ -21,9 +23,9 @@ from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 
 @dataclass(frozen=True, slots=True)
 class OtherCalls:
-    """What must hold where a fixed argument is given.
+    """What must hold where a fixed argument is given, and where the module trains.
 
-    trace: of the module, which is still as it was. cut: whether layers lost channels.
+    trace: of the module, which is still as it was. cut: whether layers lost channels. unread: parameters that it does not show.
     chains: the paths of layers and parts that one new layer stands for, each read by the next alone.
     parts: the paths of those that become GraphModules.
     """
@@ -32,6 +34,7 @@ class OtherCalls:
     chains: Sequence[Sequence[str]]
     parts: Sequence[str]
     cut: bool
+    unread: Sequence[str]
 
     def check(self) -> None:
         """Raises NotPlacedError, with the argument or the method, where it does not hold or that cannot be told."""
@@ -44,6 +47,23 @@ class OtherCalls:
             self._check_parts(given, name)
             if self.cut and _layers(given) - set(self.parts) != usual - set(self.parts):
                 raise NotPlacedError(f"with {name} given it calls other layers")
+        if self.cut and self.unread:
+            self._check_training()
+
+    def _check_training(self) -> None:
+        """Where it trains it reads no parameter that the trace does not show."""
+        module = self.trace.module
+        with attributes_kept(module):
+            module.train()
+            try:
+                read = called_paths(self._traced(self.trace.fixed).graph.nodes)
+            except Exception as error:  # the model's own code runs
+                why = f"what it does with {self.unread[0]} where it trains cannot be traced ({first_line(error)})"
+                raise NotPlacedError(why) from error
+            unread = parameters_without(module, read)
+        found = next((name for name in self.unread if name not in unread), None)
+        if found is not None:
+            raise NotPlacedError(f"where it trains it reads {found}, for values whose channels may have been cut")
 
     def _check_methods(self, chain: Sequence[str]) -> None:
         """No other method of a module calls a layer without the norm that went into it."""
@@ -96,6 +116,16 @@ class OtherCalls:
 
 def _layers(traced: fx.GraphModule) -> set[str]:
     return {str(node.target) for node in traced.graph.find_nodes(op="call_module")}
+
+
+def called_paths(nodes: Iterable[Call | fx.Node]) -> set[str]:
+    """The paths of the layers and tensors that nodes name."""
+    return {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+
+
+def parameters_without(module: nn.Module, read: Set[str]) -> list[str]:
+    """The names of the parameters that are at none of these paths, and below none."""
+    return [name for name, _ in module.named_parameters() if read.isdisjoint(accumulate(name.split("."), "{}.{}".format))]
 
 
 def _form(arguments: Any) -> Any:

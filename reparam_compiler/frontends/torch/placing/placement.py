@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from reparam_compiler.frontends.torch.fx import WrittenTrace
 from reparam_compiler.frontends.torch.graph_module_writer import attribute
 from reparam_compiler.frontends.torch.placing.carving import Carving, NotPlacedError
-from reparam_compiler.frontends.torch.placing.other_calls import OtherCalls
+from reparam_compiler.frontends.torch.placing.other_calls import OtherCalls, called_paths, parameters_without
 from reparam_compiler.frontends.torch.tracing.calls import ModuleCall, Trace, resolved
 from reparam_compiler.ir.graph import Node
 
@@ -76,7 +76,8 @@ class Placement:
         """Raises NotPlacedError where the module, called with what was fixed for the trace, does something else."""
         units = [list(dict.fromkeys(self._unit(name) for name in chain)) for chain in self._chains]
         changed = self.written.changes.changed
-        OtherCalls(self.trace, units, list(self._changed), any(not node.replaces for node in changed)).check()
+        unread = parameters_without(self.trace.module, called_paths(self.written.calls.values()))
+        OtherCalls(self.trace, units, list(self._changed), any(not node.replaces for node in changed), unread).check()
 
     def _unit(self, name: str) -> str:
         """The path of a layer, or of the part that it goes with."""
