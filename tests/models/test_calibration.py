@@ -516,6 +516,7 @@ def test_a_missing_file_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").touch()
     with pytest.raises(UnsupportedModelError, match=r"found the calibration file data\.csv; expected an \.npz, an \.npy"):
         batches(tmp_path / "data.csv", X)
 
