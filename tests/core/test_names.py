@@ -1,6 +1,6 @@
 """Names that are free, and what paths have in common."""
 
-from reparam_compiler.core.names import common_path, free_name
+from reparam_compiler.core.names import common_path, free_name, prefixes
 
 
 def test_a_free_name_is_the_wanted_one_or_the_first_with_a_number_that_is_not_taken() -> None:
@@ -27,3 +27,8 @@ def test_paths_have_the_levels_in_common_with_which_all_begin() -> None:
     assert common_path([["a", "x"], ["b", "x"]]) == []
     assert common_path([["a", "b"]]) == ["a", "b"]
     assert common_path([]) == []
+
+
+def test_prefixes_are_what_a_path_is_in_and_itself() -> None:
+    assert prefixes("stage1.0.conv") == ["stage1", "stage1.0", "stage1.0.conv"]
+    assert prefixes("conv") == ["conv"]

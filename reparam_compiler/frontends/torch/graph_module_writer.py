@@ -2,14 +2,13 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from reparam_compiler.core.names import common_path, free_name
+from reparam_compiler.core.names import common_path, free_name, prefixes
 from reparam_compiler.errors import RewriteError
 from reparam_compiler.frontends.torch.fake_values import FakeValues
 from reparam_compiler.frontends.torch.module_state import register
@@ -232,11 +231,11 @@ class GraphModuleWriter:
 
     def _delete(self, targets: set[str]) -> None:
         """Removes modules and attributes that nothing calls any more, and what is left empty by that."""
-        kept = {prefix for target in self._targets() for prefix in accumulate(target.split("."), "{}.{}".format)}
+        kept = {prefix for target in self._targets() for prefix in prefixes(target)}
         called = {str(node.target) for node in self.model.graph.find_nodes(op="call_module")}
         for target in sorted(targets, key=lambda t: -t.count(".")):
             path, _, leaf = target.rpartition(".")
-            if target in kept or not called.isdisjoint(accumulate(target.split("."), "{}.{}".format)):
+            if target in kept or not called.isdisjoint(prefixes(target)):
                 continue
             holder = self.model.get_submodule(path)
             if hasattr(holder, leaf):

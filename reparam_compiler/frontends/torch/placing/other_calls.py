@@ -7,11 +7,12 @@ Nor does it show what the code does where the module trains: an auxiliary head w
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 from torch import fx, nn
 
+from reparam_compiler.core.names import prefixes
 from reparam_compiler.errors import first_line
 from reparam_compiler.frontends.torch.fx import Call
 from reparam_compiler.frontends.torch.module_state import attributes_kept, buffers_kept
@@ -125,7 +126,7 @@ def called_paths(nodes: Iterable[Call | fx.Node]) -> set[str]:
 
 def parameters_without(module: nn.Module, read: Set[str]) -> list[str]:
     """The names of the parameters that are at none of these paths, and below none."""
-    return [name for name, _ in module.named_parameters() if read.isdisjoint(accumulate(name.split("."), "{}.{}".format))]
+    return [name for name, _ in module.named_parameters() if read.isdisjoint(prefixes(name))]
 
 
 def _form(arguments: Any) -> Any:

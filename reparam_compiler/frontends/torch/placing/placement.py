@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from reparam_compiler.core.names import prefixes
 from reparam_compiler.frontends.torch.fx import WrittenTrace
 from reparam_compiler.frontends.torch.graph_module_writer import attribute
 from reparam_compiler.frontends.torch.placing.carving import Carving, NotPlacedError
@@ -69,8 +70,7 @@ class Placement:
 
     def _part_of(self, path: str) -> str | None:
         """The outermost part whose code changes that a path is in, or is."""
-        steps = path.split(".")
-        return next((part for n in range(len(steps)) if (part := ".".join(steps[: n + 1])) in self._changed), None)
+        return next((part for part in prefixes(path) if part in self._changed), None)
 
     def _check_other_calls(self) -> None:
         """Raises NotPlacedError where the module, called with what was fixed for the trace, does something else."""

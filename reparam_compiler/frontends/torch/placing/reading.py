@@ -14,10 +14,9 @@ from reparam_compiler.errors import first_line
 from reparam_compiler.frontends.torch.fx import FxFrontend, FxReading, WrittenTrace
 from reparam_compiler.frontends.torch.hooks import copy_hooks
 from reparam_compiler.frontends.torch.module_state import attributes_kept, exchange
-from reparam_compiler.frontends.torch.native import NativeNodes
 from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
 from reparam_compiler.frontends.torch.placing.placement import Placement
-from reparam_compiler.frontends.torch.placing.same_trace import difference
+from reparam_compiler.frontends.torch.placing.same_trace import apart
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import copy_attributes
 from reparam_compiler.frontends.torch.tracing.calls import Trace
@@ -81,14 +80,9 @@ class ModuleReading:
         try:
             with attributes_kept(module):
                 found = symbolic_trace(module, self.trace.fixed).graph_module
-            reading = FxFrontend().read(found)
-            NativeNodes(
-                {node.name: node for node in found.graph.nodes}, reading.in_place
-            )  # later readers read what was written
-            named = {node for name, node in written.nodes.items() if name in written.same}
-            apart = difference(written.model, found, named.__contains__, lambda node: node.name in reading.same)
+            other = apart(written, found)
         except Exception as error:
             logger.info("%s, put together anew, cannot be traced: %s", type(module).__name__, error)
             raise NotPlacedError(f"put together anew it cannot be traced ({first_line(error)})") from error
-        if apart is not None:
-            raise NotPlacedError(f"its code would compute {apart}")
+        if other is not None:
+            raise NotPlacedError(f"its code would compute {other}")

@@ -11,11 +11,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from reparam_compiler.frontends.torch.aliasing import writes
+from reparam_compiler.frontends.torch.fx import FxFrontend, WrittenTrace
 from reparam_compiler.frontends.torch.graph_module_writer import attribute
+from reparam_compiler.frontends.torch.native import NativeNodes
 from reparam_compiler.frontends.torch.tracing.calls import is_identity
 
 Same = Callable[[fx.Node], bool]
 """Whether a node only passes on what it is given first."""
+
+
+def apart(written: WrittenTrace, found: fx.GraphModule) -> str | None:
+    """Where a module, traced or exported anew, is another program than that which was written, in words; None where it is not.
+
+    Raises UnsupportedModelError where it cannot be read.
+    """
+    reading = FxFrontend().read(found)
+    NativeNodes({node.name: node for node in found.graph.nodes}, reading.in_place)  # later readers read what was written
+    named = {node for name, node in written.nodes.items() if name in written.same}
+    return difference(written.model, found, named.__contains__, lambda node: node.name in reading.same)
 
 
 def difference(expected: fx.GraphModule, found: fx.GraphModule, is_same: Same, found_is_same: Same) -> str | None:

@@ -20,7 +20,7 @@ from reparam_compiler.frontends.torch.graph_module_writer import attribute
 from reparam_compiler.frontends.torch.module_state import Exchanged, exchange
 from reparam_compiler.frontends.torch.module_widths import MODULE_WRITERS, tensor_name, update_module
 from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
-from reparam_compiler.frontends.torch.placing.same_trace import difference
+from reparam_compiler.frontends.torch.placing.same_trace import apart
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
 from reparam_compiler.frontends.torch.tracing.exporting import Exported, NotExportedError
 from reparam_compiler.ir.graph import Graph, Node, Param
@@ -79,9 +79,9 @@ class ExportedModuleReading:
         try:
             for node in written.changes.changed:
                 done.follow(module, node)
-            apart = _apart(written, self.exported.again(module))
-            if apart is not None:
-                raise NotPlacedError(f"its code would compute {apart}")
+            other = apart(written, self.exported.again(module))
+            if other is not None:
+                raise NotPlacedError(f"its code would compute {other}")
         except (NotExportedError, RewriteError) as error:
             done.tensors.undo()
             raise NotPlacedError(f"cut, it cannot be exported anew ({first_line(error)})") from error
@@ -138,10 +138,3 @@ def _exchanged(module: nn.Module, written: WrittenTrace) -> dict[Tensor, Tensor]
         and old is not new
         and (old.shape != new.shape or not torch.equal(old, new))
     }
-
-
-def _apart(written: WrittenTrace, found: Any) -> str | None:
-    """Where a program is another one than that which was written, in words."""
-    same = FxFrontend().read(found).same
-    named = {node for name, node in written.nodes.items() if name in written.same}
-    return difference(written.model, found, named.__contains__, lambda node: node.name in same)
