@@ -5,6 +5,7 @@ With z what it reads now (`K` features), t what shall be predicted, and covarian
     fold        t = what it read before (`C` channels);  t ~ A z + c,   A = E + (S_tz - E S_zz) (S_zz + r I)^-1
                 W' = W A,  b' = b + W c.    E picks each kept channel as it is
     refit       t = what it gave before (`O` outputs);   W' = W_z + (S_tz - W_z S_zz) (S_zz + r I)^-1
+                                                            = (S_tz + r W_z) (S_zz + r I)^-1
                 b' = mean t - W' mean z.    W_z are its old weights for what is left
     refit_each  the same for each channel by itself, as a depthwise conv must
 
@@ -56,14 +57,14 @@ class Prediction:
     unexplained: float
 
 
-def moments(rows: Rows, own: Float64[np.ndarray, "K K"] | None = None) -> Moments:
-    """Moments of (target, seen) over all rows, a piece at a time; `own` where it is known already.
+def moments(rows: Rows, known: Moments | None = None) -> Moments:
+    """Moments of (target, seen) over all rows, a piece at a time; `known` are those of other targets and the same seen.
 
     Raises ValueError where there is no row.
     """
     found: _Sums | None = None
     for target, seen in rows:
-        found = found or _Sums(target.mean(0), seen.mean(0), own)
+        found = found or _Sums(target.mean(0), seen.mean(0) if known is None else known.seen_mean.astype(seen.dtype), known)
         found.add(target, seen)
     if found is None:
         raise ValueError("no rows: the moments of nothing are not defined")
@@ -109,7 +110,7 @@ class _Sums:
         self,
         target: Float[np.ndarray, "T"],
         seen: Float[np.ndarray, "K"],
-        known: Float64[np.ndarray, "K K"] | None,
+        known: Moments | None,
     ) -> None:
         self._about, self._known = (target, seen), known
         self._count = 0
@@ -120,16 +121,19 @@ class _Sums:
         target, seen = target - self._about[0], seen - self._about[1]
         self._count += len(target)
         self._target += target.sum(0, dtype=np.float64)
-        self._seen += seen.sum(0, dtype=np.float64)
         self._square += np.square(target).sum(0, dtype=np.float64)
         self._cross += target.T @ seen
         if self._known is None:
+            self._seen += np.ones(len(seen), seen.dtype) @ seen
             self._own += seen.T @ seen
 
     def moments(self) -> Moments:
         t, z = self._target / self._count, self._seen / self._count
         variance, cross = self._square / self._count, self._cross / self._count
-        own = self._own / self._count - np.outer(z, z) if self._known is None else self._known
+        if self._known is not None:
+            mean, own = self._known.seen_mean, self._known.own
+            return Moments(t + self._about[0], mean, variance - t**2, cross - np.outer(t, mean - self._about[1]), own)
+        own = self._own / self._count - np.outer(z, z)
         return Moments(t + self._about[0], z + self._about[1], variance - t**2, cross - np.outer(t, z), own)
 
 
@@ -149,21 +153,48 @@ def refit(
 
     inverse: (S_zz + r I)^-1, where it is known already.
     """
-    own, matrix, wrong = observed.own, start, observed.cross - start @ observed.own
-    if inverse is not None:
-        matrix = start + wrong @ inverse
-    elif (damped := _damped(own, ridge)) is not None:
-        matrix = start + np.linalg.solve(damped, wrong.T).T
-    rest = observed.variance - 2 * (matrix * observed.cross).sum(1) + ((matrix @ own) * matrix).sum(1)
+    damping, matrix = _damping(observed.own, ridge), start
+    towards = observed.cross if damping is None else observed.cross + damping * start
+    if damping is not None and inverse is not None:
+        matrix = towards @ inverse
+    elif damping is not None:
+        matrix = np.linalg.solve(observed.own + damping * np.eye(len(observed.own)), towards.T).T
+    explained = towards - (damping or 0.0) * matrix  # W' S_zz
+    rest = observed.variance - 2 * (matrix * observed.cross).sum(1) + (matrix * explained).sum(1)
     total = float(observed.variance.sum())
     unexplained = min(max(float(rest.sum()) / total, 0.0), 1.0) if total > 0 else 0.0
     return Prediction(matrix, observed.target_mean - matrix @ observed.seen_mean, unexplained)
 
 
-def _damped(own: Float64[np.ndarray, "K K"], ridge: float) -> Float64[np.ndarray, "K K"] | None:
-    """S + r I; None where nothing varies."""
+def _damping(own: Float64[np.ndarray, "K K"], ridge: float) -> float | None:
+    """The r of S + r I; None where nothing varies."""
     scale = float(np.trace(own)) / len(own) if len(own) else 0.0
-    return own + ridge * scale * np.eye(len(own)) if scale > 0 else None
+    return ridge * scale if scale > 0 else None
+
+
+def inverse_of(definite: Float64[np.ndarray, "K K"]) -> Float64[np.ndarray, "K K"]:
+    """The inverse of a symmetric matrix that is positive definite but for rounding; raises LinAlgError for a singular one.
+
+    By Cholesky's factor it takes half of the time that LU takes.
+    """
+    try:
+        factor = _inverse_of_lower(np.linalg.cholesky(definite))
+    except np.linalg.LinAlgError:
+        return np.linalg.inv(definite)
+    product: Float64[np.ndarray, "K K"] = factor.T @ factor
+    return product
+
+
+def _inverse_of_lower(factor: Float64[np.ndarray, "K K"]) -> Float64[np.ndarray, "K K"]:
+    """The inverse of a lower triangular matrix, by halves."""
+    half = len(factor) // 2
+    if half < 32:  # below, products are no faster than LU
+        return np.linalg.inv(factor)
+    first, last = _inverse_of_lower(factor[:half, :half]), _inverse_of_lower(factor[half:, half:])
+    inverse = np.zeros_like(factor)
+    inverse[:half, :half], inverse[half:, half:] = first, last
+    inverse[half:, :half] = last @ (factor[half:, :half] @ -first)
+    return inverse
 
 
 def refit_rectified(
@@ -181,12 +212,12 @@ def refit_rectified(
     """
     rows = _held(rows)
     observed = moments(rows())
-    found = refit(observed, start, ridge)
-    damped = _damped(observed.own, ridge)
-    inverse = None if damped is None else np.linalg.inv(damped)
+    damping = _damping(observed.own, ridge)
+    inverse = None if damping is None else inverse_of(observed.own + damping * np.eye(len(observed.own)))
+    found = refit(observed, start, ridge, inverse=inverse)
     for _ in range(rounds if inverse is not None else 0):
         turned = ((np.where(t > 0, t, np.minimum(_predicted(found, z), 0)), z) for t, z in rows())
-        found = refit(moments(turned, observed.own), start, ridge, inverse=inverse)
+        found = refit(moments(turned, observed), start, ridge, inverse=inverse)
     return found
 
 

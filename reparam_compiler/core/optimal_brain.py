@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from reparam_compiler.core.least_squares import inverse_of
+
 RIDGE = 1e-2
 AT_ONCE = 32
 """Of so many groups that are left one leaves in a step; the errors are counted anew after each step."""
@@ -43,7 +45,11 @@ class Consumer:
 
 
 def removal_errors(
-    consumers: Sequence[Consumer], families: Sequence[Int64[np.ndarray, "_"]], *, ridge: float = RIDGE
+    consumers: Sequence[Consumer],
+    families: Sequence[Int64[np.ndarray, "_"]],
+    *,
+    leave: Sequence[int] | None = None,
+    ridge: float = RIDGE,
 ) -> Mapping[int, float]:
     """For each group of the families the relative error that has come together in its family when it leaves.
 
@@ -52,29 +58,34 @@ def removal_errors(
     Args:
         consumers: all that read the groups.
         families: group numbers; each group in one family.
+        leave: how many groups of each family leave, where that is known: the rest is not put in order. None for all.
         ridge: relative to the mean variance of a consumer's features.
 
     Returns:
-        Errors that grow in the order of removal within a family; the last group's counts as if it left too.
+        Errors that grow in the order of removal within a family; the last group's counts as if it left too. Of groups that
+        need not leave it is what it would be if they left next; a family of which none leaves has no errors.
     """
+    stay = [0] * len(families) if leave is None else [len(f) - count for f, count in zip(families, leave, strict=True)]
     states = [_State(consumer, ridge) for consumer in consumers]
-    left = [family.tolist() for family in families]
+    left = list(families)
     spent = [0.0] * len(families)
     errors: dict[int, float] = {}
-    while any(left):
-        turn = max(range(len(left)), key=lambda index: len(left[index]) / len(families[index]))
-        candidates = np.array(left[turn])
-        costs = np.zeros(len(candidates))
-        for state in states:
-            costs += state.costs(candidates)
-        order = np.argsort(costs, kind="stable")[: max(1, len(candidates) // AT_ONCE)]
-        for index in order.tolist():
-            spent[turn] = np.nextafter(spent[turn] + max(float(costs[index]), 0.0), np.inf)
+    while open_ := [index for index in range(len(left)) if len(left[index]) > stay[index]]:
+        turn = max(open_, key=lambda index: len(left[index]) / len(families[index]))
+        candidates = left[turn]
+        costs = np.maximum(sum((state.costs(candidates) for state in states), np.zeros(len(candidates))), 0.0)
+        order = np.argsort(costs, kind="stable")
+        count = min(max(1, len(candidates) // AT_ONCE), len(candidates) - stay[turn])
+        for index in order[:count].tolist():
+            spent[turn] = np.nextafter(spent[turn] + float(costs[index]), np.inf)
             errors[int(candidates[index])] = spent[turn]
-        gone = candidates[order]
+        left[turn] = np.delete(candidates, order[:count])
+        if len(left[turn]) == stay[turn]:
+            rest = order[count:]
+            errors.update(zip(candidates[rest].tolist(), np.nextafter(spent[turn] + costs[rest], np.inf).tolist(), strict=True))
+        gone = candidates[order[:count]]
         for state in states:
             state.remove(gone)
-        left[turn] = np.delete(candidates, order).tolist()
     return errors
 
 
@@ -89,7 +100,7 @@ class _State:
         scale = float(np.trace(covariance)) / max(1, len(covariance))
         self._matters = variance > 0 and scale > 0
         if self._matters:
-            inverse = np.linalg.inv(covariance + ridge * scale * np.eye(len(covariance)))
+            inverse = inverse_of(covariance + ridge * scale * np.eye(len(covariance)))
             self._pack(consumer.group.copy(), inverse, weight / variance**0.5)
 
     def _pack(

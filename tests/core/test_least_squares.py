@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reparam_compiler.core import least_squares
-from reparam_compiler.core.least_squares import Rows, Spread, covariance, fold, moments, refit, refit_each, refit_rectified
+from reparam_compiler.core.least_squares import (
+    Rows,
+    Spread,
+    covariance,
+    fold,
+    inverse_of,
+    moments,
+    refit,
+    refit_each,
+    refit_rectified,
+)
 
 SEEDS = st.integers(0, 2**16)
 
@@ -26,7 +36,7 @@ def test_moments_do_not_depend_on_how_the_rows_come() -> None:
         np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(whole.own, np.cov(data[:, :3].T, bias=True), rtol=1e-9)
     np.testing.assert_allclose(whole.own, covariance([data[:, :3]]), rtol=1e-9)
-    known = moments([(data, data[:, :3])], whole.own)
+    known = moments([(data, data[:, :3])], whole)
     np.testing.assert_allclose(known.cross, whole.cross, rtol=1e-9)
 
 
@@ -142,3 +152,15 @@ def test_rows_that_are_too_many_to_be_held_are_made_anew_for_each_round(monkeypa
     anew = refit_rectified(pieces, np.zeros((3, 4)), rounds=3)
     assert len(calls) == 1 + 1 + 1 + 3
     np.testing.assert_array_equal(held.matrix, anew.matrix)
+
+
+@given(seed=SEEDS, size=st.sampled_from([1, 2, 63, 64, 65, 130]))
+def test_the_inverse_by_cholesky_is_the_inverse(seed: int, size: int) -> None:
+    root = np.random.default_rng(seed).standard_normal((size, size))
+    definite = root @ root.T + np.eye(size)
+    np.testing.assert_allclose(inverse_of(definite) @ definite, np.eye(size), atol=1e-9)
+
+
+def test_the_inverse_of_what_rounding_made_indefinite_is_its_inverse() -> None:
+    indefinite = np.diag([1.0, -1e-9])
+    np.testing.assert_allclose(inverse_of(indefinite), np.diag([1.0, -1e9]))

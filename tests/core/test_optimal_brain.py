@@ -108,3 +108,16 @@ def test_groups_of_unequal_sizes_and_a_weight_of_many_rows_are_no_exception(seed
     for count in (1, 2, 3, 4):
         lost = np.isin(group, order[:count])
         assert np.isclose(errors[order[count - 1]], error_without(z, weight, lost), rtol=1e-4, atol=1e-8)
+
+
+@given(seed=SEEDS, leave=st.integers(0, 8))
+def test_only_those_that_leave_are_put_in_order(seed: int, leave: int) -> None:
+    z, weight = data(seed, 12)
+    families = [np.arange(1, 9), np.arange(9, 13)]
+    consumers = [consumer(z, weight, np.arange(1, 13))]
+    every, told = removal_errors(consumers, families), removal_errors(consumers, families, leave=[leave, 4])
+    leaving = sorted(families[0].tolist(), key=every.__getitem__)[:leave]
+    np.testing.assert_allclose([told[group] for group in leaving], [every[group] for group in leaving])
+    stay = {*families[0].tolist()} - {*leaving}
+    assert {*told} == {*every} - (set() if leave else stay)
+    assert all(told[group] > told[leaving[-1]] for group in stay if leave)

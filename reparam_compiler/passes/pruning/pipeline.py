@@ -176,11 +176,13 @@ def prune(
         calibration = list(calibration)
     groups = channel_groups(graph, pinned=ignored_nodes(graph, ignore))
     ranked_by = importance or (UNCALIBRATED if calibration is None else QUALITIES[quality].importance)
-    is_done = not groups.free or (target is not None and _has_widths(groups, target))
-    scores = np.zeros(groups.count) if is_done else scores_of(graph, groups, ranked_by, batches=calibration, loss=loss)
     least = target.least if target is not None else least_widths(groups, min_channels, max_ratio)
     how = _How(allocation, round_to, is_cumulative(ranked_by), measure, least)
-    chosen, shares = _allotted(graph, groups, scores, target or (ratio if budget is None else budget), how)
+    wanted = target or (ratio if budget is None else budget)
+    is_done = not groups.free or (target is not None and _has_widths(groups, target))
+    widths = None if is_done else _widths_ahead(graph, groups, wanted, how)
+    scores = _none(groups) if is_done else scores_of(graph, groups, ranked_by, batches=calibration, loss=loss, widths=widths)
+    chosen, shares = _allotted(graph, groups, scores, wanted, how)
     hidden = masked(graph, groups, chosen.keep)
     pruned = sliced(graph, groups, chosen.keep)
     error = verify_pruned(hidden, pruned).relative
@@ -238,8 +240,25 @@ class _How:
     least: Widths
 
 
+def _none(groups: ChannelGroups) -> Scores:
+    """Scores where none is asked for."""
+    return np.zeros(groups.count)
+
+
+Wanted = float | Budget | Target | None
+
+
+def _widths_ahead(graph: Graph, groups: ChannelGroups, wanted: Wanted, how: _How) -> Widths | None:
+    """The widths after pruning where no score decides them, so that what cannot be done is said before channels are ranked."""
+    decided = isinstance(wanted, Target) and wanted.widths is not None
+    by_score = isinstance(wanted, Budget) or how.allocation in ("global", "sensitivity")
+    if by_score and not decided:
+        return None
+    return _allotted(graph, groups, _none(groups), wanted, how)[0].widths
+
+
 def _allotted(
-    graph: Graph, groups: ChannelGroups, scores: Scores, wanted: float | Budget | Target | None, how: _How
+    graph: Graph, groups: ChannelGroups, scores: Scores, wanted: Wanted, how: _How
 ) -> tuple[Allocation, Mapping[str, float]]:
     """What stays, and the share that remains of each thing that a budget limits."""
     if isinstance(wanted, Target) and wanted.widths is not None:

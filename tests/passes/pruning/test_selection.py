@@ -15,6 +15,7 @@ from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, TensorType
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.criteria.base import Scoring
 from reparam_compiler.passes.pruning.criteria.importance import importance, is_cumulative
 from reparam_compiler.passes.pruning.criteria.optimal_brain import optimal_brain
 from reparam_compiler.passes.pruning.pipeline import Quality, prune
@@ -94,13 +95,28 @@ def test_without_data_there_is_nothing_to_look_at(name: str) -> None:
         importance(graph, channel_groups(graph), name)
 
 
+@pytest.mark.parametrize("reads", [to_conv, to_two])
+def test_where_the_widths_are_known_the_same_channels_leave(reads: Callable[[Net, NodeId], Graph]) -> None:
+    """What stays is not put in order."""
+    net = Net()
+    graph = reads(net, net.relu(wide(net, 8)))
+    groups = channel_groups(graph)
+    for left in (2, 5, 7):
+        widths = {family.name: left for family in groups.free}
+        told, untold = (importance(graph, groups, "obs_patches", batches=DATA, widths=known) for known in (widths, None))
+        for family in groups.free:
+            ranked, expected = (np.argsort(scores[family.groups], kind="stable") for scores in (told, untold))
+            gone = family.width - left
+            assert ranked[:gone].tolist() == expected[:gone].tolist()
+
+
 def test_what_comes_after_an_op_that_cannot_be_run_is_ranked_by_its_filters() -> None:
     net = Net()
     odd = net.add(ops.Opaque("odd", lambda v: v), net.conv(net.x, 4), name="odd")
     graph = net.graph(net.conv(net.conv(odd, 6, name="a"), 4))
     graph = graph.rewrite({"odd": Node("odd", ops.Opaque("odd"), graph["odd"].inputs, graph["odd"].type)})
     groups = channel_groups(graph)
-    scores = optimal_brain(graph, groups, DATA)[groups.number[groups.value("a").labels]]
+    scores = optimal_brain(Scoring(graph, groups), DATA)[groups.number[groups.value("a").labels]]
     squares = (graph["a"].params[0].float64() ** 2).sum((1, 2, 3))
     order = np.argsort(squares)
     assert np.argsort(scores).tolist() == order.tolist()

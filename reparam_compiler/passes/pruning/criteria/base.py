@@ -7,7 +7,7 @@
 The groups of a family stand in the same places equally often, so that all that belongs to a group is a row of one matrix.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Scoring:
     batches: calibration data, an array for each model input, or one array alone; None where there is none. A criterion may go
         over them more than once.
     loss: what gradients are taken of; None is `gradient.default_loss`.
+    widths: of each family, by name, after pruning, where the scores do not decide them: what stays then needs no order.
     """
 
     graph: Graph
@@ -44,6 +45,11 @@ class Scoring:
     seed: int = 0
     batches: Iterable[Batch] | None = None
     loss: Loss | None = None
+    widths: Mapping[str, int] | None = None
+
+    def leaving(self, family: Family) -> int:
+        """How many groups of a family leave; all of them where that is not known."""
+        return len(family.groups) - (0 if self.widths is None else self.widths[family.name] // family.positions)
 
 
 Criterion = Callable[[Scoring], Scores]

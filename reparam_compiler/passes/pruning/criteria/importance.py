@@ -8,7 +8,7 @@
 A group's filters are the slices, along the output axis, of all convs and linears that it runs through.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -58,6 +58,7 @@ def importance(
     seed: int = 0,
     batches: Iterable[Batch] | None = None,
     loss: Loss | None = None,
+    widths: Mapping[str, int] | None = None,
 ) -> Scores:
     """A score for each group.
 
@@ -69,6 +70,7 @@ def importance(
         batches: calibration data, an array for each model input; for criteria that need it.
         loss: from the model's output, or a tuple of its outputs, to a scalar, for criteria by gradient; None is
             `gradient.default_loss`.
+        widths: as in `Scoring`.
 
     Returns:
         `G`, finite.
@@ -78,7 +80,7 @@ def importance(
             it, a loss for one that takes none, or scores that cannot be ranked.
     """
     heard = None if loss is None else _Heard(loss)
-    scores = np.asarray(criterion_of(criterion)(Scoring(graph, groups, seed, batches, heard)), np.float64)
+    scores = np.asarray(criterion_of(criterion)(Scoring(graph, groups, seed, batches, heard, widths)), np.float64)
     if heard is not None and not heard.calls:
         raise InfeasiblePruneError(f"loss: importance {criterion!r} takes none; leave it out, or rank by 'taylor' or 'hessian'")
     if scores.shape != (groups.count,) or not np.isfinite(scores[1:]).all():

@@ -23,8 +23,8 @@ from jaxtyping import Float64, Int64
 from reparam_compiler.core.least_squares import covariance
 from reparam_compiler.core.optimal_brain import Consumer, removal_errors
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node, NodeId
-from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups
+from reparam_compiler.ir.graph import Node, NodeId
+from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family
 from reparam_compiler.passes.pruning.criteria.activation import Produced
 from reparam_compiler.passes.pruning.criteria.base import Scores, Scoring, family_filters, register_criterion
 from reparam_compiler.passes.pruning.criteria.running import calibration
@@ -50,35 +50,35 @@ MOST_FEATURES = 2
 @register_criterion("obs", cumulative=True)
 def obs(scoring: Scoring) -> Scores:
     """What the consumers lose that they cannot make good from their other channels."""
-    return optimal_brain(scoring.graph, scoring.groups, calibration(scoring, "obs"))
+    return optimal_brain(scoring, calibration(scoring, "obs"))
 
 
 @register_criterion("obs_patches", cumulative=True)
 def obs_patches(scoring: Scoring) -> Scores:
     """The same where each tap is refitted for itself."""
-    return optimal_brain(scoring.graph, scoring.groups, calibration(scoring, "obs_patches"), taps_apart=True)
+    return optimal_brain(scoring, calibration(scoring, "obs_patches"), taps_apart=True)
 
 
-def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch], *, taps_apart: bool = False) -> Scores:
+def optimal_brain(scoring: Scoring, batches: Iterable[Batch], *, taps_apart: bool = False) -> Scores:
     """A score for each group.
 
     Args:
-        graph: the model.
-        groups: its coupling.
+        scoring: the model, its coupling, and the widths where they are known.
         batches: calibration data.
         taps_apart: whether a consumer refits each tap for itself.
 
     Raises:
         InfeasiblePruneError: no calibration data, or not an array for each input.
     """
+    graph, groups = scoring.graph, scoring.groups
     values = Activations(graph, batches)
-    coupled = _coupled(graph, groups)
+    coupled = _coupled(scoring)
     scores = np.zeros(groups.count)
     free = np.zeros(groups.count, np.int64)  # a group's own number, 0 for one that stays
     for family in groups.free:
         free[family.groups] = family.groups
     set_of = {node_id: own for own in coupled for node_id in own.nodes}
-    read = {int(group) for own in coupled for family in own.families for group in family}
+    read = {int(group) for own in coupled for family in own.families for group in family.groups}
     produced = Produced(groups, [family for family in groups.free if read.isdisjoint(family.groups.tolist())])
     asked = np.zeros(groups.count, np.bool_)
     with torch.no_grad():
@@ -91,21 +91,30 @@ def optimal_brain(graph: Graph, groups: ChannelGroups, batches: Iterable[Batch],
                 if not own.nodes:
                     for consumer in own.consumers:
                         asked[consumer.group] = True
-                    finite = all(np.isfinite(consumer.covariance).all() for consumer in own.consumers)
-                    for group, error in removal_errors(own.consumers, own.families).items():
-                        scores[group] = error if finite else np.nan
-                    own.consumers.clear()
+                    _rank(scoring, own, scores)
             values.run_before(node)
             for value in values.before(node.id) if node.id in produced and node.id in values else ():
                 produced.see(node.id, value)
             values.run_now(node, node)
     unknown = [family for family in groups.free if not asked[family.groups].any()]
-    filters = dict(family_filters(Scoring(graph, groups))) if unknown else {}
+    filters = dict(family_filters(scoring)) if unknown else {}
     for family in unknown:
         rows = filters.get(family, np.zeros((len(family.groups), 0)))
         parts = list(produced.variances(family)) or [(rows**2).sum(1)]
         scores[family.groups] = _together([part / (part.sum() or 1.0) for part in parts])
     return scores
+
+
+def _rank(scoring: Scoring, coupled: "_Coupled", scores: Scores) -> None:
+    """Gives each group that these consumers read its score, NaN where the data is not finite, and lets go of them."""
+    families = [family.groups for family in coupled.families]
+    if all(np.isfinite(consumer.covariance).all() for consumer in coupled.consumers):
+        leave = [scoring.leaving(family) for family in coupled.families]
+        errors = removal_errors(coupled.consumers, families, leave=leave)
+        scores[[*errors.keys()]] = [*errors.values()]
+    else:
+        scores[np.concatenate(families)] = np.nan
+    coupled.consumers.clear()
 
 
 def _together(shares: Sequence[Float64[np.ndarray, "F"]]) -> Float64[np.ndarray, "F"]:
@@ -122,12 +131,13 @@ class _Coupled:
     """Consumers that share families, and these families. nodes: the consumers that have not been reached yet."""
 
     nodes: set[NodeId]
-    families: list[Int64[np.ndarray, "_"]]
+    families: list[Family]
     consumers: list[Consumer] = field(default_factory=list)
 
 
-def _coupled(graph: Graph, groups: ChannelGroups) -> list[_Coupled]:
+def _coupled(scoring: Scoring) -> list[_Coupled]:
     """The connected sets of consumers and of the families that they read."""
+    graph, groups = scoring.graph, scoring.groups
     family_of = np.full(groups.count, -1)
     for index, family in enumerate(groups.free):
         family_of[family.groups] = index
@@ -142,7 +152,7 @@ def _coupled(graph: Graph, groups: ChannelGroups) -> list[_Coupled]:
     return [
         _Coupled(
             {member for member in own if isinstance(member, str)},
-            [groups.free[index].groups for index in sorted(member for member in own if isinstance(member, int))],
+            [groups.free[index] for index in sorted(member for member in own if isinstance(member, int))],
         )
         for own in nx.connected_components(view)
     ]
