@@ -39,3 +39,11 @@ def option(name: str, value: object) -> str:
 def ask_for_inputs() -> str:
     """What to do where the shapes of the inputs are not known."""
     return in_words_of(python="pass example_inputs", command="give --input-shapes 'x:[1,3,224,224]'")
+
+
+def for_inputs_of_several() -> str:
+    """What to do for a model whose arguments are no tensors, but hold some, where calibration data alone is given."""
+    return in_words_of(
+        python="give example_inputs for a model that takes lists, mappings or objects",
+        command="a model that takes lists, mappings or objects is pruned in Python, with example_inputs",
+    )

@@ -14,6 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
+from torch import fx
+from torch.utils import _pytree
+
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, takes
 from reparam_compiler.api.report import PruneReport, gain_text, unrepaired
@@ -161,7 +164,7 @@ def opened(
     if isinstance(options.calibration, str | os.PathLike):
         check_path(Path(options.calibration))
     source = open(model, example_inputs, copy=copy, weights_are_constant=options.weights_are_constant)
-    _check_tensors(source)
+    source = _with_tensors(source)
     _check_shapes(source)
     if options.calibration is None:
         return source, options
@@ -169,16 +172,34 @@ def opened(
     return bound(source, data, mean=options.mean, std=options.std), replace(options, calibration=data)
 
 
-def _check_tensors(source: Source) -> None:
-    """Raises UnsupportedModelError for an input of a trace that holds several tensors: a graph has a value for each of them."""
-    several = [given for given in source.inputs or () if isinstance(given, dict | list | tuple)]
-    if not several or source.kind not in ("torch.nn", "torch.fx"):
-        return
-    if getattr(source.native.graph._codegen, "pytree_info", None) is None:  # an exported module takes them apart itself
+def _with_tensors(source: Source) -> Source:
+    """The source, whose graph has a value for each tensor that the model is given: a trace has one for all of a list, a mapping
+    or `*args`, so such a module is read as torch.export has it.
+
+    Raises UnsupportedModelError for a GraphModule of that kind.
+    """
+    if source.inputs is None or source.kind not in ("torch.nn", "torch.fx"):
+        return source
+    several = next((value for value in source.inputs if _pytree.tree_leaves(value) not in ([value], [])), None)
+    found = "" if several is None else f"an input that is a {type(several).__name__}"
+    if source.kind == "torch.fx" or source.trace is not None:
+        if (
+            getattr(source.native.graph._codegen, "pytree_info", None) is not None
+        ):  # it was exported, and takes them apart itself
+            return source
+        star = next((node for node in source.native.graph.find_nodes(op="placeholder") if _is_starred(node)), None)
+        found = found or ("" if star is None else f"{star.target} among the arguments")
+    if found and source.kind == "torch.fx":
         raise UnsupportedModelError(
-            f"found an input that is a {type(several[0]).__name__}; expected tensors, which pruning follows channels through. "
-            "Pass torch.export.export(model, inputs), or a module that is called with the tensors themselves"
+            f"found {found}; expected tensors, which pruning follows channels through. Pass torch.export.export(model, "
+            "inputs), or a module that is called with the tensors themselves"
         )
+    return replace(source, why_exported=f"a trace has one value for {found}") if found else source
+
+
+def _is_starred(node: fx.Node) -> bool:
+    """Whether it is the `*args` of a trace that reads them."""
+    return str(node.target).startswith("*") and bool(node.users)
 
 
 def _check_shapes(source: Source) -> None:
@@ -194,6 +215,12 @@ def cut(source: Source, options: PruneOptions, target: pipeline.Target | None = 
     held_out: Iterable[Batch] = ()
     if options.calibration is not None:
         nodes = [node for node in graph if isinstance(node.op, ops.Input)]
+        if not nodes:
+            kinds = ", ".join(type(value).__name__ for value in source.inputs or ())
+            raise UnsupportedModelError(
+                f"found inputs that are no tensors ({kinds or 'none at all'}); expected some, which calibration data is given "
+                "for: give a module that is called with tensors, or with lists and mappings of them"
+            )
         exact, names = fixed_batch(graph), source.input_names
         data = batches(options.calibration, nodes, exact=exact, mean=options.mean, std=options.std, names=names)
         fitted, held_out = parts(data)
@@ -255,7 +282,7 @@ def apply_manifest(
     if isinstance(model, Mapping):
         return apply_to_graph(model, cut)
     with outside_modes():
-        source = open(model, example_inputs, copy=not inplace, weights_are_constant=weights_are_constant)
+        source = _with_tensors(open(model, example_inputs, copy=not inplace, weights_are_constant=weights_are_constant))
         return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
 
 

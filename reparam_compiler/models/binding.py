@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from reparam_compiler.advice import for_inputs_of_several
+from reparam_compiler.checking.runners import TorchRunner
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.torch.hooks import signature_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Node
@@ -24,7 +27,7 @@ def bound(source: Source, data: Calibration, *, mean: Floats | None = None, std:
         data, mean, std: as for `batches`; the data must be one that can be gone over again.
 
     Raises:
-        UnsupportedModelError: the data does not fit the inputs.
+        UnsupportedModelError: the data does not fit the inputs, or the module does not run on them.
     """
     nodes = _arguments(source.model) if source.kind == "torch.nn" else _inputs(source)
     if source.inputs is not None or not nodes or all(_is_known(node) for node in nodes):
@@ -32,7 +35,28 @@ def bound(source: Source, data: Calibration, *, mean: Floats | None = None, std:
     first = next(iter(batches(data, nodes, mean=mean, std=std, names=_names(source))))
     lengths = {len(array) if array.ndim else 0 for array in first}
     sample = [array[:1] for array in first] if len(lengths) == 1 and lengths != {0} else first
-    return replace(source, inputs=tuple(sample if source.kind == "onnx" else _tensors(sample, source.model)))
+    found = replace(source, inputs=tuple(sample if source.kind == "onnx" else _tensors(sample, source.model)))
+    if source.kind == "torch.nn":
+        _check_runs(found, [node.id for node in nodes])
+    return found
+
+
+def _check_runs(source: Source, names: Sequence[str]) -> None:
+    """Raises UnsupportedModelError, with where its inputs are from, for a module that cannot be read with them nor run on them.
+
+    names: of its arguments.
+    """
+    try:
+        _ = source.reading
+    except UnsupportedModelError as failed:
+        try:
+            TorchRunner(source.model, copy="weights shared").run(source.inputs or ())
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError(
+                f"{error}; these are the first sample of the calibration data, of which an array is taken for each argument "
+                f"({', '.join(names)}); {for_inputs_of_several()}"
+            ) from failed
+        raise
 
 
 def _arguments(model: nn.Module) -> list[Node]:

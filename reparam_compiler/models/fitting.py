@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from reparam_compiler.advice import for_inputs_of_several
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Node
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
@@ -24,6 +25,8 @@ def selected(given: Any, inputs: Sequence[Node], names: Mapping[str, str]) -> li
         values = _by_name(given, called, ids)
     else:
         values = _arrays(given, len(ids)) if isinstance(given, tuple | list) else [given]
+    if any(_holds_arrays(value) for value in values):
+        return selected(_taken_apart(values, called, ids), inputs, names)
     if len(values) < len(inputs):
         raise UnsupportedModelError(
             f"a calibration batch holds {len(values)} arrays; the model has the inputs {', '.join(called)}"
@@ -42,6 +45,24 @@ def _arrays(given: Iterable[Any], inputs: int) -> list[Any]:
     if len(values) <= inputs:
         return values
     return [value for value in values if not isinstance(value, bool | int | float | str)]
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Whether it is a list or a mapping of arrays, and none of numbers."""
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return any(isinstance(part, Tensor | np.ndarray) or _holds_arrays(part) for part in parts)
+
+
+def _taken_apart(values: Sequence[Any], called: Sequence[str], ids: Sequence[str]) -> Any:
+    """The mapping among the values of a batch that has the inputs' names; else all values, and what lists and mappings hold."""
+    for value in values:
+        if isinstance(value, Mapping) and ({*called} <= {*value} or {*ids} <= {*value}):
+            return value
+    parts: list[Any] = []
+    for value in values:
+        held = value.values() if isinstance(value, Mapping) else value
+        parts += held if _holds_arrays(value) else [value]
+    return parts
 
 
 def _by_name(given: Mapping[str, Any], called: Sequence[str], ids: Sequence[str]) -> list[Any]:
@@ -67,7 +88,8 @@ def _array(value: Any, node: Node) -> Array:
     except ValueError as error:  # rows of unequal lengths
         raise UnsupportedModelError(f"calibration data for {node.id} is no array: {error}") from error
     if array.dtype.kind not in "biuf":
-        raise UnsupportedModelError(f"calibration data for {node.id} is of type {array.dtype}; expected numbers")
+        found = f"is a {type(value).__name__}" if array.dtype.kind == "O" else f"is of type {array.dtype}"
+        raise UnsupportedModelError(f"calibration data for {node.id} {found}; expected numbers ({for_inputs_of_several()})")
     if node.type is not None:
         array = _of_kind(array, node.id, node.type.dtype)
     expected = node.type.shape if node.type is not None else None

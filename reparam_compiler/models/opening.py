@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree
 
 from reparam_compiler.advice import ask_for_inputs
 from reparam_compiler.checking.runners import TorchRunner
@@ -45,6 +47,7 @@ class Source:
     inputs: the example inputs, a tuple or a list; None where there are none.
     copy: whether the trace of a plain module shares no tensor with it.
     name: the path that it was opened from, else its class.
+    why_exported: what makes a trace of no use, for a plain module that is to be read as torch.export has it.
     """
 
     kind: Kind
@@ -52,6 +55,7 @@ class Source:
     inputs: Sequence[Any] | None
     copy: bool = True
     name: str = ""
+    why_exported: str = ""
 
     @property
     def trace(self) -> Trace | None:
@@ -65,6 +69,8 @@ class Source:
 
     @cached_property
     def _traced(self) -> Trace | NotTracedError:
+        if self.why_exported:
+            return NotTracedError(self.why_exported)
         try:
             return traced(self.model, self.inputs, copy=self.copy, agree=same_function)
         except NotTracedError as error:
@@ -157,15 +163,31 @@ class Source:
 
     @property
     def input_names(self) -> dict[str, str]:
-        """What the model calls its inputs, by the ids of their nodes: a trace renames those that are Python's own words."""
-        if not isinstance(self.native, fx.GraphModule):
-            return {}
-        return {node.name: str(node.target).lstrip("*") for node in self.native.graph.find_nodes(op="placeholder")}
+        """What the model calls its inputs, by the ids of their nodes: a trace renames those that are Python's own words, and an
+        export those that stand in a mapping.
+        """
+        called: dict[str, str] = {}
+        if isinstance(self.native, ExportedProgram):
+            ids, spec = list(self.native.graph_signature.user_inputs), self.native.call_spec.in_spec
+        elif isinstance(self.native, fx.GraphModule):
+            called = {node.name: str(node.target).lstrip("*") for node in self.native.graph.find_nodes(op="placeholder")}
+            ids, spec = list(called), getattr(getattr(self.native.graph._codegen, "pytree_info", None), "in_spec", None)
+        else:
+            return called
+        keys = {} if spec is None else dict(zip(ids, _keys(spec), strict=False))
+        named = called | {node_id: key for node_id, key in keys.items() if key}
+        return named if len({*named.values()}) == len(named) else called
 
     @property
     def run_inputs(self) -> Inputs | None:
         """What the model can be run on: the example inputs, or those that a program brings with it."""
         return Inputs.of(self.model, self.inputs)
+
+
+def _keys(spec: _pytree.TreeSpec) -> list[str]:
+    """The name that each value has in the mapping or the object that holds it; empty for one in a list."""
+    paths, _ = _pytree.tree_flatten_with_path(_pytree.tree_unflatten([0] * spec.num_leaves, spec))
+    return [str(getattr(path[-1], "key", getattr(path[-1], "name", ""))) for path, _ in paths]
 
 
 def open(model: Any, example_inputs: Any = None, *, copy: bool = True, weights_are_constant: bool = False) -> Source:

@@ -1,5 +1,8 @@
 """Arguments that are not given have their default, in pruning and in its calibration; what is given counts."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -8,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam_compiler
-from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
+from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning, UnsupportedModelError
 
 X = torch.randn(1, 3, 6, 5, generator=torch.Generator().manual_seed(0))
 DATA = torch.randn(8, 3, 6, 5, generator=torch.Generator().manual_seed(1))
@@ -113,23 +116,81 @@ def test_sizes_come_from_calibration_data_where_no_inputs_are_given() -> None:
     assert pruned(X).shape == (1, 10, 6, 5)
 
 
-class TakenFromAList(Base):
-    def forward(self, given: list[Tensor]) -> Tensor:
-        return self.run(given[0])
+def held(wiring: Callable[[Base, Any], Tensor]) -> Base:
+    """A model of one argument that holds tensors."""
+    return type("Held", (Base,), {"forward": lambda m, given: wiring(m, given)})().eval()
 
 
-class TakenFromADict(Base):
-    def forward(self, given: dict[str, Tensor]) -> Tensor:
-        return self.run(given["x"])
+class Star(Base):
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.run(given[0]) + 2 * self.run(given[1])
 
 
-@pytest.mark.parametrize(("kind", "given"), [(TakenFromAList, [X]), (TakenFromADict, {"x": X})])
-def test_inputs_of_several_tensors_are_refused_with_what_to_do(kind: type[Base], given: Any) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"an input that is a {type(given).__name__}; .* Pass torch.export.export"):
-        reparam_compiler.prune(kind().eval(), (given,), ratio=0.5)
-    program = torch.export.export(kind().eval(), (given,))
-    _, report = reparam_compiler.prune(program, ratio=0.5, calibration=[(DATA,)], return_report=True)
-    assert [(family.before, family.after) for family in report.plan.families] == [(16, 8)]
+OTHER = -3 * DATA
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "batch"),
+    [
+        (held(lambda m, given: m.run(given[0]) + 2 * m.run(given[1])), ([X, -X],), ([DATA, OTHER],)),
+        (held(lambda m, given: m.run(given["x"]) + 2 * m.run(given["y"])), ({"x": X, "y": -X},), {"y": OTHER, "x": DATA}),
+        (Star().eval(), (X, -X), (DATA, OTHER)),
+    ],
+    ids=["list", "mapping in another order", "*args"],
+)
+def test_inputs_that_hold_several_tensors_are_pruned_and_repaired_as_tensors_are(model: Base, given: Any, batch: Any) -> None:
+    pruned, report = reparam_compiler.prune(model, given, ratio=0.5, calibration=[batch], return_report=True)
+    assert type(pruned) is type(model)
+    assert report.remarks[0].startswith(f"no trace will do for {type(model).__name__}, so it was exported")
+    assert torch.equal(pruned.a.weight, tensors_pruned().a.weight)
+    torch.testing.assert_close(pruned(*given), tensors_pruned()(X, -X))
+
+
+@cache
+def tensors_pruned() -> nn.Module:
+    """The same model, called with the tensors themselves."""
+    plain = type("Plain", (Base,), {"forward": lambda m, x, y: m.run(x) + 2 * m.run(y)})().eval()
+    return reparam_compiler.prune(plain, (X, -X), ratio=0.5, calibration=[(DATA, OTHER)])
+
+
+def test_a_manifest_cuts_a_model_whose_input_holds_several_tensors() -> None:
+    plain = type("Plain", (Base,), {"forward": lambda m, x: m.run(x)})().eval()
+    with pytest.warns(UnrepairedPruneWarning):
+        _, report = reparam_compiler.prune(plain, (X,), ratio=0.5, return_report=True)
+    assert reparam_compiler.apply_manifest(held(lambda m, given: m.run(given[0])), report.manifest, ([X],)).a.out_channels == 8
+
+
+@dataclass
+class Taken:
+    """What torch knows no tree of."""
+
+    x: Tensor
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "data", "said"),
+    [
+        (
+            held(lambda m, given: m.run(given["x"])),
+            None,
+            [{"x": DATA}],
+            r"of which an array is taken .* \(given\); give example_inputs",
+        ),
+        (held(lambda m, given: m.run(given.x)), None, [Taken(DATA)], "for given is a Taken; expected numbers"),
+        (held(lambda m, given: m.run(given.x)), (Taken(X),), [Taken(DATA)], r"inputs that are no tensors \(Taken\)"),
+        (torch.fx.symbolic_trace(Star()).eval(), (X, X), None, r"\*given among the arguments; .* Pass torch.export.export"),
+        (
+            torch.fx.symbolic_trace(held(lambda m, given: m.run(given[0]))),
+            ([X],),
+            None,
+            "an input that is a list; expected tensors",
+        ),
+    ],
+    ids=["a batch that is a mapping", "a batch that is an object", "an object", "*args of a trace", "a list of a trace"],
+)
+def test_inputs_that_no_tensor_is_known_of_are_refused_with_their_cause(model: Any, given: Any, data: Any, said: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=said):
+        reparam_compiler.prune(model, given, ratio=0.5, calibration=data)
 
 
 class Drops(Base):

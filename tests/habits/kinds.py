@@ -166,14 +166,44 @@ def loaded(path: Path) -> Any:
 
 def _run_onnx(model: Any, tensors: Sequence[Tensor]) -> list[Tensor]:
     import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    known = {value.name for value in model.graph.initializer}
-    names = [value.name for value in model.graph.input if value.name not in known]
-    given = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=False)}
-    return [torch.from_numpy(array) for array in session.run(None, given)]
+
+    def session(model: Any) -> Any:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    try:
+        runs = session(model)
+    except (errors.NotImplemented, errors.InvalidGraph):  # it has no convs of these dtypes
+        runs = session(_in_float32(model))
+    dtypes = {"tensor(float16)": torch.float16, "tensor(float)": torch.float32, "tensor(double)": torch.float64}
+    given = {}
+    for place, value in enumerate(runs.get_inputs()):
+        tensor = tensors[place] if place < len(tensors) else torch.tensor(1)  # the exporter makes inputs of numbers
+        given[value.name] = tensor.to(dtypes.get(value.type, tensor.dtype)).numpy()
+    return [torch.from_numpy(array) for array in runs.run(None, given)]
+
+
+def _in_float32(model: Any) -> Any:
+    """An ONNX model in which float32 stands for bfloat16 and for float64."""
+    import onnx
+
+    model, others = copy.deepcopy(model), (onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
+    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    for tensor in tensors:
+        if tensor.data_type in others:
+            array = onnx.numpy_helper.to_array(tensor).astype("float32")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    for value in (*model.graph.input, *model.graph.output):
+        if value.type.tensor_type.elem_type in others:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for attribute in (a for node in model.graph.node for a in node.attribute if node.op_type == "Cast"):
+        if attribute.i in others:
+            attribute.i = onnx.TensorProto.FLOAT
+    del model.graph.value_info[:]
+    return model
 
 
 def flat(value: Any) -> list[Tensor]:
@@ -220,8 +250,8 @@ def _called(module: nn.Module, names: set[str], args: Sequence[Any], kwargs: Map
 
 
 def brief(error: BaseException) -> str:
-    """The class of an error and the first line of its text, without what differs from run to run or machine to machine."""
-    text = re.sub(r"0x[0-9a-f]+|(/[\w.+-]+){3,}", "…", class_and_line(error))
+    """The class of an error and the first line of its text, without colours and what differs by run or machine."""
+    text = re.sub(r"0x[0-9a-f]+|(/[\w.+-]+){3,}", "…", re.sub(r"\x1b\[\d+m", "", class_and_line(error)))
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

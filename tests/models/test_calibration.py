@@ -106,6 +106,14 @@ FORMS: list[Callable[[np.ndarray, Path], Any]] = [
 ]  # fmt: skip
 
 
+def test_lists_and_mappings_in_a_batch_are_taken_apart_for_a_model_that_takes_several_tensors() -> None:
+    x, y, inputs = normal(4, 3, 4, 4), normal(4, 3, 4, 4, seed=1), [an_input(3, 4, 4), an_input(3, 4, 4, name="y")]
+    for batch in ([x, y], ([x, y], "label"), ((x, [y]),), ({"y": y, "x": x}, y), ({"a": x, "b": y}, "label")):
+        (found,) = batches([batch], inputs)
+        assert np.array_equal(found[0], x)
+        assert np.array_equal(found[1], y)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(length=st.integers(3, 20), batch=st.integers(1, 9), seed=st.integers(0, 99))

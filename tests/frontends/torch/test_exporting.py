@@ -59,7 +59,7 @@ def test_batch_and_spatial_sizes_are_open(wiring: Wiring) -> None:
     for x in (X, normal(3, 4, 6, 8).float(), normal(2, 4, 5, 4).float()):
         torch.testing.assert_close(module(x), model(x))
     said = "so it was exported, and train() and eval() change nothing in it: the result takes inputs of Nx4xNxN"
-    assert module.meta["remarks"] == (f"no tracer takes Net, {said}",)
+    assert module.meta["remarks"] == (f"no trace will do for Net, {said}",)
     assert not any(part.training for part in module.modules())
     x = X.clone().requires_grad_()
     torch.testing.assert_close(module.train()(x), model(x))

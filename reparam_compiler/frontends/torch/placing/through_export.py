@@ -68,8 +68,8 @@ class ExportedModuleReading:
             written.model.meta["remarks"] = (*written.model.meta.get("remarks", ()), why)
             return written.model
         written.model.meta["remarks"] = (
-            f"no tracer takes {kind}, so it was exported, cut, and exported anew: what it does in evaluation, for inputs like "
-            "the example's, is proven",
+            f"no trace will do for {kind}, so it was exported, cut, and exported anew: what it does in evaluation, for inputs "
+            "like the example's, is proven",
         )
         return module
 

@@ -95,8 +95,8 @@ def _attempt(model: nn.Module, inputs: tuple[Any, ...], shapes: Any, examples: t
     except Exception as error:  # noqa: BLE001 - torch.export runs the model's own code, which raises what it likes
         logger.info("torch.export of %s failed: %s", type(model).__name__, error)
         return class_and_line(error)
-    exported_as_is = f"no tracer takes {type(model).__name__}, so it was exported, and train() and eval() change nothing in it"
-    module.meta["remarks"] = (f"{exported_as_is}: {_sizes(program)}",)
+    as_is = f"no trace will do for {type(model).__name__}, so it was exported, and train() and eval() change nothing in it"
+    module.meta["remarks"] = (f"{as_is}: {_sizes(program)}",)
     return Exported(module, model, inputs, shapes, strict)
 
 
