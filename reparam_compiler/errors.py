@@ -66,7 +66,7 @@ class UnrepairedPruneWarning(PruneWarning):
 
 
 class HarmfulRepairWarning(PruneWarning):
-    """Repair made the outputs worse, on calibration samples that it was not fitted to."""
+    """Repair made the outputs worse, on calibration samples that it was not fitted to, and was left out."""
 
 
 class InfeasiblePruneError(ReparamError):

@@ -19,7 +19,7 @@ from torch.utils import _pytree
 
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, takes
-from reparam_compiler.api.report import PruneReport, gain_text, unrepaired
+from reparam_compiler.api.report import PruneReport, why_unrepaired
 from reparam_compiler.api.writing import write_pruned
 from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import HarmfulRepairWarning, UnrepairedPruneWarning, UnsupportedModelError
@@ -149,12 +149,11 @@ def report_of(source: Source, result: pipeline.PruneResult, manifest: Manifest) 
 
 
 def warn_of(result: pipeline.PruneResult, before: Graph) -> None:
-    """Warns the caller of the public function where nothing was repaired, or repair did harm."""
+    """Warns the caller of the public function where nothing was repaired: there was no data, or repair did harm."""
     gain = result.plan.gain
     if result.plan.repair is None and result.graph is not before:
-        warnings.warn(unrepaired(), UnrepairedPruneWarning, stacklevel=3)
-    if gain is not None and gain.is_worse:
-        warnings.warn(gain_text(gain), HarmfulRepairWarning, stacklevel=3)
+        category = UnrepairedPruneWarning if gain is None else HarmfulRepairWarning
+        warnings.warn(why_unrepaired(gain), category, stacklevel=3)
 
 
 def opened(

@@ -121,22 +121,27 @@ class PruneReport:
     def _repair_lines(self) -> list[str]:
         repair = self.plan.repair
         if repair is None:
-            return [unrepaired()]
+            return [why_unrepaired(self.plan.gain)]
         lines = [f"repaired {len(repair.repaired)} convs and linears ({repair.how}) from {repair.samples} calibration samples"]
         lines += [gain_text(self.plan.gain)] if self.plan.gain is not None else []
         return lines + [f"  not repaired  {consumer.node}: {consumer.reason}" for consumer in repair.passed_over]
 
 
 def gain_text(gain: Gain) -> str:
-    """What repair gained, or cost, as a sentence."""
-    errors = f"{gain.before:.1%} before repair, by {gain.after:.1%} after"
-    text = f"on {gain.samples} held-out samples the outputs are off by {errors}"
-    worse = "; repair made them worse: give more samples, or such as the model will see, or prune without them"
-    return text + worse if gain.is_worse else text
+    """What repair gained as a sentence, or that it is left out for what it would have cost."""
+    off = f"on {gain.samples} held-out samples the outputs are off by {gain.before:.1%}"
+    if not gain.is_worse:
+        return f"{off} before repair, by {gain.after:.1%} after"
+    return (
+        f"not repaired: {off}, with repair by {gain.after:.1%}, and it was left out; "
+        "more samples, or such as the model will see, may make it worth while"
+    )
 
 
-def unrepaired() -> str:
-    """What pruning without data costs, and what prevents it."""
+def why_unrepaired(gain: Gain | None) -> str:
+    """Why a cut is not repaired: repair would have done harm, or there was no data; then what that costs, and prevents it."""
+    if gain is not None:
+        return gain_text(gain)
     data = in_words_of(python="calibration=...", command="--calibration")
     return (
         "not repaired: no calibration data was given. A fused net has no batch norm left to recalibrate, and at a third of its "

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from reparam_compiler.api.report import FuseReport, PruneReport, cost_rows, gain_text, unrepaired
+from reparam_compiler.api.report import FuseReport, PruneReport, cost_rows, gain_text, why_unrepaired
 from reparam_compiler.checking.equivalent import Equivalence
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.passes.pruning.pipeline import PrunePlan
@@ -102,11 +102,11 @@ def print_pruning(out: Console, report: PruneReport) -> None:
     out.print(table)
     out.print(_cost_table(report.before, report.after))
     if plan.repair is None:
-        out.print(unrepaired(), style="yellow", highlight=False)
+        out.print(why_unrepaired(plan.gain), style="yellow", highlight=False)
         return
     out.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples} samples", highlight=False)
     if plan.gain is not None:
-        out.print(gain_text(plan.gain), style="yellow" if plan.gain.is_worse else "", highlight=False)
+        out.print(gain_text(plan.gain), highlight=False)
     for consumer in plan.repair.passed_over:
         out.print(f"not repaired: {consumer.node}: {consumer.reason}", markup=False, style="yellow", highlight=False)
 

@@ -346,15 +346,22 @@ def test_the_report_says_what_repair_gained_on_samples_that_were_held_out() -> N
     assert json.loads(report.to_json())["plan"]["gain"]["samples"] == 3
 
 
-def test_a_repair_that_does_harm_is_warned_of() -> None:
+def test_a_repair_that_does_harm_is_left_out() -> None:
+    model = net()
     held_out = torch.randn(3, 3, 16, 12, generator=torch.Generator().manual_seed(2))
     fitted = torch.linspace(0, 1e-3, 12).expand(21, 3, 16, 12)  # nothing of which is like what is held out
-    with pytest.warns(HarmfulRepairWarning, match="repair made them worse"):
-        _, report = reparam_compiler.prune(
-            net(), (X,), ratio=0.5, calibration=torch.cat([fitted, held_out]), importance="l1", return_report=True
+    with pytest.warns(HarmfulRepairWarning, match="on 3 held-out samples .* and it was left out"):
+        pruned, report = reparam_compiler.prune(
+            model, (X,), ratio=0.5, calibration=torch.cat([fitted, held_out]), importance="l1", return_report=True
         )
-    assert report.plan.gain is not None
-    assert report.plan.gain.is_worse
+    gain = report.plan.gain
+    assert gain is not None
+    assert gain.is_worse
+    assert report.plan.repair is None
+    assert f"not repaired: on 3 held-out samples the outputs are off by {gain.before:.1%}, with repair by" in report.to_text()
+    with pytest.warns(UnrepairedPruneWarning):
+        unrepaired = reparam_compiler.prune(model, (X,), ratio=0.5, importance="l1")
+    assert all(torch.equal(tensor, pruned.state_dict()[name]) for name, tensor in unrepaired.state_dict().items())
 
 
 def test_repair_brings_the_model_nearer() -> None:

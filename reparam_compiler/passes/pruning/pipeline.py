@@ -2,6 +2,7 @@
 
     channel_groups   which channels leave together              importance, allocate, budget   which of them leave
     slice_channels   the masked and the sliced graph, compared  reconstruct                    what reads them is refitted
+                                                                gain                           and whether that stays
 
 Without calibration data nothing is repaired. With it, three qualities, from cheap to good:
 
@@ -89,8 +90,8 @@ class PrunePlan:
     budget: the share that remains of each thing that was limited.
     importance, allocation, quality: in words.
     relative_error: of the pruned graph against its masked reference, in float64, before repair.
-    repair: which consumers were repaired; None without calibration data.
-    gain: what that changed in the outputs, on samples that were held out; None where there were none.
+    repair: which consumers were repaired; None without calibration data, and where `gain` says that it made the outputs worse.
+    gain: what repair changes in the outputs, on samples that were held out; None where there were none.
     """
 
     ratio: float | None
@@ -188,9 +189,9 @@ def prune(
     error = verify_pruned(hidden, pruned).relative
     done = gain = None
     if calibration is not None and not chosen.keep.all():
-        repaired, done = repair(graph, hidden, groups, chosen.keep, calibration, how=QUALITIES[quality].repair)
-        gain = gain_on(graph, hidden, repaired, held_out)
-        pruned = sliced(unmasked(graph, hidden, repaired), groups, chosen.keep)
+        repaired, done, gain = _repaired(graph, hidden, groups, chosen.keep, calibration, held_out, QUALITIES[quality].repair)
+        if repaired is not None:
+            pruned = sliced(unmasked(graph, hidden, repaired), groups, chosen.keep)
     plan = PrunePlan(
         ratio=ratio if target is None else target.ratio,
         budget=shares,
@@ -207,6 +208,21 @@ def prune(
         gain=gain,
     )
     return PruneResult(pruned, plan, groups, chosen.keep)
+
+
+def _repaired(
+    graph: Graph,
+    hidden: Graph,
+    groups: ChannelGroups,
+    keep: Keep,
+    calibration: Iterable[Batch],
+    held_out: Iterable[Batch],
+    how: RepairName,
+) -> tuple[Graph | None, Repair | None, Gain | None]:
+    """The masked graph repaired, what was done, and what it gains; the first two are None where that is a loss."""
+    repaired, done = repair(graph, hidden, groups, keep, calibration, how=how)
+    gain = gain_on(graph, hidden, repaired, held_out)
+    return (None, None, gain) if gain is not None and gain.is_worse else (repaired, done, gain)
 
 
 def check_method(importance: object, allocation: object, quality: object, round_to: object) -> None:

@@ -1,4 +1,5 @@
 """What repair gained: how far the outputs are from those of the whole model, before repair and after it, on other samples.
+Where it made them worse, the cut stays unrepaired.
 
 error(f) = sqrt( sum |f(x) - y|^2 / sum |y|^2 )      over all samples x, y what the whole model gives, mean over the outputs
 """
@@ -17,7 +18,7 @@ from reparam_compiler.passes.pruning.criteria.running import Running
 from reparam_compiler.passes.pruning.repair.activations import Batch, inputs_of
 
 _WORSE = 1.05
-"""From which ratio of both errors on a repair counts as harmful: below, it is the choice of samples."""
+"""Above which ratio of both errors a repair counts as harmful: below, it is the choice of samples."""
 
 
 @dataclass(frozen=True, slots=True)
