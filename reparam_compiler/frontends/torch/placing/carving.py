@@ -22,6 +22,13 @@ class NotPlacedError(ReparamError):
     """A rewrite that cannot be put back into the module as its class has it."""
 
 
+def in_its_stead(module: nn.Module, written: fx.GraphModule, refusal: NotPlacedError) -> fx.GraphModule:
+    """The rewritten trace or program of a module that could not be rewritten itself; its `meta["remarks"]` say why."""
+    why = f"the result is a GraphModule, and no {type(module).__name__}: {refusal}"
+    written.meta["remarks"] = (*written.meta.get("remarks", ()), why)
+    return written
+
+
 @dataclass
 class Carving:
     """A GraphModule that computes what one call of a module does in a rewritten trace.

@@ -125,7 +125,10 @@ def called_paths(nodes: Iterable[Call | fx.Node]) -> set[str]:
 
 
 def parameters_without(module: nn.Module, read: Set[str]) -> list[str]:
-    """The names of the parameters that are at none of these paths, and below none."""
+    """The names of the parameters that are at none of these paths, and below none.
+
+    By path: a layer that is not called may read with its old width what it shares with one that is.
+    """
     return [name for name, _ in module.named_parameters() if read.isdisjoint(prefixes(name))]
 
 

@@ -14,7 +14,7 @@ from reparam_compiler.errors import first_line
 from reparam_compiler.frontends.torch.fx import FxFrontend, FxReading, WrittenTrace
 from reparam_compiler.frontends.torch.hooks import copy_hooks
 from reparam_compiler.frontends.torch.module_state import attributes_kept, exchange
-from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
+from reparam_compiler.frontends.torch.placing.carving import NotPlacedError, in_its_stead
 from reparam_compiler.frontends.torch.placing.placement import Placement
 from reparam_compiler.frontends.torch.placing.same_trace import apart
 from reparam_compiler.frontends.torch.tensors import deep_copy
@@ -66,11 +66,9 @@ class ModuleReading:
                 exchanged.undo()
                 raise
         except NotPlacedError as refusal:
-            why = f"the result is a GraphModule, and no {type(module).__name__}: {refusal}"
             copy_hooks(module, written.model)
             copy_attributes(module, written.model)
-            written.model.meta["remarks"] = (*written.model.meta.get("remarks", ()), why)
-            return written.model
+            return in_its_stead(module, written.model, refusal)
         return module
 
     def _check(self, module: nn.Module, written: WrittenTrace) -> None:

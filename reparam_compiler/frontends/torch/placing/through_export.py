@@ -19,7 +19,7 @@ from reparam_compiler.frontends.torch.fx import FxFrontend, FxReading, WrittenTr
 from reparam_compiler.frontends.torch.graph_module_writer import attribute
 from reparam_compiler.frontends.torch.module_state import Exchanged, exchange
 from reparam_compiler.frontends.torch.module_widths import MODULE_WRITERS, tensor_name, update_module
-from reparam_compiler.frontends.torch.placing.carving import NotPlacedError
+from reparam_compiler.frontends.torch.placing.carving import NotPlacedError, in_its_stead
 from reparam_compiler.frontends.torch.placing.same_trace import apart
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
 from reparam_compiler.frontends.torch.tracing.exporting import Exported, NotExportedError
@@ -64,9 +64,7 @@ class ExportedModuleReading:
                 raise NotPlacedError(f"{hidden[0]} is not read for inputs like the example's, and may be for others")
             self._place(module, written)
         except NotPlacedError as refusal:
-            why = f"the result is a GraphModule, and no {kind}: {refusal}"
-            written.model.meta["remarks"] = (*written.model.meta.get("remarks", ()), why)
-            return written.model
+            return in_its_stead(module, written.model, refusal)
         written.model.meta["remarks"] = (
             f"no trace will do for {kind}, so it was exported, cut, and exported anew: what it does in evaluation, for inputs "
             "like the example's, is proven",
@@ -90,7 +88,11 @@ class ExportedModuleReading:
             raise
 
     def _hidden(self) -> list[str]:
-        """The parameters of the module that its program does not read."""
+        """The parameters of the module that its program does not read.
+
+        By identity: a program names a parameter that several layers share by one of its paths, whichever of them reads it.
+        (A trace names the layers that it calls, and `other_calls.parameters_without` goes by these.)
+        """
         program = self.exported.graph_module
         read = {id(attribute(program, str(node.target))) for node in program.graph.find_nodes(op="get_attr") if node.users}
         return [name for name, parameter in self.exported.module.named_parameters() if id(parameter) not in read]
