@@ -1,9 +1,6 @@
-"""The public function: every kind of model, what its result can do, and what becomes of the caller's model."""
+"""The public function: every kind of model and dtype, and what becomes of the caller's model."""
 
-import contextlib
 import copy
-import io
-import json
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -15,14 +12,8 @@ import onnx
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
 
 import reparam_compiler
-from reparam_compiler import UnsupportedModelError, VerificationError
-from reparam_compiler.core import affine
-from reparam_compiler.passes.fusion import fuse_branches, registry
-from reparam_compiler.passes.fusion import linear_rules as rules
-from reparam_compiler.passes.fusion.abstract_values import SourceLayout
 from tests.support.branch_blocks import BLOCKS, block
 from tests.support.onnx_models import exported
 from tests.support.onnx_models import run as run_onnx
@@ -36,25 +27,14 @@ from tests.support.small_models import (
     randomised,
     relative_error,
     run,
+    same_state,
+    state_of,
     traced_as,
 )
 
 FUSABLE = [name for name in BLOCKS if name not in ("padded_conv_after_conv",)]
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 """ONNX Runtime's float32 before and after: another order of additions."""
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same_state(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
-    """Bit for bit."""
-    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-
-
-def repvgg() -> tuple[nn.Module, Tensor]:
-    return block("repvgg")
 
 
 # every block, every kind
@@ -165,7 +145,7 @@ def test_the_path_of_an_onnx_file_gives_a_model(tmp_path: Path) -> None:
 
 
 def test_in_place_changes_the_callers_graph_module() -> None:
-    model, x = repvgg()
+    model, x = block("repvgg")
     given = traced_as("fx", model, (x,))
     assert reparam_compiler.fuse(given, inplace=True) is given
     assert relative_error(run(model, x), run(given, x)) < EXACT
@@ -173,135 +153,11 @@ def test_in_place_changes_the_callers_graph_module() -> None:
 
 
 def test_in_place_changes_the_callers_program() -> None:
-    model, x = repvgg()
+    model, x = block("repvgg")
     given = traced_as("export", model, (x,))
     assert reparam_compiler.fuse(given, inplace=True) is given
     assert relative_error(run(model, x), run(given, x)) < EXACT
     assert len(given.state_dict) == 2
-
-
-# what the results can do
-
-
-@pytest.fixture
-def fused_fx() -> tuple[fx.GraphModule, Tensor, Tensor]:
-    model, x = repvgg()
-    fused = reparam_compiler.fuse(traced_as("fx", model, (x,)), (x,))
-    return fused, x, run(model, x)
-
-
-def test_the_fused_module_is_made_of_ordinary_modules(fused_fx: tuple[fx.GraphModule, Tensor, Tensor]) -> None:
-    fused, _, _ = fused_fx
-    (conv,) = [m for m in fused.modules() if isinstance(m, nn.Conv2d)]
-    assert type(conv) is nn.Conv2d
-    assert (conv.kernel_size, conv.padding, conv.in_channels, conv.out_channels) == ((3, 3), (1, 1), 8, 8)
-    assert set(fused.state_dict()) == {"branches.fused.weight", "branches.fused.bias"}
-    assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
-
-
-@pytest.mark.parametrize(
-    "through",
-    [
-        copy.deepcopy,
-        lambda m: through_a_file(m),
-        lambda m: torch.compile(m, backend="eager"),
-        lambda m: torch.compile(m, backend="aot_eager"),
-        lambda m: torch.export.export(m, (normal(2, 8, 9, 7),)).module(),
-        lambda m: reparam_compiler.fuse(m),
-        lambda m: fx.symbolic_trace(m),
-        lambda m: m.train(),
-    ],
-    ids=["deepcopy", "save", "compile_eager", "compile_aot", "export", "fuse_again", "trace_again", "train"],
-)
-def test_the_fused_module_goes_through(
-    through: Callable[[nn.Module], Any], fused_fx: tuple[fx.GraphModule, Tensor, Tensor]
-) -> None:
-    fused, x, expected = fused_fx
-    with torch.no_grad():
-        assert relative_error(expected, through(fused)(x)) < EXACT  # float64
-
-
-def through_a_file(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    loaded: nn.Module = torch.load(file, weights_only=False)
-    return loaded
-
-
-def test_the_fused_module_loads_its_own_state_dict(fused_fx: tuple[fx.GraphModule, Tensor, Tensor]) -> None:
-    fused, x, expected = fused_fx
-    other = copy.deepcopy(fused)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    other.load_state_dict(fused.state_dict())
-    assert relative_error(expected, run(other, x)) < EXACT
-
-
-def test_the_fused_module_has_the_gradient_of_the_original(fused_fx: tuple[fx.GraphModule, Tensor, Tensor]) -> None:
-    fused, x, _ = fused_fx
-    model, _ = repvgg()
-    gradients = []
-    for module in (model, fused):
-        leaf = x.clone().requires_grad_()
-        module(leaf).square().sum().backward()
-        gradients.append(leaf.grad)
-    assert relative_error(*gradients) < EXACT
-    assert all(parameter.grad is not None for parameter in fused.parameters())
-
-
-def test_the_fused_program_saves_and_loads(tmp_path: Path) -> None:
-    model, x = repvgg()
-    fused = reparam_compiler.fuse(traced_as("export", model, (x,)))
-    torch.export.save(fused, tmp_path / "fused.pt2")
-    loaded = torch.export.load(tmp_path / "fused.pt2")
-    assert relative_error(run(model, x), run(loaded, x)) < EXACT
-    assert loaded.graph_signature.parameters == fused.graph_signature.parameters
-
-
-@pytest.mark.parametrize(
-    "through",
-    [
-        lambda program, x: torch.export.export(program.module(), (x,)),
-        lambda program, x: program.run_decompositions(),
-        lambda program, x: program.run_decompositions({}),
-        lambda program, x: reparam_compiler.fuse(program),
-        lambda program, x: copy.deepcopy(program),
-    ],
-    ids=["export", "decompose", "functionalise", "fuse_again", "deepcopy"],
-)
-def test_the_fused_program_goes_through(through: Callable[[ExportedProgram, Tensor], ExportedProgram]) -> None:
-    model, x = repvgg()
-    fused = reparam_compiler.fuse(traced_as("export", model, (x,)))
-    assert relative_error(run(model, x), run(through(fused, x), x)) < EXACT
-
-
-def test_a_decomposed_program_is_fused_too() -> None:
-    model, x = repvgg()
-    program = traced_as("export", model, (x,)).run_decompositions()
-    fused, report = reparam_compiler.fuse(program, return_report=True)
-    assert [len(fusion.nodes) for fusion in report.fusions] == [7]
-    assert relative_error(run(model, x), run(fused, x)) < EXACT
-
-
-def test_a_dynamic_batch_stays_dynamic() -> None:
-    model, x = repvgg()
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    fused, report = reparam_compiler.fuse(program, return_report=True)
-    for batch in (2, 5):
-        other = normal(batch, 8, 9, 7)
-        assert relative_error(run(model, other), run(fused, other)) < EXACT
-    assert report.fusions[0].shape.endswith(" 8 9 7")
-    assert report.after.flops is None
-
-
-def test_dynamic_height_and_width_stay_dynamic() -> None:
-    model, x = repvgg()
-    sizes = {2: torch.export.Dim("height", min=3), 3: torch.export.Dim("width", min=3)}
-    fused = reparam_compiler.fuse(torch.export.export(model, (x,), dynamic_shapes=(sizes,)))
-    other = normal(2, 8, 5, 12)
-    assert relative_error(run(model, other), run(fused, other)) < EXACT
 
 
 # dtypes
@@ -310,7 +166,7 @@ def test_dynamic_height_and_width_stay_dynamic() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "units"), [(torch.float16, 2), (torch.bfloat16, 2), (torch.float32, 2), (torch.float64, 2)])
 def test_folded_weights_are_rounded_once(dtype: torch.dtype, units: int, kind: Kind) -> None:
-    model, x = repvgg()
+    model, x = block("repvgg")
     model = model.to(dtype)
     exact = reparam_compiler.fuse(copy.deepcopy(model).double(), verify=False)
     fused = reparam_compiler.fuse(traced_as(kind, model, (x.to(dtype),)), verify=False)
@@ -323,7 +179,7 @@ def test_folded_weights_are_rounded_once(dtype: torch.dtype, units: int, kind: K
 
 
 def test_a_half_precision_model_is_compared_in_float64() -> None:
-    model, x = repvgg()
+    model, x = block("repvgg")
     model, x = model.half(), x.half()
     _, report = reparam_compiler.fuse(traced_as("fx", model, (x,)), (x,), return_report=True)
     assert report.whole_model is not None
@@ -490,129 +346,3 @@ def test_a_model_that_converts_dtypes_is_compared_in_its_own() -> None:
         assert report.whole_model is not None
         assert report.whole_model.how.startswith("torch, the model's own dtype")
         assert report.whole_model.difference.relative < 1e-5  # float32
-
-
-# what is refused
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_model_in_training_mode_is_refused_with_what_to_do(kind: Kind) -> None:
-    model, x = repvgg()
-    model.train()
-    warned = pytest.warns(
-        reparam_compiler.TrainingModeWarning, match=r"\d+ norms are in training mode .*call model.eval\(\) before fuse\(\)"
-    )
-    with contextlib.nullcontext() if kind == "export" else warned:
-        fused, report = reparam_compiler.fuse(traced_as(kind, model, (x,)), return_report=True)
-    assert not report.fusions
-    assert any("training=True; call model.eval() before fuse()" in refusal.reason for refusal in report.refusals)
-    results = []
-    for given in (model, fused):
-        module = given.module() if isinstance(given, ExportedProgram) else copy.deepcopy(given)
-        results.append(module(x).detach())
-    assert relative_error(*results) < EXACT
-
-
-def test_a_norm_without_statistics_is_left_alone() -> None:
-    model = Pieces(lambda m, x: m.norm(m.wide(x)))
-    model.norm = nn.BatchNorm2d(4, track_running_stats=False)
-    fused = fuse_in_float64(model, normal(2, 4, 6, 5))
-    assert fused.error < EXACT
-    assert not fused.report.fusions
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_nothing_reads_is_left_with_its_weights(kind: Kind) -> None:
-    def forward(m: Pieces, x: Tensor) -> Tensor:
-        m.norm(m.point(m.wide(x)).movedim(1, -1).movedim(-1, 1)).roll(1)
-        return torch.relu(x + x)
-
-    assert fuse_in_float64(Pieces(forward), normal(2, 4, 6, 5), kind=kind, shapes=True).error == 0
-
-
-def test_a_failed_proof_leaves_the_region_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(node: Any, reads: SourceLayout) -> Any:
-        right = rules.batch_norm(node, reads)
-        return affine.diagonal(right.weight.reshape(-1), right.bias + 1e-6, reads.rank)
-
-    monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
-    registry.register_linear("batch_norm", override=True)(wrong)
-    for kind in KINDS:
-        model, x = repvgg()
-        fused = fuse_in_float64(model, x, kind=kind)
-        assert fused.error == 0
-        assert not fused.report.fusions
-        assert "the proof failed: both forms differ by 2e-06" in fused.report.to_text()
-
-
-def test_a_whole_model_that_is_off_raises_and_leaves_the_caller_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(node: Any, reads: SourceLayout) -> Any:
-        right = rules.batch_norm(node, reads)
-        return affine.diagonal(right.weight.reshape(-1) * 1.001, right.bias, reads.rank)
-
-    monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
-    monkeypatch.setattr(fuse_branches, "TOLERANCE", 1.0)
-    registry.register_linear("batch_norm", override=True)(wrong)
-    model, x = repvgg()
-    given = traced_as("fx", model, (x,))
-    state, code = state_of(given), given.code
-    with pytest.raises(VerificationError, match="output: the rewritten model differs by") as caught:
-        reparam_compiler.fuse(given, (x,), inplace=True)
-    assert caught.value.max_abs_err > caught.value.tolerance > 0
-    assert given.code == code
-    assert same_state(state, given.state_dict())
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (torch.zeros(3), r"found a torch\.Tensor; expected an fx\.GraphModule"),
-        ("model.pt", r"found the path model\.pt; expected one that ends in \.onnx"),
-        (None, r"found a builtins\.NoneType"),
-    ],
-)
-def test_what_is_no_model_is_refused_with_what_was_expected(given: object, message: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=message):
-        reparam_compiler.fuse(given)
-
-
-def test_example_inputs_that_the_model_does_not_take_are_named() -> None:
-    model, x = repvgg()
-    with pytest.raises(UnsupportedModelError, match=r"does not run on inputs of shapes \[\(2, 3, 9, 7\)\]"):
-        reparam_compiler.fuse(traced_as("fx", model, (x,)), (normal(2, 3, 9, 7),))
-
-
-# inspect, and the report
-
-
-def test_inspect_tells_what_fuse_would_do_and_writes_nothing() -> None:
-    model, x = repvgg()
-    for kind in KINDS:
-        given = traced_as(kind, model, (x,))
-        before = str(given)
-        report = reparam_compiler.inspect(given, (x,))
-        assert [len(fusion.nodes) for fusion in report.fusions] == [7]
-        assert str(given) == before
-        assert report.whole_model is None
-
-
-def test_the_report_as_json_has_every_field() -> None:
-    model, x = block("relu_in_branches")
-    report = fuse_in_float64(model, x, shapes=True).report
-    found = json.loads(report.to_json())
-    assert set(found) == {"kind", "fusions", "refusals", "before", "after", "whole_model", "remarks", "not_compared"}
-    assert [refusal["op"] for refusal in found["refusals"]] == ["add", "add", "batch_norm"]
-    assert found["before"]["convs"] == found["after"]["convs"] == 2
-    assert found["fusions"][0]["error"]["relative"] < EXACT
-
-
-def test_the_report_as_text_reads_so() -> None:
-    model, x = repvgg()
-    text = fuse_in_float64(model.float(), x, shapes=True).report.to_text()
-    head = text.splitlines()[:6]
-    assert head[:3] == ["torch.fx: 1 fused, 0 refused", "  convs         2 -> 1", "  params        0.001 M -> 0.001 M"]
-    assert [line.split()[0] for line in head[3:]] == ["FLOPs", "Winograd", "activations"]
-    assert "  fused    add_1: 7 nodes -> conv pad=1; weight 8x8x3x3 in [" in text
-    assert "], f64 2 8 9 7, 0.08064 -> 0.07258 M multiply-adds, " in text
-    assert "every fused region proven in float64: differs by at most" in text
-    assert text.splitlines()[-1].startswith("the whole model differs by")

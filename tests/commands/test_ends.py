@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from reparam_compiler.commands import reparam as cli
 from reparam_compiler.commands.failing import NOTHING_FUSED
+from tests.support.reparam_runs import reparam
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch warns of itself
 HERE = "tests.commands.test_ends"
@@ -67,10 +68,6 @@ def raising() -> nn.Module:
 def needs_a_width(width: int) -> nn.Module:
     """A factory that cannot be called as it stands."""
     return nn.Conv2d(3, width, 1)
-
-
-def reparam(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 def run(verb: tuple[str, ...], out: Path, *arguments: object) -> Result:

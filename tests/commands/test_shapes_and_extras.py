@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner, Result
 
 import reparam_compiler
 from reparam_compiler.commands import reparam as cli
@@ -18,6 +17,7 @@ pytest.importorskip("onnx")
 
 import onnx
 
+from tests.support.reparam_runs import reparam
 from tests.support.tvmc_runs import tvmc, write_onnx
 
 HERE = "tests.commands.test_shapes_and_extras"
@@ -57,10 +57,6 @@ class Several(nn.Module):
 def deep() -> nn.Module:
     """A net with channels that can be cut."""
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
-
-
-def reparam(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
 
 
 def test_a_shape_without_a_name_is_that_of_the_only_input(tmp_path: Path) -> None:

@@ -80,6 +80,15 @@ def relative_error(expected: Any, found: Any) -> float:
     return max(errors, default=0.0)
 
 
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_state(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
+    """Bit for bit."""
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
 @dataclass(frozen=True)
 class Fused:
     """What `fuse` gave for a model in float64, and how far it is from the original."""

@@ -106,16 +106,21 @@ def test_weights_that_are_still_read_around_a_body_stay() -> None:
     assert {tensor.name for tensor in fused.graph.initializer} == {"a1_w", "flag"}
 
 
-def test_the_body_of_a_loop_is_fused_and_names_stay_unique() -> None:
-    inputs = [value("i", (), 7), value("go_in", (), 9), value("state", SHAPE)]
+def block_of(source: str) -> list[NodeProto]:
+    """The block, which reads another value than x."""
     block = []
     for node in BLOCK:
         copied = NodeProto()
         copied.CopyFrom(node)
-        copied.input[:] = ["state" if name == "x" else name for name in node.input]
+        copied.input[:] = [source if name == "x" else name for name in node.input]
         block.append(copied)
+    return block
+
+
+def test_the_body_of_a_loop_is_fused_and_names_stay_unique() -> None:
+    inputs = [value("i", (), 7), value("go_in", (), 9), value("state", SHAPE)]
     scaled = [helper.make_node("Tanh", ["y"], ["next"]), helper.make_node("Identity", ["go_in"], ["go"])]
-    body = helper.make_graph([*block, *scaled], "body", inputs, [value("go", (), 9), value("next", SHAPE)])
+    body = helper.make_graph([*block_of("state"), *scaled], "body", inputs, [value("go", (), 9), value("next", SHAPE)])
     loop = helper.make_node("Loop", ["count", "go_first", "x"], ["z"], name="loop", body=body)
     taken = helper.make_node("Relu", ["x"], ["y.weight"])
     constants = CONSTANTS | {"count": np.array(3), "go_first": np.array(True)}
@@ -129,13 +134,7 @@ def test_the_body_of_a_loop_is_fused_and_names_stay_unique() -> None:
 
 
 def test_the_body_of_a_scan_is_fused() -> None:
-    block = []
-    for node in BLOCK:
-        copied = NodeProto()
-        copied.CopyFrom(node)
-        copied.input[:] = ["item" if name == "x" else name for name in node.input]
-        block.append(copied)
-    body = helper.make_graph(block, "body", [value("item", SHAPE)], [value("y", SHAPE)])
+    body = helper.make_graph(block_of("item"), "body", [value("item", SHAPE)], [value("y", SHAPE)])
     scan = helper.make_node("Scan", ["x"], ["z"], name="scan", body=body, num_scan_inputs=1)
     model = model_of([scan], {"x": (3, *SHAPE)}, ["z"], CONSTANTS)
     fused = check(model, {"x": normal(3, *SHAPE)})
