@@ -12,7 +12,8 @@ Errors   the largest difference from float64 (torch) over the largest output
 Roofline where the time of A0 goes in ours, kernel by kernel inside whole runs, one thread (`lower_roofline.py`)
 Dilation one 3x3 conv at equal multiply-adds
 
-An engine that is not installed or fails is a line of the page; the others go on. `--quick` takes tiny nets, few turns.
+An engine that is not installed or fails is a line of the page; the others go on. `--quick` takes tiny nets, few turns, and two
+threads for the first net alone.
 """
 
 import argparse
@@ -60,7 +61,7 @@ def measure(settings: Settings, folder: Path) -> Results:
         _say(f"{subject.name}: preparing")
         place = folder / f"net {index}"
         results.built[subject.name] = prepare(subject, place)
-        for threads in THREADS:
+        for threads in THREADS if index == 0 or not settings.quick else THREADS[:1]:
             _say(f"{subject.name}: {named(threads)}")
             results.rows += timed(subject.name, place, threads, settings)
         if subject.name == A0 and (place / "ours.tar").exists():
@@ -69,7 +70,7 @@ def measure(settings: Settings, folder: Path) -> Results:
             results.peaks = found["peaks"]
     _say("dilated convs")
     convs = dilated_convs(folder, quick=settings.quick)
-    for threads in THREADS:
+    for threads in THREADS[:1] if settings.quick else THREADS:
         times = _alone(threads, "convs", 3 if settings.quick else 20, *convs.values())
         results.dilated |= {(threads, *key): found for key, found in zip(convs, times, strict=True)}
     return results

@@ -31,7 +31,7 @@ def test_a_quick_run_times_every_engine_that_is_installed_and_names_the_others(t
     rows = {(row["subject"], row["engine"], row["threads"]): row for row in record["rows"]}
     assert rows.keys() == {
         *((A0, engine, 1) for engine in ENGINES),
-        *((net, engine, threads) for net in (A0, PRUNED[0]) for engine in (ONNX_RUNTIME, OURS) for threads in (1, 2)),
+        *((net, engine, threads) for net, threads in ((A0, 2), (PRUNED[0], 1)) for engine in (ONNX_RUNTIME, OURS)),
     }
     for (subject, engine, threads), row in rows.items():
         if installed(engine):
@@ -46,7 +46,7 @@ def test_a_quick_run_times_every_engine_that_is_installed_and_names_the_others(t
     assert {row["kernel"] for row in record["kernels"]} <= {name for name, _ in record["built"][A0]["kernels"]}
     assert all(row["seconds"] > 0 and row["activations"] > 0 for row in record["kernels"])
     assert any(row["weights"] > 0 for row in record["kernels"])
-    assert {(row["threads"], row["dilation"]) for row in record["dilated"]} == {(t, d) for t in (1, 2) for d in (1, 2)}
+    assert {(row["threads"], row["dilation"]) for row in record["dilated"]} == {(1, d) for d in (1, 2)}
 
 
 def results(ours: float = 10.0, ort: float = 20.0, mnn: float = 15.0, **more: float) -> Results:

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import pickle
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -329,11 +328,14 @@ def test_a_damaged_archive_is_refused(content: bytes, tmp_path: Path) -> None:
         load_model(tmp_path / "net.pt2")
 
 
-def test_a_factory_comes_from_the_working_folder_in_the_mode_it_was_made(tmp_path: Path) -> None:
+def test_a_factory_comes_from_the_working_folder_in_its_own_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(1, 1, 1))\n")
-    script = "from reparam_compiler.models.io import load_model as load; print(load('mine:net').training)"
-    found = subprocess.run([sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "True"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", ".", str(tmp_path))])
+    monkeypatch.setitem(sys.modules, "mine", None)
+    del sys.modules["mine"]  # and so it is gone afterwards as well
+    model: Any = load_model("mine:net")
+    assert model.training
 
 
 def identity_onnx() -> onnx.ModelProto:

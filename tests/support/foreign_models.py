@@ -144,8 +144,11 @@ STAGES = {"hidden_sizes": [16, 24, 32, 40], "out_features": ["stage3", "stage4"]
 def _rt_detr(library: Any, small: bool) -> nn.Module:
     if not small:
         return library.RTDetrForObjectDetection(library.RTDetrConfig())
-    backbone = library.RTDetrResNetConfig(embedding_size=16, depths=[1, 1, 1, 1], layer_type="basic", **STAGES)
-    return library.RTDetrForObjectDetection(library.RTDetrConfig(backbone_config=backbone, **DETECTOR))
+    backbone = library.RTDetrResNetConfig(
+        embedding_size=16, depths=[1, 1, 1], layer_type="basic", hidden_sizes=[16, 24, 32], out_features=["stage2", "stage3"]
+    )
+    sizes = {"encoder_in_channels": [24, 32], "feat_strides": [8, 16], "anchor_image_size": [64, 64], "decoder_layers": 1}
+    return library.RTDetrForObjectDetection(library.RTDetrConfig(backbone_config=backbone, **DETECTOR | sizes))
 
 
 def _d_fine(library: Any, small: bool) -> nn.Module:
@@ -169,7 +172,7 @@ def _d_fine(library: Any, small: bool) -> nn.Module:
 CONFIGURED: dict[str, tuple[Callable[[Any, bool], nn.Module], tuple[int, ...], tuple[int, ...]]] = {
     "textnet": (_textnet, (1, 3, 64, 96), (1, 3, 320, 320)),
     "efficientloftr": (_efficientloftr, (1, 2, 1, 64, 96), (1, 2, 1, 224, 224)),
-    "rt_detr": (_rt_detr, (1, 3, 96, 96), (1, 3, 320, 320)),
+    "rt_detr": (_rt_detr, (1, 3, 64, 64), (1, 3, 320, 320)),
     "d_fine": (_d_fine, (1, 3, 96, 96), (1, 3, 320, 320)),
 }
 """How to make each model of transformers, and the shapes of the inputs of the small one and of the other."""

@@ -12,8 +12,8 @@ from reparam_compiler.api.report import FuseReport
 from reparam_compiler.interpreter.difference import difference
 from tests.support.foreign_models import timm_model, transformers_model
 
-TOLERANCE, IN_FLOAT32 = 1e-6, 1e-5
-"""In float64, the fused weights rounded to float32 on the way into the model; in float32, where sums are rounded as well."""
+TOLERANCE = 1e-6
+"""In float64, the fused weights rounded to float32 on the way into the model."""
 GHOSTS = ["blocks.2.0", "blocks.4.0", "blocks.6.1", "blocks.6.2", "blocks.8.2", "blocks.8.3"]
 GATED = [f"stages.2.blocks.{i}" for i in (*range(1, 6), *range(9, 15))]
 EFFICIENTVIT_WIDTHS = {"embed_dim": (64, 128), "key_dim": (16, 16), "window_size": (7, 7)}
@@ -38,8 +38,10 @@ TIMM: dict[str, tuple[int, int, dict[str, Any]]] = {
 }
 """For each model the convs before, those that timm's own `reparameterize_model` leaves, and what makes it shallow: each kind of
 block once or twice, since many alike show nothing more. A module that is called several times is one conv here."""
-TRANSFORMERS = {"textnet": (40, 16), "rt_detr": (37, 31), "efficientloftr": (14, 7), "d_fine": (57, 53)}
-"""For each model the convs before and after `fuse`, of efficientloftr in its parts; these have no conversion of their own."""
+TRANSFORMERS = {"textnet": (40, 16), "rt_detr": (34, 28), "efficientloftr": (14, 7)}
+"""For each model the convs before and after `fuse`, of efficientloftr in its parts; these have no conversion of their own.
+
+D-FINE, which has RT-DETR's blocks and takes a minute to export, is one of `benchmarks/fuse_zoo.py`."""
 
 
 STAYS = re.compile(r"is not linear$|one conv would |^axes \[1, 2\] meet|^linear layers and ops whose channels")
@@ -75,6 +77,4 @@ def test_a_transformers_model_is_fused(name: str) -> None:
     _, report = fused(model, x)
     assert (report.before.convs, report.after.convs) == TRANSFORMERS[name]
     assert report.whole_model is not None
-    in_float32 = "own dtype" in report.whole_model.how
-    assert in_float32 == (name == "d_fine")  # its export says float32
-    assert report.whole_model.difference.relative < (IN_FLOAT32 if in_float32 else TOLERANCE)
+    assert report.whole_model.difference.relative < TOLERANCE

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-WIDTH, BLOCKS = 512, 45
-"""472 MB of weights: more than what is read into memory (`io.IN_MEMORY`)."""
+WIDTH, BLOCKS = 512, 30
+"""315 MB of weights: more than what is read into memory (`io.IN_MEMORY`)."""
 
 MEASURE = """
 import resource, sys
