@@ -45,7 +45,7 @@ class Source:
     kind: what the caller gave; "onnx" for an .onnx file.
     model: the native model, as the caller has it or as its file holds it.
     inputs: the example inputs, a tuple or a list; None where there are none.
-    copy: whether the trace of a plain module shares no tensor with it.
+    copy: whether what is written of a plain module shares no tensor with it.
     name: the path that it was opened from, else its class.
     why_exported: what makes a trace of no use, for a plain module that is to be read as torch.export has it.
     """

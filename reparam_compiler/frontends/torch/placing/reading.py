@@ -20,6 +20,7 @@ from reparam_compiler.frontends.torch.placing.same_trace import apart
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import copy_attributes
 from reparam_compiler.frontends.torch.tracing.calls import Trace
+from reparam_compiler.frontends.torch.tracing.shared_weights import make_own
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 from reparam_compiler.ir.graph import Graph
 
@@ -52,6 +53,12 @@ class ModuleReading:
         """The module that computes `after`; with `exact` its trace in float64, the new weights not rounded."""
         if exact:
             return self.through.write(after, exact=True)
+        written = self._written(after, inplace=inplace)
+        make_own(written, self.trace.shared)
+        return written
+
+    def _written(self, after: Graph, *, inplace: bool) -> nn.Module:
+        """As `write`; what stays may be shared with the caller's module, as it is in the trace."""
         module, trace = self.trace.module, self.trace.graph_module
         if not inplace:
             memo: dict[int, Any] = {}

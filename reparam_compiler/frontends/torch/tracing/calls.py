@@ -46,6 +46,7 @@ class Trace:
     owners: for each node, by its name, the call whose code made it; None for the model's own.
     calls: in the order of their ends. fixed: the arguments that were fixed while tracing, with their values.
     apart: modules that stay calls though they have parts of their own, and why.
+    shared: the parameters, by `id`, whose elements are the caller's: what is given away must have its own (`shared_weights`).
     """
 
     graph_module: fx.GraphModule
@@ -54,6 +55,7 @@ class Trace:
     calls: Sequence[ModuleCall]
     fixed: Mapping[str, Any]
     apart: Mapping[str, str]
+    shared: frozenset[int] = frozenset()
 
 
 def is_within(path: str, outer: str) -> bool:

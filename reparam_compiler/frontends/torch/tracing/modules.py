@@ -14,7 +14,7 @@ In five cases a symbolic trace computes something else than its model, and says 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any
 
@@ -35,6 +35,7 @@ from reparam_compiler.frontends.torch.module_state import attributes_kept, buffe
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.attributes import missing, only_calls, reached_into
 from reparam_compiler.frontends.torch.tracing.calls import Trace
+from reparam_compiler.frontends.torch.tracing.shared_weights import make_own, share_weights
 from reparam_compiler.frontends.torch.tracing.tracer import symbolic_trace
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ class NotTracedError(ReparamError):
 def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool, agree: Agree | None = None) -> Trace:
     """The `forward` of a model, traced whole.
 
-    With `copy` a copy is traced, and the trace shares no tensor with the model. What the tracer leaves behind in the modules is
-    taken out again. Where there are example inputs, `agree` is asked whether the trace is the model, less its own hooks.
+    With `copy` a copy is traced, and what is written of the trace shares no tensor with the model. What the tracer leaves
+    behind in the modules is taken out again. Where there are example inputs, `agree` is asked whether the trace is the model,
+    less its own hooks.
 
     Raises:
         NotTracedError: no tracer takes it.
@@ -75,9 +77,12 @@ def traced(model: nn.Module, example_inputs: Sequence[Any] | None, *, copy: bool
         except Exception as error:  # noqa: BLE001 - a tracer runs the model's own code, which raises what it likes
             why = why or first_line(error)
             continue
+        if copy:
+            trace = replace(trace, shared=share_weights(subject, model))
         if example_inputs is None or agree is None or agree(without_hooks(model), trace.graph_module, example_inputs):
             return trace
         why = why or "its trace computes something else on the example inputs"
+        make_own(subject, trace.shared)  # the tracer runs the model's own code once more
     raise NotTracedError(why)
 
 
