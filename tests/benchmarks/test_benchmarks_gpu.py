@@ -22,6 +22,7 @@ from benchmarks.gpu_segmentation import PAPER as PAPER_SEGMENTATION
 from benchmarks.gpu_settings import GROUPS, KernelSize, Segmentation
 from benchmarks.gpu_zoo import FOLDED, FUSED, TRAINING
 from reparam_compiler.zoo import REPVGG, RESNET, Architecture, RepVGG
+from reparam_compiler.zoo.pspnet import PSPNet
 
 HAS_TVM = importlib.util.find_spec("tvm") is not None
 
@@ -35,11 +36,14 @@ def test_without_a_gpu_it_says_so_and_succeeds(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.fixture
 def small_nets(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Under the names of A0 and ResNet-18 nets of few layers; the run is of the same steps."""
+    """Under the names of A0, ResNet-18 and a PSPNet nets of few layers; the run is of the same steps."""
     architecture = Architecture((1, 1, 2, 1, 1), (8, 8, 8, 16, 16))
     for part in (gpu_engines, gpu_zoo):
         monkeypatch.setattr(part, "REPVGG", {"A0": lambda: RepVGG(architecture, num_classes=10)})
         monkeypatch.setattr(part, "RESNET", {"ResNet-18": lambda: RepVGG(architecture, num_classes=10)})
+    monkeypatch.setattr(
+        sys.modules[PSPNet.__module__], "pspnet", lambda _: PSPNet(RepVGG(architecture).stages, 16, num_classes=5)
+    )
     monkeypatch.setattr(gpu, "SMOKE", replace(gpu.SMOKE, longest=0.05))
     gpu_engines.fused_net.cache_clear()
     yield

@@ -116,6 +116,9 @@ def _torchscript(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
 
 
 def _dynamo(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], folder: Path) -> Any:
+    from tests.support import quick_exports
+
+    quick_exports.install()
     program = torch.onnx.export(model, args, kwargs=dict(kwargs), dynamo=True, optimize=False, verbose=False)
     return program.model_proto
 

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import onnx
@@ -13,16 +12,15 @@ import onnx.utils
 import onnxruntime
 import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir.graph import Graph
+from tests.support import quick_exports
 from tests.support.small_models import Together
 
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}  # ONNX Runtime's float32 against float64
 Shape = Sequence[int | str | None]
-_registry = cache(ONNXRegistry.from_torchlib)
-"""The functions that the exporter knows: it only reads them, and making them takes a second each time."""
+quick_exports.install()
 
 
 def model_of(
@@ -128,8 +126,8 @@ def exported_together(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Exports without the warnings of exporters about themselves, and with one registry of functions for all."""
-    with warnings.catch_warnings(), mock.patch.object(ONNXRegistry, "from_torchlib", staticmethod(_registry)):
+    """Exports without the warnings of exporters about themselves."""
+    with warnings.catch_warnings():
         # the legacy exporter announces its end, and both call deprecated parts of torch themselves
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
