@@ -122,7 +122,7 @@ class PruneReport:
         repair = self.plan.repair
         if repair is None:
             return [why_unrepaired(self.plan.gain)]
-        lines = [f"repaired {len(repair.repaired)} convs and linears ({repair.how}) from {repair.samples} calibration samples"]
+        lines = [f"repaired {len(repair.repaired)} convs and linears ({repair.how}) from {repair.samples_text}"]
         lines += [gain_text(self.plan.gain)] if self.plan.gain is not None else []
         return lines + [f"  not repaired  {consumer.node}: {consumer.reason}" for consumer in repair.passed_over]
 

@@ -104,7 +104,7 @@ def print_pruning(out: Console, report: PruneReport) -> None:
     if plan.repair is None:
         out.print(why_unrepaired(plan.gain), style="yellow", highlight=False)
         return
-    out.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples} samples", highlight=False)
+    out.print(f"repaired {len(plan.repair.repaired)} consumers from {plan.repair.samples_text}", highlight=False)
     if plan.gain is not None:
         out.print(gain_text(plan.gain), highlight=False)
     for consumer in plan.repair.passed_over:

@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 RIDGE = 1e-2
-ROUNDS = 5
+ROUNDS = 3
 """Of `refit_rectified`; later ones change little."""
 HELD = 2**28
 """Bytes of rows that are held rather than made anew for each round."""

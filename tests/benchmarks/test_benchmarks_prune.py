@@ -1,6 +1,7 @@
 """The pruning benchmarks run on small settings, and what they conclude follows from the numbers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -44,6 +45,22 @@ def test_a_quick_run_writes_page_and_json_with_the_command(
     assert {row["method"] for row in record["results"]} == methods
     assert all(0 <= value <= 100 for row in record["results"] for value in row["accuracies"])
     assert list(tmp_path.glob("*.part")) == []
+
+
+def test_a_run_of_some_nets_leaves_what_earlier_ones_found_of_others(
+    accuracy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy.page, "versions", lambda *_: "those that are installed")  # the peer need not be
+    output = tmp_path / "accuracy.md"
+    others = [replace(cell, net="ResNet", accuracies=(12.0,)) for cell in cells(accuracy)]
+    accuracy._write(output, [*cells(accuracy), *others], [], (0,), "the first")
+    for high in (50.0, 60.0):
+        accuracy._write(output, cells(accuracy, high=(high,)), [], (1,), "the next")
+    record, page = json.loads(output.with_suffix(".json").read_text()), output.read_text()
+    assert [run["command"] for run in record["earlier"]] == ["the first"]
+    assert {row["net"] for row in record["earlier"][0]["results"]} == {"ResNet"}
+    assert page.index("| high | 60.0 (60.0) |") < page.index("command: the first") < page.index("| high | 12.0 (12.0) |")
+    assert page.count("## ") == 2
 
 
 def test_the_goals_verdict_follows_from_the_mean_over_the_seeds(accuracy: ModuleType) -> None:

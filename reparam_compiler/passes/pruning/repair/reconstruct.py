@@ -9,6 +9,7 @@ what it did in the original one. (Towards the pruned network's own values the er
                     and that goes into the weights; all taps of a conv share it            W' = W A,     b' = b + W c
     least_squares   the outputs are predicted from the patches that are left, padding
                     included, each tap for itself; before a ReLU only what passes counts   W' = S_yz S_zz^-1
+                    (that many numbers want much data: `moved.py` makes twice as much)
 
 A group conv is repaired group by group; a depthwise conv cannot mix channels, so each of its filters is refitted by itself. A
 concat's operands are regressed together, since they stand in one input. Convs and linears that lost nothing but read something
@@ -65,6 +66,7 @@ from reparam_compiler.passes.pruning.repair.consumers import (
     rows,
     taps,
 )
+from reparam_compiler.passes.pruning.repair.moved import WithMoved, can_be_moved
 from reparam_compiler.progress import steps
 
 RepairName = Literal["moments", "fold", "least_squares"]
@@ -99,12 +101,21 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What a repair did, consumer by consumer, on how many calibration samples."""
+    """What a repair did, consumer by consumer.
+
+    samples: of calibration data that were fitted to. moved: copies of them, moved a little (`moved.py`), that were too.
+    """
 
     how: RepairName
     samples: int
+    moved: int
     repaired: tuple[Repaired, ...]
     passed_over: tuple[PassedOver, ...]
+
+    @property
+    def samples_text(self) -> str:
+        """How many samples, in words."""
+        return f"{self.samples} calibration samples{' and as many moved copies' if self.moved else ''}"
 
 
 def repair(
@@ -134,7 +145,8 @@ def repair(
         InfeasiblePruneError: no calibration data, or not an array for each input.
         RewriteError: a node cannot be run on this data.
     """
-    values = Activations(graph, batches, dtype=dtype)
+    twice = how == "least_squares" and can_be_moved(graph)
+    values = Activations(graph, WithMoved(batches) if twice else batches, dtype=dtype)
     work = _Repair(graph, groups, keep, values, how, ridge)
     replacements: dict[NodeId, Node] = {}
     with torch.no_grad():
@@ -146,7 +158,9 @@ def repair(
             if now is not node:
                 replacements[node.id] = now
             values.run_now(node, now)
-    return graph.rewrite(replacements), Repair(how, values.samples, tuple(work.done), tuple(work.passed_over))
+    given = values.samples // 2 if twice else values.samples
+    done, passed_over = tuple(work.done), tuple(work.passed_over)
+    return graph.rewrite(replacements), Repair(how, given, values.samples - given, done, passed_over)
 
 
 @dataclass(slots=True, eq=False)
