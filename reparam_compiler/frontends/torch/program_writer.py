@@ -25,7 +25,7 @@ from reparam_compiler.frontends.torch.tensor_arguments import (
 from reparam_compiler.frontends.torch.tensors import deep_copy, tensor_from
 from reparam_compiler.frontends.torch.writer import new_call
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Diff, Graph, Node, Param
+from reparam_compiler.ir.graph import Diff, Dim, Graph, Node, Param
 
 Tensors = dict[str, Tensor]
 
@@ -100,7 +100,8 @@ class ProgramWriter:
         specs = self._specs_that_stay(changes)
         state, constants = self._state(specs, share=share)
         if changes.retyped:
-            self._retype(state | constants, specs)
+            nodes = (*self.before, *changes.changed, *changes.retyped)  # the last one of an id counts
+            self._retype(state | constants, specs, {node.id: node.type.shape for node in nodes if node.type is not None})
         self.graph.lint()
         root = fx.GraphModule(self.model.graph_module, self.graph)
         for path, body in self.bodies.items():
@@ -185,7 +186,7 @@ class ProgramWriter:
             return isinstance(old_state[name], nn.Parameter) and old_state[name].requires_grad
         return any(tensor.requires_grad for tensor in old_state.values() if isinstance(tensor, nn.Parameter))
 
-    def _retype(self, tensors: Mapping[str, Any], specs: Sequence[InputSpec]) -> None:
+    def _retype(self, tensors: Mapping[str, Any], specs: Sequence[InputSpec], shapes: Mapping[str, tuple[Dim, ...]]) -> None:
         target_of = {spec.arg.name: spec.target for spec in specs}
 
         def tensor_of(node: fx.Node) -> Tensor | None:
@@ -195,7 +196,7 @@ class ProgramWriter:
             tensor: Tensor = tensors[target]
             return tensor.float() if self.exact else tensor
 
-        self.values.retype(tensor_of, self.updated)
+        self.values.retype(tensor_of, self.updated, shapes)
 
     def _parameter(self, wanted: str, param: Param, *, trains: bool = True) -> fx.Node:
         """A new placeholder with its parameter, under the wanted name or one beside it."""

@@ -35,21 +35,22 @@ def test_every_value_of_a_cut_program_has_the_shape_and_dtype_of_what_is_compute
     shapes = ({0: Dim("batch")},) if dynamic else None
     program = torch.export.export(Net().eval(), (x,), dynamic_shapes=shapes)
     pruned = reparam_compiler.prune(program, ratio=0.5, round_to=1)
-    computed: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    computed: dict[str, tuple[torch.dtype, tuple[int, ...], tuple[int, ...]]] = {}
+    first = 1 if dynamic else 0
 
     class Run(fx.Interpreter):
         def run_node(self, n: fx.Node) -> object:
             value = super().run_node(n)
             if isinstance(value, Tensor):
-                computed[n.name] = value.dtype, tuple(value.shape)[1:] if dynamic else tuple(value.shape)
+                computed[n.name] = value.dtype, tuple(value.shape)[first:], value.stride()[first:]
             return value
 
     tensors = {**pruned.state_dict, **pruned.constants}
     stored = [tensors[spec.target] for spec in pruned.graph_signature.input_specs if spec.target]
     Run(pruned.graph_module).run(*stored, x)
     found = {node.name: node.meta["val"] for node in pruned.graph.nodes if isinstance(node.meta.get("val"), Tensor)}
-    first = 1 if dynamic else 0
-    assert {name: (value.dtype, tuple(map(int, value.shape[first:]))) for name, value in found.items()} == computed
+    sizes = {name: (tuple(map(int, value.shape[first:])), value.stride()[first:]) for name, value in found.items()}
+    assert {name: (value.dtype, *sizes[name]) for name, value in found.items()} == computed
     assert computed["conv2d"][1][-3:] == (4, 4, 5)
 
 

@@ -210,21 +210,38 @@ def _families(coupled: _Coupled) -> tuple[Family, ...]:
     return tuple(sorted(families, key=lambda family: graph.position[family.producers[0]]))
 
 
-def _signatures(coupled: _Coupled) -> Mapping[_Signature, list[int]]:
+def _signatures(coupled: _Coupled) -> Mapping[_Signature, Int64[np.ndarray, "_"]]:
     """The groups by signature. Copies of a number that nothing joined stand nowhere, and are in none."""
-    standing: list[list[tuple[_Place, int]]] = [[] for _ in range(coupled.count)]
+    standings, standing = _standings(coupled)
+    pins: list[Pin | None] = [None, *dict.fromkeys(coupled.pins.values())]
+    number_of = {pin: number for number, pin in enumerate(pins)}
+    pinned = np.zeros(coupled.count, np.int64)
+    pinned[[*coupled.pins]] = [number_of[pin] for pin in coupled.pins.values()]
+    groups = 1 + np.flatnonzero(standing[1:])
+    codes, first, count = np.unique((standing * len(pins) + pinned)[groups], return_index=True, return_counts=True)
+    order = np.argsort((standing * len(pins) + pinned)[groups], kind="stable")
+    parts = np.split(groups[order], np.cumsum(count)[:-1])
+    signatures = [_Signature(pins[code % len(pins)], standings[code // len(pins)]) for code in codes.tolist()]
+    return {signatures[index]: parts[index] for index in np.argsort(first).tolist()}
+
+
+def _standings(coupled: _Coupled) -> tuple[list[tuple[tuple[_Place, int], ...]], Int64[np.ndarray, "G"]]:
+    """In which places groups stand how often, and for each group which of these it is: 0 for one that stands nowhere.
+
+    Groups that stood alike are told apart, place by place, by whether they stand there and how often.
+    """
+    standings: list[tuple[tuple[_Place, int], ...]] = [()]
+    standing = np.zeros(coupled.count, np.int64)
     for place in _places(coupled.trace):
-        found, count = np.unique(coupled.number[place.labels], return_counts=True)
-        for group, often in zip(found.tolist(), count.tolist(), strict=True):
-            standing[group].append((place, often))
-    groups: dict[_Signature, list[int]] = {}
-    for group in range(1, coupled.count):
-        if standing[group]:
-            groups.setdefault(_Signature(coupled.pins.get(group), tuple(standing[group])), []).append(group)
-    return groups
+        found, often = np.unique(coupled.number[place.labels], return_counts=True)
+        most = int(often.max(initial=0)) + 1
+        codes, index = np.unique(standing[found] * most + often, return_inverse=True)
+        standing[found] = len(standings) + index
+        standings += [(*standings[code // most], (place, code % most)) for code in codes.tolist()]
+    return standings, standing
 
 
-def _family(signature: _Signature, groups: list[int], graph: Graph) -> Family:
+def _family(signature: _Signature, groups: Int64[np.ndarray, "_"], graph: Graph) -> Family:
     """The family of one signature, under the name of the layer that makes its channels."""
     made = [(place, often) for place, often in signature.standing if place.makes_channels] or signature.standing
     producers = tuple(dict.fromkeys(place.node for place, _ in made))
@@ -233,7 +250,7 @@ def _family(signature: _Signature, groups: list[int], graph: Graph) -> Family:
     positions, pin = made[0][1], signature.pin
     if pin is None and len(groups) == 1:
         pin = Pin(producers[0], f"its {positions} channels can only leave together")
-    return Family(native_name(graph[producers[0]]), np.array(groups), positions, producers, members, pin)
+    return Family(native_name(graph[producers[0]]), groups, positions, producers, members, pin)
 
 
 def _places(trace: Trace) -> list[_Place]:
