@@ -88,6 +88,8 @@ def evaluate_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype =
 
 def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torch.float64) -> Any:
     """As `evaluate_node`; a check is made, and raises RewriteError where it fails."""
+    if (whole := _too_wide(node)) is not None:
+        return torch.cat([run_node(part, values, dtype) for part in _parts(node, whole)], -1)
     operands: list[Any] = []
     for operand in node.inputs:
         if isinstance(operand, Param):
@@ -105,6 +107,31 @@ def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torc
         return value
     # what an op of the model's own makes or converts to is of the model's dtype
     return _pytree.tree_map_only(Tensor, lambda part: _wide(part, dtype), value)
+
+
+PART = 2**21
+"""Elements of a linear's weight that are converted at a time: as many as a cache holds."""
+
+
+def _too_wide(node: Node) -> Param | None:
+    """The weight of a linear that is run in parts: to write all of it anew takes longer than to multiply by it once."""
+    weight = node.operand("weight") if isinstance(node.op, ops.Linear) and node.has_constant_params else None
+    return weight if isinstance(weight, Param) and weight.count > PART and weight.shape[0] > 1 else None
+
+
+def _parts(node: Node, weight: Param) -> Iterator[Node]:
+    """Linears that give the outputs of a linear one after the other."""
+    array, bias = np.asarray(weight.load()), node.param("bias")
+    rows = max(1, PART // weight.shape[1])
+    shift = None if bias is None else np.asarray(bias.load())
+    for first in range(0, weight.shape[0], rows):
+        part = slice(first, first + rows)
+        yield node.with_operands(
+            {
+                "weight": Param.of(array[part], role=weight.role, dtype=weight.dtype),
+                "bias": None if bias is None or shift is None else Param.of(shift[part], role="bias", dtype=bias.dtype),
+            }
+        )
 
 
 def _wide(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -15,6 +15,7 @@ from reparam_compiler import fuse
 from reparam_compiler.errors import RewriteError, UnsupportedModelError
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
+from reparam_compiler.interpreter import evaluate as evaluator
 from reparam_compiler.interpreter.difference import Difference, difference
 from reparam_compiler.interpreter.evaluate import evaluate, evaluate_node, evaluate_region, tensor_of
 from reparam_compiler.ir import ops
@@ -104,6 +105,16 @@ def test_a_conv_pads_each_side_by_its_own_amount(size: int, low: int, high: int,
     op = ops.Conv((stride, 1), ((low, high), (high, low)), (1, 1), groups)
     expected = F.conv2d(F.pad(X, (high, low, low, high)), weight, None, (stride, 1), 0, 1, groups)
     torch.testing.assert_close(value_of(op, X, weight.numpy()), expected, **FLOAT64)
+
+
+@pytest.mark.parametrize("part", [1, 7, 10, 30])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_wide_linear_is_run_in_parts_with_the_same_result(part: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    weight, bias = draw.standard_normal((5, 6)), draw.standard_normal(5) if biased else None
+    expected = value_of(ops.Linear(), X, weight, bias)
+    monkeypatch.setattr(evaluator, "PART", part)
+    torch.testing.assert_close(value_of(ops.Linear(), X, weight, bias), expected, **FLOAT64)
 
 
 def test_every_elementwise_function_runs() -> None:

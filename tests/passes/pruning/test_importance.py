@@ -7,6 +7,7 @@ import torch
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
+from reparam_compiler.passes.pruning.criteria import magnitude
 from reparam_compiler.passes.pruning.criteria.importance import (
     CRITERIA,
     Criterion,
@@ -31,7 +32,9 @@ def weight(graph: Graph, node: str) -> np.ndarray:
     return param.float64()
 
 
-def test_l1_sums_the_filters_of_all_layers_of_a_group() -> None:
+@pytest.mark.parametrize("piece", [1, 60, magnitude.PIECE])
+def test_l1_sums_the_filters_of_all_layers_of_a_group(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(magnitude, "PIECE", piece)
     _, graph, groups = two_convs_summed()
     expected = sum(np.abs(weight(graph, node)).reshape(8, -1).sum(1) for node in ("a", "b"))
     np.testing.assert_allclose(importance(graph, groups, "l1")[groups.free[0].groups], expected, rtol=1e-12)
