@@ -89,7 +89,8 @@ def evaluate_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype =
 def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torch.float64) -> Any:
     """As `evaluate_node`; a check is made, and raises RewriteError where it fails."""
     if (whole := _too_wide(node)) is not None:
-        return torch.cat([run_node(part, values, dtype) for part in _parts(node, whole)], -1)
+        outputs = [run_node(part, values, dtype) for part in _parts(node, whole)]
+        return torch.cat(outputs, 1 if node.op.channels_second else -1)
     operands: list[Any] = []
     for operand in node.inputs:
         if isinstance(operand, Param):
@@ -110,19 +111,20 @@ def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torc
 
 
 PART = 2**21
-"""Elements of a linear's weight that are converted at a time: as many as a cache holds."""
+"""Elements of a weight that are converted at a time: as many as a cache holds."""
 
 
 def _too_wide(node: Node) -> Param | None:
-    """The weight of a linear that is run in parts: to write all of it anew takes longer than to multiply by it once."""
-    weight = node.operand("weight") if isinstance(node.op, ops.Linear) and node.has_constant_params else None
+    """The weight of a conv or linear that is run in parts: to write all of it anew takes longer than to multiply by it once."""
+    whole = isinstance(node.op, ops.Linear) or (isinstance(node.op, ops.Conv) and node.op.groups == 1)
+    weight = node.operand("weight") if whole and node.has_constant_params else None
     return weight if isinstance(weight, Param) and weight.count > PART and weight.shape[0] > 1 else None
 
 
 def _parts(node: Node, weight: Param) -> Iterator[Node]:
-    """Linears that give the outputs of a linear one after the other."""
+    """Nodes that give the outputs of a conv or linear one after the other."""
     array, bias = np.asarray(weight.load()), node.param("bias")
-    rows = max(1, PART // weight.shape[1])
+    rows = max(1, PART * weight.shape[0] // weight.count)
     shift = None if bias is None else np.asarray(bias.load())
     for first in range(0, weight.shape[0], rows):
         part = slice(first, first + rows)

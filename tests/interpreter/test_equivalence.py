@@ -107,14 +107,17 @@ def test_a_conv_pads_each_side_by_its_own_amount(size: int, low: int, high: int,
     torch.testing.assert_close(value_of(op, X, weight.numpy()), expected, **FLOAT64)
 
 
-@pytest.mark.parametrize("part", [1, 7, 10, 30])
+@pytest.mark.parametrize("part", [1, 7, 40, 300])
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_wide_linear_is_run_in_parts_with_the_same_result(part: int, biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("op", "size"), [(ops.Linear(), (5, 6)), (ops.Conv((2, 1), ((1, 0), (0, 2)), (1, 1)), (5, 4, 3, 2))])
+def test_what_has_a_large_weight_is_run_in_parts_with_the_same_result(
+    op: ops.Op, size: tuple[int, ...], biased: bool, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw = np.random.default_rng(0)
-    weight, bias = draw.standard_normal((5, 6)), draw.standard_normal(5) if biased else None
-    expected = value_of(ops.Linear(), X, weight, bias)
+    weight, bias = draw.standard_normal(size), draw.standard_normal(5) if biased else None
+    expected = value_of(op, X, weight, bias)
     monkeypatch.setattr(evaluator, "PART", part)
-    torch.testing.assert_close(value_of(ops.Linear(), X, weight, bias), expected, **FLOAT64)
+    torch.testing.assert_close(value_of(op, X, weight, bias), expected, **FLOAT64)
 
 
 def test_every_elementwise_function_runs() -> None:

@@ -27,21 +27,23 @@ def _reshaped(mode: Any, value: object, shape: tuple[Dim, ...]) -> FakeTensor | 
 
     It takes a tenth of the time of the fake kernel that would find the same.
     """
-    if not isinstance(value, FakeTensor) or len(shape) != value.ndim or not all(map(_is_number, (*shape, *value.shape))):
+    sizes = [size for size in shape if isinstance(size, int)]
+    if not isinstance(value, FakeTensor) or len(sizes) != len(shape) or len(shape) != value.ndim or _is_open(value):
         return None
     strides = value.stride()
     order = sorted(range(value.ndim), key=strides.__getitem__, reverse=True)
     if _dense(value.shape, order) != strides:
         return None
-    meta = torch.empty_strided(shape, _dense(shape, order), dtype=value.dtype, device="meta")
+    meta = torch.empty_strided(sizes, _dense(sizes, order), dtype=value.dtype, device="meta")
     return FakeTensor(mode, meta, value.device)
 
 
-def _is_number(size: object) -> bool:
-    return isinstance(size, int)
+def _is_open(value: Tensor) -> bool:
+    """True where a size is no number."""
+    return not all(isinstance(size, int) for size in value.shape)
 
 
-def _dense(shape: Sequence[Any], order: Sequence[int]) -> tuple[int, ...]:
+def _dense(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
     """The strides of a tensor without gaps; order: its axes, the outermost in memory first."""
     strides, step = [0] * len(shape), 1
     for axis in reversed(order):
@@ -52,7 +54,9 @@ def _dense(shape: Sequence[Any], order: Sequence[int]) -> tuple[int, ...]:
 def _stored(mode: Any, tensor: Tensor) -> FakeTensor:
     """The fake value of a tensor of the model."""
     meta = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    return FakeTensor(mode, meta, tensor.device).requires_grad_(tensor.requires_grad)
+    fake = FakeTensor(mode, meta, tensor.device)
+    fake.requires_grad_(tensor.requires_grad)
+    return fake
 
 
 @dataclass(frozen=True, slots=True)
