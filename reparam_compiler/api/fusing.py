@@ -2,7 +2,7 @@
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -272,7 +272,7 @@ def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Modu
         fused = f"{len(parts.reports)} of its parts were fused: {', '.join(parts.reports) or 'none'}"
         how = [f"{kind} cannot be traced whole ({source.why_not_traced}); {fused}"]
     else:
-        how = [f"{path} {why}, so it was fused by itself" for path, why in source.trace.apart.items()]
+        how = [_apart(path, why, parts.reports) for path, why in source.trace.apart.items()]
     kept = [f"{path} was not fused as a whole: {why}" for path, why in parts.kept.items()]
     report = merged(
         f"nn.Module {kind}, in parts",
@@ -289,6 +289,12 @@ def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Modu
         if given is not None:
             check_same(result, given, inputs)
     return result, replace(report, whole_model=whole, not_compared=why)
+
+
+def _apart(path: str, why: str, fused: Collection[str]) -> str:
+    """What became of a part that the trace of the whole does not enter. fused: the paths of the parts that were fused."""
+    is_fused = any(name == path or name.startswith(f"{path}.") for name in fused)
+    return f"{path} {why}, so it was " + ("fused by itself" if is_fused else "looked at by itself: nothing in it is fused")
 
 
 _FUSE: Mapping[Kind, Callable[[Source, Options, bool, bool], tuple[Any, FuseReport]]] = {

@@ -220,6 +220,8 @@ def cut(source: Source, options: PruneOptions, target: pipeline.Target | None = 
                 f"found inputs that are no tensors ({kinds or 'none at all'}); expected some, which calibration data is given "
                 "for: give a module that is called with tensors, or with lists and mappings of them"
             )
+        if target is None and (options.ratio or options.budget):
+            pipeline.check_prunable(graph, options.ignored(source.model))
         exact, names = fixed_batch(graph), source.input_names
         data = batches(options.calibration, nodes, exact=exact, mean=options.mean, std=options.std, names=names)
         fitted, held_out = parts(data)

@@ -29,7 +29,9 @@ from reparam_compiler.ir.moves import (
 from reparam_compiler.ir.windows import AdaptiveAvgPool, AvgPool, BatchNorm, Conv, ConvTranspose, Linear, MaxPool
 
 __all__ = [
+    "IN_PLACE",
     "KINDS",
+    "ON_QUANTIZED",
     "QUANTIZED",
     "AdaptiveAvgPool",
     "Add",
@@ -104,6 +106,7 @@ class Facts(Flag):
     PIECEWISE        follows another formula where its values are small or large
     DISCONTINUOUS    gives another value where what it reads differs in its last digit
     SIZED_BY_VALUE   gives as many elements as a value that it reads says
+    WRITTEN          is, or reads, a value whose memory is written to in place, in a way that no value of the graph shows
     """
 
     NONE = 0
@@ -125,6 +128,7 @@ class Facts(Flag):
     DISCONTINUOUS = auto()
     SIZED_BY_VALUE = auto()
     ARGUMENT = auto()
+    WRITTEN = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +395,10 @@ def understood(op: Op) -> Op:
 
 QUANTIZED = "has a quantized weight"
 """Why a layer of whole numbers, or of a weight that is rounded to steps on its way, is opaque."""
+IN_PLACE = "touches memory that is written to in place"
+"""Why an op that is known is opaque where `Facts.WRITTEN` holds."""
+ON_QUANTIZED = "works on quantized numbers"
+"""Why what has no weight, and makes such numbers, takes or gives them, is opaque."""
 
 
 def why_opaque(op: Op) -> str:

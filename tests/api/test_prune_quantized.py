@@ -94,7 +94,7 @@ def trained_for_it() -> nn.Module:
 @pytest.mark.parametrize(
     ("build", "cause"),
     [
-        (converted, rf"into \(torch\.ao\.nn\.quantized\.modules\.Quantize\) has a quantized weight.*{ADVICE}"),
+        (converted, rf"into \(torch\.ao\.nn\.quantized\.modules\.Quantize\) works on quantized numbers.*{ADVICE}"),
         (prepared, r"a \(Conv2d\) has a forward hook \(_observer_forward_hook\)"),
         (trained_for_it, rf"a \(torch\.ao\.nn\.qat\.modules\.conv\.Conv2d\) has a quantized weight.*{ADVICE}"),
     ],
@@ -113,3 +113,72 @@ def test_a_linear_of_dynamic_quantization_pins_what_it_reads() -> None:
     ((name, reason),) = [(pin.name, pin.reason) for pin in report.plan.pinned]
     assert (name, reason) == ("2", "_4 (torch.ao.nn.quantized.dynamic.modules.linear.Linear) has a quantized weight")
     assert pruned(normal(3, 8).float()).shape == (3, 4)
+
+
+def folded_and_converted() -> nn.Module:
+    model = nn.Sequential(
+        quantization.QuantStub(), nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 1), quantization.DeQuantStub()
+    )
+    quantization.fuse_modules(model.eval(), [["1", "2"]], inplace=True)
+    model.qconfig = quantization.get_default_qconfig(torch.backends.quantized.engine)
+    observed = quantization.prepare(model)
+    observed(X)
+    result: nn.Module = quantization.convert(observed)
+    return result
+
+
+def test_what_a_quantized_net_is_left_as_is_said_of_each_layer() -> None:
+    """A conv that took its ReLU in is a quantized one too; a stub has no weight."""
+    for model in (folded_and_converted(), torch.fx.symbolic_trace(folded_and_converted())):
+        refusals = reparam_compiler.inspect(model, (X,)).refusals
+        assert [refusal.reason for refusal in refusals if "weight" in refusal.reason] == [
+            "has a quantized weight; 1 more for that"
+        ]
+        assert {refusal.op.rpartition(".")[2] for refusal in refusals if "numbers" in refusal.reason} <= {
+            "Quantize",
+            "DeQuantize",
+        }
+
+
+def test_ops_without_a_fake_form_are_run_to_know_their_shapes() -> None:
+    with pytest.raises(
+        ReparamError, match=rf"_1 \(torch\.ao\.nn\.intrinsic\.quantized\.modules\.conv_relu\.ConvReLU2d\).*{ADVICE}"
+    ):
+        reparam_compiler.prune(torch.fx.symbolic_trace(folded_and_converted()), (X,), ratio=0.5)
+
+
+class Leaves(torch.fx.Tracer):
+    """Enters no container."""
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        return isinstance(module, nn.Sequential) or super().is_leaf_module(module, path)
+
+
+def test_layers_in_a_leaf_of_a_trace_are_named_as_what_is_not_read() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), nn.Sequential(nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4))).eval()
+    trace = torch.fx.GraphModule(model, Leaves().trace(model))
+    said = "is a leaf of the trace, so the layers in it are not read"
+    (refusal,) = reparam_compiler.inspect(trace, (X,)).refusals
+    assert (refusal.node, refusal.reason) == ("_1", said)
+    with pytest.raises(ReparamError, match=rf"no channel can be removed: 0: _1 \(Sequential\) {said}"):
+        reparam_compiler.prune(trace, (X,), ratio=0.5)
+
+
+def dynamically_quantized() -> onnx.ModelProto:
+    """A conv of whole numbers between one of float and the output, whose batch is fixed."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        helper.make_node("ConvInteger", ["q", "w", "z"], ["c"]),
+        helper.make_node("Cast", ["c"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["f", "s"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, size, 6, 5)) for name, size in (("x", 3), ("y", 4))]
+    weight = numpy_helper.from_array(RANDOM.randint(0, 255, (4, 3, 1, 1)).astype(np.uint8), "w")
+    graph = helper.make_graph(nodes, "int8", ends[:1], ends[1:], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_net_of_whole_numbers_is_refused_before_any_data_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reparam_compiler.api.pruning.fixed_batch", lambda graph: pytest.fail("it was run"))
+    with pytest.raises(ReparamError, match=rf"c \(ConvInteger\) has a quantized weight.*{ADVICE}"):
+        reparam_compiler.prune(dynamically_quantized(), ratio=0.5, calibration=normal(8, 3, 6, 5).float().numpy())

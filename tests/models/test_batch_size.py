@@ -75,3 +75,22 @@ def test_guards_of_an_exported_module_fix_nothing() -> None:
 def test_one_scalar_input_states_no_batch() -> None:
     nodes = [Node("x", ops.Input(), (), TensorType("f32", ())), Node("y", opaque(torch.sin), ("x",), None)]
     assert fixed_batch(Graph.of(nodes, ["y"])) is None
+
+
+class Recurrent(nn.Module):
+    """Its export holds first states of the batch that it was made for."""
+
+    def __init__(self, layer: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.rnn = layer(5, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rnn(x.flatten(1, 2).relu())[0]
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.rnn:UserWarning")
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_is_never_run_on_states_of_another_batch(layer: type[nn.RNNBase]) -> None:
+    """torch's own float32 kernel corrupts memory there, and the process dies."""
+    program = torch.export.export(Recurrent(layer).eval(), (torch.randn(2, 3, 4, 5),))
+    assert fixed_batch(open(program).graph) == 2

@@ -48,19 +48,28 @@ def runner(
     """What runs a node on torch tensors: one for each of `names`.
 
     arrays: the numpy dtype that the model has for a name, where it is known. Values come in a wider one, and the node is run
-    in that first; where the evaluator does not take it (a constant in a subgraph has the model's own), in the model's.
+    in that first, a sequence as a list of them; where the evaluator does not take it (a constant in a subgraph has the model's
+    own), in the model's.
     results: how many outputs there are; more than one are given as a tuple.
     """
 
     def run(*values: Any) -> Any:
-        feeds = {name: value.numpy() for name, value in zip(names, values, strict=True) if isinstance(value, Tensor)}
+        given = {name: value for name, value in zip(names, values, strict=True) if isinstance(value, Tensor | list)}
+
+        def feeds(dtypes: Mapping[str, Any]) -> dict[str, Any]:
+            def array(name: str, value: Any) -> Any:
+                if isinstance(value, list):  # a sequence, whose type the model does not say by its name
+                    return [part.numpy() for part in value]
+                return value.numpy().astype(dtypes[name]) if name in dtypes else value.numpy()
+
+            return {name: array(name, value) for name, value in given.items()}
+
         try:
-            found = run_arrays(model, node, feeds)
+            found = run_arrays(model, node, feeds({}))
         except FAILURES:
-            found = run_arrays(
-                model, node, {name: value.astype(arrays.get(name, value.dtype)) for name, value in feeds.items()}
-            )
-        wide = next((v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()), torch.float64)
+            found = run_arrays(model, node, feeds(arrays))
+        leaves = [part for value in given.values() for part in (value if isinstance(value, list) else [value])]
+        wide = next((part.dtype for part in leaves if part.is_floating_point()), torch.float64)
         tensors = tuple(_tensor(value, wide) for value in found)
         return tensors[0] if results == 1 else tensors
 
@@ -68,6 +77,9 @@ def runner(
 
 
 def _tensor(value: Any, floating: torch.dtype) -> Any:
+    """A value of the evaluator's as torch has it: a tensor, a list of them for a sequence."""
+    if isinstance(value, list):
+        return [_tensor(part, floating) for part in value]
     array = np.asarray(value)
     if array.dtype.kind in "fV":  # V: ml_dtypes
         return torch.from_numpy(np.ascontiguousarray(array.astype(np.float64)).reshape(array.shape)).to(floating)

@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from reparam_compiler.frontends.torch.hooks import HOOKS, does_more_than_forward, written_class
-from reparam_compiler.ir.ops import QUANTIZED
+from reparam_compiler.ir.ops import ON_QUANTIZED, QUANTIZED
 from reparam_compiler.vocabulary.resolve import ROWS, resolve_function, resolve_module
 from reparam_compiler.vocabulary.row import Row
 
@@ -26,6 +26,8 @@ _TAKEN_OFF: tuple[tuple[type, str, str], ...] = (
     (SpectralNorm, "a spectral norm", "torch.nn.utils.remove_spectral_norm"),
 )
 """Hooks that compute a weight: what that is, and what makes it a part of the weight."""
+_QUANTIZED = tuple(f"torch.ao.nn.{part}" for part in ("quantized", "qat", "intrinsic.quantized", "intrinsic.qat"))
+_CALLED_WHOLE = "is a leaf of the trace, so the layers in it are not read"
 _OF_EACH_BATCH = "normalizes by the statistics of each batch (track_running_stats=False)"
 _KINDS = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward hook", "_forward_pre_hooks": "forward pre-hook"}
 
@@ -35,11 +37,11 @@ def why_module(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return "is a script (torch.jit)"
     kind = written_class(module)
-    if kind.__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.qat", "torch.ao.nn.intrinsic.qat")):
-        return QUANTIZED
+    if kind.__module__.startswith(_QUANTIZED):
+        return QUANTIZED if hasattr(module, "weight") else ON_QUANTIZED
     row = resolve_module(kind).row
-    if not _is_layer(row):
-        return ""
+    if not is_layer(row):
+        return _CALLED_WHOLE if row is None and _holds_layers(module, kind) else ""
     if not does_more_than_forward(module):
         return _OF_EACH_BATCH if row is ROWS["batch_norm"] and module.running_mean is None else ""
     for table in HOOKS:
@@ -47,6 +49,15 @@ def why_module(module: nn.Module) -> str:
             if callable(hook):
                 return f"has {_hook(_KINDS.get(table, 'forward hook'), hook)}"
     return f"has a {'forward' if 'forward' in vars(module) else '__call__'}() of its own"
+
+
+def _holds_layers(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether it is a container or a module of the model's own, called as it is, that has layers in it."""
+    is_torch_s = kind.__module__.startswith("torch.nn.") and kind is not nn.Sequential
+    if is_torch_s or isinstance(module, fx.GraphModule) or does_more_than_forward(module):
+        return False
+    parts = (written_class(part) for part in module.modules() if part is not module)
+    return any(is_layer(resolve_module(part).row) for part in parts)
 
 
 def _hook(kind: str, hook: Any) -> str:
@@ -64,7 +75,7 @@ def why_call(node: fx.Node, row: Row | None, constants: Collection[fx.Node], ten
     mean = {"batch_norm": 3, "functional.batch_norm": 1}.get(row.name) if row is not None else None
     if mean is not None and len(node.args) > mean and node.args[mean] is None:
         return _OF_EACH_BATCH
-    weights = node.all_input_nodes[1:] if _is_layer(row) else []
+    weights = node.all_input_nodes[1:] if is_layer(row) else []
     return next(filter(None, (_what_it_is(weight, constants, tensors) for weight in weights if weight not in constants)), "")
 
 
@@ -82,5 +93,6 @@ def _what_it_is(weight: fx.Node, constants: Collection[fx.Node], tensors: Mappin
     return ""
 
 
-def _is_layer(row: Row | None) -> bool:
+def is_layer(row: Row | None) -> bool:
+    """Whether an op is a conv, a linear or a norm."""
     return row is not None and row.name in _LAYERS

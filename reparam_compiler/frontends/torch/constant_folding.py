@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from reparam_compiler.frontends.torch.call import Unsupported
 from reparam_compiler.frontends.torch.hooks import does_more_than_forward, written_class
 
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _ROUNDED = 64
 """Units in the last place that a computation in the model's dtype may be off by, beside the largest element."""
 
@@ -153,4 +154,14 @@ def call(node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
         called = copy.deepcopy(module.get_submodule(str(node.target)))
         return (called.to(floating[0]) if floating else called)(*args, **kwargs)
     target: Any = node.target
+    if getattr(getattr(target, "overloadpacket", None), "__name__", "") in _RECURRENT:
+        _check_states(*args)
     return target(*args, **kwargs)
+
+
+def _check_states(x: Tensor, states: Any, *others: Any) -> None:
+    """Raises RuntimeError for states of another batch than x has: torch's float32 kernel reads past them, and never checks."""
+    first = states[0] if isinstance(states, list | tuple) else states
+    batch_first = bool(others[-1])
+    if x.ndim == first.ndim == 3 and x.shape[0 if batch_first else 1] != first.shape[1]:
+        raise RuntimeError(f"its states are for a batch of {first.shape[1]}, and it is given {tuple(x.shape)}")

@@ -179,11 +179,35 @@ def _propagate(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
         logger.info("%s has sizes that depend on values; those from there on are not known: %s", type(model).__name__, error)
     except Exception as error:
+        if (computed := _computed(model, example_inputs)) is not None:
+            return computed
         shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in example_inputs]
         raise UnsupportedModelError(
             f"{type(model).__name__} does not run on the example inputs {shapes}: {first_line(error)}; "
             + in_words_of(python="pass what its forward() takes", command="give --input-shapes as its forward() takes them")
         ) from error
+    return values
+
+
+def _computed(model: fx.GraphModule, example_inputs: Sequence[Any]) -> dict[str, Any] | None:
+    """A tensor without storage for each node of a copy that is run, which ops without a fake form need; None where it fails."""
+    values: dict[str, Any] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if not isinstance(value, Tensor):
+                values[n.name] = value
+            elif not value.is_quantized:
+                values[n.name] = torch.empty_like(value, device="meta")
+            return value
+
+    try:
+        with torch.no_grad():
+            Recorder(deep_copy(model)).run(*deep_copy(tuple(example_inputs)))
+    except Exception as error:  # noqa: BLE001 - whatever the model's own code raises
+        logger.info("%s does not run: %s", type(model).__name__, error)
+        return None
     return values
 
 

@@ -25,7 +25,7 @@ from reparam_compiler.frontends.torch.aliasing import Writes, find_writes, first
 from reparam_compiler.frontends.torch.arguments import by_own_words
 from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
 from reparam_compiler.frontends.torch.called import inplace_place, is_read_by_its_first, resolve, scalar_arguments, tuple_behind
-from reparam_compiler.frontends.torch.causes import why_call, why_module
+from reparam_compiler.frontends.torch.causes import is_layer, why_call, why_module
 from reparam_compiler.frontends.torch.constant_folding import (
     Constant,
     assigned,
@@ -43,7 +43,7 @@ from reparam_compiler.frontends.torch.partial_writes import Part, PartReader
 from reparam_compiler.frontends.torch.tensors import lazy_param, param_of, type_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param
-from reparam_compiler.ir.ops import Facts
+from reparam_compiler.ir.ops import IN_PLACE, Facts
 from reparam_compiler.passes.pruning.coupling.registry import COUPLING_RULES, registered_coupling
 from reparam_compiler.vocabulary.resolve import Resolved
 
@@ -248,13 +248,16 @@ class TorchReader:
         run = OpaqueCall(node, self.module, given, called, model, numbers, tuple(sources), places, copies)
         arguments = scalar_arguments(node, self.module, self._value_or_node)
         facts = called.facts | (Facts.CHECK if called.name in _GUARDS else Facts.NONE)
+        facts |= Facts.WRITTEN if node in self.writes.opaque else Facts.NONE
         return ops.Opaque(called.name, run, model, len(operands), facts, arguments, self._why(node, called)), inputs
 
     def _why(self, node: fx.Node, called: Resolved) -> str:
         """Why a layer is opaque; empty for every other call."""
         if node.op == "call_module":
-            return why_module(self.module.get_submodule(str(node.target)))
-        return why_call(node, called.row, self._constants, self.tensors)
+            why = why_module(self.module.get_submodule(str(node.target)))
+        else:
+            why = why_call(node, called.row, self._constants, self.tensors)
+        return why or (IN_PLACE if node in self.writes.opaque and is_layer(called.row) else "")
 
     def _coupling_model(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
         """What pruning sees in an opaque node, and the operands of that."""

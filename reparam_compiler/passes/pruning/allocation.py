@@ -403,11 +403,11 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def pins_text(graph: Graph | None, groups: ChannelGroups) -> str:
-    """What pins the families, for an error; where there are none, what its layers are opaque for."""
-    pins = [f"{family.name}: {family.pin.reason}" for family in groups.families if family.pin]
+    """What pins the families, for an error, and what layers that are in none are opaque for."""
+    reasons = [f"{family.name}: {family.pin.reason}" for family in groups.families if family.pin]
     causes = {why: f"{called(node)} {why}" for node in reversed([*(graph or ())]) if (why := why_kept(node))}
-    reasons = pins or [*causes.values()]
-    advice = f"; {FLOAT_FIRST}" if any(reason.endswith(ops.QUANTIZED) for reason in reasons) else ""
+    reasons += [text for why, text in causes.items() if not any(reason.endswith(why) for reason in reasons)]
+    advice = f"; {FLOAT_FIRST}" if any(reason.endswith((ops.QUANTIZED, ops.ON_QUANTIZED)) for reason in reasons) else ""
     if not reasons:
         return "the model has no conv or linear whose channels another one reads"
     more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""

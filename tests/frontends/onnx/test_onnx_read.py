@@ -333,3 +333,15 @@ def test_example_inputs_in_lists_and_mappings_are_inputs_each_and_none_is_none()
         assert np.array_equal(found["z"], z.float().numpy())
     with pytest.raises(UnsupportedModelError, match=r"the model takes 2 inputs, .*, but 1 example inputs were given"):
         named_inputs(two, ({"a": x},))
+
+
+def test_a_sequence_of_tensors_of_several_sizes_is_evaluated() -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["x", "sizes"], ["parts"], axis=2),
+        *(helper.make_node("SequenceAt", ["parts", f"at{place}"], [f"part{place}"]) for place in range(2)),
+        helper.make_node("Concat", ["part1", "part0"], ["y"], axis=2),
+    ]
+    model = model_of(nodes, X, ["y"], {"sizes": np.array([3, 2]), "at0": np.array(0), "at1": np.array(1)})
+    x = normal(*X["x"])
+    (found,) = evaluated(read(model), {"x": x})
+    np.testing.assert_array_equal(found, np.concatenate([x[:, :, 3:], x[:, :, :3]], 2))

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
 import reparam_compiler
+from reparam_compiler.errors import InfeasiblePruneError
 from tests.support.small_models import normal
 
 X = normal(2, 4, 6, 5).float()
@@ -164,3 +165,35 @@ def test_a_weight_that_has_no_form_in_float64_is_as_the_model_computes_it(kind: 
     fused = reparam_compiler.fuse(trace(model))
     torch.testing.assert_close((fused if isinstance(fused, nn.Module) else fused.module())(X), expected)
     assert torch.equal(model(X), expected)
+
+
+def through_a_slice(x: Tensor) -> Tensor:
+    x[:, :2].mul_(2)
+    return x
+
+
+def through_a_flat_view(x: Tensor) -> Tensor:
+    flat = x.flatten(2)
+    flat.relu_()
+    return x
+
+
+def into_a_result(x: Tensor) -> Tensor:
+    result = torch.empty_like(x)
+    torch.add(x, 1, out=result)
+    return result
+
+
+@pytest.mark.parametrize("write", [through_a_slice, through_a_flat_view, into_a_result])
+def test_a_write_in_place_is_the_cause_where_ops_that_are_known_are_kept(write: Callable[[Tensor], Tensor]) -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(write(self.a(x)))
+
+    with pytest.raises(InfeasiblePruneError, match=r"\) touches memory that is written to in place") as raised:
+        reparam_compiler.prune(fx.symbolic_trace(Written().eval()), (X,), ratio=0.5)
+    assert "understood" not in str(raised.value)

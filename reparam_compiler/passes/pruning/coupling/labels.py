@@ -323,7 +323,8 @@ def _not_understood(node: Node) -> str:
     """Why an op without a rule keeps the channels that it meets."""
     if isinstance(node.op, ops.Opaque) and ops.Facts.RANDOM in node.op.facts:
         return f"{called(node)} is random, as a dropout is in training mode (call model.eval() first)"
-    return f"{called(node)} {why_kept(node) or 'is not understood'}"
+    is_written = isinstance(node.op, ops.Opaque) and ops.Facts.WRITTEN in node.op.facts
+    return f"{called(node)} {why_kept(node) or (ops.IN_PLACE if is_written else 'is not understood')}"
 
 
 def called(node: Node) -> str:
