@@ -1,6 +1,6 @@
 """How accurate a net still is after one shot of `prune`, with no fine-tuning, beside Torch-Pruning in the same run.
 
-    python -m benchmarks.prune_accuracy [--only NET …] [--tasks TASK …] [--jobs N] [--quick]
+    python -m benchmarks.prune_accuracy [--only NET …] [--tasks TASK …] [--ratios R …] [--jobs N] [--quick]
                                         [-o benchmarks/results/prune-accuracy.md]
 
 Tasks   digits: scikit-learn's at 16 x 16. pairs: two of them side by side, 16 x 32, 100 classes. 40 % of the digits are held
@@ -388,12 +388,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="narrow nets, hardly trained: to see that it works")
     parser.add_argument("--only", nargs="+", choices=list(NETS), help="names of nets")
     parser.add_argument("--tasks", nargs="+", choices=list(CLASSES), help="names of tasks")
+    parser.add_argument("--ratios", nargs="+", type=float, help="shares of channels to remove")
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each; the figures are the same")
     options = parser.parse_args(arguments)
     cells: list[Cell] = []
     settings = QUICK if options.quick else FULL
     epochs = {task: count for task, count in settings.epochs.items() if task in (options.tasks or settings.epochs)}
-    for found in run(replace(settings, nets=tuple(options.only or settings.nets), epochs=epochs), options.jobs):
+    nets, ratios = tuple(options.only or settings.nets), tuple(options.ratios or settings.ratios)
+    for found in run(replace(settings, nets=nets, ratios=ratios, epochs=epochs), options.jobs):
         print(table(found), flush=True)
         cells += found
     closing = [*goals(cells), *failures(cells)]
