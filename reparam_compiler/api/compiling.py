@@ -10,8 +10,9 @@ from reparam_compiler.api.fusing import fuse_source
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
 from reparam_compiler.checking.compiled import verify_compiled
-from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.frontends.torch.module_state import in_training_mode
+from reparam_compiler.ir import ops
 from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
@@ -173,9 +174,18 @@ def _fused(source: Source, options: FuseOptions, *, verify: bool) -> tuple[Any, 
     if source.kind in ("torch.nn", "torch.fx") and (source.inputs is None or in_training_mode(source.model)):
         return source.model, ""
     try:
+        _check_evaluated(source)
         return fuse_source(source, options.of_passes(verify=verify))[0], ""
     except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward
         return source.model, str(refusal)
+
+
+def _check_evaluated(source: Source) -> None:
+    """Raises LoweringError for a program that was exported in training mode, whose norms TVM's importer takes for evaluated."""
+    if source.kind == "torch.export":
+        trained = (node.id for node in source.graph if isinstance(node.op, ops.BatchNorm) and node.op.training)
+        if (first := next(trained, None)) is not None:
+            raise LoweringError(f"{first}: training=True; call model.eval() before torch.export.export()")
 
 
 def _at_its_sizes(subject: Any, source: Source, input_shapes: Shapes | None) -> Any:

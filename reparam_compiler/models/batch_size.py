@@ -20,13 +20,14 @@ def fixed_batch(graph: Graph) -> int | None:
     """The samples that a model must be run on at a time; None where any number will do.
 
     A model that was exported for a batch of one often holds `reshape(x, (1, 64, -1))`, and then another batch does not go
-    through, or its samples are mixed up. Where an op may do that, the graph is run on random samples, the stated number of
-    them, one more, and all together: what it gives for all must be what it gives for each of both.
+    through, or its samples are mixed up. Where an op, or a constant of that many samples, may do that, the graph is run on
+    random samples, the stated number of them, one more, and all together: what it gives for all must be what it gives for each
+    of both.
     """
     inputs = [node for node in graph if isinstance(node.op, ops.Input)]
     sizes = {node.type.shape[0] if node.type is not None and node.type.shape else None for node in inputs}
     size = sizes.pop() if len(sizes) == 1 else None
-    if not isinstance(size, int) or not any(_may_state(node.op) for node in graph):
+    if not isinstance(size, int) or not any(_may_state(node.op) or _holds_samples(node, size) for node in graph):
         return None
     every = {node.id: _random(node, size + 1, seed) for seed, node in enumerate(inputs)}
     try:
@@ -45,6 +46,13 @@ def _may_state(op: ops.Op) -> bool:
     if isinstance(op, ops.Opaque):
         return not op.facts & _NO_BATCH
     return isinstance(op, ops.Reshape | ops.Expand) and op.shape[:1] != (0,)
+
+
+def _holds_samples(node: Node, size: int) -> bool:
+    """True for an op that reads a constant of as many samples as its value has."""
+    rank = None if node.type is None else len(node.type.shape)
+    constants = [] if isinstance(node.op, ops.Weighted) else node.params
+    return any(len(param.shape) == rank and param.shape[0] == size for param in constants)
 
 
 def _random(node: Node, samples: int, seed: int) -> Tensor:

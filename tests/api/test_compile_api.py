@@ -158,6 +158,8 @@ def test_missing_shapes_and_training_mode_are_refused(model: nn.Module) -> None:
         reparam_compiler.compile(model)
     with pytest.raises(LoweringError, match=r"call model\.eval\(\)"):
         reparam_compiler.compile(model.train(), torch.zeros(1, 6, 7, 5))
+    with pytest.raises(LoweringError, match=r"training=True; call model\.eval\(\) before torch\.export"):
+        reparam_compiler.compile(torch.export.export(model, (torch.zeros(2, 6, 7, 5),)))
 
 
 def test_options_reach_tvm(model: nn.Module) -> None:

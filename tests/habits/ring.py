@@ -9,6 +9,7 @@ failed    anything else: a bare exception, a wrong number, silence
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 from unittest import mock
 
@@ -25,7 +26,7 @@ from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.io import save_model
 from reparam_compiler.passes.pruning import pipeline
 from reparam_compiler.passes.pruning.slice_channels import masked
-from tests.habits.kinds import KINDS, Given, NotExported, a_folder, brief, given, norms, quiet, run
+from tests.habits.kinds import KINDS, Given, NotExported, a_folder, brief, flat, given, norms, quiet, run
 from tests.habits.parts import BATCH, HABITS, OTHER_BATCH, Habit
 
 Word = Literal["right", "refused", "n/a", "failed"]
@@ -212,16 +213,40 @@ def _check_pruned(subject: Given, pruned: Any, reference: Graph) -> None:
 def _evaluated(graph: Graph, inputs: Any) -> list[Tensor]:
     """What a graph gives: its tensors that are no numbers."""
     tensors = [leaf for leaf in _pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    ids = [node.id for node in graph if isinstance(node.op, ops.Input)]
-    if len(ids) < len(tensors):
-        raise Wrong(f"the masked reference has the inputs {ids} for {len(tensors)} tensors")
-    numbers = [torch.tensor(1)] * (len(ids) - len(tensors))  # as `kinds.run` gives those that the exporter made inputs
+    nodes = [node for node in graph if isinstance(node.op, ops.Input)]
+    if len(nodes) < len(tensors):
+        raise Wrong(f"the masked reference has the inputs {[node.id for node in nodes]} for {len(tensors)} tensors")
+    numbers = [torch.tensor(1)] * (len(nodes) - len(tensors))  # as `kinds.run` gives those that the exporter made inputs
+    given = {node.id: value for node, value in zip(nodes, [*tensors, *numbers], strict=True)}
+    read = {*graph.outputs}
+    for node in reversed([*graph]):
+        read |= {*node.sources} if node.id in read else set()
+    needed = Graph.of([node for node in graph if node.id in read or node.id in given], graph.outputs)
     try:
-        values = evaluate(graph, dict(zip(ids, [*tensors, *numbers], strict=True)))
+        return _in_pieces(needed, given)
     except ReparamError as error:
         raise Wrong(f"the masked reference cannot be evaluated: {brief(error)}") from error
-    found = [values[node_id] for node_id in graph.outputs]
-    return [value for value in found if isinstance(value, Tensor) and value.ndim]
+
+
+def _in_pieces(graph: Graph, given: dict[str, Tensor]) -> list[Tensor]:
+    """The values of a graph, of so many samples at a time as it was read with where it takes no more of them together."""
+
+    def run(values: dict[str, Tensor]) -> list[Tensor]:
+        found = evaluate(graph, values)
+        return [part for node_id in graph.outputs for part in flat(found[node_id]) if part.ndim]
+
+    try:
+        return run(given)
+    except ReparamError:
+        first = next(node for node in graph if node.id in given)
+        size = first.type.shape[0] if first.type is not None else None
+        batch = len(given[first.id])
+        if not isinstance(size, int) or size >= batch:
+            raise
+    starts = [*range(0, batch - size, size), batch - size]
+    pieces = [run({key: v[start : start + size] if len(v) == batch else v for key, v in given.items()}) for start in starts]
+    kept = [later - start for start, later in pairwise([*starts, batch])]
+    return [torch.cat([part[:n] for part, n in zip(parts, kept, strict=True)]) for parts in zip(*pieces, strict=True)]
 
 
 def _compile(subject: Given) -> Outcome:

@@ -1,11 +1,12 @@
 """A model takes any number of samples, or those of its export alone, and it is found out by running it."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Dim, Graph, Node, TensorType
+from reparam_compiler.ir.graph import Dim, Graph, Node, Param, TensorType
 from reparam_compiler.models.batch_size import fixed_batch
 from reparam_compiler.models.opening import open
 
@@ -94,3 +95,15 @@ def test_a_recurrent_layer_is_never_run_on_states_of_another_batch(layer: type[n
     """torch's own float32 kernel corrupts memory there, and the process dies."""
     program = torch.export.export(Recurrent(layer).eval(), (torch.randn(2, 3, 4, 5),))
     assert fixed_batch(open(program).graph) == 2
+
+
+def test_a_constant_of_as_many_samples_fixes_the_batch() -> None:
+    def joined(samples: int) -> Graph:
+        rows = Param.of(np.ones((samples, 1, 5, 4), np.float32), role="const", dtype="f32")
+        nodes = [
+            Node("x", ops.Input(), (), TensorType("f32", (2, *SHAPE))),
+            Node("y", ops.Concat(1), ("x", rows), TensorType("f32", (2, 4, 5, 4))),
+        ]
+        return Graph.of(nodes, ["y"], sizes_are_fixed=True)
+
+    assert fixed_batch(joined(2)) == 2

@@ -49,3 +49,13 @@ def test_there_is_none_without_samples_or_where_the_graph_cannot_be_run() -> Non
 @pytest.mark.parametrize("factor", [0.0, np.inf])
 def test_there_is_none_relative_to_nothing(factor: float) -> None:
     assert gain_on(scaled(factor), scaled(0.5), scaled(0.9), BATCHES) is None
+
+
+def test_there_is_none_where_a_size_of_the_outputs_depends_on_values() -> None:
+    def positive(factor: float) -> Graph:
+        net = Net()
+        taken = ops.Opaque("masked_select", lambda x: x[factor * x > 0.5])
+        return Graph.of([net.nodes[net.x], Node("y", taken, (net.x,), None)], ["y"])
+
+    assert gain_on(positive(1.0), positive(2.0), positive(1.0), BATCHES) is None
+    assert gain_on(positive(1.0), positive(1.0), positive(1.0), BATCHES) is not None

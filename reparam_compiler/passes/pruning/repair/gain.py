@@ -39,7 +39,8 @@ class Gain:
 
 
 def gain_on(whole: Graph, hidden: Graph, repaired: Graph, held_out: Iterable[Batch]) -> Gain | None:
-    """The gain of a repair; None where no sample is held out, or the graphs cannot be run or give no finite numbers.
+    """The gain of a repair; None where no sample is held out, or the graphs cannot be run, give no finite numbers, or give
+    outputs whose sizes depend on values.
 
     Args:
         whole: the model before pruning.
@@ -58,6 +59,8 @@ def gain_on(whole: Graph, hidden: Graph, repaired: Graph, held_out: Iterable[Bat
             samples += max(len(value) if value.ndim else 1 for value in inputs.values())
             with torch.no_grad():
                 expected, before, after = (run.outputs(inputs) for run in runs)
+            if any(a.shape != b.shape for found in (before, after) for a, b in zip(expected, found, strict=True)):
+                return None
             nothing = [torch.zeros_like(y) for y in expected]
             totals.append(np.stack([_squares(expected, found) for found in (nothing, before, after)]))
     except UnsupportedModelError:
