@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import reparam_compiler
-from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
+from reparam_compiler.errors import InfeasiblePruneError
 from tests.support.small_models import normal
 
 pytestmark = pytest.mark.filterwarnings("ignore::reparam_compiler.errors.UnrepairedPruneWarning")
@@ -115,7 +115,7 @@ def test_a_net_with_a_complex_part_is_cut_beside_it() -> None:
     assert pruned(torch.randn(2, 3, 6, 5)).shape == (2, 4, 6, 5)
 
 
-def test_what_keeps_shapes_from_being_followed_is_said() -> None:
+def test_an_op_that_says_no_shapes_is_named_as_what_keeps_channels() -> None:
     @torch.library.custom_op("shared_weights::without_shapes", mutates_args=())
     def without_shapes(x: Tensor) -> Tensor:
         return x.clone()
@@ -128,5 +128,5 @@ def test_what_keeps_shapes_from_being_followed_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.b(torch.ops.shared_weights.without_shapes(self.a(x)))
 
-    with pytest.raises(UnsupportedModelError, match="no fake impl registered"):
+    with pytest.raises(InfeasiblePruneError, match=r"a: without_shapes \(shared_weights::without_shapes\) is not understood"):
         reparam_compiler.prune(Custom().eval(), (torch.randn(1, 3, 6, 5),), ratio=0.5)
