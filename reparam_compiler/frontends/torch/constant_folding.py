@@ -160,7 +160,7 @@ def call(node: fx.Node, module: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _check_states(x: Tensor, states: Any, *others: Any) -> None:
-    """Raises RuntimeError for states of another batch than x has: torch's float32 kernel reads past them, and never checks."""
+    """Raises RuntimeError for states of another batch than x has: torch's kernel does not check them."""
     first = states[0] if isinstance(states, list | tuple) else states
     batch_first = bool(others[-1])
     if x.ndim == first.ndim == 3 and x.shape[0 if batch_first else 1] != first.shape[1]:
