@@ -39,6 +39,11 @@ def test_a_difference_that_is_none_is_no_harm() -> None:
     assert not Gain(4, 0.0, 0.0).is_worse
 
 
+@pytest.mark.parametrize(("before", "harmed"), [(0.5, True), (0.95, True), (0.97, False), (1.0, False), (2.0, False)])
+def test_a_cut_that_is_no_better_than_zeros_cannot_be_harmed(before: float, harmed: bool) -> None:
+    assert Gain(3, before, 3.4).is_worse is harmed
+
+
 def test_there_is_none_without_samples_or_where_the_graph_cannot_be_run() -> None:
     assert gain_on(scaled(1.0), scaled(1.0), scaled(1.0), []) is None
     net = Net()

@@ -18,7 +18,7 @@ from reparam_compiler.passes.pruning.criteria.running import Running
 from reparam_compiler.passes.pruning.repair.activations import Batch, inputs_of
 
 _WORSE = 1.05
-"""Above which ratio of both errors a repair counts as harmful: below, it is the choice of samples."""
+"""Above which ratio of two errors one counts as worse: below, it is the choice of samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,10 @@ class Gain:
 
     @property
     def is_worse(self) -> bool:
-        """True where repair did harm."""
-        return self.after > _WORSE * self.before
+        """True where repair did harm. A cut that is no better than zeros, whose error is 1, has nothing that could be harmed:
+        a detector that finds nothing any more errs less than one that finds again, and errs in places.
+        """
+        return self.after > _WORSE * self.before and _WORSE * self.before < 1
 
 
 def gain_on(whole: Graph, hidden: Graph, repaired: Graph, held_out: Iterable[Batch]) -> Gain | None:
