@@ -18,6 +18,7 @@ from reparam_compiler.errors import TrainingModeWarning
 from reparam_compiler.frontends.base import Kind, Reading
 from reparam_compiler.frontends.torch.bodies import read_bodies
 from reparam_compiler.frontends.torch.hooks import has_hooks
+from reparam_compiler.frontends.torch.tracing.calls import is_within
 from reparam_compiler.frontends.torch.tracing.modules import Parts, fuse_parts
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models.opening import Source, open
@@ -293,7 +294,7 @@ def _fuse_parts(source: Source, options: Options, verify: bool) -> tuple[nn.Modu
 
 def _apart(path: str, why: str, fused: Collection[str]) -> str:
     """What became of a part that the trace of the whole does not enter. fused: the paths of the parts that were fused."""
-    is_fused = any(name == path or name.startswith(f"{path}.") for name in fused)
+    is_fused = any(is_within(name, path) for name in fused)
     return f"{path} {why}, so it was " + ("fused by itself" if is_fused else "looked at by itself: nothing in it is fused")
 
 

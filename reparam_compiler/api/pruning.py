@@ -21,6 +21,7 @@ from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, takes
 from reparam_compiler.api.report import PruneReport, why_unrepaired
 from reparam_compiler.api.writing import write_pruned
+from reparam_compiler.checking.written import input_tree
 from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import HarmfulRepairWarning, UnrepairedPruneWarning, UnsupportedModelError
 from reparam_compiler.ir import ops
@@ -182,9 +183,7 @@ def _with_tensors(source: Source) -> Source:
     several = next((value for value in source.inputs if _pytree.tree_leaves(value) not in ([value], [])), None)
     found = "" if several is None else f"an input that is a {type(several).__name__}"
     if source.kind == "torch.fx" or source.trace is not None:
-        if (
-            getattr(source.native.graph._codegen, "pytree_info", None) is not None
-        ):  # it was exported, and takes them apart itself
+        if input_tree(source.native) is not None:  # it was exported, and takes them apart itself
             return source
         star = next((node for node in source.native.graph.find_nodes(op="placeholder") if _is_starred(node)), None)
         found = found or ("" if star is None else f"{star.target} among the arguments")

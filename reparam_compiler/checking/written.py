@@ -178,14 +178,20 @@ class Reference:
         return cls(model, inputs, outputs, True, lambda: GraphRunner.of(after), given, differs, has_all=False)
 
 
+def input_tree(native: Any) -> _pytree.TreeSpec | None:
+    """What holds the tensors that an exported model is given, whose graph takes them one by one; None for any other model."""
+    exported = native.call_spec if isinstance(native, ExportedProgram) else getattr(native.graph._codegen, "pytree_info", None)
+    return None if exported is None else exported.in_spec
+
+
 def _given_to_graph(native: Any, inputs: Inputs) -> Inputs:
     """The inputs of a model as its graph takes them: that of an exported one takes the leaves of trees, one by one."""
-    exported = native.call_spec if isinstance(native, ExportedProgram) else getattr(native.graph._codegen, "pytree_info", None)
-    if exported is None:
+    expected = input_tree(native)
+    if expected is None:
         return Inputs(_of_graph([*inputs.args, *(inputs.kwargs or {}).values()]))
     leaves, tree = _pytree.tree_flatten((tuple(inputs.args), dict(inputs.kwargs or {})))
-    if tree != exported.in_spec:
-        raise UnsupportedModelError(f"the model takes inputs of the structure {exported.in_spec}; found {tree}")
+    if tree != expected:
+        raise UnsupportedModelError(f"the model takes inputs of the structure {expected}; found {tree}")
     return Inputs(_of_graph(leaves))
 
 

@@ -20,6 +20,7 @@ from reparam_compiler.errors import ReparamError, RewriteError, UnsupportedModel
 from reparam_compiler.interpreter.rules import apply
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
+from reparam_compiler.ir.kind import OperandName
 from reparam_compiler.progress import steps
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
@@ -123,15 +124,15 @@ def _too_wide(node: Node) -> Param | None:
 
 def _parts(node: Node, weight: Param) -> Iterator[Node]:
     """Nodes that give the outputs of a conv or linear one after the other."""
-    array, bias = np.asarray(weight.load()), node.param("bias")
+    bias = node.param("bias")
+    whole: dict[OperandName, Param] = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    loaded = {place: np.asarray(param.load()) for place, param in whole.items()}
     rows = max(1, PART * weight.shape[0] // weight.count)
-    shift = None if bias is None else np.asarray(bias.load())
     for first in range(0, weight.shape[0], rows):
-        part = slice(first, first + rows)
         yield node.with_operands(
             {
-                "weight": Param.of(array[part], role=weight.role, dtype=weight.dtype),
-                "bias": None if bias is None or shift is None else Param.of(shift[part], role="bias", dtype=bias.dtype),
+                place: Param.of(loaded[place][first : first + rows], role=param.role, dtype=param.dtype)
+                for place, param in whole.items()
             }
         )
 

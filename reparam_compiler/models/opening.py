@@ -20,7 +20,7 @@ from torch.utils import _pytree
 
 from reparam_compiler.advice import ask_for_inputs
 from reparam_compiler.checking.runners import TorchRunner
-from reparam_compiler.checking.written import Inputs, same_function
+from reparam_compiler.checking.written import Inputs, input_tree, same_function
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.base import Frontend, Kind, Reading, checked_kind
 from reparam_compiler.frontends.torch.export import ExportFrontend
@@ -168,12 +168,13 @@ class Source:
         """
         called: dict[str, str] = {}
         if isinstance(self.native, ExportedProgram):
-            ids, spec = list(self.native.graph_signature.user_inputs), self.native.call_spec.in_spec
+            ids = list(self.native.graph_signature.user_inputs)
         elif isinstance(self.native, fx.GraphModule):
             called = {node.name: str(node.target).lstrip("*") for node in self.native.graph.find_nodes(op="placeholder")}
-            ids, spec = list(called), getattr(getattr(self.native.graph._codegen, "pytree_info", None), "in_spec", None)
+            ids = list(called)
         else:
             return called
+        spec = input_tree(self.native)
         keys = {} if spec is None else dict(zip(ids, _keys(spec), strict=False))
         named = called | {node_id: key for node_id, key in keys.items() if key}
         return named if len({*named.values()}) == len(named) else called

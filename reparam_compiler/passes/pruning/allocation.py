@@ -112,8 +112,8 @@ def allocate(
     check_ratio("ratio", ratio)
     share = family_ratios(graph, groups, allocation) if isinstance(allocation, Mapping) else {}
     asked = max([ratio, *share.values()])
-    if asked and not groups.free:
-        raise InfeasiblePruneError(f"no channel can be removed: {pins_text(graph, groups)}")
+    if asked:
+        check_free(graph, groups)
     targets: dict[str, float] = {family.name: float(family.width) for family in groups.free}
     if isinstance(allocation, Mapping) or allocation == "uniform":
         targets = {family.name: family.width * (1 - share.get(family.name, ratio)) for family in groups.free}
@@ -402,7 +402,13 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
 
 
-def pins_text(graph: Graph | None, groups: ChannelGroups) -> str:
+def check_free(graph: Graph | None, groups: ChannelGroups) -> None:
+    """Raises InfeasiblePruneError where no family can be cut, with what pins each."""
+    if not groups.free:
+        raise InfeasiblePruneError(f"no channel can be removed: {_pins_text(graph, groups)}")
+
+
+def _pins_text(graph: Graph | None, groups: ChannelGroups) -> str:
     """What pins the families, for an error, and what layers that are in none are opaque for."""
     reasons = [f"{family.name}: {family.pin.reason}" for family in groups.families if family.pin]
     causes = {why: f"{called(node)} {why}" for node in reversed([*(graph or ())]) if (why := why_kept(node))}

@@ -38,13 +38,13 @@ from reparam_compiler.passes.pruning.allocation import (
     Saving,
     Step,
     Widths,
+    check_free,
     check_ratio,
     check_request,
     family_ratios,
     is_count,
     kept,
     nearest_widths,
-    pins_text,
     removal_order,
     widths_after,
 )
@@ -134,8 +134,7 @@ def fit_budget(
     check_request(allocation, round_to)
     if budget.latency is not None and measure is None:
         raise InfeasiblePruneError(f"latency={budget.latency}: there is nothing to measure it with; give measure=")
-    if not groups.free:
-        raise InfeasiblePruneError(f"no channel can be removed: {pins_text(graph, groups)}")
+    check_free(graph, groups)
     fixed = family_ratios(graph, groups, allocation) if isinstance(allocation, Mapping) else {}
     named = [family for family in groups.free if family.name in fixed]
     targets = {family.name: family.width * (1 - fixed[family.name]) for family in named}

@@ -26,12 +26,12 @@ from reparam_compiler.passes.pruning.allocation import (
     RatioOf,
     Widths,
     allocate,
+    check_free,
     check_least,
     check_request,
     ignored_nodes,
     kept,
     least_widths,
-    pins_text,
 )
 from reparam_compiler.passes.pruning.budget import Budget, Measure, fit_budget
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep, channel_groups
@@ -236,10 +236,8 @@ def check_method(importance: object, allocation: object, quality: object, round_
 
 
 def check_prunable(graph: Graph, ignore: Iterable[str]) -> None:
-    """Raises InfeasiblePruneError where no family can be cut, with what pins each: `prune` says it too, after data was run."""
-    groups = channel_groups(graph, pinned=ignored_nodes(graph, ignore))
-    if not groups.free:
-        raise InfeasiblePruneError(f"no channel can be removed: {pins_text(graph, groups)}")
+    """As `check_free`, before any data is run."""
+    check_free(graph, channel_groups(graph, pinned=ignored_nodes(graph, ignore)))
 
 
 def _check_amount(ratio: float | None, budget: Budget | None, allocation: AllocationName | RatioOf) -> None:

@@ -218,8 +218,9 @@ def _signatures(coupled: _Coupled) -> Mapping[_Signature, Int64[np.ndarray, "_"]
     pinned = np.zeros(coupled.count, np.int64)
     pinned[[*coupled.pins]] = [number_of[pin] for pin in coupled.pins.values()]
     groups = 1 + np.flatnonzero(standing[1:])
-    codes, first, count = np.unique((standing * len(pins) + pinned)[groups], return_index=True, return_counts=True)
-    order = np.argsort((standing * len(pins) + pinned)[groups], kind="stable")
+    signature = (standing * len(pins) + pinned)[groups]
+    codes, first, count = np.unique(signature, return_index=True, return_counts=True)
+    order = np.argsort(signature, kind="stable")
     parts = np.split(groups[order], np.cumsum(count)[:-1])
     signatures = [_Signature(pins[code % len(pins)], standings[code // len(pins)]) for code in codes.tolist()]
     return {signatures[index]: parts[index] for index in np.argsort(first).tolist()}
