@@ -160,7 +160,8 @@ def tune(
 
 def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Source:
     """The model, opened, with zeros of these shapes where a module has no inputs. Raises LoweringError as `zeros_of`."""
-    from reparam_compiler.lowering.importing.importer import checked_shapes, zeros_of
+    from reparam_compiler.lowering.importing.from_torch import zeros_of
+    from reparam_compiler.lowering.importing.shapes import checked_shapes
 
     shapes = checked_shapes(input_shapes)
     source = open(model, example_inputs, weights_are_constant=True)

@@ -17,7 +17,8 @@ from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.backends import backend_for
-from reparam_compiler.lowering.importing.importer import Imported, to_relax
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.options import CompileOptions, Watch, sources_of
 from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
 from reparam_compiler.lowering.relax.memory_plan import memory_plan

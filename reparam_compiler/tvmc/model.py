@@ -55,7 +55,7 @@ class TVMCModel:
 
     def shapes(self) -> dict[str, Sequence[int]]:
         """The shapes of `shape_dict`, and a batch of one where an ONNX model leaves the batch open; a log line says so."""
-        from reparam_compiler.lowering.importing.importer import open_batches
+        from reparam_compiler.lowering.importing.from_onnx import open_batches
         from reparam_compiler.models.shapes import numbers
         from reparam_compiler.models.stated import named_shapes
 

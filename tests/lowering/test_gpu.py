@@ -33,7 +33,8 @@ from reparam_compiler.lowering.gpu.schedules import schedule_gpu, unbound
 from reparam_compiler.lowering.gpu.tensor_cores import tensor_conv
 from reparam_compiler.lowering.gpu.tiles import CHIPS, FLOAT32_TILES, TENSOR_TILES, GpuTile, choose_gpu_tile
 from reparam_compiler.lowering.gpu.winograd import choose_gpu_winograd, winograd_gemm
-from reparam_compiler.lowering.importing.importer import Imported, to_relax
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.runtime.executable import LIBRARY, Executable
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 import reparam_compiler
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
-from reparam_compiler.lowering.importing.importer import open_batches
+from reparam_compiler.lowering.importing.from_onnx import open_batches
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}

@@ -1,0 +1,89 @@
+"""Torch's models into Relax, by way of torch.export.
+
+nn.Module, fx.GraphModule --torch.export--> ExportedProgram --from_exported_program--> Relax
+"""
+
+import inspect
+import warnings
+from typing import Any
+
+from reparam_compiler.advice import in_words_of
+from reparam_compiler.core.calls import by_position
+from reparam_compiler.errors import LoweringError, UnsupportedModelError, class_and_line
+from reparam_compiler.lowering.importing.dtypes import own_dtypes
+from reparam_compiler.lowering.importing.refusals import importing
+from reparam_compiler.lowering.importing.shapes import Imported, Shapes, fixed, shapes_of_examples, shapes_option
+
+
+def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
+    """What a module's forward is called with, in its order: zeros of these shapes, by the names of its parameters.
+
+    Raises: LoweringError where these are not the names of a call by position (`core/calls.py`): TVM takes no None.
+    """
+    import torch
+
+    try:
+        names = by_position(inspect.signature(model.forward).parameters, list(shapes))
+    except UnsupportedModelError as refusal:
+        raise LoweringError(f"{shapes_option()}: {refusal}") from None
+    return tuple(torch.zeros(tuple(shapes[name])) for name in names)
+
+
+def exported(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
+    import torch
+
+    named = ((name or "the model", child) for name, child in model.named_modules() if type(child) is not torch.nn.Module)
+    if training := next((name for name, child in named if child.training), None):  # fx holds children in bare Modules
+        raise LoweringError(f"{training}: training=True; call model.eval() before compile()")
+    if example_inputs is None and shapes:
+        example_inputs = zeros_of(model, shapes)
+    if example_inputs is None:
+        raise LoweringError(
+            f"{type(model).__name__}: a module has no input shapes of its own; "
+            + in_words_of(
+                python="pass example_inputs=(torch.zeros(1, 3, 224, 224),), or input_shapes={'x': (1, 3, 224, 224)}",
+                command="give --input-shapes 'x:[1,3,224,224]'",
+            )
+        )
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch.export's own use of deprecated pytree calls
+            return torch.export.export(model, tuple(example_inputs))
+    except Exception as refusal:  # torch.export raises whatever the traced code raises
+        raise LoweringError(
+            f"{type(model).__name__}: torch.export refuses it: {class_and_line(refusal)}. "
+            + in_words_of(
+                python="Check example_inputs, or pass an ExportedProgram or an ONNX model",
+                command="Check --input-shapes, or export the model yourself and name the .pt2 or .onnx",
+            )
+        ) from refusal
+
+
+def from_exported(program: Any, example_inputs: Any, shapes: Shapes) -> Imported:
+    from tvm.relax.frontend.torch import from_exported_program
+
+    _check_border(program.graph_signature)
+    with importing("torch.export"), own_dtypes():
+        module = from_exported_program(program)
+    signature = program.graph_signature
+    names = tuple(str(name) for name in signature.user_inputs)
+    outputs = tuple(str(name) for name in signature.user_outputs)
+    return fixed(module, names, outputs, shapes, shapes_of_examples(names, example_inputs))
+
+
+def _check_border(signature: Any) -> None:
+    """Raises LoweringError for a program that takes or gives a number or None: a compiled function has tensors alone."""
+    from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+
+    taken = ((spec.arg.name, spec.arg) for spec in signature.input_specs if spec.kind is InputKind.USER_INPUT)
+    given = [spec.arg for spec in signature.output_specs if spec.kind is OutputKind.USER_OUTPUT]
+    ends = [("an input", name, arg) for name, arg in taken]
+    ends += [("an output", f"output {index}", arg) for index, arg in enumerate(given)]
+    for what, name, arg in ends:
+        if isinstance(arg, ConstantArgument):
+            raise LoweringError(
+                f"{name}: {what} that is {arg.value!r}; expected tensors alone; compile a module whose forward() sets it, or "
+                "leaves it out"
+            )
