@@ -17,7 +17,7 @@ from reparam_compiler.lowering.conv.pointwise import legalizations
 from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.cpu.machine import vector_unit
 from reparam_compiler.lowering.cpu.measured import MeasuredAlgorithms
-from reparam_compiler.lowering.cpu.schedules import schedule_rest
+from reparam_compiler.lowering.cpu.rest import schedule_rest
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, read_convs
 from reparam_compiler.lowering.target import describe

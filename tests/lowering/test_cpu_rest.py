@@ -15,7 +15,7 @@ from tvm import te, tirx
 
 from reparam_compiler.lowering import compile
 from reparam_compiler.lowering.cpu.machine import VectorUnit
-from reparam_compiler.lowering.cpu.schedules import SMALL, generic_schedule
+from reparam_compiler.lowering.cpu.rest import SMALL, generic_schedule
 
 pytestmark = pytest.mark.tvm
 INDICES = torch.tensor([2, 0, 1]).reshape(1, 3, 1).expand(3, 3, 5)
