@@ -148,10 +148,10 @@ def ours(net: nn.Module, x: Tensor, mode: Mode, settings: Settings) -> Callable[
 
     shaped = torch.zeros(x.shape, dtype=mode.dtype)
     compiled = lowering.compile(copy.deepcopy(net).to(mode.dtype), (shaped,), target=tvm_target(settings.device))
-    if compiled._machine is None:
+    if not compiled.runs_here:
         raise UnavailableError("TVM's CUDA runtime does not load here")
     held = tvm.runtime.from_dlpack(x.contiguous())
-    main = compiled._machine["main"]
+    main = compiled.with_machine(lambda machine, _inputs, _device: machine["main"])
     return lambda: main(held)
 
 

@@ -25,7 +25,8 @@ import numpy as np
 import benchmarks.without_torch  # noqa: F401
 from benchmarks import page
 from reparam_compiler.lowering import load
-from reparam_compiler.lowering.runtime.executable import Executable, filled
+from reparam_compiler.lowering.runtime.description import filled
+from reparam_compiler.lowering.runtime.executable import Executable
 from reparam_compiler.lowering.runtime.profile import BUILTIN, profile
 
 RUNS = 31
@@ -52,20 +53,21 @@ def net(executable: Executable) -> dict[str, Any]:
 
 def traffic(executable: Executable) -> list[tuple[int, int]]:
     """Bytes of weights and of activations that each kernel of a run reads and writes, in order."""
-    machine, tensors, _ = executable.prepared()
     calls: list[list[tuple[int, int]]] = []
+    inputs: list[int] = []
 
     def look(_function: Any, name: str, before: bool, _result: Any, *arguments: Any) -> int:
         if not before and not name.startswith(BUILTIN):
             calls.append([(tensor.data_ptr(), _bytes(tensor)) for tensor in arguments])
         return 0
 
-    machine.set_instrument(look)
-    try:
+    def watched(machine: Any, tensors: list[Any], _device: Any) -> None:
+        inputs.extend(tensor.data_ptr() for tensor in tensors)
+        machine.set_instrument(look)
         machine["main"](*tensors)
-    finally:
-        machine.set_instrument(lambda *_: 0)
-    variable = {call[-1][0] for call in calls} | {tensor.data_ptr() for tensor in tensors}
+
+    executable.with_machine(watched)
+    variable = {call[-1][0] for call in calls} | set(inputs)
     weights = [sum(size for place, size in call if place not in variable) for call in calls]
     return [(fixed, sum(size for _, size in call) - fixed) for call, fixed in zip(calls, weights, strict=True)]
 

@@ -216,7 +216,7 @@ def _informative(tensor: Tensor, spec: "TensorSpec", seed: int) -> Tensor:
 
     On zeros most functions are the same, and what norms make of one number is rounding.
     """
-    from reparam_compiler.lowering.runtime.executable import filled
+    from reparam_compiler.lowering.runtime.description import filled
 
     if spec.dtype == "bfloat16":
         raise UnsupportedModelError(f"{spec.name} is of bfloat16, which numpy does not have")

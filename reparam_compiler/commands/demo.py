@@ -207,7 +207,7 @@ def _timed(steps: list[tuple[Step, Run]], image: Images) -> list[Step]:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """torch and TVM on one thread; TVM reads the variable when its pool starts."""
+    """torch on one thread, and models that are compiled meanwhile on one core."""
     threads, before = torch.get_num_threads(), os.environ.get("TVM_NUM_THREADS")
     torch.set_num_threads(1)
     os.environ["TVM_NUM_THREADS"] = "1"

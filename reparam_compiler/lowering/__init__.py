@@ -20,7 +20,8 @@ except ModuleNotFoundError as missing:
         f"{missing.name} is not installed, and compiling, tuning and running need it: pip install 'reparam_compiler[tvm]'"
     ) from missing
 
-from reparam_compiler.lowering.runtime.executable import Executable, TensorSpec, Timing, load
+from reparam_compiler.lowering.runtime.description import TensorSpec, Timing
+from reparam_compiler.lowering.runtime.executable import Executable, load
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.build import compile

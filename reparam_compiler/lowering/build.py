@@ -22,7 +22,8 @@ from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.options import CompileOptions, Watch, sources_of
 from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
-from reparam_compiler.lowering.runtime.executable import Executable, Kernel, assemble
+from reparam_compiler.lowering.runtime.description import Kernel
+from reparam_compiler.lowering.runtime.executable import Executable, assemble
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.search.database import check_readable, warn_of_foreign
 from reparam_compiler.lowering.target import TargetLike, describe, resolve

@@ -287,6 +287,7 @@ def run(
     Raises: LoweringError where the device is another than the package's, or inputs do not fit.
     """
     from reparam_compiler.lowering.runtime import executable as artifact
+    from reparam_compiler.lowering.runtime.description import filled
 
     executable = artifact.load(tvmc_package) if isinstance(tvmc_package, str) else tvmc_package.executable
     kind = executable.device
@@ -296,7 +297,7 @@ def run(
     names = [spec.name for spec in executable.inputs]
     if unknown := sorted(set(given) - set(names)):
         raise LoweringError(f"run: found inputs {', '.join(unknown)}; the model has {'; '.join(map(str, executable.inputs))}")
-    arrays = [given[spec.name] if spec.name in given else artifact.filled(spec, fill_mode) for spec in executable.inputs]
+    arrays = [given[spec.name] if spec.name in given else filled(spec, fill_mode) for spec in executable.inputs]
     results = executable.run(*arrays)
     times: list[float] = []
     if benchmark or end_to_end:

@@ -15,7 +15,7 @@ pytest.importorskip("tvm")
 import reparam_compiler
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.lowering import CompileOptions, Executable
-from reparam_compiler.lowering.runtime.executable import Kernel
+from reparam_compiler.lowering.runtime.description import Kernel
 from reparam_compiler.lowering.search import tuning
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 

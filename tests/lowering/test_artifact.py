@@ -17,7 +17,7 @@ pytest.importorskip("tvm")
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.runtime.archive import LIBRARY, MANIFEST, MARK, write_tar
-from reparam_compiler.lowering.runtime.executable import Kernel, filled
+from reparam_compiler.lowering.runtime.description import Kernel, filled
 
 pytestmark = pytest.mark.tvm
 

@@ -35,7 +35,8 @@ from reparam_compiler.lowering.gpu.tiles import CHIPS, FLOAT32_TILES, TENSOR_TIL
 from reparam_compiler.lowering.gpu.winograd import choose_gpu_winograd, winograd_gemm
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported
-from reparam_compiler.lowering.runtime.executable import LIBRARY, Executable
+from reparam_compiler.lowering.runtime.archive import LIBRARY
+from reparam_compiler.lowering.runtime.executable import Executable
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm
 from reparam_compiler.zoo.repvgg import place_layers

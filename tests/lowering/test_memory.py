@@ -11,7 +11,7 @@ pytest.importorskip("tvm")
 import reparam_compiler
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
-from reparam_compiler.lowering.runtime.executable import MemoryPlan
+from reparam_compiler.lowering.runtime.description import MemoryPlan
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import Architecture, RepVGG, randomise_batch_norm
 from tests.support.lowered import lower

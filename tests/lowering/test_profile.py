@@ -76,7 +76,7 @@ def test_a_cuda_graph_is_refused_with_the_setting_that_takes_it_apart(
         def __getitem__(self, name: str) -> Callable[..., None]:
             return lambda *_: self.instrument(None, "vm.builtin.cuda_graph.run_or_capture", True, None)
 
-    monkeypatch.setattr(lowering.Executable, "prepared", lambda *_: (Machine(), [], tvm.cpu()))
+    monkeypatch.setattr(lowering.Executable, "with_machine", lambda _self, work, _arrays: work(Machine(), [], tvm.cpu()))
     with pytest.raises(LoweringError, match=r"--pass-config relax\.backend\.use_cuda_graph=0"):
         profile(compiled)
 

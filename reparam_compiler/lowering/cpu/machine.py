@@ -5,8 +5,11 @@ nr / lanes weights and one broadcast row in registers at once.
 """
 
 import difflib
+import math
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import tvm
@@ -52,7 +55,7 @@ class VectorUnit:
 
 def vector_unit(target: Target) -> VectorUnit:
     """The vector registers of an llvm target, from its triple, cpu and attributes."""
-    threads = int(target.attrs.get("num-cores", 0)) or _cores()
+    threads = int(target.attrs.get("num-cores", 0)) or cores()
     if llvm_cpu_has_features("avx512f", target):
         return VectorUnit(64, 32, threads, fmas=1 if target.attrs.get("mcpu") in HALF_RATE else 2)
     if llvm_cpu_has_features("avx", target):
@@ -81,7 +84,7 @@ def native() -> dict[str, Any]:
         "kind": KIND,
         "mtriple": str(here.attrs["mtriple"]),
         "mcpu": str(here.attrs["mcpu"]),
-        "num-cores": _cores(),
+        "num-cores": cores(),
     }
 
 
@@ -98,5 +101,26 @@ def check_cpu(target: Target) -> None:
         )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def cores() -> int:
+    """How many cores this process may keep busy: of the CPUs that it may run on those that share no core, within its quota."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return max(1, min(len({_siblings(cpu) for cpu in allowed}), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    """The CPUs on the same core, as Linux lists them; elsewhere the CPU is its own core."""
+    text = _text(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    return text or str(cpu)
+
+
+def _quota() -> int:
+    """CPUs' worth of time that the control group of a container gives, rounded up."""
+    share, _, period = _text("/sys/fs/cgroup/cpu.max").partition(" ")
+    return math.ceil(int(share) / int(period)) if share.isdigit() and period.isdigit() else sys.maxsize
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

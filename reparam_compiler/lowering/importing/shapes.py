@@ -13,7 +13,7 @@ from tvm import relax
 
 from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.runtime.executable import TensorSpec
+from reparam_compiler.lowering.runtime.description import TensorSpec
 
 Shapes = Mapping[str, Sequence[int]]
 

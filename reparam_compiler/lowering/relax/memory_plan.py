@@ -22,7 +22,7 @@ from tvm.ir import GenericConst
 from tvm.ir.transform import Sequential
 
 from reparam_compiler.lowering.relax.canonicalize import op_name
-from reparam_compiler.lowering.runtime.executable import MemoryPlan
+from reparam_compiler.lowering.runtime.description import MemoryPlan
 
 VIEWS = frozenset({"relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"})
 REGISTERS = "local"

@@ -9,14 +9,13 @@ numpy, and no more.
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import tvm
-from tvm.runtime.vm import VirtualMachine
 
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import LoweringError, first_line
@@ -36,8 +35,11 @@ from reparam_compiler.lowering.runtime.archive import (
     seal,
     write_tar,
 )
+from reparam_compiler.lowering.runtime.description import Kernel, MemoryPlan, TensorSpec, Timing, filled
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
+from reparam_compiler.lowering.runtime.launchers import default_threads
 from reparam_compiler.lowering.runtime.linking import export_library
+from reparam_compiler.lowering.runtime.machines import Machines
 from reparam_compiler.lowering.target import resolve
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
@@ -45,73 +47,12 @@ if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no mo
 
     Array = Shaped[np.ndarray, "..."]
 
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """One input or output: its name in the model, its shape, its dtype as numpy names it."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.dtype} {self.shape}"
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of one run, warm: each of `seconds` is the mean of `number` runs in a row."""
-
-    seconds: tuple[float, ...]
-    number: int
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.seconds))
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.seconds))
-
-    @property
-    def std(self) -> float:
-        return float(np.std(self.seconds))
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    """One function of the library, for reports.
-
-    algorithm: what a recipe made it by ("direct", "winograd 4x4"), or "general": a rule for any op.
-    flops: of one call, a multiply-add being two, in the direct form; 0 where no recipe counted them.
-    error: the relative error of the algorithm, measured on the layer's own weights against float64.
-    """
-
-    name: str
-    algorithm: str
-    flops: int = 0
-    error: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """Bytes that a run needs; how they are counted is said in `relax/memory_plan.py`.
-
-    peak: of the activations that exist at once, at most. bound: of the largest input and output of a call: a plain net's need.
-    planned: of the storages that are allocated for all activations. scratch: of the largest within a kernel.
-    weights: of the constants.
-    """
-
-    peak: int
-    bound: int
-    planned: int
-    scratch: int
-    weights: int
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Executable:
-    """A compiled model on a device. Made by `compile` and `load`.
+    """A compiled model on a device. Made by `compile` and `load`; any number of threads may run it at once.
 
     >>> x, y = TensorSpec("x", (1, 3, 8, 8), "float32"), TensorSpec("y", (1, 10), "float32")
     >>> described = Executable((x,), (y,), target="llvm -mcpu=znver3")  # as a report has it: without a library to run
@@ -136,13 +77,12 @@ class Executable:
     verified: bool = False
     verification: str = "it was not asked for"
     _library: Any = None
-    _machine: Any = None
-    _device: Any = None
+    _machines: Machines | None = None
 
     @property
     def runs_here(self) -> bool:
         """Whether this machine has the device and the instructions that the model is compiled for."""
-        return self._machine is not None
+        return self._machines is not None
 
     @property
     def device(self) -> str:
@@ -150,7 +90,7 @@ class Executable:
         return self._backend.device_name
 
     def run(self, *arrays: Any, **named: Any) -> "list[Array]":
-        """Run the model once.
+        """Run the model once. Safe in any number of threads: as many runs at once as there are cores for, others wait.
 
         Args:
             arrays: the inputs in order, as arrays or anything that numpy reads; or all of them by name.
@@ -158,8 +98,29 @@ class Executable:
         Returns: the outputs, flattened, in order.
         Raises: LoweringError where an input's count, name, shape or dtype is not the model's.
         """
-        machine, device = self._ready()
-        return _arrays(machine["main"](*self._tensors(arrays, named, device)))
+        machines = self._ready()
+        tensors = self._tensors(arrays, named, machines.device)
+        return machines.call(lambda machine: _arrays(machine["main"](*tensors)))
+
+    @property
+    def threads(self) -> int:
+        """How many cores one run takes: what TVM_NUM_THREADS or OMP_NUM_THREADS says, else all, until `clone` says another."""
+        return self._ready().threads
+
+    def clone(self, *, threads: int | None = None) -> "Executable":
+        """Another Executable over the same library and weights, whose runs take another number of cores.
+
+        `run` needs none to be called by several threads. With `threads=1` as many runs go on at once as there are cores.
+
+        Args:
+            threads: None is as many as of this one.
+
+        Raises: LoweringError where `threads` is no positive number, or this machine cannot run the model.
+        """
+        machines = self._ready()
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise LoweringError(f"clone: found threads={threads!r}; expected 1 or more")
+        return replace(self, _machines=machines.clone(threads or machines.threads))
 
     def time(self, *arrays: Any, repeat: int = 10, number: int = 1, **named: Any) -> float:
         """Median seconds of one run, warm; random inputs where none are given."""
@@ -173,21 +134,30 @@ class Executable:
         """
         if repeat < 1 or number < 1:
             raise LoweringError(f"time: found repeat={repeat}, number={number}; expected 1 or more of each")
-        machine, device = self._ready()
-        if not arrays and not named:
-            arrays = tuple(filled(spec, "random") for spec in self.inputs)
-        tensors = self._tensors(arrays, named, device)
-        machine["main"](*tensors)
         if end_to_end:
-            return Timing(tuple(self._whole_run(arrays, named, number) for _ in range(repeat)), number)
-        measured = machine.time_evaluator("main", device, number=number, repeat=repeat)(*tensors)
-        return Timing(tuple(float(seconds) for seconds in measured.results), number)
+            given = arrays if arrays or named else self._random()
+            self.run(*given, **named)
+            return Timing(tuple(self._whole_run(given, named, number) for _ in range(repeat)), number)
+        machines = self._ready()
+        tensors = self._tensors(arrays if arrays or named else self._random(), named, machines.device)
 
-    def prepared(self, arrays: Sequence[Any] = ()) -> tuple[Any, list[Any], Any]:
-        """The virtual machine, the inputs on its device (random ones where none are given), and the device."""
-        machine, device = self._ready()
-        given = arrays or tuple(filled(spec, "random") for spec in self.inputs)
-        return machine, self._tensors(given, {}, device), device
+        def measured(machine: Any) -> Any:
+            machine["main"](*tensors)
+            return machine.time_evaluator("main", machines.device, number=number, repeat=repeat)(*tensors)
+
+        return Timing(tuple(float(seconds) for seconds in machines.call(measured).results), number)
+
+    def with_machine(self, work: Callable[[Any, list[Any], Any], ResultT], arrays: Sequence[Any] = ()) -> ResultT:
+        """What `work(machine, inputs, device)` gives: a virtual machine of its own, on a thread that runs models.
+
+        Args:
+            arrays: the inputs in order; random ones where none are given.
+
+        Raises: LoweringError as `run`.
+        """
+        machines = self._ready()
+        tensors = self._tensors(arrays or self._random(), {}, machines.device)
+        return machines.call_once(lambda machine: work(machine, tensors, machines.device))
 
     def save(
         self,
@@ -261,13 +231,16 @@ class Executable:
             self.run(*arrays, **named)
         return (time.perf_counter() - start) / number
 
-    def _ready(self) -> tuple[Any, Any]:
-        if self._machine is None:
+    def _random(self) -> "tuple[Array, ...]":
+        return tuple(filled(spec, "random") for spec in self.inputs)
+
+    def _ready(self) -> Machines:
+        if self._machines is None:
             raise LoweringError(
                 f"run: this model is compiled for {self._backend.kind}, and {self._backend.unrunnable_here()}; "
                 "save it and load it where it can run, or compile with target=None"
             )
-        return self._machine, self._device
+        return self._machines
 
     def _tensors(self, arrays: Sequence[Any], named: dict[str, Any], device: Any) -> list[Any]:
         expected = "; ".join(map(str, self.inputs))
@@ -280,24 +253,6 @@ class Executable:
         if len(arrays) != len(self.inputs):
             raise LoweringError(f"run: found {len(arrays)} inputs; expected {len(self.inputs)}: {expected}")
         return [_tensor(array, spec, device) for array, spec in zip(arrays, self.inputs, strict=True)]
-
-
-def filled(spec: TensorSpec, mode: str, seed: int = 0) -> "Array":
-    """An array for one input: `random` (normal, or small integers), `ones` or `zeros`.
-
-    Raises LoweringError for another mode.
-    """
-    dtype = np.dtype(spec.dtype)
-    if mode == "ones":
-        return np.ones(spec.shape, dtype)
-    if mode == "zeros":
-        return np.zeros(spec.shape, dtype)
-    if mode != "random":
-        raise LoweringError(f"fill mode: found {mode!r}; expected random, ones or zeros")
-    source = np.random.default_rng(seed)
-    if dtype.kind == "f":
-        return np.asarray(source.standard_normal(spec.shape)).astype(dtype)
-    return np.asarray(source.integers(0, 2, spec.shape)).astype(dtype)
 
 
 def load(path: str | os.PathLike[str]) -> Executable:
@@ -356,15 +311,12 @@ def assemble(
 ) -> Executable:
     """An Executable over `library`, on this machine's device of the target's kind where there is one that can run it."""
     backend = backend_for(resolve(target))
-    device, machine = backend.device(), None
-    if not backend.unrunnable_here():
-        with filter_stderr():
-            machine = VirtualMachine(library, device)
-    return Executable(inputs, outputs, target, kernels, versions, _library=library, _machine=machine, _device=device)
+    machines = None if backend.unrunnable_here() else Machines(library, backend.device(), default_threads())
+    return Executable(inputs, outputs, target, kernels, versions, _library=library, _machines=machines)
 
 
 def _arrays(result: Any) -> "list[Array]":
-    return [np.array(leaf.numpy()) for leaf in _leaves(result)]
+    return [leaf.numpy() for leaf in _leaves(result)]  # copies
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -11,6 +11,7 @@ NOISE = (
     b"Scope Loaded:",
     b"BlockBuilder destroyed with remaining blocks",
     b"Unable to detect CUDA version",
+    b"The thread affinity cannot be set",
     b"Unknown schedule rule",
     b"  s_tir.meta_schedule.cpu.meta_schedule.",
 )

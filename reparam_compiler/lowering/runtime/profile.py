@@ -16,7 +16,9 @@ import tvm
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import backend_for
-from reparam_compiler.lowering.runtime.executable import Executable, Kernel
+from reparam_compiler.lowering.runtime.description import Kernel
+from reparam_compiler.lowering.runtime.executable import Executable
+from reparam_compiler.lowering.runtime.launchers import on_launcher
 from reparam_compiler.lowering.target import resolve
 
 BUILTIN = "vm.builtin."
@@ -81,7 +83,7 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
         share = float(seconds) / total if total else 0.0
         layers.append(Layer(name, kernel.algorithm, shape, float(seconds), share, kernel.flops, kernel.error))
     whole = executable.timing(*arrays, repeat=runs).median
-    peak = backend_for(resolve(executable.target)).peak()
+    peak = on_launcher(executable.threads, backend_for(resolve(executable.target)).peak)
     return Profile(tuple(layers), total, whole, runs, peak.flops if peak else None, peak.threads if peak else 0)
 
 
@@ -94,34 +96,33 @@ class _Call:
 
 def _calls(executable: Executable, arrays: Sequence[Any], runs: int) -> list[list[_Call]]:
     """The kernels' calls of each run, in order."""
-    machine, tensors, device = executable.prepared(arrays)
     kept: list[list[_Call]] = []
     started: list[float] = []
 
-    def instrument(_func: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
-        if symbol.startswith(GRAPH):
-            raise LoweringError(
-                "profile: the kernels of this model are launched as one CUDA graph; to see each, compile it with "
-                "--pass-config relax.backend.use_cuda_graph=0"
-            )
-        if symbol.startswith(BUILTIN):
+    def watched(machine: Any, tensors: list[Any], device: Any) -> None:
+        def instrument(_func: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
+            if symbol.startswith(GRAPH):
+                raise LoweringError(
+                    "profile: the kernels of this model are launched as one CUDA graph; to see each, compile it with "
+                    "--pass-config relax.backend.use_cuda_graph=0"
+                )
+            if symbol.startswith(BUILTIN):
+                return 0
+            device.sync()
+            if before:
+                started.append(time.perf_counter())
+            else:
+                seconds = time.perf_counter() - started.pop()
+                kept[-1].append(_Call(symbol, _shape(arguments), seconds))
             return 0
-        device.sync()
-        if before:
-            started.append(time.perf_counter())
-        else:
-            seconds = time.perf_counter() - started.pop()
-            kept[-1].append(_Call(symbol, _shape(arguments), seconds))
-        return 0
 
-    machine["main"](*tensors)
-    machine.set_instrument(instrument)
-    try:
+        machine["main"](*tensors)
+        machine.set_instrument(instrument)
         for _ in range(runs):
             kept.append([])
             machine["main"](*tensors)
-    finally:
-        machine.set_instrument(lambda *_: 0)
+
+    executable.with_machine(watched, arrays)
     return kept
 
 

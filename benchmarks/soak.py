@@ -1,0 +1,101 @@
+"""Many threads on one compiled model, for as long as asked: every output of every run must be the one that a lone run gave.
+
+    python -m benchmarks.soak [ARTIFACT] [--threads 8] [--seconds 600]
+
+Half of the threads call the Executable, half a clone of it that takes one core a run. Without an ARTIFACT the soak compiles
+RepVGG-A0 at 96 x 96 with random weights. It ends with 1 where an output differed or a run raised.
+"""
+
+import argparse
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from reparam_compiler.lowering import Executable, load
+from reparam_compiler.lowering.runtime.description import filled
+
+INPUTS = 16
+"""How many different inputs the threads take in turn."""
+
+
+@dataclass(slots=True)
+class Soaked:
+    """What came of it. runs: of each thread. wrong: runs whose output differed. raised: the first lines of what runs raised."""
+
+    runs: list[int]
+    wrong: int = 0
+    raised: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        total = sum(self.runs)
+        return (
+            f"{len(self.runs)} threads, {self.seconds:.0f} s: {total} runs ({total / self.seconds:.0f} a second, "
+            f"{min(self.runs)} to {max(self.runs)} a thread), {self.wrong} wrong, {len(self.raised)} raised {self.raised[:1]}"
+        )
+
+
+def soak(executables: Sequence[Executable], threads: int, seconds: float) -> Soaked:
+    """Run the executables, which are one model, in so many threads: each on every input at least."""
+    inputs = [[filled(spec, "random", seed) for spec in executables[0].inputs] for seed in range(INPUTS)]
+    expected = [executables[0].run(*arrays) for arrays in inputs]
+    found, start = Soaked([0] * threads), time.monotonic()
+
+    def work(index: int) -> None:
+        executable = executables[index % len(executables)]
+        while found.runs[index] < INPUTS or time.monotonic() < start + seconds:
+            which = (found.runs[index] + index) % INPUTS
+            try:
+                outputs = executable.run(*inputs[which])
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is what a soak is for
+                found.raised.append(f"{type(error).__name__}: {error}")
+                return
+            found.wrong += not all(map(np.array_equal, outputs, expected[which]))
+            found.runs[index] += 1
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    found.seconds = time.monotonic() - start
+    return found
+
+
+def main() -> int:
+    """Soaks, and says what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", nargs="?", type=Path)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    arguments = parser.parse_args()
+    executable = load(arguments.artifact) if arguments.artifact else _compiled()
+    before = _resident()
+    found = soak((executable, executable.clone(threads=1)), arguments.threads, arguments.seconds)
+    print(f"{found}; {_resident() - before:+.0f} MiB; {len(os.listdir('/proc/self/task'))} threads of the process at the end")
+    return int(bool(found.wrong or found.raised))
+
+
+def _compiled() -> Executable:
+    import torch
+
+    import reparam_compiler
+    from reparam_compiler.zoo import randomise_batch_norm, repvgg_a0
+
+    model = randomise_batch_norm(repvgg_a0()).eval()
+    return reparam_compiler.compile(model, torch.zeros(1, 3, 96, 96))
+
+
+def _resident() -> float:
+    """MiB of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+if __name__ == "__main__":
+    sys.exit(main())
