@@ -1,5 +1,6 @@
 """A plain net holds one input and one output at a time; branches hold more (Fig. 3 of the paper)."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,12 @@ from torch import Tensor, nn
 
 pytest.importorskip("tvm")
 
+from tvm import relax
+
 import reparam_compiler
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Tile, Winograd
+from reparam_compiler.lowering.cpu.machine import vector_unit
+from reparam_compiler.lowering.cpu.winograd import winograd_conv
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
 from reparam_compiler.lowering.runtime.description import MemoryPlan
@@ -125,3 +131,22 @@ def test_a_symbolic_size_has_no_plan() -> None:
     with builder.function("main", [x]):
         builder.emit_func_output(builder.emit(relax.op.nn.relu(x)))
     assert memory_plan(builder.get()) is None
+
+
+def test_scratch_is_that_of_one_block_of_tiles() -> None:
+    shape, target = ConvShape(1, 28, 28, 16, 16, (3, 3), padding=(1, 1, 1, 1)), resolve(None)
+    unit, whole = vector_unit(target), Winograd((4, 4), Tile(4, 16))
+    blocked = replace(whole, block=7)
+    found = [_scratch_of(winograd_conv(shape, form, (), unit)) for form in (whole, blocked)]
+    assert found == [whole.scratch(shape, unit), blocked.scratch(shape, unit)]
+    assert found[0] > 6 * found[1]
+
+
+def _scratch_of(kernel: Any) -> int:
+    builder = relax.BlockBuilder()
+    with builder.function("main", []):
+        builder.emit_func_output(relax.ShapeExpr([1]))
+    builder.add_func(kernel, "kernel")
+    found = memory_plan(builder.get())
+    assert found is not None
+    return found.scratch

@@ -16,6 +16,7 @@ from reparam_compiler.lowering import CompileOptions, compile
 from reparam_compiler.lowering.conv import accuracy
 from reparam_compiler.lowering.conv.accuracy import measured_error
 from reparam_compiler.lowering.conv.algorithms import (
+    BLOCK_CACHES,
     ConvShape,
     Direct,
     Step,
@@ -112,6 +113,38 @@ def test_kernel_computes_the_conv(name: str, m: int) -> None:
     algorithm = Winograd(outputs_of(shape, m), Tile(4, 16, unroll_of(shape.group_in, 4)))
     found, y = run(shape, algorithm, "bias and ReLU")
     assert np.abs(found - y).max() <= FLOAT32 * np.abs(y).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "block"),
+    [("batch 3", 9), ("four groups, ragged", 10), ("widths that no vector divides", 7), ("unequal strides", 10), ("3x1", 7)],
+)
+def test_blocks_of_tiles_give_the_same(name: str, block: int) -> None:
+    """Blocks that the GEMM's rows do not divide: what fills them up is never read."""
+    shape = SHAPES[name]
+    algorithm = Winograd(outputs_of(shape, 2), Tile(4, 16, unroll_of(shape.group_in, 4)), block)
+    assert algorithm.blocks(shape) > 1
+    assert algorithm.tiles(shape) == block * algorithm.blocks(shape)
+    found, y = run(shape, algorithm, "bias and ReLU")
+    assert np.abs(found - y).max() <= FLOAT32 * np.abs(y).max()
+
+
+@pytest.mark.parametrize("unit", [AVX2, ZEN4, NEON])
+@given(height=st.integers(3, 60), width=st.integers(3, 60), into=st.integers(1, 300), out=st.integers(1, 300))
+def test_blocks_divide_the_tiles_and_stay_in_cache(unit: VectorUnit, height: int, width: int, into: int, out: int) -> None:
+    shape = ConvShape(1, height, width, into, out, (3, 3), padding=ONES)
+    for algorithm in candidates(shape, unit):
+        if isinstance(algorithm, Winograd) and algorithm.block:
+            assert algorithm.tiles(shape) % algorithm.block == 0
+            assert algorithm.scratch(shape, unit) <= BLOCK_CACHES * unit.l2_bytes
+
+
+def test_a_large_image_of_few_channels_goes_through_the_cache_block_by_block() -> None:
+    """What the whole image's scratch would take, 64 MB here, comes from memory."""
+    shape = ConvShape(1, 224, 224, 64, 64, (3, 3), padding=ONES)
+    best = candidates(shape, AVX2)[0]
+    assert isinstance(best, Winograd)
+    assert 1 < best.block < best.tiles(shape) / 8
 
 
 @pytest.mark.parametrize("epilogue", EPILOGUES)

@@ -13,7 +13,7 @@ memory: in a net every layer's do. The constants were measured on a Zen 4 core w
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from reparam_compiler.core.winograd import Transform, transform
@@ -26,7 +26,10 @@ FMA_LATENCY = 4
 LOAD_COST = 0.1  # cycles that a load costs beyond its port: 4 x 24 measures 93 GFLOP/s where 4 x 16 gives 86
 STREAM_BYTES = 16  # bytes a cycle from L3
 COLD_BYTES = 12  # bytes of weights that come from memory in a cycle, beside the arithmetic
-TRANSFORM = 0.17  # cycles that each element of a Winograd tile costs a vector, by the square of the tile's rows and columns
+TRANSFORM = 0.11  # cycles that each element of a Winograd tile costs a vector, by the square of the tile's rows and columns
+FEWEST_TILES = 8  # of a block: with fewer the weights are read too often
+BLOCK_CACHES = 2.0  # second-level caches that a block's scratch may take: it is read once, in order
+SPILL = 1.0  # cycles that a byte of scratch beyond the second-level cache costs, written and read
 OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
 LONGEST = 8  # rows or columns of a Winograd tile: beyond it float32 loses too much
 UNROLL = 4  # steps of k written out
@@ -148,10 +151,13 @@ class Winograd:
     """The knobs of a Winograd conv.
 
     outputs: m_h, m_w of a tile. tile: of the batched GEMM, whose rows are tiles.
+    block: Winograd tiles that pass through all three stages together, so that their scratch stays in cache; a divisor of their
+        number and a multiple of the GEMM's rows, or 0: all of them.
     """
 
     outputs: tuple[int, int]
     tile: Tile
+    block: int = 0
 
     def __str__(self) -> str:
         return f"winograd {self.outputs[0]}x{self.outputs[1]}"
@@ -170,10 +176,23 @@ class Winograd:
         """Tiles of the whole batch."""
         return shape.batch * math.prod(shape.dilation) * math.prod(self.grid(shape))
 
+    def blocks(self, shape: ConvShape) -> int:
+        """How many blocks of tiles there are."""
+        return self.tiles(shape) // (self.block or self.tiles(shape))
+
+    def scratch(self, shape: ConvShape, unit: VectorUnit) -> int:
+        """Bytes of what lies between the three stages of a block: transformed data and products."""
+        height, width = self.transforms(shape)
+        lanes, rows = unit.lanes(shape.dtype), round_up(self.block or self.tiles(shape), self.tile.rows)
+        read = math.prod(shape.stride) * round_up(shape.channels_in, lanes)
+        written = shape.groups * self.tile.column_tiles(shape) * self.tile.columns
+        return rows * height.size * width.size * (read + written) * unit.bytes // lanes
+
     def gemm(self, shape: ConvShape) -> ConvShape:
-        """The product at one point of the tiles, as the 1x1 conv that it is: a pixel a tile, a channel a phase and channel."""
+        """The product of a block at one point, as the 1x1 conv that it is: a pixel a tile, a channel a phase and channel."""
         wide = math.prod(shape.stride) * shape.channels_in
-        return ConvShape(self.tiles(shape), 1, 1, wide, shape.channels_out, (1, 1), groups=shape.groups, dtype=shape.dtype)
+        tiles = self.block or self.tiles(shape)
+        return ConvShape(tiles, 1, 1, wide, shape.channels_out, (1, 1), groups=shape.groups, dtype=shape.dtype)
 
 
 Algorithm: TypeAlias = Direct | Winograd
@@ -224,9 +243,21 @@ def candidates(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
         for outputs in OUTPUTS:
             down, across = (outputs if axis else 1 for axis in split)
             if max(down + taps[0], across + taps[1]) - 1 <= LONGEST:
-                gemm = Winograd((down, across), Tile(1, 1)).gemm(shape)
-                found.append(Winograd((down, across), candidate_tiles(gemm, unit, shape.group_in)[0]))
+                found.append(_in_blocks(shape, (down, across), unit))
     return sorted(found, key=lambda algorithm: cycles(shape, algorithm, unit))
+
+
+def _in_blocks(shape: ConvShape, outputs: tuple[int, int], unit: VectorUnit) -> Winograd:
+    """The Winograd conv of those outputs in the blocks and the tile of the fewest estimated cycles."""
+    tiles = Winograd(outputs, Tile(1, 1)).tiles(shape)
+    sizes = [size for size in range(FEWEST_TILES, tiles // 2 + 1) if tiles % size == 0] if shape.dilation == (1, 1) else []
+    found = []
+    for block in (0, *sizes):
+        form = Winograd(outputs, Tile(1, 1), block)
+        tile = candidate_tiles(form.gemm(shape), unit, shape.group_in)[0]
+        if not block or replace(form, tile=tile).scratch(shape, unit) <= BLOCK_CACHES * unit.l2_bytes:
+            found.append(replace(form, tile=tile))
+    return min(found, key=lambda form: cycles(shape, form, unit))
 
 
 def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
@@ -241,10 +272,12 @@ def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
         written = shape.groups * round_up(shape.group_out, lanes)
         vectors = algorithm.tiles(shape) * (read + written) // lanes
         transforms = TRANSFORM * (height.size + width.size) ** 2 * points * vectors
-        arithmetic = points * tile_cycles(gemm, tile, unit) + transforms
+        blocks, spilled = algorithm.blocks(shape), max(algorithm.scratch(shape, unit) - unit.l2_bytes, 0)
+        arithmetic = blocks * (points * tile_cycles(gemm, tile, unit) + spilled * SPILL) + transforms
     columns = shape.groups * tile.column_tiles(shape) * tile.columns
     weights = points * gemm.group_in * columns * unit.bytes // lanes
-    return arithmetic + weights / COLD_BYTES
+    again = 0 if isinstance(algorithm, Direct) else (algorithm.blocks(shape) - 1) * weights
+    return arithmetic + weights / COLD_BYTES + again / STREAM_BYTES
 
 
 def round_up(size: int, multiple: int) -> int:

@@ -18,7 +18,7 @@ from jaxtyping import Float64, Shaped
 from tvm import te, tirx
 
 from reparam_compiler.core import winograd
-from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Winograd, round_up, vector_step
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, Winograd, round_up, vector_step
 from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.conv.tiles import matrix_element, placed, source_pixel, tile_sums
 from reparam_compiler.lowering.cpu.machine import VectorUnit
@@ -48,38 +48,46 @@ def pack_winograd(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, al
 
 
 def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], lanes: int) -> Any:
-    """The same PrimFunc before its schedule; its scratch has whole vectors of `lanes` channels."""
+    """The same PrimFunc before its schedule; its scratch has whole vectors of `lanes` channels.
+
+    Tile t is row r of block p. Rows that only fill a block up to whole GEMM tiles repeat its last tile, and are not read.
+    """
     height, width = algorithm.transforms(shape)
-    tile, tiles = algorithm.tile, algorithm.tiles(shape)
+    tile, block = algorithm.tile, algorithm.block or algorithm.tiles(shape)
     per_group, phases = tile.column_tiles(shape), math.prod(shape.stride)
-    rows, points = round_up(tiles, tile.rows), height.size * width.size
+    blocks, rows, points = algorithm.tiles(shape) // block, round_up(block, tile.rows), height.size * width.size
     x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), shape.dtype, "x")
     weights = te.placeholder((points, shape.groups * per_group, phases, shape.group_in, tile.columns), shape.dtype, "weights")
 
-    def pixel(p: Any, a: Any, b: Any, q: Any, c: Any) -> Any:
-        image, y, z = source_pixel(shape, algorithm, tirx.min(p, tiles - 1) if rows != tiles else p, a, b, q)
+    def pixel(p: Any, r: Any, a: Any, b: Any, q: Any, c: Any) -> Any:
+        t = p * block + (tirx.min(r, block - 1) if rows != block else r)
+        image, y, z = source_pixel(shape, algorithm, t, a, b, q)
         inside = [y >= 0, y < shape.height, z >= 0, z < shape.width]
         if ragged:
             inside.append(c // step < shape.channels_in // step)
         return tirx.if_then_else(tirx.all(*inside), x[image, y, z, c], tirx.const(0, shape.dtype))
 
     step, ragged = vector_step(shape.channels_in, lanes), shape.channels_in % lanes != 0
-    size = (rows, height.size, width.size, phases, round_up(shape.channels_in, lanes))
+    size = (blocks, rows, height.size, width.size, phases, round_up(shape.channels_in, lanes))
     data = te.compute(size, pixel, "data")
-    by_rows = te.compute(size, lambda p, i, b, q, c: matrix_element(height.data, i, lambda a: data[p, a, b, q, c]), "data_rows")
+    by_rows = te.compute(
+        size, lambda p, r, i, b, q, c: matrix_element(height.data, i, lambda a: data[p, r, a, b, q, c]), "data_rows"
+    )
     source = te.compute(
-        size, lambda p, i, j, q, c: matrix_element(width.data, j, lambda b: by_rows[p, i, b, q, c]), "transformed"
+        size, lambda p, r, i, j, q, c: matrix_element(width.data, j, lambda b: by_rows[p, r, i, b, q, c]), "transformed"
     )
 
     q, k = te.reduce_axis((0, phases), "q"), te.reduce_axis((0, shape.group_in), "k")
 
-    def multiplied(p: Any, e: Any, g: Any, o: Any) -> Any:
+    def multiplied(p: Any, r: Any, e: Any, g: Any, o: Any) -> Any:
         packed = weights[e, g * per_group + o // tile.columns, q, k, o % tile.columns]
-        return te.sum(source[p, e // width.size, e % width.size, q, g * shape.group_in + k] * packed, axis=[q, k])
+        return te.sum(source[p, r, e // width.size, e % width.size, q, g * shape.group_in + k] * packed, axis=[q, k])
 
-    products = te.compute((rows, points, shape.groups, per_group * tile.columns), multiplied, "products")
+    products = te.compute((blocks, rows, points, shape.groups, per_group * tile.columns), multiplied, "products")
     channels = (shape.groups, round_up(shape.group_out, lanes))
-    sums = tile_sums(shape, algorithm, lambda t, a, b, g, o: products[t, a * width.size + b, g, o], channels)
+    sums = tile_sums(
+        shape, algorithm, lambda t, a, b, g, o: products[t // block, t % block, a * width.size + b, g, o], channels
+    )
     out, operands = placed(shape, algorithm, epilogue, sums)
     return te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol")
 
@@ -90,18 +98,24 @@ def scheduled_winograd(func: Any, shape: ConvShape, algorithm: Winograd, lanes: 
     Only the reads of the input and the writes of the output know of channels that are no whole vectors; they go by the largest
     power of two that divides the channels.
     """
-    sch, tile = tvm.s_tir.Schedule(func), algorithm.tile
-    _schedule_input(sch, lanes, vector_step(shape.channels_in, lanes))
-    _schedule_products(sch, tile.rows, tile.columns, tile.unroll, lanes)
-    _schedule_output(sch, shape, algorithm, lanes, vector_step(shape.group_out, lanes))
+    sch = tvm.s_tir.Schedule(func)
+    outer, blocked = _schedule_output(sch, shape, algorithm, lanes, vector_step(shape.group_out, lanes)), bool(algorithm.block)
+    if blocked:
+        tile_block, _ = sch.split(sch.fuse(*outer[:3]), [None, algorithm.block])
+        sch.compute_at(sch.get_sblock("products"), tile_block, preserve_unit_loops=True)
+    sch.parallel(tile_block if blocked else sch.fuse(*outer))
+    _schedule_products(sch, algorithm.tile, lanes, parallel=not blocked)
+    if blocked:
+        sch.compute_at(sch.get_sblock("transformed"), tile_block, preserve_unit_loops=True)
+    _schedule_input(sch, lanes, vector_step(shape.channels_in, lanes), parallel=not blocked)
     return sch
 
 
-def _schedule_input(sch: Any, lanes: int, step: int) -> None:
+def _schedule_input(sch: Any, lanes: int, step: int, *, parallel: bool) -> None:
     source, by_rows, data = map(sch.get_sblock, ("transformed", "data_rows", "data"))
-    p, i, j, q, c = sch.get_loops(source)
+    *outer, r, i, j, q, c = sch.get_loops(source)
     block, lane = sch.split(c, [None, lanes])
-    sch.reorder(p, q, block, i, j, lane)
+    sch.reorder(r, q, block, i, j, lane)
     sch.compute_at(by_rows, block, preserve_unit_loops=True)
     *_, row, column, _, lane = sch.get_loops(by_rows)
     sch.reorder(column, row)
@@ -111,20 +125,22 @@ def _schedule_input(sch: Any, lanes: int, step: int) -> None:
     for stage in (by_rows, data):
         sch.set_scope(stage, 0, "local")
     for stage in (source, by_rows, data):
-        unroll_loops(sch, sch.get_loops(stage)[3:])
-    sch.parallel(sch.fuse(p, q, block))
+        unroll_loops(sch, sch.get_loops(stage)[len(outer) + 3 :])
+    if parallel:
+        sch.parallel(sch.fuse(*outer, r, q, block))
 
 
-def _schedule_products(sch: Any, rows: int, columns: int, unroll: int, lanes: int) -> None:
+def _schedule_products(sch: Any, tile: Tile, lanes: int, *, parallel: bool) -> None:
     products = sch.get_sblock("products")
-    p, e, g, o, q, k = sch.get_loops(products)
-    row_tile, row = sch.split(p, [None, rows])
-    column_tile, column = sch.split(o, [None, columns])
-    k_outer, k_inner = sch.split(k, [None, unroll])
+    *outer, r, e, g, o, q, k = sch.get_loops(products)
+    row_tile, row = sch.split(r, [None, tile.rows], disable_predication=True)  # what is beyond a block's tiles is scratch
+    column_tile, column = sch.split(o, [None, tile.columns])
+    k_outer, k_inner = sch.split(k, [None, tile.unroll])
     sch.reorder(e, g, column_tile, row_tile, q, k_outer, k_inner, row, column)
     write = sch.cache_write(products, 0, "local")
     sch.reverse_compute_at(write, row_tile, preserve_unit_loops=True)
-    sch.parallel(sch.fuse(e, g, column_tile))
+    if parallel:
+        sch.parallel(sch.fuse(*outer, e, g, column_tile))
     vector, lane = sch.split(column, [None, lanes])
     sch.unroll(k_inner)
     unroll_loops(sch, (row, vector, lane))
@@ -135,8 +151,11 @@ def _schedule_products(sch: Any, rows: int, columns: int, unroll: int, lanes: in
     unroll_loops(sch, sch.get_loops(init)[-3:])
 
 
-def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, lanes: int, step: int) -> None:
-    """One nest, tile by tile; of a dilated conv, whose tiles lie scattered, sums go through scratch and are placed after."""
+def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, lanes: int, step: int) -> list[Any]:
+    """One nest, tile by tile; of a dilated conv, whose tiles lie scattered, sums go through scratch and are placed after.
+
+    Returns the outer loops, over tiles and vectors of channels.
+    """
     out, sums, by_rows = map(sch.get_sblock, ("out", "sums", "output_rows"))
     if shape.dilation == (1, 1):
         n, y, z, g, o = sch.get_loops(out)
@@ -161,4 +180,4 @@ def _schedule_output(sch: Any, shape: ConvShape, algorithm: Winograd, lanes: int
     sch.reorder(column, row)
     for stage in inner:
         unroll_loops(sch, sch.get_loops(stage)[len(outer) :])
-    sch.parallel(sch.fuse(*outer))
+    return outer

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import tvm
-from tvm import relax, tirx
+import tvm_ffi
+from tvm import relax, s_tir, tirx
 from tvm.ir import GenericConst
 from tvm.ir.transform import Sequential
 
@@ -26,6 +27,15 @@ from reparam_compiler.lowering.runtime.description import MemoryPlan
 
 VIEWS = frozenset({"relax.reshape", "relax.memory.view", "relax.memory.ensure_zero_offset"})
 REGISTERS = "local"
+COMPACTED = Sequential(
+    [
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+    ]
+)
+"""What TVM does to the scratch of a kernel: allocated where it is used, as large as one turn of the loop needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +167,8 @@ def _allocations(main: Any) -> Iterator[int]:
 
 
 def _scratch(func: Any) -> int:
-    """Bytes that a kernel allocates, but for registers."""
-    root = getattr(func.body, "block", None)
-    buffers = [] if root is None else [buffer for buffer in root.alloc_buffers if buffer.scope() != REGISTERS]
-    return sum(_product(buffer.shape) * _item(str(buffer.dtype)) for buffer in buffers)
+    """Bytes that a kernel allocates, but for registers: on each thread, where it allocates within a parallel loop."""
+    found: list[Any] = []
+    compacted = COMPACTED(tvm.IRModule({"main": func}))["main"]
+    tvm_ffi.structural_walk(compacted.body, (s_tir.SBlock, lambda block: found.extend(block.alloc_buffers)))
+    return sum(_product(buffer.shape) * _item(str(buffer.dtype)) for buffer in found if buffer.scope() != REGISTERS)

@@ -122,5 +122,6 @@ def _record(line: dict[str, Any]) -> ConvRecord:
     shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in line["shape"].items()}
     epilogue = tuple(Step(**step) for step in line["epilogue"])
     tile, outputs = Tile(**line["algorithm"]["tile"]), line["algorithm"]["outputs"]
-    algorithm = Direct(tile) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile)
+    block = int(line["algorithm"].get("block", 0))  # records of earlier versions have none
+    algorithm = Direct(tile) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile, block)
     return ConvRecord(ConvShape(**shape), epilogue, algorithm, line["target"], tuple(line["seconds"]))
