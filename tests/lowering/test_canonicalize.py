@@ -16,7 +16,7 @@ from reparam_compiler.lowering.relax.canonicalize import canonicalized
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
-CASES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+CASES: dict[str, Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...]]] = {
     "the last of a dimension": lambda y: y[:, -1],
     "the last of the batch": lambda y: y[-1],
     "chosen from both ends": lambda y: y[:, [-1, 0, -3]],
@@ -34,6 +34,14 @@ CASES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "a number over": lambda y: 1 / (y.abs() + 2),
     "a power of a number": lambda y: y.sigmoid() ** 3,
     "a number of no axes": lambda y: y * torch.tensor(2.5),
+    "squares and cubes": lambda y: (y**2, y**3, y.flatten(2) ** 2.0),
+    "GELU in arithmetic": lambda y: y * (torch.erf(y / 2**0.5) + 1) * 0.5,
+    "GELU with its half first": lambda y: 0.5 * y * (1 + torch.erf(y * 0.5**0.5)),
+    "GELU by tanh in arithmetic": lambda y: 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3))),
+    "SiLU in arithmetic": lambda y: y * torch.sigmoid(y),
+    "hard swish in arithmetic": lambda y: y * (y + 3).clamp(0, 6) / 6,
+    "a product of two functions": lambda y: torch.sigmoid(y) * torch.tanh(y),
+    "itself less its half": lambda y: 0.5 * y - y,
     "a sum with itself turned": lambda y: y[:, :, :5, :5] + y[:, :, :5, :5].transpose(2, 3),
 }
 
@@ -46,7 +54,10 @@ class Behind(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(3, 8, 3, padding=1) for _ in CASES)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(case(conv(x)) for conv, case in zip(self.convs, CASES.values(), strict=True))
+        results = [case(conv(x)) for conv, case in zip(self.convs, CASES.values(), strict=True)]
+        return tuple(
+            torch.cat([each.flatten() for each in result]) if isinstance(result, tuple) else result for result in results
+        )
 
 
 @pytest.fixture(scope="module")

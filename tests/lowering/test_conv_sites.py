@@ -52,10 +52,45 @@ def site_of(function: Function) -> ConvSite:
         (lambda y, x: functional.leaky_relu(y, 0.125), (Step("prelu", "channels"),)),
         (lambda y, x: torch.tanh(torch.sigmoid(y)), (Step("sigmoid"),)),
         (lambda y, x: torch.sigmoid(y.relu()), (Step("relu"), Step("sigmoid"))),
+        (
+            lambda y, x: y * torch.sigmoid(y),
+            (Step("sigmoid"), Step("mul", "earlier", source=1, other=2)),
+        ),
+        (
+            lambda y, x: (torch.erf(y / 2) + 1) * y + x,
+            (
+                *(Step("div", "scalar", value=2.0), Step("erf"), Step("add", "scalar", value=1.0)),
+                *(Step("mul", "earlier", other=1), Step("add", "tensor")),
+            ),
+        ),
+        (
+            lambda y, x: 0.5 * y * y.tanh(),
+            (Step("mul", "scalar", value=0.5), Step("tanh", source=1), Step("mul", "earlier", source=2, other=3)),
+        ),
+        (lambda y, x: y * y.mean((2, 3), keepdim=True), ()),
+        (lambda y, x: (y.sigmoid(), y * y.sigmoid()), ()),
+        (lambda y, x: (y * y.sigmoid()).tanh() + y, ()),
         (lambda y, x: y.exp(), ()),
         (lambda y, x: functional.max_pool2d(y, 2).relu(), ()),
     ],
-    ids=["relu", "residual", "numbers", "gelu", "clamp", "slopes", "two functions", "one", "exp", "a pool"],
+    ids=[
+        "relu",
+        "residual",
+        "numbers",
+        "gelu",
+        "clamp",
+        "slopes",
+        "two functions",
+        "one",
+        "SiLU in arithmetic",
+        "GELU in arithmetic",
+        "two products",
+        "its mean",
+        "an output",
+        "never closed",
+        "exp",
+        "a pool",
+    ],
 )
 def test_what_follows_a_conv_is_in_its_epilogue(function: Function, steps: tuple[Step, ...]) -> None:
     assert site_of(function).epilogue == (BIAS, *steps)

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 from reparam_compiler.core.winograd import Transform, transform
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 
-Operand = Literal["none", "scalar", "channels", "tensor"]
+Operand = Literal["none", "scalar", "channels", "tensor", "earlier"]
 Order = Literal["weights", "pixels"]
 
 FMA_LATENCY = 4
@@ -98,16 +98,23 @@ class ConvShape:
 class Step:
     """One elementwise op of the epilogue, applied to the sum before it is written.
 
+    Value 0 is the sum, value n what the n-th step gave: x sigmoid(x) is `Step("sigmoid"), Step("mul", "earlier", other=0)`.
+
     op: the name of its row in `pointwise.POINTWISE` (`add`, `relu`, `sigmoid` …).
-    operand: what the other side of a binary op is; "channels" has an element a channel, "tensor" one an output element.
+    operand: what the other side of a binary op is; "channels" has an element a channel, "tensor" one an output element,
+        "earlier" is a value of this epilogue.
     swapped: the operand is the left side.
     value: the scalar operand.
+    source: the value that the step is applied to; None is the last.
+    other: the value that is the operand, where that is "earlier".
     """
 
     op: str
     operand: Operand = "none"
     swapped: bool = False
     value: float = 0.0
+    source: int | None = None
+    other: int = 0
 
 
 @dataclass(frozen=True, slots=True)

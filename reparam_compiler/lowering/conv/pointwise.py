@@ -65,7 +65,7 @@ POINTWISE: dict[str, Pointwise] = {
     "gelu": _function("nn.gelu", elementary.gelu),
     "gelu_tanh": _function("nn.gelu_tanh", elementary.gelu_tanh),
     "exp": _function("exp", elementary.exp, fused=False),
-    "erf": _function("erf", elementary.erf, fused=False),
+    "erf": _function("erf", elementary.erf),
 }
 """By the vocabulary's name: `POINTWISE["sub"].expression(a, b)` is `a - b`."""
 
@@ -85,17 +85,33 @@ def epilogue_operands(shape: ConvShape, epilogue: Sequence[Step], size: tuple[in
 def epilogue_value(
     total: Any, shape: ConvShape, epilogue: Sequence[Step], operands: Sequence[Any], at: tuple[Any, ...], dtype: str = ""
 ) -> Any:
-    """The output element `at` from its sum, in `dtype`, or that of the conv: what the sum has."""
+    """The output element `at` from its sum, in `dtype`, or that of the conv: what the sum has.
+
+    What later steps read again is named, so that its expression stands there once.
+    """
     dtype, rest = dtype or shape.dtype, iter(operands)
-    for step in epilogue:
-        if step.operand in READ:
-            operand = next(rest)
-            other = operand[at[-2] * shape.group_out + at[-1]] if step.operand == "channels" else operand[at]
-            other = other if shape.dtype == dtype else other.astype(dtype)
-        else:
-            other = tirx.const(step.value, dtype)
-        total = POINTWISE[step.op].expression(*((other, total) if step.swapped else (total, other)))
-    return total
+    again = {step.other for step in epilogue if step.operand == "earlier"} | {step.source for step in epilogue}
+
+    def after(values: tuple[Any, ...]) -> Any:
+        if len(values) > len(epilogue):
+            return values[-1]
+        step = epilogue[len(values) - 1]
+        value = values[-1] if step.source is None else values[step.source]
+        other = _other(step, values, next(rest) if step.operand in READ else None)
+        return following(values, POINTWISE[step.op].expression(*((other, value) if step.swapped else (value, other))))
+
+    def _other(step: Step, values: tuple[Any, ...], operand: Any) -> Any:
+        if operand is not None:
+            element = operand[at[-2] * shape.group_out + at[-1]] if step.operand == "channels" else operand[at]
+            return element if shape.dtype == dtype else element.astype(dtype)
+        return values[step.other] if step.operand == "earlier" else tirx.const(step.value, dtype)
+
+    def following(values: tuple[Any, ...], value: Any) -> Any:
+        if len(values) in again:
+            return elementary.named(value, lambda name: after((*values, name)))
+        return after((*values, value))
+
+    return following((), total)
 
 
 def legalizations() -> dict[str, Callable[[Any, Any], Any]]:

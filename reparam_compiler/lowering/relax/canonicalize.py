@@ -6,6 +6,7 @@ a - x            = -1 x + a,  a + x = x + a                  it takes the layout
 layer_norm(x)    = (x - mean) / sqrt(var + e) g + b          over several axes it permutes the axes and not g and b
 squeeze(x)       = reshape(x)                                of a negative axis it runs out of memory, of two it fails
 take(x, -1)      = take(x, n - 1)                            "fast" reads before the tensor
+power(x, 3)      = x x x,  power(x, 2) = x x                 a call of the C library
 """
 
 from typing import Any
@@ -46,6 +47,8 @@ class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
         name = op_name(call)
+        if name == "relax.power" and (factors := _factors(call)):
+            return self._product(call.args[0], factors)
         if name in BROADCAST and len(_sizes(call)) == 4:
             return self._broadcast(call, name)
         return getattr(self, RULES[name])(call) if name in RULES else call
@@ -99,6 +102,10 @@ class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
         slopes = np.full(sizes[1], float(call.attrs.alpha), str(call.ty.dtype))
         return relax.op.nn.prelu(call.args[0], relax.const(slopes, str(slopes.dtype)), axis=1)
 
+    def _product(self, data: Any, factors: int) -> Any:
+        square = relax.op.multiply(data, data)
+        return square if factors == 2 else relax.op.multiply(self.builder_.emit(square), data)
+
     def _broadcast(self, call: Any, name: str) -> Any:
         left, right = map(_of_four_axes, call.args)
         if isinstance(left, GenericConst) and name in COMMUTATIVE:
@@ -123,6 +130,14 @@ def _from_the_start(indices: Any, size: Any) -> Any:
     if array is None or not isinstance(size, int) or not (array < 0).any():
         return indices
     return relax.const(np.where(array < 0, array + size, array).astype(array.dtype), str(array.dtype))
+
+
+def _factors(call: Any) -> int:
+    """2 or 3 where a power of floats is a product of as many factors; 0 where it is none."""
+    exponent = call.args[1].value.numpy() if isinstance(call.args[1], GenericConst) else None
+    if exponent is None or exponent.size != 1 or "float" not in str(call.ty.dtype) or _sizes(call) != _sizes(call.args[0]):
+        return 0
+    return int(exponent.item()) if exponent.item() in (2, 3) else 0
 
 
 def _number(value: float, dtype: Any, rank: int = 4) -> Any:

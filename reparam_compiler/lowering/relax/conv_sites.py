@@ -6,21 +6,18 @@
 drops the bindings that the site absorbed: `cpu/kernels.py` for a CPU, `gpu/kernels.py` for a GPU.
 """
 
-import itertools
-from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
-from tvm import relax, tirx
-from tvm.ir import GenericConst
+from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator
 
-from reparam_compiler.lowering.conv.algorithms import ConvShape, Operand, Step
-from reparam_compiler.lowering.conv.pointwise import FUSED, POINTWISE
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.relax.canonicalize import op_name
+from reparam_compiler.lowering.relax.epilogues import Pointwise, constant_of, sizes_of
 
 Weights = Shaped[np.ndarray, "..."]
 
@@ -58,25 +55,19 @@ class ConvSite:
 
 def find_conv_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[ConvSite]:
     """Every conv2d (NHWC, OHWI) and matmul of `main` whose weight is a constant of a dtype that the recipe takes."""
-    bindings = [b for block in main.body.blocks for b in block.bindings if isinstance(b, relax.VarBinding)]
-    uses: Counter[Any] = Counter(_read_by(main.body.body))
-    readers: dict[Any, Any] = {}
-    for binding in bindings:
-        for variable in _read_by(binding.value):
-            uses[variable] += 1
-            readers[variable] = binding
+    graph = Pointwise.of(main)
     taken: set[Any] = set()
     sites = []
-    for binding in bindings:
+    for binding in graph.bindings:
         start = _conv_site(binding) if op_name(binding.value) == "relax.nn.conv2d" else _dense_site(binding)
         if start is None or start.shape.dtype not in dtypes:
             continue
-        site = start
-        while uses[site.result] == 1 and site.result in readers:
-            following = _absorb(site, readers[site.result])
-            if following is None or following.result in taken:
-                break
-            site = following
+        behind = graph.epilogue(start.result, start.shape.channels_out, taken)
+        site = (
+            start
+            if behind is None
+            else replace(start, epilogue=behind.steps, operands=behind.operands, absorbed=behind.absorbed, result=behind.result)
+        )
         taken.update([*site.absorbed, site.result])
         sites.append(site)
     return sites
@@ -151,7 +142,7 @@ class ConvSiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
 
     def shaped(self, value: Any, shape: tuple[int, ...]) -> Any:
         """The value in that shape."""
-        return value if _sizes(value) == shape else self.builder_.emit(relax.op.reshape(value, shape))
+        return value if sizes_of(value) == shape else self.builder_.emit(relax.op.reshape(value, shape))
 
 
 def rewritten(module: Any, rewriter: Any) -> Any:
@@ -163,37 +154,11 @@ def rewritten(module: Any, rewriter: Any) -> Any:
     return module
 
 
-def _read_by(expr: Any) -> list[Any]:
-    """Each variable that an expression reads, as often as it reads it."""
-    if isinstance(expr, relax.Var):
-        return [expr]
-    if isinstance(expr, relax.Call):
-        return list(itertools.chain.from_iterable(_read_by(arg) for arg in expr.args))
-    if isinstance(expr, relax.Tuple):
-        return list(itertools.chain.from_iterable(_read_by(field) for field in expr.fields))
-    found: list[Any] = []
-    relax.analysis.post_order_visit(expr, lambda e: found.append(e) if isinstance(e, relax.Var) else None)
-    return found
-
-
-def _sizes(expr: Any) -> tuple[int, ...] | None:
-    """The fixed shape of a tensor; nothing where a size is symbolic."""
-    ty = expr.ty
-    if not isinstance(ty, relax.TensorType) or ty.shape is None or not hasattr(ty.shape, "values"):
-        return None
-    sizes = list(ty.shape.values)
-    return tuple(int(n) for n in sizes) if all(isinstance(n, tirx.IntImm) for n in sizes) else None
-
-
-def _constant(expr: Any) -> Weights | None:
-    return expr.value.numpy() if isinstance(expr, GenericConst) else None
-
-
 def _conv_site(binding: Any) -> ConvSite | None:
     call = binding.value
-    attrs, weight, data = call.attrs, _constant(call.args[1]), _sizes(call.args[0])
+    attrs, weight, data = call.attrs, constant_of(call.args[1]), sizes_of(call.args[0])
     layouts = (str(attrs.data_layout), str(attrs.kernel_layout), str(attrs.out_layout))
-    out = _sizes(binding.var)
+    out = sizes_of(binding.var)
     if weight is None or data is None or out is None or layouts != ("NHWC", "OHWI", "NHWC"):
         return None
     if str(binding.var.ty.dtype) != str(weight.dtype) or 0 in (*data, *out):
@@ -219,7 +184,7 @@ def _dense_site(binding: Any) -> ConvSite | None:
     call = binding.value
     if op_name(call) != "relax.matmul":
         return None
-    weight, data, out = _constant(call.args[1]), _sizes(call.args[0]), _sizes(binding.var)
+    weight, data, out = constant_of(call.args[1]), sizes_of(call.args[0]), sizes_of(binding.var)
     if weight is None or weight.ndim != 2 or data is None or len(data) < 2 or out is None or 0 in (*data, *out):
         return None
     if str(binding.var.ty.dtype) != str(weight.dtype):
@@ -228,51 +193,3 @@ def _dense_site(binding: Any) -> ConvSite | None:
     shape = ConvShape(rows, 1, 1, weight.shape[0], weight.shape[1], (1, 1), dtype=str(weight.dtype))
     by_output = weight.T.reshape(shape.channels_out, 1, 1, shape.channels_in)
     return ConvSite(shape, call.args[0], by_output, (), (), (), binding.var)
-
-
-def _absorb(site: ConvSite, reader: Any) -> ConvSite | None:
-    """The site with the op of `reader` in its epilogue; nothing where that op is not one for an epilogue."""
-    word = FUSED.get(op_name(reader.value))
-    if word is None or _sizes(reader.var) != _sizes(site.result) or reader.var.ty.dtype != site.result.ty.dtype:
-        return None
-    if POINTWISE[word].function is not None and any(POINTWISE[step.op].function is not None for step in site.epilogue):
-        return None  # nested functions compile in time that grows exponentially
-    step, operands = _step(word, reader.value, site)
-    if step is None:
-        return None
-    return replace(
-        site,
-        epilogue=(*site.epilogue, step),
-        operands=(*site.operands, *operands),
-        absorbed=(*site.absorbed, site.result),
-        result=reader.var,
-    )
-
-
-def _step(word: str, call: Any, site: ConvSite) -> tuple[Step | None, tuple[Any, ...]]:
-    """The step that an op behind a site is, and the operands that it reads; none where the kernel cannot read them."""
-    takes = POINTWISE[word].takes
-    if takes == "nothing":
-        return Step(word), ()
-    if takes == "slopes":
-        slopes, last = _constant(call.args[1]), len(site.result.ty.shape) - 1
-        if slopes is None or slopes.size != site.shape.channels_out or int(call.attrs.axis) not in (-1, last):
-            return None, ()
-        return Step(word, "channels"), (np.ascontiguousarray(slopes.reshape(-1)),)
-    swapped = bool(call.args[1].same_as(site.result))
-    kind, operand = _operand(call.args[0] if swapped else call.args[1], site)
-    if kind == "scalar":
-        return Step(word, kind, swapped, float(operand)), ()
-    return (None, ()) if kind == "none" else (Step(word, kind, swapped), (operand,))
-
-
-def _operand(other: Any, site: ConvSite) -> tuple[Operand, Any]:
-    """What the other side of a binary op is to the kernel, and its value."""
-    if other.ty.dtype != site.result.ty.dtype:
-        return "none", None
-    value = _constant(other)
-    if value is not None and value.size == 1:
-        return "scalar", value.item()
-    if value is not None and value.ndim and value.shape[-1] == value.size == site.shape.channels_out:
-        return "channels", np.ascontiguousarray(value.reshape(-1))
-    return ("tensor", other) if _sizes(other) == _sizes(site.result) else ("none", None)
