@@ -46,7 +46,8 @@ def compile(
     Args:
         model: as for `fuse`.
         example_inputs: for models that do not know their input shapes, or leave some sizes open.
-        target: "llvm", "cuda", an old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict; None is this machine.
+        target: None and "llvm" are this machine; or "cuda", "llvm -mcpu=x86-64" (any x86-64, and slower: a log line says how),
+            another old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict.
         fuse: fuse the model first. A model that `fuse` cannot read is compiled as it is, and a log line says so.
         policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)
         database: a folder that `tune` wrote; a log line says where none of its records is for the target.

@@ -114,6 +114,10 @@ class Backend(ABC):
         """Why this machine may not even load a library for the target; nothing where it may."""
         return ""
 
+    def forgone_here(self) -> str:
+        """What of this machine code for the target leaves unused; nothing where it uses all, or cannot run here."""
+        return ""
+
     def tuning(self) -> "Tuning | None":
         """What `tune` moves for this target; None where nothing is searched for its kind."""
         return None

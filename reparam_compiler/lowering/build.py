@@ -4,6 +4,7 @@ to_relax -> backend.lower (`cpu/pipeline.py`, `gpu/pipeline.py`) -> tvm.compile(
 """
 
 import importlib.metadata
+import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ from reparam_compiler.lowering.runtime.executable import Executable, assemble
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.search.database import check_readable, warn_of_foreign
 from reparam_compiler.lowering.target import TargetLike, describe, resolve
+
+log = logging.getLogger(__name__)
 
 DEFAULT_OPTIONS = CompileOptions()
 COMPILING = threading.RLock()
@@ -57,7 +60,10 @@ def compile(
     """
     settings = options or DEFAULT_OPTIONS
     resolved = check(target, database, settings)
-    searched = backend_for(resolved).tuning() is not None
+    backend = backend_for(resolved)
+    if forgone := backend.forgone_here():
+        log.warning("code for %s is slower here than code for this machine would be: %s", describe(resolved), forgone)
+    searched = backend.tuning() is not None
     if database is not None:
         warn_of_foreign(Path(database), describe(resolved), searched=searched)
     measured = Path(database) if database is not None and searched else None

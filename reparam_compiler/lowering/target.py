@@ -1,8 +1,9 @@
 """What a person calls a target -> `tvm.target.Target`.
 
     None, "native"                        this machine: its triple, its cpu, its cores
-    "llvm", "cuda"                        a kind: "llvm" is the portable baseline of the architecture
+    "llvm", "cuda"                        a kind, on this machine: the same with "llvm" as None
     "llvm -mcpu=znver3 -num-cores 2"      the strings of the old tvmc, which TVM itself no longer reads
+    "llvm -mcpu=x86-64"                   the baseline of an architecture, which runs on each of its machines
     "nvidia/nvidia-a100"                  a tag
     {"kind": "llvm", "mcpu": "znver3"}    TVM's own form, also as a JSON string
 

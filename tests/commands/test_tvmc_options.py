@@ -166,9 +166,11 @@ def test_target_options_join_the_target() -> None:
     expected = {"kind": "llvm", "mcpu": "cortex-a76", "mattr": ["+neon", "+fullfp16"], "mtriple": "aarch64-linux-gnu"}
     assert target("--target", "llvm", *arm) == expected
     assert target("--target", '{"kind": "llvm"}', *arm) == expected
-    native = target("--target-llvm-num-cores", "7")
-    assert native["num-cores"] == 7
-    assert native["mcpu"]
+    assert target(*arm) == expected
+    for here in ((), ("--target", "llvm")):
+        native = target(*here, "--target-llvm-num-cores", "7")
+        assert native["num-cores"] == 7
+        assert native["mcpu"]
     assert target("--target", "cuda", "--target-cuda-arch", "sm_90")["arch"] == "sm_90"
 
 

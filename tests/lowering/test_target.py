@@ -1,6 +1,7 @@
 """What a person calls a target is read, and what is none is refused with what was found and what is allowed."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.cpu.machine import VectorUnit, missing_here, vector_unit
+from reparam_compiler.lowering.cpu.machine import VectorUnit, forgone_here, missing_here, vector_unit
 from reparam_compiler.lowering.target import describe, resolve
 
 pytestmark = pytest.mark.tvm
@@ -21,6 +22,23 @@ def test_default_is_this_machine_with_its_cpu_and_cores() -> None:
     assert found["mcpu"]
     assert found["num-cores"] >= 1
     assert describe(resolve("native")) == describe(resolve(None))
+
+
+@pytest.mark.parametrize("spelling", ["llvm", {"kind": "llvm"}, "llvm -mcpu=native", '{"kind": "llvm", "mcpu": "native"}'])
+def test_llvm_alone_is_this_machine(spelling: object) -> None:
+    assert describe(resolve(spelling)) == describe(resolve(None))
+
+
+def test_an_attribute_that_names_no_machine_leaves_it_this_one() -> None:
+    found, here = (json.loads(describe(resolve(spelling))) for spelling in ("llvm -num-cores 7", None))
+    assert found == {**here, "num-cores": 7}
+
+
+@pytest.mark.parametrize("attribute", ["mcpu=x86-64", "mtriple=x86_64-linux-gnu", "mattr=+sse4.2"])
+def test_an_attribute_that_names_a_machine_is_completed_by_nothing(attribute: str) -> None:
+    found = json.loads(describe(resolve(f"llvm -{attribute}")))
+    assert "num-cores" not in found
+    assert found.get("mcpu", "") in ("", "x86-64")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +106,24 @@ def test_vector_unit_follows_the_target(target: str, bytes_: int, registers: int
 
 def test_this_machine_runs_its_own_code() -> None:
     assert missing_here(resolve(None)) == ""
-    assert missing_here(resolve("llvm")) == ""
+    assert forgone_here(resolve(None)) == ""
+
+
+def test_code_for_every_machine_says_what_it_leaves_unused_here(caplog: pytest.LogCaptureFixture) -> None:
+    target = "llvm -mcpu=x86-64"
+    forgone = forgone_here(resolve(target))
+    lowering.compile(torch.nn.ReLU().eval(), torch.zeros(2, 3), target=target)
+    if vector_unit(resolve(None)).bytes == vector_unit(resolve(target)).bytes:
+        assert not caplog.messages
+        return
+    assert re.fullmatch(
+        "it uses vectors of 16 bytes without fused .*, and this machine has vectors of .* bytes with .*", forgone
+    )
+    assert [message for message in caplog.messages if '"x86-64"' in message and message.endswith(f"would be: {forgone}")]
+
+
+def test_code_for_another_architecture_leaves_nothing_unused_here() -> None:
+    assert forgone_here(resolve("llvm -mtriple=riscv64-linux-gnu -mcpu=sifive-u74")) == ""
 
 
 def test_code_of_another_architecture_is_compiled_but_not_run() -> None:

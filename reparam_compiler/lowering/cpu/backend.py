@@ -8,7 +8,7 @@ import tvm
 from tvm.target import Target
 
 from reparam_compiler.lowering.backend import Backend, Peak, Tuning
-from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, missing_here
+from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, completed, forgone_here, missing_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,11 @@ class CpuBackend(Backend):
     kind: ClassVar = KIND
     device_name: ClassVar = "cpu"
     code: ClassVar = {"ll": "ll", "asm": "asm"}
+
+    @staticmethod
+    def completed(config: dict[str, Any]) -> dict[str, Any]:
+        """This machine's cpu and cores where no attribute says which machine it is."""
+        return completed(config)
 
     def checked(self) -> Target:
         """The target. Raises LoweringError where LLVM does not know its cpu."""
@@ -43,6 +48,10 @@ class CpuBackend(Backend):
     def unloadable_here(self) -> str:
         """The same: the library is code of the target, and loading it runs some."""
         return missing_here(self.target)
+
+    def forgone_here(self) -> str:
+        """Wider vectors, or fused multiply-adds, which this machine has and the code does not use."""
+        return forgone_here(self.target)
 
     def tuning(self) -> Tuning:
         """The recipe's knobs for convs, MetaSchedule's generic space for the rest."""

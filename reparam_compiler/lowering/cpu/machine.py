@@ -26,6 +26,8 @@ from reparam_compiler.errors import LoweringError
 
 KIND = "llvm"
 HALF_RATE = ("znver4", "tigerlake", "icelake-client", "rocketlake")  # one 512-bit multiply-add a cycle
+WHICH_MACHINE = ("mcpu", "mtriple", "mattr", "mabi", "mfloat-abi")
+"""The attributes that say for which machine code is; without any, it is for this one."""
 VECTOR_FEATURES = ("sse", "avx", "amx", "fma", "f16c", "bmi", "neon", "sve", "sme", "dotprod")  # what LLVM emits unasked
 
 
@@ -86,6 +88,25 @@ def native() -> dict[str, Any]:
         "mcpu": str(here.attrs["mcpu"]),
         "num-cores": cores(),
     }
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of an llvm target; this machine's where none of them says which machine it is, or `mcpu` is "native"."""
+    named = {name: value for name, value in config.items() if (name, value) != ("mcpu", "native")}
+    return named if any(name in named for name in WHICH_MACHINE) else native() | named
+
+
+def forgone_here(target: Target) -> str:
+    """What of this machine's arithmetic code for an llvm target leaves unused; nothing where it uses all or cannot run here."""
+    if missing_here(target):
+        return ""
+    theirs, ours = (_arithmetic(one) for one in (target, Target(native())))
+    return f"it uses {theirs}, and this machine has {ours}" if theirs != ours else ""
+
+
+def _arithmetic(target: Target) -> str:
+    fused = llvm_cpu_has_features("fma", target) or llvm_cpu_has_features("neon", target)
+    return f"vectors of {vector_unit(target).bytes} bytes {'with' if fused else 'without'} fused multiply-add"
 
 
 def check_cpu(target: Target) -> None:
