@@ -18,6 +18,9 @@ SHAPES = {
     "depthwise": ConvShape(1, 9, 7, 12, 12, (3, 3), groups=12),
     "flat": ConvShape(1, 9, 7, 12, 8, (1, 5)),
     "dense": ConvShape(3, 1, 1, 40, 8, (1, 1)),
+    "patches": ConvShape(1, 32, 32, 3, 8, (16, 16), stride=(16, 16)),
+    "longer than any points": ConvShape(1, 33, 20, 4, 8, (31, 13)),
+    "larger than what is measured": ConvShape(1, 1, 1, 4096, 2048, (1, 1)),
 }
 
 
@@ -47,3 +50,10 @@ def test_what_overflows_in_the_weights_dtype_is_infinitely_wrong() -> None:
     shape = SHAPES["plain"]
     for algorithm in candidates(shape, UNIT):
         assert measured_error(np.full_like(weight(shape, "float32"), 2e38), shape, algorithm) == np.inf
+
+
+def test_weight_that_is_not_finite_is_infinitely_wrong_in_any_channel() -> None:
+    shape = SHAPES["larger than what is measured"]
+    weights = weight(shape, "float32")
+    weights[1, 0, 0, 0] = np.inf
+    assert measured_error(weights, shape, candidates(shape, UNIT)[0]) == np.inf

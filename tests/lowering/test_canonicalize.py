@@ -1,6 +1,7 @@
 """What TVM's importers and passes misread, compiled and compared with torch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ pytest.importorskip("tvm")
 
 from reparam_compiler.lowering import compile
 from reparam_compiler.lowering.importing.importer import to_relax
-from reparam_compiler.lowering.relax.canonicalize import canonicalized
+from reparam_compiler.lowering.relax.canonicalize import RULES, canonicalized
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -42,6 +43,12 @@ CASES: dict[str, Callable[[torch.Tensor], torch.Tensor | tuple[torch.Tensor, ...
     "hard swish in arithmetic": lambda y: y * (y + 3).clamp(0, 6) / 6,
     "a product of two functions": lambda y: torch.sigmoid(y) * torch.tanh(y),
     "itself less its half": lambda y: 0.5 * y - y,
+    "stacked": lambda y: torch.stack((y, y.relu()), 1) + 1,
+    "stacked behind the last axis": lambda y: torch.stack((y, y.relu()), -1).flatten(1),
+    "the sum of a stack": lambda y: torch.stack((y, y.relu(), -y)).sum(0),
+    "the mean of a stack": lambda y: torch.stack((y, y.relu(), -y), 2).mean(2),
+    "the sum of a stack, kept": lambda y: torch.stack((y, y.relu()), 1).sum(1, keepdim=True),
+    "the sum of a stack of each": lambda y: torch.stack((y, y.relu())).sum((0, 1)),
     "a sum with itself turned": lambda y: y[:, :, :5, :5] + y[:, :, :5, :5].transpose(2, 3),
 }
 
@@ -111,3 +118,40 @@ def test_numbers_keep_the_dtype_of_what_they_meet(dtype: torch.dtype) -> None:
 def test_what_needs_no_other_words_is_left_as_it_is() -> None:
     module = to_relax(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten()).eval(), torch.zeros(1, 3, 6, 5)).module
     assert canonicalized(module)["main"].script(show_meta=False) == module["main"].script(show_meta=False)
+
+
+def between_convs(names: list[str]) -> Any:
+    """An ONNX model: of each name that op of a dropout, the input and weights, between two convs."""
+    pytest.importorskip("onnxruntime")
+    from onnx import helper
+
+    from tests.support.onnx_models import model_of, normal
+
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"], pads=[1] * 4), helper.make_node("Dropout", ["c"], ["d"])]
+    nodes += [helper.make_node(name, ["d", "x", "k"], [name]) for name in names]
+    nodes += [helper.make_node("Conv", [name, "w"], [f"{name}s"]) for name in names]
+    outputs = [f"{name}s" for name in names]
+    return model_of(nodes, {"x": (2, 3, 7, 6)}, outputs, {"w": normal(3, 3, 3, 3), "k": normal(3, 1, 1)}, opset=13)
+
+
+def check(model: Any) -> Any:
+    from tests.support.onnx_models import normal, run
+
+    x, executable = normal(2, 3, 7, 6, seed=1), compile(model)
+    for found, expected in zip(executable.run(x), run(model, {"x": x}), strict=True):
+        np.testing.assert_allclose(found, expected, **FLOAT32)
+    return executable
+
+
+def test_a_dropout_and_what_onnx_does_to_several_between_convs() -> None:
+    check(between_convs(["Sum", "Mean", "Max", "Min"]))
+
+
+def test_op_at_which_the_layout_pass_fails_keeps_its_layout_and_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = between_convs(["Sum"])
+    monkeypatch.delitem(RULES, "relax.stack")
+    executable = check(model)
+    assert "TVM's ConvertLayout fails at stack, which stays NCHW: Check failed" in caplog.text
+    assert sum(kernel.name.startswith("conv") for kernel in executable.kernels) == 2

@@ -26,6 +26,8 @@ CONVS = {
     "stride 2 on an odd, oblong input": (nn.Conv2d(16, 24, 3, stride=2, padding=1), (1, 16, 15, 10)),
     "three channels in": (nn.Conv2d(3, 48, 3, stride=2, padding=1), (1, 3, 32, 20)),
     "7x7 pixels": (nn.Conv2d(24, 64, 3, padding=1), (1, 24, 7, 7)),
+    "patches of 16x16": (nn.Conv2d(3, 12, 16, stride=16), (1, 3, 32, 48)),
+    "1x15 kernel": (nn.Conv2d(4, 8, (1, 15), padding=(0, 7)), (1, 4, 5, 16)),
     "7x7 kernel": (nn.Conv2d(3, 16, 7, stride=2, padding=3), (1, 3, 30, 22)),
     "widths that no vector divides": (nn.Conv2d(13, 29, 3, padding=1), (1, 13, 9, 5)),
     "one channel out": (nn.Conv2d(8, 1, 3, padding=1), (1, 8, 6, 5)),

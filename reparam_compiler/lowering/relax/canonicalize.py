@@ -7,8 +7,12 @@ layer_norm(x)    = (x - mean) / sqrt(var + e) g + b          over several axes i
 squeeze(x)       = reshape(x)                                of a negative axis it runs out of memory, of two it fails
 take(x, -1)      = take(x, n - 1)                            "fast" reads before the tensor
 power(x, 3)      = x x x,  power(x, 2) = x x                 a call of the C library
+stack(a, b)      = concat(expand_dims(a), expand_dims(b))    ConvertLayout names the new axis as no later op knows it, and fails
+sum(stack(a, b)) = a + b; so max, min, mean                  over the axis of the stack: ONNX's Sum, Max, Min, Mean as imported
+dropout(x)       = (x, ones)                                 ConvertLayout fails; compiled models are evaluated, not trained
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,8 +30,19 @@ RULES = {
     "relax.index_tensor": "_index_tensor",
     "relax.nn.layer_norm": "_layer_norm",
     "relax.clip": "_clip",
+    "relax.stack": "_stack",
+    "relax.nn.dropout": "_dropout",
     "relax.nn.leakyrelu": "_leaky_relu",
 }
+
+
+PAIRWISE: dict[str, Callable[[Any, Any], Any]] = {
+    "relax.sum": relax.op.add,
+    "relax.mean": relax.op.add,
+    "relax.max": relax.op.maximum,
+    "relax.min": relax.op.minimum,
+}
+"""What a reduction does to two elements; of a mean, before the division."""
 
 
 def canonicalized(module: Any) -> Any:
@@ -51,7 +66,52 @@ class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
             return self._product(call.args[0], factors)
         if name in BROADCAST and len(_sizes(call)) == 4:
             return self._broadcast(call, name)
+        if name in PAIRWISE and (parts := self._stacked(call)):
+            return self._pairwise(call, parts)
         return getattr(self, RULES[name])(call) if name in RULES else call
+
+    def _fields(self, operand: Any) -> list[Any]:
+        """The parts of a tuple; none where it is not made in this function."""
+        bound = self._bound(operand)
+        return list(bound.fields) if isinstance(bound, relax.Tuple) else []
+
+    def _bound(self, operand: Any) -> Any:
+        """What a variable stands for, where that is computed in this function; any other expression as it is."""
+        return self.builder_.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
+
+    def _stack(self, call: Any) -> Any:
+        parts, rank = self._fields(call.args[0]), len(_sizes(call))
+        if not parts or not rank:
+            return call
+        axis = int(call.attrs.axis) % rank
+        return relax.op.concat([self.builder_.emit(relax.op.expand_dims(part, axis)) for part in parts], axis)
+
+    def _stacked(self, call: Any) -> list[Any]:
+        """What a reduction goes over, where that is the new axis of stacked tensors alone."""
+        joined = self._bound(call.args[0])
+        if op_name(joined) != "relax.concat" or call.attrs.axis is None or call.attrs.keepdims:
+            return []
+        axis, rank = int(joined.attrs.axis), len(_sizes(joined))
+        if [int(reduced) % rank for reduced in call.attrs.axis] != [axis]:
+            return []
+        widened = [self._bound(part) for part in self._fields(joined.args[0])]
+        alone = all(
+            op_name(part) == "relax.expand_dims" and [int(added) % rank for added in part.attrs.axis] == [axis]
+            for part in widened
+        )
+        return [part.args[0] for part in widened] if alone else []
+
+    def _pairwise(self, call: Any, parts: list[Any]) -> Any:
+        name, result = op_name(call), parts[0]
+        for part in parts[1:]:
+            result = self.builder_.emit(PAIRWISE[name](result, part))
+        if name == "relax.mean":
+            result = relax.op.divide(result, _number(float(len(parts)), call.ty.dtype, 0))
+        return result
+
+    def _dropout(self, call: Any) -> Any:
+        data = call.args[0]
+        return relax.Tuple([data, relax.op.ones_like(data)])
 
     def _squeeze(self, call: Any) -> Any:
         return relax.op.reshape(call.args[0], call.ty.shape)

@@ -8,17 +8,22 @@ op, constant or not, and compiles one for every constant that it folds (seconds 
 leaves it nothing to do, and then it is left out.
 """
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import tvm
 from tvm import relax, tirx
 from tvm.ir import GenericConst
 from tvm.ir.transform import Sequential
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
+from reparam_compiler.errors import first_line
 from reparam_compiler.lowering.relax.canonicalize import canonicalized, op_name
 
+log = logging.getLogger(__name__)
 TRANSPOSE = "relax.permute_dims"
 
 
@@ -62,10 +67,38 @@ def _is_single(module: Any) -> bool:
 
 def channels_last(module: Any) -> Any:
     """NHWC inside: every conv2d reads and writes NHWC, its weight is `O kh kw Ig`, and what lies between follows."""
+    return _folded(_converted(relax.transform.CanonicalizeBindings()(canonicalized(module))))
+
+
+def _converted(module: Any) -> Any:
+    """The module as ConvertLayout makes it. An op at which it fails keeps its layout, as a kernel, and a log line names it."""
     convert = relax.transform.ConvertLayout(
         {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
     )
-    return _folded(Sequential([relax.transform.CanonicalizeBindings(), convert])(canonicalized(module)))
+    try:
+        return convert(module)
+    except Exception as refusal:  # InternalError, IndexError …
+        between = sorted(_op_names(module["main"]) - {"relax.nn.conv2d"})
+        for left_out in ([name] for name in between), [between]:
+            for names in left_out:
+                with contextlib.suppress(Exception):  # it fails at another
+                    converted = convert(_as_kernels(module, names))
+                    words = ", ".join(name.removeprefix("relax.") for name in names)
+                    log.warning("TVM's ConvertLayout fails at %s, which stays NCHW: %s", words, first_line(refusal))
+                    return converted
+        raise
+
+
+def _op_names(function: Any) -> set[str]:
+    found: set[str] = set()
+    relax.analysis.post_order_visit(function, lambda part: found.add(op_name(part)))
+    return found - {""}
+
+
+def _as_kernels(module: Any, names: Sequence[str]) -> Any:
+    """The module with these ops as loops, which say nothing of a layout."""
+    others = [name for name in tvm.ir.Op.list_op_names() if name not in names]
+    return relax.transform.LegalizeOps(skip_ops=others)(module)
 
 
 def _folded(module: Any) -> Any:
