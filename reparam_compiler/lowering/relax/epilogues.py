@@ -53,17 +53,18 @@ class Pointwise:
                 readers[variable].append(position)
         return Pointwise(bindings, uses, readers)
 
-    def epilogue(self, start: Any, channels: int, taken: Collection[Any] = ()) -> Epilogue | None:
+    def epilogue(self, start: Any, channels: int, taken: Collection[Any] = (), *, tensors: bool = True) -> Epilogue | None:
         """The longest epilogue of `start`, whose last axis has `channels`; nothing where there is none.
 
         taken: variables that are computed elsewhere and may not be steps.
+        tensors: whether steps may read other tensors.
         """
         found: Epilogue | None = None
         values, steps, inside = [start], list[Step](), Counter[Any]()
         operands: list[Any] = []
         for binding in self._readers_in_order(values):
             step, operand = (None, ()) if binding.var in taken else _step(binding, values, channels)
-            if step is None or _nested(step, steps):
+            if step is None or _nested(step, steps) or (step.operand == "tensor" and not tensors):
                 break
             steps.append(step)
             operands += operand

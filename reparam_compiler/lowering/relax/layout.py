@@ -22,6 +22,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.errors import first_line
 from reparam_compiler.lowering.relax.canonicalize import canonicalized, op_name
+from reparam_compiler.lowering.relax.transposed_convs import with_plain_convs
 
 log = logging.getLogger(__name__)
 TRANSPOSE = "relax.permute_dims"
@@ -67,13 +68,15 @@ def _is_single(module: Any) -> bool:
 
 def channels_last(module: Any) -> Any:
     """NHWC inside: every conv2d reads and writes NHWC, its weight is `O kh kw Ig`, and what lies between follows."""
-    return _folded(_converted(relax.transform.CanonicalizeBindings()(canonicalized(module))))
+    converted = _folded(_converted(relax.transform.CanonicalizeBindings()(canonicalized(module))))
+    plain = with_plain_convs(converted)
+    return converted if plain is converted else _folded(plain)
 
 
 def _converted(module: Any) -> Any:
     """The module as ConvertLayout makes it. An op at which it fails keeps its layout, as a kernel, and a log line names it."""
     convert = relax.transform.ConvertLayout(
-        {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv2d_transpose": ["NCHW", "IOHW"]}
+        {"relax.nn.conv2d": ["NHWC", "OHWI"], "relax.nn.conv2d_transpose": ["NHWC", "OHWI"]}
     )
     try:
         return convert(module)
