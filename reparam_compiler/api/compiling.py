@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 from reparam_compiler.api.fusing import fuse_source
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
-from reparam_compiler.checking.compiled import verify_compiled
-from reparam_compiler.errors import LoweringError, UnsupportedModelError
+from reparam_compiler.checking.compiled import Verdict, verify_compiled
+from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.torch.module_state import in_training_mode
 from reparam_compiler.ir import ops
 from reparam_compiler.models.opening import Source, open
@@ -54,7 +54,8 @@ def compile(
         input_shapes: a shape for each input, by name, that has none or a symbolic one.
         options: how TVM's passes run, and what of their work is kept as text.
         verify: check the fused model as `fuse` does; run the result once, and the model as it was given in its own runtime,
-            and compare the outputs. Done where this machine can run both; a log line says where it was not.
+            and compare the outputs. For a target that does not run here the same import is compiled for this machine too,
+            and compared: what was misread is found, and the kernels are not. A log line says where nothing was compared.
 
     Returns:
         An `Executable`, on this machine's device of the target's kind where there is one: `run`, `time`, `save`.
@@ -87,8 +88,34 @@ def compile(
         log.warning("%s is compiled as it is, unfused: %s", type(source.model).__name__, unfused)
     if not verify:
         return executable
-    verdict = verify_compiled(executable, source.model, source.inputs, name=source.name, max_error=settings.max_error)
+    if executable.runs_here:
+        verdict = verify_compiled(executable, source.model, source.inputs, name=source.name, max_error=settings.max_error)
+    else:
+        verdict = _verdict_here(_at_its_sizes(subject, source, input_shapes), source, input_shapes, settings.max_error)
     return replace(executable, verified=verdict.compared, verification=verdict.words)
+
+
+def _verdict_here(subject: Any, source: Source, input_shapes: Shapes | None, max_error: float) -> Verdict:
+    """What a comparison says of a model whose code does not run here: the same import, compiled for this machine, is compared.
+
+    What an importer reads has nothing to do with a target. Raises: VerificationError where it misreads the model.
+    """
+    from reparam_compiler import lowering
+
+    try:
+        here = lowering.compile(
+            subject, source.inputs, input_shapes=input_shapes, options=lowering.CompileOptions(max_error=max_error)
+        )
+    except LoweringError as refusal:
+        return Verdict(False, f"its code does not run here, nor does the model compile for this machine: {refusal}")
+    what = "the same import, compiled for this machine,"
+    try:
+        verdict = verify_compiled(here, source.model, source.inputs, name=source.name, max_error=max_error)
+    except VerificationError as wrong:
+        raise VerificationError(wrong.node, wrong.max_abs_err, wrong.tolerance, wrong.advice, what) from None
+    words = f"its code does not run here; {what} was {'' if verdict.compared else 'not '}compared: {verdict.words}"
+    log.info("%s is compiled: %s", source.name or type(source.model).__name__, words)
+    return Verdict(False, words)
 
 
 @takes(FuseOptions)

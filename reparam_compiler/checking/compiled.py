@@ -3,7 +3,17 @@
     compiled library --------TVM--------> found
     the caller's model --torch or ONNX Runtime--> expected        max |found - expected| <= tolerance max |expected|
 
-The model is run in its own dtype by its own runtime, not as `fuse` left it. It is not changed, nor are its weights copied.
+The model is run in its own dtype by its own runtime, not as `fuse` left it. It is not changed, nor are its weights copied
+before a difference is found.
+
+A saturated output is compared by what it says. Where its elements are all within the tolerance of each other (sigmoids near 1),
+the tolerance is of how far they are apart. Where rounding alone moves it by more than the tolerance (a sigmoid near 0 of logits
+of hundreds), that is measured: the model is run with its weights and inputs moved by their rounding, and may differ by
+
+    8 |moved - expected|, or else 8 e / eps |moved - expected|         e: the largest error measured of a layer's algorithm
+
+A wrong import moves such an output by far more, for it moves the logits by more than rounding does. Where that bound is a tenth
+of the output, nothing can be told, and it is said so.
 """
 
 import logging
@@ -20,9 +30,9 @@ from torch.utils import _pytree
 
 from reparam_compiler.advice import option
 from reparam_compiler.checking.runners import OnnxRunner, Outputs, TorchRunner, coarsest, leaves
-from reparam_compiler.checking.tolerances import BY_DTYPE, LAYERS
+from reparam_compiler.checking.tolerances import BY_DTYPE, EPS, LAYERS, MARGIN, NUDGES
 from reparam_compiler.checking.written import NOTHING_FINITE
-from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError, class_and_line
+from reparam_compiler.errors import LoweringError, ReparamError, UnsupportedModelError, VerificationError, class_and_line
 from reparam_compiler.frontends.torch.tensors import dtype_word
 from reparam_compiler.interpreter.difference import difference, distances, tells
 
@@ -30,6 +40,9 @@ if TYPE_CHECKING:
     from reparam_compiler.lowering import Executable, TensorSpec
 
 log = logging.getLogger(__name__)
+NOTHING_TOLD = 0.1
+"""A bound, of the largest element of an output, that tells no wrong import from rounding."""
+ONE_NUMBER = "; each of its outputs is of one number there, which tells little"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +56,21 @@ class _Reference:
 
     def run(self, *, seed: int) -> Outputs:
         return self.runner.run(self.args, self.kwargs, seed=seed)
+
+    def responses(self, expected: Outputs, eps: float) -> list[float]:
+        """By how much each output moves where the weights and inputs are moved by their rounding; 0 where that is not known."""
+        found = [0.0] * len(expected)
+        for seed in range(NUDGES):
+            args, kwargs = _pytree.tree_map(lambda value, seed=seed: _nudged(value, seed, eps), (self.args, self.kwargs))
+            try:
+                moved = self.runner.nudged(seed).run(args, kwargs)
+            except ReparamError as refusal:
+                log.info("the model with moved weights was not run: %s", refusal)
+                break
+            if len(moved) == len(expected):
+                apart = [difference(a, b).max_abs for a, b in zip(expected.values(), moved.values(), strict=True)]
+                found = [max(most, x) if x < math.inf else most for most, x in zip(found, apart, strict=True)]
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +99,7 @@ def verify_compiled(
         max_error: the relative error that a layer's algorithm may have.
 
     Raises:
-        VerificationError: an output is another, in number, shape, kind of dtype, or by more than rounding.
+        VerificationError: an output is another, in number, shape, dtype, or by more than rounding.
         LoweringError: the compiled model does not run.
     """
     name = name or type(model).__name__
@@ -90,17 +118,44 @@ def verify_compiled(
             f"main: the compiled model does not run: {failure}. Please report the model; {option('verify', False)} compiles it "
             "all the same"
         ) from failure
-    found = leaves(dict(enumerate(arrays)))
+    return _compared(name, reference, executable, expected, leaves(dict(enumerate(arrays))), max_error)
+
+
+def _compared(
+    name: str, reference: _Reference, executable: "Executable", expected: Outputs, found: Outputs, max_error: float
+) -> Verdict:
+    """What outputs beside the expected ones say. Raises: VerificationError where they differ by more than rounding."""
     words = [reference.runner.stored, *(dtype_word(x.dtype) for x in (*expected.values(), *found.values()))]
-    tolerance = max(BY_DTYPE[coarsest(words)].compiled, LAYERS * max_error)
-    wrong = _mismatch(expected, found, executable.outputs, tolerance)
-    if wrong is None and not tells(expected.values()):
-        return _not_compared(name, NOTHING_FINITE)
+    tolerance, eps = max(BY_DTYPE[coarsest(words)].compiled, LAYERS * max_error), EPS[coarsest(words)]
+    bounds = [_bound(value, tolerance, eps) for value in expected.values()]
+    how = f"one run gives what the model gives in {reference.runner.runtime}"
+    wrong = _mismatch(expected, found, executable.outputs, bounds)
     if wrong is None:
-        return Verdict(True, f"one run gives what the model gives in {reference.runner.runtime}, to {tolerance:.0e} (relative)")
-    if _mismatch(expected, reference.run(seed=1), executable.outputs, tolerance) is not None:
+        if not tells(expected.values()):
+            return _not_compared(name, NOTHING_FINITE)
+        return Verdict(True, f"{how}, to {tolerance:.0e} (relative){ONE_NUMBER * _is_constant(expected)}")
+    if _mismatch(expected, reference.run(seed=1), executable.outputs, bounds) is not None:
         return _not_compared(name, "two runs of it differ")
+    if wrong.max_abs_err == math.inf:
+        raise wrong
+    layer, responses = (
+        max((kernel.error or 0.0 for kernel in executable.kernels), default=0.0),
+        reference.responses(expected, eps),
+    )
+    for scale in (1.0, max(1.0, layer / eps)):
+        allowed = [max(bound, MARGIN * scale * moved) for bound, moved in zip(bounds, responses, strict=True)]
+        if (wrong := _mismatch(expected, found, executable.outputs, allowed)) is None:
+            return _told(name, how, expected, allowed)
     raise wrong
+
+
+def _told(name: str, how: str, expected: Outputs, bounds: Sequence[float]) -> Verdict:
+    """What is told by outputs that differ by no more than rounding moves them."""
+    largest = map(_largest, expected.values())
+    told = max((bound / size for bound, size in zip(bounds, largest, strict=True) if size), default=0.0)
+    if told > NOTHING_TOLD:
+        return _not_compared(name, f"rounding moves its outputs by as much as they differ, {told:.0e} (relative)")
+    return Verdict(True, f"{how}, to {told:.0e} (relative), by as much as rounding may move it")
 
 
 def _not_compared(name: str, why: str, level: int = logging.WARNING) -> Verdict:
@@ -123,24 +178,58 @@ def _first_run(model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] 
         raise UnsupportedModelError(class_and_line(refusal.__cause__ or refusal)) from refusal
 
 
-def _mismatch(expected: Outputs, found: Outputs, specs: "Sequence[TensorSpec]", tolerance: float) -> VerificationError | None:
-    """What is wrong with the first output that is not the expected one."""
+def _nudged(value: Any, seed: int, eps: float) -> Any:
+    """An input whose elements are moved by a step of their rounding or not at all; what is not floating as it is."""
+    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        return value
+    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    moved = (tensor.double() * (1 + eps * (2 * noise - 1).round())).to(tensor.dtype)
+    return moved.numpy() if isinstance(value, np.ndarray) else moved
+
+
+def _numbers(value: Tensor) -> Tensor:
+    """The finite elements of an output, in float64; the parts of complex ones."""
+    flat = torch.view_as_real(value.to(torch.complex128)) if value.is_complex() else value.double()
+    return flat[flat.isfinite()]
+
+
+def _largest(value: Tensor) -> float:
+    return float(_numbers(value).abs().max()) if len(_numbers(value)) else 0.0
+
+
+def _bound(value: Tensor, tolerance: float, eps: float) -> float:
+    """By how much an output may differ: nothing for whole numbers."""
+    numbers = _numbers(value)
+    if _kind(value) in ("integer", "bool") or not len(numbers):
+        return 0.0
+    largest, spread = float(numbers.abs().max()), float(numbers.max() - numbers.min())
+    saturated = len(numbers) > 1 and spread <= tolerance * largest
+    return max(tolerance * spread, MARGIN * eps * largest) if saturated else tolerance * largest
+
+
+def _is_constant(outputs: Outputs) -> bool:
+    return all(value.numel() > 1 and bool((value == value.flatten()[0]).all()) for value in outputs.values())
+
+
+def _mismatch(
+    expected: Outputs, found: Outputs, specs: "Sequence[TensorSpec]", bounds: Sequence[float]
+) -> VerificationError | None:
+    """What is wrong with the first output that differs by more than its bound."""
     if len(expected) != len(found):
         counts = f"{len(found)} outputs were found, {len(expected)} expected"
         return _error("outputs", math.inf, 0.0, counts)
-    for spec, (place, wanted), other in zip(specs, expected.items(), found.values(), strict=True):
+    for spec, (place, wanted), other, bound in zip(specs, expected.items(), found.values(), bounds, strict=True):
         name = f"{spec.name} {place}".strip()
         for what, a, b in (
             ("shape", tuple(wanted.shape), tuple(other.shape)),
-            ("kind of dtype", _kind(wanted), _kind(other)),
+            ("dtype", _dtype(wanted), _dtype(other)),
         ):
             if a != b:
                 return _error(name, math.inf, 0.0, f"the {what} {b} was found, {a} expected")
         apart = difference(wanted, other)
-        exact = _kind(wanted) != "floating"
-        if apart.max_abs > 0 if exact else not apart.relative <= tolerance:
-            largest = apart.max_abs / apart.relative if 0 < apart.relative < math.inf and apart.max_abs < math.inf else 0.0
-            return _error(name, apart.max_abs, 0.0 if exact else tolerance * largest, _worst(wanted, other))
+        if not apart.max_abs <= bound:
+            return _error(name, apart.max_abs, bound, _worst(wanted, other))
     return None
 
 
@@ -150,6 +239,10 @@ def _error(name: str, max_abs: float, tolerance: float, found: str) -> Verificat
         f"is chaotic in its own dtype, {option('verify', False)} compiles it all the same"
     )
     return VerificationError(name, max_abs, tolerance, advice, "the compiled model")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _worst(expected: Tensor, found: Tensor) -> str:
@@ -208,7 +301,7 @@ def _fit(given: Any, specs: "Sequence[TensorSpec]") -> bool:
 
 
 def _is_like(tensor: Tensor, spec: "TensorSpec") -> bool:
-    return tuple(tensor.shape) == spec.shape and str(tensor.dtype).removeprefix("torch.") == spec.dtype
+    return tuple(tensor.shape) == spec.shape and _dtype(tensor) == spec.dtype
 
 
 def _informative(tensor: Tensor, spec: "TensorSpec", seed: int) -> Tensor:

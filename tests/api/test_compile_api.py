@@ -1,5 +1,6 @@
 """`reparam_compiler.compile` fuses first, compiles as it is what `fuse` cannot read, and says so."""
 
+import copy
 import logging
 import warnings
 from pathlib import Path
@@ -205,11 +206,12 @@ def test_tune_fuses_too(model: nn.Module, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_error_of_an_algorithm_is_bounded_and_reported() -> None:
     net, x = nn.Conv2d(64, 64, 3, padding=1).eval(), torch.randn(1, 64, 28, 28)
+    expected = copy.deepcopy(net).double()(x.double()).detach().numpy()
 
     def conv(**settings: float) -> tuple[Executable, Kernel]:
         compiled = reparam_compiler.compile(net, x, target="llvm -mcpu=x86-64-v3", options=CompileOptions(**settings))
-        np.testing.assert_allclose(compiled.run(x)[0], net(x).detach().numpy(), **FLOAT32)
         (found,) = (kernel for kernel in compiled.kernels if kernel.error is not None)
+        assert np.abs(compiled.run(x)[0] - expected).max() < 4 * found.error * np.abs(expected).max()
         return compiled, found
 
     _, fast = conv()

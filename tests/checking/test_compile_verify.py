@@ -57,7 +57,7 @@ def other(executable: Executable, change: Callable[[np.ndarray], Any]) -> Any:
     """An Executable that gives something else."""
 
     class Changed:
-        inputs, outputs, runs_here = executable.inputs, executable.outputs, True
+        inputs, outputs, kernels, runs_here = executable.inputs, executable.outputs, executable.kernels, True
 
         def run(self, *arrays: Any) -> Any:
             return change(executable.run(*arrays)[0])
@@ -189,7 +189,8 @@ def compiled() -> Executable:
     [
         (lambda array: [array, array], "outputs: .* 2 outputs were found, 1 expected"),
         (lambda array: [array[:1]], r"the shape \(1, 3, 8, 6\) was found, \(2, 3, 8, 6\) expected"),
-        (lambda array: [array.astype("int64")], "the kind of dtype integer was found, floating expected"),
+        (lambda array: [array.astype("int64")], "the dtype int64 was found, float32 expected"),
+        (lambda array: [array.astype("float64")], "the dtype float64 was found, float32 expected"),
         (lambda array: [np.nan_to_num(array)], "differs by inf.* 0 was found, nan expected"),
         (lambda array: [np.where(np.isnan(array), np.inf, array)], "differs by inf.* inf was found, nan expected"),
         (lambda array: [array * 1.002], "the compiled model differs by"),
@@ -257,12 +258,27 @@ def test_without_onnx_runtime_it_is_compiled_and_not_compared(
     assert "m.onnx is compiled, and was not compared with the model: import of" in caplog.text
 
 
-@pytest.mark.parametrize("target", ["llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76", "llvm -mtriple=riscv64-linux-gnu"])
-def test_other_machine_s_code_is_not_compared(target: str, caplog: pytest.LogCaptureFixture, misread: None) -> None:
+FOREIGN = ["llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76", "llvm -mtriple=riscv64-linux-gnu"]
+
+
+@pytest.mark.parametrize("target", FOREIGN)
+def test_what_was_imported_for_another_machine_is_compared_here(target: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "reparam_compiler"):
         made = reparam_compiler.compile(net(), X, target=target)
-    assert (made.verified, made.verification) == (False, "it is compiled for another machine or device")
-    assert "was not compared with the model: it is compiled for another machine or device" in caplog.text
+    here = "its code does not run here; the same import, compiled for this machine, was compared: one run gives what"
+    assert (made.verified, made.runs_here, made.verification.startswith(here)) == (False, False, True)
+    assert here in caplog.text
+
+
+def test_what_is_misread_for_another_machine_is_an_error(misread: None) -> None:
+    with pytest.raises(VerificationError, match="the same import, compiled for this machine, differs by"):
+        reparam_compiler.compile(net(), X, target=FOREIGN[0])
+    assert reparam_compiler.compile(net(), X, target=FOREIGN[0], verify=False).verification == "it was not asked for"
+
+
+def test_code_that_does_not_run_here_is_not_compared_by_itself() -> None:
+    verdict = verify_compiled(lowering.compile(net(), X, target=FOREIGN[0]), net(), (X,))
+    assert (verdict.compared, verdict.words) == (False, "it is compiled for another machine or device")
 
 
 class Counting(nn.Module):
@@ -287,7 +303,7 @@ def test_caller_s_model_and_inputs_are_left_alone_and_weights_are_shared() -> No
         verify_compiled(compiled, model, (x,))
     assert torch.equal(x, X)
     assert (model.calls, float(model.seen)) == (0, 0.0)
-    assert held == [True, True]
+    assert held[:2] == [True, True]  # the copies that rounding is measured with have weights of their own
 
 
 def test_error_survives_a_pickle() -> None:
@@ -336,3 +352,46 @@ def test_bfloat16_is_not_compared_and_that_is_said(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING, "reparam_compiler"):
         reparam_compiler.compile(nn.Conv2d(3, 4, 1).eval().bfloat16(), torch.zeros(1, 3, 4, 4, dtype=torch.bfloat16))
     assert "input is of bfloat16, which numpy does not have" in caplog.text
+
+
+class Logits(nn.Module):
+    """A sigmoid of a convolution, its logits moved to where it is saturated: below 0 or above it by this much and more."""
+
+    def __init__(self, gain: float, at: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.conv.weight.data *= gain
+        logits = self.conv(X).detach()
+        self.shift = float(at - (logits.max() if at < 0 else logits.min()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.conv(x) + self.shift)
+
+
+@pytest.mark.parametrize(("gain", "at", "wrong"), [(3000.0, -9.0, 1e-3), (0.5, 9.0, 0.1)])
+def test_saturated_output_is_compared_by_what_rounding_moves_it(gain: float, at: float, wrong: float) -> None:
+    """Near 0 rounding of the logits is more than a thousandth of the output; near 1 nearly everything is less."""
+    model = Logits(gain, at).eval()
+    compiled = reparam_compiler.compile(model, X)
+    assert compiled.verified
+    with torch.no_grad():
+        logits = model.conv(X).double()
+
+    def moved(by: float) -> Executable:
+        """Its code, with logits that are off by this much of themselves."""
+        return other(compiled, lambda _: [torch.sigmoid(logits * (1 + by) + model.shift).float().numpy()])
+
+    assert verify_compiled(moved(5e-7), model, (X,)).compared
+    with pytest.raises(VerificationError):
+        verify_compiled(moved(wrong), model, (X,))
+
+
+def test_outputs_that_tell_nothing_are_named() -> None:
+    compiled, model = reparam_compiler.compile(called(lambda x: torch.sigmoid(x + 100)), X), called(torch.ones_like)
+    assert compiled.verification.endswith("each of its outputs is of one number there, which tells little")
+    chaotic = called(lambda x: torch.sin(x * 1e8))
+    verdict = verify_compiled(other(compiled, lambda array: [np.sin(array * 0 + 0.3)]), chaotic, (X,))
+    assert not verdict.compared
+    assert verdict.words.startswith("rounding moves its outputs by as much as they differ")
+    assert verify_compiled(compiled, model, (X,)).compared
