@@ -33,7 +33,7 @@ from benchmarks import page
 from benchmarks.op_models import OneOp
 from reparam_compiler.errors import ReparamError, VerificationError
 
-ROUTES = {"torch": "benchmarks.op_coverage_torch"}
+ROUTES = {"torch": "benchmarks.op_coverage_torch", "onnx": "benchmarks.op_coverage_onnx"}
 """Where each route's `models()` stands."""
 CLASSES = ("equal", "refused", "not compared", "wrong", "crashed")
 LIMIT = 300.0

@@ -1,6 +1,6 @@
 """ONNX models into Relax.
 
-onnx.ModelProto --from_onnx--> Relax
+onnx.ModelProto --what TVM misreads rewritten in a copy (`onnx_ops`)--> ModelProto --from_onnx--> Relax
 """
 
 import sys
@@ -26,17 +26,26 @@ def open_batches(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def from_onnx_model(model: Any, example_inputs: Any, shapes: Shapes) -> Imported:
+    from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
+
+    from reparam_compiler.lowering.importing.onnx_ops.prepare import prepared
 
     wanted = _onnx_inputs(model)
     declared = {value.name: [_onnx_dim(dim) for dim in value.type.tensor_type.shape.dim] for value in wanted}
     given = shapes_of_examples(list(declared), example_inputs)
-    known = {name: list(shapes.get(name, _filled(dims, given.get(name)))) for name, dims in declared.items()}
-    for name, dims in known.items():
-        if any(not isinstance(dim, int) for dim in dims) or (not dims and not _has_rank(model, name)):
-            raise missing_shape(name, dims)
+    known = {}
+    for name, dims in declared.items():
+        sizes = shapes.get(name, _filled(dims, given.get(name)))
+        known[name] = [size for size in sizes if isinstance(size, int)]
+        if len(known[name]) < len(sizes) or (not sizes and not _has_rank(model, name)):
+            raise missing_shape(name, sizes)
     with importing("ONNX"):
-        module = from_onnx(model, shape_dict=known, dtype_dict=_onnx_dtypes(wanted))
+        subject = prepared(model, known)
+        module = from_onnx(subject.model, dtype_dict=_onnx_dtypes(subject.model.graph.input))
+    weights = module["main"].params[len(known) :]
+    if weights:
+        module = relax.transform.BindParams("main", dict(zip(weights, subject.weights, strict=True)))(module)
     return fixed(module, tuple(known), tuple(value.name for value in model.graph.output), shapes)
 
 

@@ -1,0 +1,163 @@
+"""Quantized ops by their definition: dequantized, computed, quantized again."""
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from reparam_compiler.lowering.importing.onnx_ops.graph import Graph, Node
+from reparam_compiler.lowering.importing.onnx_ops.table import MICROSOFT, instead_of
+
+EXACT = 1 << 24
+"""Up to which float32 counts every integer."""
+
+
+def _along(graph: Graph, name: str, rank: int, axis: int) -> str:
+    """A scale or a zero point of one axis, laid along that axis."""
+    if graph.rank(name) != 1 or rank == 1:
+        return name
+    return graph.emit("Reshape", name, graph.ints(*[1] * (axis % rank), -1, *[1] * (rank - axis % rank - 1)))
+
+
+def _of_blocks(graph: Graph, name: str, axis: int, block: int, size: int) -> str:
+    """A scale or a zero point of each block of an axis, repeated for each element."""
+    return graph.emit("Gather", name, graph.constant(np.arange(size) // block), axis=axis)
+
+
+def _shaped(graph: Graph, node: Node, name: str) -> str:
+    x, axis = node.inputs[0], node.attrs.get("axis", 1)
+    rank, block = graph.rank(x), node.attrs.get("block_size", 0)
+    return _of_blocks(graph, name, axis % rank, block, graph.shape(x)[axis]) if block else _along(graph, name, rank, axis)
+
+
+@instead_of("DequantizeLinear", tvm="knows no blocks")
+def dequantized(graph: Graph, node: Node) -> str:
+    """(x - zero point) * scale."""
+    x, scale = node.inputs[0], node.inputs[1]
+    kind = node.attrs.get("output_dtype", 0) or graph.types[scale].tensor_type.elem_type
+    exact = TensorProto.FLOAT if graph.dtype(x).itemsize < 4 else TensorProto.INT32
+    number = graph.emit("Cast", x, to=exact)
+    if node.input(2) and not _is_zero(graph, node.inputs[2]):
+        number = graph.emit("Sub", number, graph.emit("Cast", _shaped(graph, node, node.inputs[2]), to=exact))
+    return graph.emit("Mul", graph.emit("Cast", number, to=kind), graph.emit("Cast", _shaped(graph, node, scale), to=kind))
+
+
+def _is_zero(graph: Graph, name: str) -> bool:
+    return name in graph.constants and not np.any(graph.constants[name])
+
+
+@instead_of("QuantizeLinear", tvm="knows no blocks, and casts to the range of float32")
+def quantized(graph: Graph, node: Node) -> str:
+    """x / scale, rounded to even, moved by the zero point, and held within the range of the dtype."""
+    x, scale = node.inputs[0], node.inputs[1]
+    kind = node.attrs.get("output_dtype", 0)
+    if node.input(2):
+        kind = graph.types[node.inputs[2]].tensor_type.elem_type
+    kind = kind or TensorProto.UINT8
+    if kind not in (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16):
+        raise node.refusal(f"quantized to {TensorProto.DataType.Name(kind)}", "expected integers of 8 or 16 bits")
+    number = graph.emit("Round", graph.emit("Div", x, graph.emit("CastLike", _shaped(graph, node, scale), x)))
+    zero = graph.emit("CastLike", _shaped(graph, node, node.inputs[2]), x) if node.input(2) else ""
+    return _held(graph, number, zero, kind)
+
+
+def _held(graph: Graph, number: str, zero: str, kind: int) -> str:
+    """A rounded number, moved by a zero point and cast, held within the range of the dtype."""
+    limits = np.iinfo(helper.tensor_dtype_to_np_dtype(kind))
+    moved = graph.emit("Add", number, zero) if zero and not _is_zero(graph, zero) else number
+    clipped = graph.emit("Clip", moved, graph.like(float(limits.min), moved), graph.like(float(limits.max), moved))
+    return graph.emit("Cast", graph.emit("Cast", clipped, to=TensorProto.INT32), to=kind)
+
+
+@instead_of("DynamicQuantizeLinear", tvm="quantizes by an op of its own")
+def dynamically_quantized(graph: Graph, node: Node) -> list[str]:
+    """Scale and zero point from the least and the largest element."""
+    x, zero = node.inputs[0], graph.constant(0, np.float32)
+    least = graph.emit("Min", graph.emit("ReduceMin", x, keepdims=0), zero)
+    most = graph.emit("Max", graph.emit("ReduceMax", x, keepdims=0), zero)
+    scale = graph.emit("Div", graph.emit("Sub", most, least), graph.constant(255, np.float32))
+    at = graph.emit("Round", graph.emit("Div", graph.emit("Neg", least), scale))
+    point = _held(graph, at, "", TensorProto.UINT8)
+    return [graph.emit("QuantizeLinear", x, scale, point), scale, point]
+
+
+def _centred(graph: Graph, node: Node, value: int, point: int, kind: int, axis: int | None) -> str:
+    """An integer operand less its zero point, along an axis where that has one."""
+    name = node.inputs[value]
+    number = graph.emit("Cast", name, to=kind)
+    if not node.input(point) or _is_zero(graph, node.inputs[point]):
+        return number
+    zero = graph.emit("Cast", node.inputs[point], to=kind)
+    return graph.emit("Sub", number, zero if axis is None else _along(graph, zero, graph.rank(name), axis))
+
+
+def _counted(graph: Graph, x: str, weight: str, terms: int) -> int:
+    """float32 where it counts sums of so many products exactly, else int32."""
+    largest = float(256 ** graph.dtype(x).itemsize * 256 ** graph.dtype(weight).itemsize)
+    return TensorProto.FLOAT if terms * largest < EXACT else TensorProto.INT32
+
+
+@instead_of("ConvInteger", tvm="does not know it")
+def integer_conv(graph: Graph, node: Node) -> str:
+    """A Conv of integers, in float32 where that counts them exactly."""
+    x, weight = node.inputs[:2]
+    kind = _counted(graph, x, weight, int(np.prod(graph.shape(weight)[1:])))
+    made = graph.emit("Conv", _centred(graph, node, 0, 2, kind, None), _centred(graph, node, 1, 3, kind, 0), **node.attrs)
+    return graph.emit("Cast", made, to=TensorProto.INT32)
+
+
+@instead_of("MatMulInteger", tvm="computes it by an unscheduled kernel")
+def integer_product(graph: Graph, node: Node) -> str:
+    """A MatMul of integers, in float32 where that counts them exactly."""
+    a, b = node.inputs[:2]
+    kind = _counted(graph, a, b, graph.shape(a)[-1])
+    rank = graph.rank(a)
+    rows = _centred(graph, node, 0, 2, kind, max(0, rank - 2))
+    return graph.emit("Cast", graph.emit("MatMul", rows, _centred(graph, node, 1, 3, kind, -1)), to=TensorProto.INT32)
+
+
+@instead_of("QLinearConv", tvm="does not know it")
+def quantized_conv(graph: Graph, node: Node) -> str:
+    """A Conv of dequantized operands, quantized."""
+    x_scale, weight_scale = node.inputs[1], node.inputs[4]
+    x = _centred(graph, node, 0, 2, TensorProto.FLOAT, None)
+    weight = _centred(graph, node, 3, 5, TensorProto.FLOAT, 0)
+    scale = graph.emit("Mul", x_scale, weight_scale)
+    wide = graph.emit("Mul", weight, _along(graph, scale, graph.rank(weight), 0))
+    inputs = [x, wide]
+    if node.input(8):
+        inputs.append(graph.emit("Mul", graph.emit("Cast", node.inputs[8], to=TensorProto.FLOAT), scale))
+    return graph.emit("QuantizeLinear", graph.emit("Conv", *inputs, **node.attrs), node.inputs[6], node.inputs[7])
+
+
+@instead_of("QLinearMatMul", tvm="does not know it")
+def quantized_product(graph: Graph, node: Node) -> str:
+    """A MatMul of dequantized operands, quantized."""
+    rank = graph.rank(node.inputs[0])
+    a = _centred(graph, node, 0, 2, TensorProto.FLOAT, max(0, rank - 2))
+    b = _centred(graph, node, 3, 5, TensorProto.FLOAT, -1)
+    a = graph.emit("Mul", a, _along(graph, node.inputs[1], rank, max(0, rank - 2)))
+    b = graph.emit("Mul", b, _along(graph, node.inputs[4], graph.rank(b), -1))
+    return graph.emit("QuantizeLinear", graph.emit("MatMul", a, b), node.inputs[6], node.inputs[7])
+
+
+@instead_of("QLinearAdd", "QLinearMul", domain=MICROSOFT, tvm="does not know it")
+def quantized_binary(graph: Graph, node: Node) -> str:
+    """Both dequantized, added or multiplied, quantized."""
+    a, b = (graph.emit("DequantizeLinear", *node.inputs[start : start + 3]) for start in (0, 3))
+    return graph.emit("QuantizeLinear", graph.emit(node.op.removeprefix("QLinear"), a, b), node.inputs[6], node.input(7))
+
+
+@instead_of("QLinearSigmoid", "QLinearLeakyRelu", domain=MICROSOFT, tvm="does not know it")
+def quantized_function(graph: Graph, node: Node) -> str:
+    """Dequantized, the function, quantized."""
+    x = graph.emit("DequantizeLinear", *node.inputs[:3])
+    made = graph.emit(node.op.removeprefix("QLinear"), x, **node.attrs)
+    return graph.emit("QuantizeLinear", made, node.inputs[3], node.input(4))
+
+
+@instead_of("QLinearGlobalAveragePool", domain=MICROSOFT, tvm="does not know it")
+def quantized_mean(graph: Graph, node: Node) -> str:
+    """Dequantized, the mean of each channel, quantized."""
+    if node.attrs.get("channels_last", 0):
+        raise node.refusal("channels_last has no rule")
+    x = graph.emit("DequantizeLinear", *node.inputs[:3])
+    return graph.emit("QuantizeLinear", graph.emit("GlobalAveragePool", x), node.inputs[3], node.input(4))
