@@ -6,7 +6,8 @@ import pytest
 pytest.importorskip("tvm")
 
 from reparam_compiler.lowering.conv.accuracy import measured_error
-from reparam_compiler.lowering.conv.algorithms import ConvShape, candidates
+from reparam_compiler.lowering.conv.algorithms import ConvShape
+from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 
 pytestmark = pytest.mark.tvm

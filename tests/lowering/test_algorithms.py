@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tvm")
 
-from reparam_compiler.lowering.conv.algorithms import ConvShape, Tile, candidate_tiles, choose_tile, unroll_of
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Tile, unroll_of
+from reparam_compiler.lowering.conv.choice import candidate_tiles, choose_tile
 from reparam_compiler.lowering.cpu.kernels import pack_dense
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 

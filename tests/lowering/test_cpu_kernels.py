@@ -12,7 +12,8 @@ pytest.importorskip("tvm")
 
 from tvm import tirx
 
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, candidates
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct
+from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.kernels import convs_to_kernels, output_size, pack_depthwise, packed_weights
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.importing.importer import to_relax

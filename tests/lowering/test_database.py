@@ -14,7 +14,8 @@ pytest.importorskip("tvm")
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering import build as lowering_build
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Step, candidates
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Step
+from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.measured import MeasuredAlgorithms
 from reparam_compiler.lowering.search.database import (

@@ -21,7 +21,8 @@ import onnx
 import reparam_compiler
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Winograd, candidates
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Winograd
+from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.tuning import POINTS, points
 from reparam_compiler.lowering.search import tuning

@@ -12,7 +12,8 @@ pytest.importorskip("tvm")
 import tvm
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
-from reparam_compiler.lowering.conv.algorithms import ConvShape, candidates
+from reparam_compiler.lowering.conv.algorithms import ConvShape
+from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.kernels import kernel_of, output_size, packed_weights
 from reparam_compiler.lowering.cpu.machine import vector_unit
 from reparam_compiler.lowering.target import resolve

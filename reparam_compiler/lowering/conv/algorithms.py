@@ -4,16 +4,14 @@
     Winograd  M[t, e, g, c] = sum_{q, k} V[t, e, q, g K + k] U[e, g c / nr, q, k, c mod nr]           e: the points of a tile t
 
 Either is a GEMM, whose rows (pixels, tiles) are padded to a multiple of mr and its columns to one of nr, with zero weights, so
-that the tile of mr x nr sums needs no guard. The tile is chosen by counting the cycles of one step of k: mr nr / lanes
-multiply-adds and mr + nr / lanes loads, two of them a cycle, at least the four cycles of a multiply-add's latency, and no more
-registers than there are. A dense layer is the same thing with one pixel a row.
+that the tile of mr x nr sums needs no guard. A dense layer is the same thing with one pixel a row.
 
-Which algorithm a conv takes is chosen by the cycles of its GEMMs, of its transforms, and of its weights, which come from
-memory: in a net every layer's do. The constants were measured on a Zen 4 core with cold weights (RepVGG-A0's layers).
+Either goes through the image block by block, where what lies between input and output is then in cache. Which algorithm a
+conv takes, in which tile and blocks, `choice.py` says.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from reparam_compiler.core.winograd import Transform, transform
@@ -22,16 +20,6 @@ from reparam_compiler.lowering.cpu.machine import VectorUnit
 Operand = Literal["none", "scalar", "channels", "tensor", "earlier"]
 Order = Literal["weights", "pixels"]
 
-FMA_LATENCY = 4
-LOAD_COST = 0.1  # cycles that a load costs beyond its port: 4 x 24 measures 93 GFLOP/s where 4 x 16 gives 86
-STREAM_BYTES = 16  # bytes a cycle from L3
-COLD_BYTES = 12  # bytes of weights that come from memory in a cycle, beside the arithmetic
-TRANSFORM = 0.11  # cycles that each element of a Winograd tile costs a vector, by the square of the tile's rows and columns
-FEWEST_TILES = 8  # of a block: with fewer the weights are read too often
-BLOCK_CACHES = 2.0  # second-level caches that a block's scratch may take: it is read once, in order
-SPILL = 1.0  # cycles that a byte of scratch beyond the second-level cache costs, written and read
-OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
-LONGEST = 8  # rows or columns of a Winograd tile: beyond it float32 loses too much
 UNROLL = 4  # steps of k written out
 
 
@@ -135,18 +123,29 @@ class Tile:
         """Column tiles of one group."""
         return -(-shape.group_out // self.columns)
 
-    def padded_pixels(self, shape: ConvShape) -> int:
-        return round_up(shape.pixels, self.rows)
+    def column_bytes(self, shape: ConvShape, unit: VectorUnit) -> int:
+        """Bytes of one step of k of all column tiles of all groups."""
+        return shape.groups * self.column_tiles(shape) * self.columns * unit.bytes // unit.lanes(shape.dtype)
 
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """The direct form. tile: its rows are pixels."""
+    """The knobs of the direct form.
+
+    tile: its rows are pixels.
+    block: output pixels that pass through all column tiles together: a divisor of their number, and where there is padding
+        whole rows of the image, which then have a halo of their own; or 0: all of them.
+    """
 
     tile: Tile
+    block: int = 0
 
     def __str__(self) -> str:
         return "direct"
+
+    def blocks(self, shape: ConvShape) -> int:
+        """How many blocks of pixels there are."""
+        return shape.pixels // (self.block or shape.pixels)
 
     def gemm(self, shape: ConvShape) -> ConvShape:
         """The conv itself, whose rows are its pixels."""
@@ -159,7 +158,7 @@ class Winograd:
 
     outputs: m_h, m_w of a tile. tile: of the batched GEMM, whose rows are tiles.
     block: Winograd tiles that pass through all three stages together, so that their scratch stays in cache; a divisor of their
-        number and a multiple of the GEMM's rows, or 0: all of them.
+        number, or 0: all of them.
     """
 
     outputs: tuple[int, int]
@@ -203,88 +202,6 @@ class Winograd:
 
 
 Algorithm: TypeAlias = Direct | Winograd
-
-
-def candidate_tiles(shape: ConvShape, unit: VectorUnit, depth: int | None = None) -> list[Tile]:
-    """Every tile whose sums, one row of weights and one broadcast fit the registers, best first by `tile_cycles`.
-
-    depth: of the loop that is unrolled, where it is not all of the shape's channels: of a Winograd product, one phase's.
-    """
-    lanes = unit.lanes(shape.dtype)
-    unroll = unroll_of(depth or shape.group_in, UNROLL)
-    tiles = [
-        Tile(rows, vectors * lanes, unroll)
-        for vectors in range(1, min(8, -(-shape.group_out // lanes)) + 1)
-        for rows in range(1, min(14, shape.pixels) + 1)
-        if rows * vectors + vectors + 1 <= unit.registers
-    ]
-    return sorted(tiles, key=lambda tile: (tile_cycles(shape, tile, unit), -tile.columns, tile.rows))
-
-
-def choose_tile(shape: ConvShape, unit: VectorUnit) -> Tile:
-    """The tile that the rule takes: the fewest estimated cycles."""
-    return candidate_tiles(shape, unit)[0]
-
-
-def tile_cycles(shape: ConvShape, tile: Tile, unit: VectorUnit) -> float:
-    """Cycles of one core for the whole conv, by the count in the module's docstring."""
-    lanes = unit.lanes(shape.dtype)
-    vectors = tile.columns // lanes
-    fmas, loads = tile.rows * vectors, tile.rows + vectors
-    step = max(fmas / unit.fmas, loads / 2, FMA_LATENCY) + LOAD_COST * loads
-    depth = shape.kernel[0] * shape.kernel[1] * shape.group_in
-    weight_bytes = depth * tile.columns * unit.bytes // lanes
-    if weight_bytes > unit.l2_bytes * 3 // 4:
-        step = max(step, tile.columns * (unit.bytes // lanes) / STREAM_BYTES)
-    edges = 2.0 * fmas + 10
-    tiles = shape.groups * tile.column_tiles(shape) * (tile.padded_pixels(shape) // tile.rows)
-    return tiles * (depth * step + edges)
-
-
-def candidates(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
-    """Every algorithm that computes the conv, each in its best tile, the fewest estimated cycles first."""
-    found: list[Algorithm] = [Direct(choose_tile(shape, unit))]
-    split = [size > 1 for size in shape.kernel]
-    if any(split) and not shape.depthwise and (shape.stride == (1, 1) or shape.dilation == (1, 1)):
-        taps = shape.phase_taps
-        for outputs in OUTPUTS:
-            down, across = (outputs if axis else 1 for axis in split)
-            if max(down + taps[0], across + taps[1]) - 1 <= LONGEST:
-                found.append(_in_blocks(shape, (down, across), unit))
-    return sorted(found, key=lambda algorithm: cycles(shape, algorithm, unit))
-
-
-def _in_blocks(shape: ConvShape, outputs: tuple[int, int], unit: VectorUnit) -> Winograd:
-    """The Winograd conv of those outputs in the blocks and the tile of the fewest estimated cycles."""
-    tiles = Winograd(outputs, Tile(1, 1)).tiles(shape)
-    sizes = [size for size in range(FEWEST_TILES, tiles // 2 + 1) if tiles % size == 0] if shape.dilation == (1, 1) else []
-    found = []
-    for block in (0, *sizes):
-        form = Winograd(outputs, Tile(1, 1), block)
-        tile = candidate_tiles(form.gemm(shape), unit, shape.group_in)[0]
-        if not block or replace(form, tile=tile).scratch(shape, unit) <= BLOCK_CACHES * unit.l2_bytes:
-            found.append(replace(form, tile=tile))
-    return min(found, key=lambda form: cycles(shape, form, unit))
-
-
-def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
-    """Cycles of one core for the whole conv with cold weights."""
-    lanes, tile, gemm = unit.lanes(shape.dtype), algorithm.tile, algorithm.gemm(shape)
-    if isinstance(algorithm, Direct):
-        points, arithmetic = math.prod(shape.kernel), tile_cycles(shape, tile, unit)
-    else:
-        height, width = algorithm.transforms(shape)
-        points = height.size * width.size
-        read = math.prod(shape.stride) * round_up(shape.channels_in, lanes)
-        written = shape.groups * round_up(shape.group_out, lanes)
-        vectors = algorithm.tiles(shape) * (read + written) // lanes
-        transforms = TRANSFORM * (height.size + width.size) ** 2 * points * vectors
-        blocks, spilled = algorithm.blocks(shape), max(algorithm.scratch(shape, unit) - unit.l2_bytes, 0)
-        arithmetic = blocks * (points * tile_cycles(gemm, tile, unit) + spilled * SPILL) + transforms
-    columns = shape.groups * tile.column_tiles(shape) * tile.columns
-    weights = points * gemm.group_in * columns * unit.bytes // lanes
-    again = 0 if isinstance(algorithm, Direct) else (algorithm.blocks(shape) - 1) * weights
-    return arithmetic + weights / COLD_BYTES + again / STREAM_BYTES
 
 
 def round_up(size: int, multiple: int) -> int:

@@ -19,7 +19,8 @@ from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, candidates, choose_tile
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile
+from reparam_compiler.lowering.conv.choice import candidates, direct_form
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.schedules import depthwise_columns, depthwise_conv, direct_conv
 from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
@@ -43,13 +44,16 @@ def convs_to_kernels(module: Any, unit: VectorUnit, rule: AlgorithmRule = candid
 def kernel_of(shape: ConvShape, algorithm: Algorithm, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
     """The scheduled PrimFunc of a conv by an algorithm."""
     if isinstance(algorithm, Direct):
-        return direct_conv(shape, algorithm.tile, epilogue, unit)
+        return direct_conv(shape, algorithm, epilogue, unit)
     return winograd_conv(shape, algorithm, epilogue, unit)
 
 
 def output_size(shape: ConvShape, algorithm: Algorithm) -> tuple[int, ...]:
-    """Of that kernel's output: `pixels G O/G`, or of a Winograd conv `N H W G O/G`."""
-    pixels = (shape.pixels,) if isinstance(algorithm, Direct) else (shape.batch, shape.out_height, shape.out_width)
+    """Of that kernel's output: `blocks pixels/blocks G O/G`, or of a Winograd conv `N H W G O/G`."""
+    blocks = algorithm.blocks(shape)
+    pixels = (
+        (blocks, shape.pixels // blocks) if isinstance(algorithm, Direct) else (shape.batch, shape.out_height, shape.out_width)
+    )
     return (*pixels, shape.groups, shape.group_out)
 
 
@@ -122,6 +126,6 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
             error = measured_error(site.weight, site.shape, algorithm)
             if error <= self.max_error:
                 return algorithm, error
-        direct = Direct(choose_tile(site.shape, self.unit))
+        direct = direct_form(site.shape, self.unit)
         error = measured_error(site.weight, site.shape, direct)
         return direct, error if np.isfinite(error) else None

@@ -32,6 +32,32 @@ VECTOR_FEATURES = ("sse", "avx", "amx", "fma", "f16c", "bmi", "neon", "sve", "sm
 
 
 @dataclass(frozen=True, slots=True)
+class Costs:
+    """What a core's cycles go to beside its arithmetic: measured on RepVGG-A0's layers with cold weights, by family of CPU.
+
+    load: cycles of a load beyond its port.
+    second_bytes: bytes a cycle from the second-level cache.
+    stream_bytes: bytes a cycle from the third-level cache.
+    cold_bytes: bytes a cycle from memory, on a machine that others use too.
+    transform: cycles of each element of a Winograd tile for a vector, by the square of the tile's rows and columns.
+    spill: cycles of a byte of scratch beyond the second-level cache, written and read.
+    """
+
+    load: float
+    second_bytes: float
+    stream_bytes: float
+    cold_bytes: float
+    transform: float
+    spill: float
+
+
+ZEN3 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=3, transform=0.11, spill=1.0)
+ZEN4 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=8, transform=0.17, spill=1.0)
+NEON = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=3, transform=0.11, spill=1.0)
+"""A guess: no such machine was at hand."""
+
+
+@dataclass(frozen=True, slots=True)
 class VectorUnit:
     """The SIMD unit of one core.
 
@@ -40,6 +66,7 @@ class VectorUnit:
     threads: cores that the target has.
     fmas: multiply-adds of whole registers that a core starts each cycle.
     l2_bytes: the cache that should hold one column tile's weights.
+    costs: of the family of CPU.
 
     Example: `VectorUnit(bytes=32, registers=16, threads=2)` is a CPU of two cores with AVX2.
     """
@@ -49,6 +76,7 @@ class VectorUnit:
     threads: int
     fmas: int = 2
     l2_bytes: int = 512 * 1024
+    costs: Costs = ZEN3
 
     def lanes(self, dtype: str) -> int:
         """Elements of `dtype` in a register."""
@@ -59,12 +87,13 @@ def vector_unit(target: Target) -> VectorUnit:
     """The vector registers of an llvm target, from its triple, cpu and attributes."""
     threads = int(target.attrs.get("num-cores", 0)) or cores()
     if llvm_cpu_has_features("avx512f", target):
-        return VectorUnit(64, 32, threads, fmas=1 if target.attrs.get("mcpu") in HALF_RATE else 2)
+        return VectorUnit(64, 32, threads, fmas=1 if target.attrs.get("mcpu") in HALF_RATE else 2, costs=ZEN4)
     if llvm_cpu_has_features("avx", target):
         return VectorUnit(32, 16, threads)
     triple = str(target.attrs.get("mtriple", ""))
     width = max(16, int(llvm_get_vector_width(target)) // 8)
-    return VectorUnit(min(width, 16), 32 if triple.startswith(("aarch64", "arm64")) else 16, threads)
+    arm = triple.startswith(("aarch64", "arm64"))
+    return VectorUnit(min(width, 16), 32 if arm else 16, threads, costs=NEON if arm else ZEN3)
 
 
 def missing_here(target: Target) -> str:

@@ -7,7 +7,8 @@ that was not measured, the rule stays.
 import math
 from collections.abc import Sequence
 
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, candidates
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.search.database import ConvRecord
 

@@ -12,7 +12,7 @@ from tvm.relax.backend.cpu_generic import pipeline
 from tvm.s_tir import meta_schedule
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
-from reparam_compiler.lowering.conv.algorithms import candidates
+from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.conv.pointwise import legalizations
 from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.cpu.machine import vector_unit

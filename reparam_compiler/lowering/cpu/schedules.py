@@ -9,56 +9,63 @@ A padded conv reads from a scratch copy with a halo of zeros: a select in the in
 (56x56x48: 1.95 ms against 1.57 with the copy).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import tvm
 from tvm import te, tirx
 
-from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, round_up, vector_step
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Step, Tile, round_up, vector_step
 from reparam_compiler.lowering.conv.pointwise import epilogue_operands, epilogue_value
 from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.prefetch import part_of, with_next_panel
 
 
-def direct_conv(shape: ConvShape, tile: Tile, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
-    """The PrimFunc of a scheduled direct conv: (x `N H W C`, weights `tiles r s k nr`, operands…) -> `pixels G O/G`."""
-    return finished(scheduled_direct(declare_direct(shape, tile, epilogue), shape, tile, unit).mod["main"])
+def direct_conv(shape: ConvShape, algorithm: Direct, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
+    """The PrimFunc of a direct conv: (x `N H W C`, weights `tiles r s k nr`, operands…) -> `blocks pixels/blocks G O/G`."""
+    return finished(scheduled_direct(declare_direct(shape, algorithm, epilogue), shape, algorithm, unit))
 
 
-def declare_direct(shape: ConvShape, tile: Tile, epilogue: Sequence[Step]) -> Any:
-    """The same PrimFunc before its schedule."""
-    dtype, rows, columns = shape.dtype, tile.padded_pixels(shape), tile.columns
-    per_group, (kh, kw) = tile.column_tiles(shape), shape.kernel
+def declare_direct(shape: ConvShape, algorithm: Direct, epilogue: Sequence[Step]) -> Any:
+    """The same PrimFunc before its schedule.
+
+    Pixel p is row i of block b. Rows that only fill a block up to whole tiles repeat its last pixel, and are not written.
+    """
+    dtype, tile, block = shape.dtype, algorithm.tile, algorithm.block or shape.pixels
+    rows, columns, per_group, (kh, kw) = round_up(block, tile.rows), tile.columns, tile.column_tiles(shape), shape.kernel
     x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), dtype, "x")
     weights = te.placeholder((shape.groups * per_group, kh, kw, shape.group_in, columns), dtype, "weights")
     source = _with_halo(x, shape, shape.channels_in)
     r, s, k = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s"), te.reduce_axis((0, shape.group_in), "k")
 
-    def product(p: Any, g: Any, c: Any) -> Any:
-        n, h, w = _source_pixel(p, r, s, shape, rows)
+    def product(b: Any, i: Any, g: Any, c: Any) -> Any:
+        n, h, w = _source_pixel(b * block + (tirx.min(i, block - 1) if rows != block else i), r, s, shape)
         packed = weights[g * per_group + c // columns, r, s, k, c % columns]
         return te.sum(source[n, h, w, g * shape.group_in + k] * packed, axis=[r, s, k])
 
-    sums = te.compute((rows, shape.groups, per_group * columns), product, "sums")
-    out, operands = _write_back(sums, shape, epilogue)
+    sums = te.compute((algorithm.blocks(shape), rows, shape.groups, per_group * columns), product, "sums")
+    size = (algorithm.blocks(shape), block, shape.groups, shape.group_out)
+    operands = epilogue_operands(shape, epilogue, size)
+    out = te.compute(size, lambda *at: epilogue_value(sums[at], shape, epilogue, operands, at), "out")
     return te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol")
 
 
-def scheduled_direct(func: Any, shape: ConvShape, tile: Tile, unit: VectorUnit) -> Any:
+def scheduled_direct(func: Any, shape: ConvShape, algorithm: Direct, unit: VectorUnit) -> Any:
     """The recipe's schedule of `declare_direct`."""
-    sch, lanes = tvm.s_tir.Schedule(func), unit.lanes(shape.dtype)
+    sch, tile, lanes = tvm.s_tir.Schedule(func), algorithm.tile, unit.lanes(shape.dtype)
     sums, out = sch.get_sblock("sums"), sch.get_sblock("out")
-    _schedule_halo(sch, vector_step(shape.channels_in, lanes))
-    p, g, c, r, s, k = sch.get_loops(sums)
-    row_tile, row = sch.split(p, [None, tile.rows])
+    b, i, g, c, r, s, k = sch.get_loops(sums)
+    row_tile, row = sch.split(i, [None, tile.rows])
     column_tile, column = sch.split(c, [None, tile.columns])
-    k_outer, k_inner = sch.split(k, [None, tile.unroll])
-    outer = [g, column_tile, row_tile] if tile.order == "weights" else [row_tile, g, column_tile]
-    sch.reorder(*outer, r, s, k_outer, k_inner, row, column)
+    k_part, k_outer, k_inner = sch.split(k, [None, part_of(shape.group_in // tile.unroll), tile.unroll])
+    inner = [g, column_tile, row_tile] if tile.order == "weights" else [row_tile, g, column_tile]
+    sch.reorder(b, *inner, r, s, k_part, k_outer, k_inner, row, column)
     sch.set_scope(sums, 0, "local")
-    sch.reverse_compute_at(out, outer[-1], preserve_unit_loops=True)
-    sch.parallel(sch.fuse(*outer))
+    sch.reverse_compute_at(out, inner[-1], preserve_unit_loops=True)
+    _schedule_halo(sch, vector_step(shape.channels_in, lanes), b if algorithm.block else None)
+    sch.parallel(b if algorithm.block else sch.fuse(b, *inner))
     vector, lane = sch.split(column, [None, lanes])
     for loop in (k_inner, row, vector):
         sch.unroll(loop)
@@ -66,7 +73,18 @@ def scheduled_direct(func: Any, shape: ConvShape, tile: Tile, unit: VectorUnit) 
     _unroll_tile(sch, out, vector_step(shape.group_out, lanes))
     init = sch.decompose_reduction(sums, r)
     unroll_loops(sch, sch.get_loops(init)[-3:])
-    return sch
+    return _with_next_panel(sch, shape, algorithm, unit)
+
+
+def _with_next_panel(sch: Any, shape: ConvShape, algorithm: Direct, unit: VectorUnit) -> Any:
+    """The PrimFunc with prefetches of the weights, where each is read once: those of blocks stay in cache."""
+    if algorithm.block or algorithm.tile.order != "weights":
+        return sch.mod["main"]
+    tiles = -(-shape.pixels // algorithm.tile.rows)
+    outer, *steps = map(sch.get, sch.get_loops(sch.get_sblock("sums_update"))[:4])
+    elements = math.prod(shape.kernel) * shape.group_in * algorithm.tile.columns
+    loops = [(outer.loop_var % tiles, tiles), *((step.loop_var, int(step.extent)) for step in steps)]
+    return with_next_panel(sch.mod["main"], unit, "weights", outer.loop_var // tiles, elements, loops)
 
 
 def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
@@ -77,14 +95,14 @@ def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit)
     lanes, columns = unit.lanes(shape.dtype), depthwise_columns(shape, unit)
     vectors = 2 if columns % (2 * lanes) == 0 else 1
     tile = Tile(min(shape.pixels, 4 if unit.registers < 32 else 8), vectors * lanes)
-    rows = tile.padded_pixels(shape)
+    rows = round_up(shape.pixels, tile.rows)
     x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), shape.dtype, "x")
     weights = te.placeholder((*shape.kernel, columns), shape.dtype, "weights")
     source = _with_halo(x, shape, columns)
     r, s = te.reduce_axis((0, shape.kernel[0]), "r"), te.reduce_axis((0, shape.kernel[1]), "s")
 
     def product(p: Any, c: Any) -> Any:
-        n, h, w = _source_pixel(p, r, s, shape, rows)
+        n, h, w = _source_pixel(tirx.min(p, shape.pixels - 1) if rows != shape.pixels else p, r, s, shape)
         return te.sum(source[n, h, w, c] * weights[r, s, c], axis=[r, s])
 
     sums = te.compute((rows, columns), product, "sums")
@@ -113,12 +131,11 @@ def depthwise_columns(shape: ConvShape, unit: VectorUnit) -> int:
     return round_up(shape.channels_out, unit.lanes(shape.dtype))
 
 
-def _source_pixel(p: Any, r: Any, s: Any, shape: ConvShape, rows: int) -> tuple[Any, Any, Any]:
-    """The pixel of the (padded) source that tap (r, s) of output pixel `p` reads; rows beyond the last repeat it."""
-    last = tirx.min(p, shape.pixels - 1) if rows != shape.pixels else p
+def _source_pixel(p: Any, r: Any, s: Any, shape: ConvShape) -> tuple[Any, Any, Any]:
+    """The pixel of the (padded) source that tap (r, s) of output pixel `p` reads."""
     area = shape.out_height * shape.out_width
-    y, x = last % area // shape.out_width, last % shape.out_width
-    return last // area, y * shape.stride[0] + r * shape.dilation[0], x * shape.stride[1] + s * shape.dilation[1]
+    y, x = p % area // shape.out_width, p % shape.out_width
+    return p // area, y * shape.stride[0] + r * shape.dilation[0], x * shape.stride[1] + s * shape.dilation[1]
 
 
 def _with_halo(x: Any, shape: ConvShape, channels: int) -> Any:
@@ -151,16 +168,19 @@ def _write_back(sums: Any, shape: ConvShape, epilogue: Sequence[Step]) -> tuple[
     return te.compute(size, value, "out"), operands
 
 
-def _schedule_halo(sch: Any, step: int) -> None:
-    """The scratch copy: rows in parallel, channels by vectors of `step`."""
+def _schedule_halo(sch: Any, step: int, at: Any = None) -> None:
+    """The scratch copy, channels by vectors of `step`: within the loop `at`, or whole, rows in parallel."""
     try:
         halo = sch.get_sblock("halo")
     except tvm.s_tir.ScheduleError:
         return
-    n, h, _, c = sch.get_loops(halo)
+    if at is not None:
+        sch.compute_at(halo, at, preserve_unit_loops=True)
+    *_, n, h, _, c = sch.get_loops(halo)
     _, lane = sch.split(c, [None, step])
     sch.vectorize(lane)
-    sch.parallel(sch.fuse(n, h))
+    if at is None:
+        sch.parallel(sch.fuse(n, h))
 
 
 def _unroll_tile(sch: Any, block: Any, step: int) -> None:

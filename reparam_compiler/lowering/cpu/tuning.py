@@ -20,10 +20,9 @@ from reparam_compiler.lowering.conv.algorithms import (
     Order,
     Step,
     Tile,
-    candidate_tiles,
-    candidates,
     unroll_of,
 )
+from reparam_compiler.lowering.conv.choice import candidate_tiles, candidates
 from reparam_compiler.lowering.cpu.kernels import kernel_of
 from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.pipeline import prepared, with_kernels

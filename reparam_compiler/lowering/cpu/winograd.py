@@ -22,15 +22,25 @@ from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, Win
 from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.conv.tiles import matrix_element, placed, source_pixel, tile_sums
 from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.prefetch import part_of, with_next_panel
 from reparam_compiler.lowering.cpu.schedules import unroll_loops
 
 
 def winograd_conv(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
     """The PrimFunc of a scheduled Winograd conv: (x `N H W C`, weights `e tiles q k nr`, operands…) -> `N H W G O/G`."""
     lanes = unit.lanes(shape.dtype)
-    return finished(
-        scheduled_winograd(declare_winograd(shape, algorithm, epilogue, lanes), shape, algorithm, lanes).mod["main"]
-    )
+    sch = scheduled_winograd(declare_winograd(shape, algorithm, epilogue, lanes), shape, algorithm, lanes)
+    return finished(_with_next_panel(sch, shape, algorithm, unit))
+
+
+def _with_next_panel(sch: Any, shape: ConvShape, algorithm: Winograd, unit: VectorUnit) -> Any:
+    """The PrimFunc with prefetches of the weights, where each is read once: those of blocks stay in cache."""
+    if algorithm.block:
+        return sch.mod["main"]
+    panel, *steps = map(sch.get, sch.get_loops(sch.get_sblock("products_update"))[:4])
+    elements = math.prod(shape.stride) * shape.group_in * algorithm.tile.columns
+    loops = [(step.loop_var, int(step.extent)) for step in steps]
+    return with_next_panel(sch.mod["main"], unit, "weights", panel.loop_var, elements, loops)
 
 
 def pack_winograd(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, algorithm: Winograd) -> Shaped[np.ndarray, "..."]:
@@ -135,8 +145,8 @@ def _schedule_products(sch: Any, tile: Tile, lanes: int, *, parallel: bool) -> N
     *outer, r, e, g, o, q, k = sch.get_loops(products)
     row_tile, row = sch.split(r, [None, tile.rows], disable_predication=True)  # what is beyond a block's tiles is scratch
     column_tile, column = sch.split(o, [None, tile.columns])
-    k_outer, k_inner = sch.split(k, [None, tile.unroll])
-    sch.reorder(e, g, column_tile, row_tile, q, k_outer, k_inner, row, column)
+    k_part, k_outer, k_inner = sch.split(k, [None, part_of(int(sch.get(k).extent) // tile.unroll), tile.unroll])
+    sch.reorder(e, g, column_tile, row_tile, q, k_part, k_outer, k_inner, row, column)
     write = sch.cache_write(products, 0, "local")
     sch.reverse_compute_at(write, row_tile, preserve_unit_loops=True)
     if parallel:

@@ -123,5 +123,5 @@ def _record(line: dict[str, Any]) -> ConvRecord:
     epilogue = tuple(Step(**step) for step in line["epilogue"])
     tile, outputs = Tile(**line["algorithm"]["tile"]), line["algorithm"]["outputs"]
     block = int(line["algorithm"].get("block", 0))  # records of earlier versions have none
-    algorithm = Direct(tile) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile, block)
+    algorithm = Direct(tile, block) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile, block)
     return ConvRecord(ConvShape(**shape), epilogue, algorithm, line["target"], tuple(line["seconds"]))

@@ -1,0 +1,154 @@
+"""Which algorithm a conv takes, in which tile and blocks: the fewest estimated cycles of one core with cold weights.
+
+    cycles = max(arithmetic of the GEMMs, weights from memory) + transforms + scratch that spills         weights prefetched
+    cycles = arithmetic of the GEMMs + weights from memory + transforms + what is read again              block by block
+
+The arithmetic is counted by steps of k of a tile: mr nr / lanes multiply-adds and mr + nr / lanes loads, two of them a cycle,
+at least the four cycles of a multiply-add's latency, and no more registers than there are. In a net every layer's weights come
+from memory. What a byte costs from where is measured, by family of CPU (`cpu.machine.Costs`).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+from reparam_compiler.lowering.conv.algorithms import (
+    UNROLL,
+    Algorithm,
+    ConvShape,
+    Direct,
+    Tile,
+    Winograd,
+    round_up,
+    unroll_of,
+)
+from reparam_compiler.lowering.cpu.machine import VectorUnit
+
+FMA_LATENCY = 4
+L1_BYTES = 32 * 1024
+OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
+LONGEST = 8  # rows or columns of a Winograd tile: beyond it float32 loses too much
+FEWEST_TILES = 8  # of a block: with fewer the weights are read too often
+BLOCK_CACHES = 2.0  # second-level caches that a block's scratch may take: it is read once, in order
+
+
+def candidates(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
+    """Every algorithm that computes the conv, each in its best tile and blocks, the fewest estimated cycles first."""
+    found: list[Algorithm] = [direct_form(shape, unit)]
+    split = [size > 1 for size in shape.kernel]
+    if any(split) and not shape.depthwise and (shape.stride == (1, 1) or shape.dilation == (1, 1)):
+        taps = shape.phase_taps
+        for outputs in OUTPUTS:
+            down, across = (outputs if axis else 1 for axis in split)
+            if max(down + taps[0], across + taps[1]) - 1 <= LONGEST:
+                found.append(_winograd_form(shape, (down, across), unit))
+    return sorted(found, key=lambda algorithm: cycles(shape, algorithm, unit))
+
+
+def direct_form(shape: ConvShape, unit: VectorUnit) -> Direct:
+    """The direct conv in the tile and the blocks of the fewest estimated cycles."""
+    blocked = [Direct(choose_tile(shape, unit, block), block) for block in _pixel_blocks(shape)]
+    return min([Direct(choose_tile(shape, unit)), *blocked], key=lambda form: cycles(shape, form, unit))
+
+
+def _pixel_blocks(shape: ConvShape) -> Iterable[int]:
+    """The blocks of pixels that a direct conv may go by."""
+    if shape.pointwise:
+        return [size for size in range(FEWEST_TILES, shape.pixels // 2 + 1) if shape.pixels % size == 0]
+    rows = (rows for rows in range(1, shape.out_height) if shape.out_height % rows == 0)
+    return [rows * shape.out_width for rows in rows if rows * shape.out_width >= FEWEST_TILES]
+
+
+def _winograd_form(shape: ConvShape, outputs: tuple[int, int], unit: VectorUnit) -> Winograd:
+    """The Winograd conv of those outputs in the tile and the blocks of the fewest estimated cycles."""
+    tiles = Winograd(outputs, Tile(1, 1)).tiles(shape)
+    sizes = [size for size in range(FEWEST_TILES, tiles // 2 + 1) if tiles % size == 0] if shape.dilation == (1, 1) else []
+    found = []
+    for block in (0, *sizes):
+        form = Winograd(outputs, Tile(1, 1), block)
+        form = replace(form, tile=candidate_tiles(form.gemm(shape), unit, shape.group_in)[0])
+        if not block or form.scratch(shape, unit) <= BLOCK_CACHES * unit.l2_bytes:
+            found.append(form)
+    return min(found, key=lambda form: cycles(shape, form, unit))
+
+
+def choose_tile(shape: ConvShape, unit: VectorUnit, pixels: int = 0) -> Tile:
+    """The tile of the fewest estimated cycles for so many pixels, or all."""
+    return candidate_tiles(shape, unit, pixels=pixels)[0]
+
+
+def candidate_tiles(shape: ConvShape, unit: VectorUnit, depth: int | None = None, pixels: int = 0) -> list[Tile]:
+    """Every tile whose sums, one row of weights and one broadcast fit the registers, best first by `tile_cycles`.
+
+    depth: of the loop that is unrolled, where it is not all of the shape's channels: of a Winograd product, one phase's.
+    pixels: of one block, where it is not all of the shape's.
+    """
+    lanes, pixels = unit.lanes(shape.dtype), pixels or shape.pixels
+    unroll = unroll_of(depth or shape.group_in, UNROLL)
+    tiles = [
+        Tile(rows, vectors * lanes, unroll)
+        for vectors in range(1, min(8, -(-shape.group_out // lanes)) + 1)
+        for rows in range(1, min(14, pixels) + 1)
+        if rows * vectors + vectors + 1 <= unit.registers
+    ]
+    return sorted(tiles, key=lambda tile: (tile_cycles(shape, tile, unit, pixels), -tile.columns, tile.rows))
+
+
+def tile_cycles(shape: ConvShape, tile: Tile, unit: VectorUnit, pixels: int) -> float:
+    """Cycles of one core for so many pixels of the conv, by the count in the module's docstring."""
+    lanes, costs = unit.lanes(shape.dtype), unit.costs
+    vectors = tile.columns // lanes
+    fmas, loads = tile.rows * vectors, tile.rows + vectors
+    step = max(fmas / unit.fmas, loads / 2, FMA_LATENCY) + costs.load * loads
+    depth = shape.kernel[0] * shape.kernel[1] * shape.group_in
+    step_bytes = tile.columns * (unit.bytes // lanes)
+    if depth * step_bytes > unit.l2_bytes * 3 // 4:
+        step = max(step, step_bytes / costs.stream_bytes)
+    elif depth * step_bytes > L1_BYTES * 3 // 4:
+        step = max(step, step_bytes / costs.second_bytes)
+    edges = 2.0 * fmas + 10
+    tiles = shape.groups * tile.column_tiles(shape) * -(-pixels // tile.rows)
+    return tiles * (depth * step + edges)
+
+
+def cycles(shape: ConvShape, algorithm: Algorithm, unit: VectorUnit) -> float:
+    """Cycles of one core for the whole conv with cold weights."""
+    return _direct_cycles(shape, algorithm, unit) if isinstance(algorithm, Direct) else _winograd_cycles(shape, algorithm, unit)
+
+
+def _direct_cycles(shape: ConvShape, form: Direct, unit: VectorUnit) -> float:
+    """Data is read again for each column tile where a block's two ends take more than half of the second-level cache."""
+    tile, costs, item = form.tile, unit.costs, unit.bytes // unit.lanes(shape.dtype)
+    blocks, pixels = form.blocks(shape), form.block or shape.pixels
+    rows = pixels // shape.out_width if form.block and not shape.pointwise else shape.batch * shape.out_height
+    reach = (rows - 1) * shape.stride[0] + shape.dilation[0] * (shape.kernel[0] - 1) + 1
+    read = item * shape.channels_in * (pixels if shape.pointwise else reach * shape.width)
+    times = 1 if read + item * pixels * shape.channels_out <= unit.l2_bytes // 2 else shape.groups * tile.column_tiles(shape)
+    weights = math.prod(shape.kernel) * shape.group_in * tile.column_bytes(shape, unit)
+    turns = -(-blocks // unit.threads) * unit.threads / blocks if form.block else 1.0  # of threads that wait for the last block
+    again = blocks * read * times + (blocks - 1) * weights
+    arithmetic = turns * (blocks * tile_cycles(shape, tile, unit, pixels) + again / costs.stream_bytes)
+    return _with_weights(arithmetic, weights / costs.cold_bytes, prefetched=not form.block)
+
+
+def _with_weights(arithmetic: float, memory: float, *, prefetched: bool) -> float:
+    """Cycles of both: at the same time where the weights are asked for in time."""
+    return max(arithmetic, memory) if prefetched else arithmetic + memory
+
+
+def _winograd_cycles(shape: ConvShape, form: Winograd, unit: VectorUnit) -> float:
+    """A block's weights are read again for each; its scratch beyond the second-level cache is written and read."""
+    gemm, tile, costs, lanes = form.gemm(shape), form.tile, unit.costs, unit.lanes(shape.dtype)
+    height, width = form.transforms(shape)
+    points, blocks = height.size * width.size, form.blocks(shape)
+    read, written = (
+        math.prod(shape.stride) * round_up(shape.channels_in, lanes),
+        shape.groups * round_up(shape.group_out, lanes),
+    )
+    vectors = form.tiles(shape) * (read + written) // lanes
+    transforms = costs.transform * (height.size + width.size) ** 2 * points * vectors
+    spilled = max(form.scratch(shape, unit) - unit.l2_bytes, 0)
+    arithmetic = blocks * (points * tile_cycles(gemm, tile, unit, gemm.pixels) + spilled * costs.spill)
+    weights = points * gemm.group_in * tile.column_bytes(shape, unit)
+    both = _with_weights(arithmetic, weights / costs.cold_bytes, prefetched=not form.block)
+    return both + transforms + (blocks - 1) * weights / costs.stream_bytes
