@@ -22,6 +22,7 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.errors import first_line
 from reparam_compiler.lowering.relax.canonicalize import canonicalized, op_name
+from reparam_compiler.lowering.relax.norms import with_scales
 from reparam_compiler.lowering.relax.transposed_convs import with_plain_convs
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,8 @@ MOVES: dict[str, Callable[[Any, Any], Any]] = {
 def simplify(module: Any) -> Any:
     """Decompose what inference does not need, fold batch norms into convs and constants into constants."""
     folding = [relax.transform.FoldBatchnormToConv2D()] if _is_single(module) else []
-    batch_norms = Sequential([relax.transform.CanonicalizeBindings(), *folding, relax.transform.DecomposeOpsForInference()])
-    return _folded(batch_norms(_folded(module)))
+    folded = Sequential([relax.transform.CanonicalizeBindings(), *folding])(_folded(module))
+    return _folded(relax.transform.DecomposeOpsForInference()(with_scales(folded)))
 
 
 def _is_single(module: Any) -> bool:
