@@ -14,7 +14,8 @@ from tvm import tirx
 
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct
 from reparam_compiler.lowering.conv.choice import candidates
-from reparam_compiler.lowering.cpu.kernels import convs_to_kernels, output_size, pack_depthwise, packed_weights
+from reparam_compiler.lowering.cpu.depthwise import pack_depthwise
+from reparam_compiler.lowering.cpu.kernels import convs_to_kernels, output_size, packed_weights
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.conv_sites import ALGORITHM

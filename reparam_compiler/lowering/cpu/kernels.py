@@ -21,8 +21,9 @@ from tvm.relax.expr_functor import mutator
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile
 from reparam_compiler.lowering.conv.choice import candidates, direct_form
+from reparam_compiler.lowering.cpu.depthwise import depthwise_columns, depthwise_conv, pack_depthwise
 from reparam_compiler.lowering.cpu.machine import VectorUnit
-from reparam_compiler.lowering.cpu.schedules import depthwise_columns, depthwise_conv, direct_conv
+from reparam_compiler.lowering.cpu.schedules import direct_conv
 from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
 from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, Weights, find_conv_sites, rewritten
 
@@ -74,12 +75,6 @@ def pack_dense(weight: Weights, shape: ConvShape, tile: Tile) -> Weights:
     return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1))
 
 
-def pack_depthwise(weight: Weights, shape: ConvShape, columns: int) -> Weights:
-    """`C kh kw 1` -> `[kh, kw, C']`, padded with zeros to `columns` channels."""
-    by_tap = weight.reshape(shape.channels_out, *shape.kernel).transpose(1, 2, 0)
-    return np.ascontiguousarray(np.pad(by_tap, [(0, 0), (0, 0), (0, columns - shape.channels_out)]))
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
     """How one site is computed. key: what its kernel depends on. size: of the kernel's output. make: builds the kernel."""
@@ -111,8 +106,9 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
     def _plan(self, site: ConvSite) -> _Plan:
         shape, weight, epilogue, unit = site.shape, site.weight, site.epilogue, self.unit
         if shape.depthwise:
-            packed, flat = pack_depthwise(weight, shape, depthwise_columns(shape, unit)), (shape.pixels, shape.channels_out, 1)
-            return _Plan("depthwise", (shape, epilogue), packed, flat, lambda: depthwise_conv(shape, epilogue, unit))
+            packed = pack_depthwise(weight, shape, depthwise_columns(shape, unit))
+            whole = (shape.batch, shape.out_height, shape.out_width, shape.channels_out, 1)
+            return _Plan("depthwise", (shape, epilogue), packed, whole, lambda: depthwise_conv(shape, epilogue, unit))
         algorithm, error = self._chosen(site)
         packed, size = packed_weights(weight, shape, algorithm), output_size(shape, algorithm)
         key, name = (shape, epilogue, algorithm), str(algorithm)

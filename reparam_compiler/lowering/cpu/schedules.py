@@ -16,7 +16,7 @@ from typing import Any
 import tvm
 from tvm import te, tirx
 
-from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Step, Tile, round_up, vector_step
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Step, round_up, vector_step
 from reparam_compiler.lowering.conv.pointwise import epilogue_operands, epilogue_value
 from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.cpu.machine import VectorUnit
@@ -37,7 +37,7 @@ def declare_direct(shape: ConvShape, algorithm: Direct, epilogue: Sequence[Step]
     rows, columns, per_group, (kh, kw) = round_up(block, tile.rows), tile.columns, tile.column_tiles(shape), shape.kernel
     x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), dtype, "x")
     weights = te.placeholder((shape.groups * per_group, kh, kw, shape.group_in, columns), dtype, "weights")
-    source = _with_halo(x, shape, shape.channels_in)
+    source = with_halo(x, shape, shape.channels_in)
     r, s, k = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s"), te.reduce_axis((0, shape.group_in), "k")
 
     def product(b: Any, i: Any, g: Any, c: Any) -> Any:
@@ -64,7 +64,7 @@ def scheduled_direct(func: Any, shape: ConvShape, algorithm: Direct, unit: Vecto
     sch.reorder(b, *inner, r, s, k_part, k_outer, k_inner, row, column)
     sch.set_scope(sums, 0, "local")
     sch.reverse_compute_at(out, inner[-1], preserve_unit_loops=True)
-    _schedule_halo(sch, vector_step(shape.channels_in, lanes), b if algorithm.block else None)
+    schedule_halo(sch, vector_step(shape.channels_in, lanes), b if algorithm.block else None)
     sch.parallel(b if algorithm.block else sch.fuse(b, *inner))
     vector, lane = sch.split(column, [None, lanes])
     for loop in (k_inner, row, vector):
@@ -87,50 +87,6 @@ def _with_next_panel(sch: Any, shape: ConvShape, algorithm: Direct, unit: Vector
     return with_next_panel(sch.mod["main"], unit, "weights", outer.loop_var // tiles, elements, loops)
 
 
-def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
-    """The PrimFunc of a scheduled depthwise conv: (x `N H W C`, weights `r s C'`, operands…) -> `pixels C 1`.
-
-    C' is C padded to a multiple of the vector; sums of a few pixels by two vectors of channels stay in registers.
-    """
-    lanes, columns = unit.lanes(shape.dtype), depthwise_columns(shape, unit)
-    vectors = 2 if columns % (2 * lanes) == 0 else 1
-    tile = Tile(min(shape.pixels, 4 if unit.registers < 32 else 8), vectors * lanes)
-    rows = round_up(shape.pixels, tile.rows)
-    x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), shape.dtype, "x")
-    weights = te.placeholder((*shape.kernel, columns), shape.dtype, "weights")
-    source = _with_halo(x, shape, columns)
-    r, s = te.reduce_axis((0, shape.kernel[0]), "r"), te.reduce_axis((0, shape.kernel[1]), "s")
-
-    def product(p: Any, c: Any) -> Any:
-        n, h, w = _source_pixel(tirx.min(p, shape.pixels - 1) if rows != shape.pixels else p, r, s, shape)
-        return te.sum(source[n, h, w, c] * weights[r, s, c], axis=[r, s])
-
-    sums = te.compute((rows, columns), product, "sums")
-    out, operands = _write_back(sums, shape, epilogue)
-    sch = tvm.s_tir.Schedule(te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol"))
-    _schedule_halo(sch, vector_step(shape.channels_in, lanes))
-    block, write = sch.get_sblock("sums"), sch.get_sblock("out")
-    p, c, r_, s_ = sch.get_loops(block)
-    row_tile, row = sch.split(p, [None, tile.rows])
-    column_tile, vector, lane = sch.split(c, [None, vectors, lanes])
-    sch.reorder(row_tile, column_tile, r_, s_, row, vector, lane)
-    sch.set_scope(block, 0, "local")
-    sch.reverse_compute_at(write, column_tile, preserve_unit_loops=True)
-    sch.parallel(sch.fuse(row_tile, column_tile))
-    for loop in (row, vector):
-        sch.unroll(loop)
-    sch.vectorize(lane)
-    _unroll_tile(sch, write, vector_step(shape.channels_out, lanes))
-    init = sch.decompose_reduction(block, r_)
-    unroll_loops(sch, sch.get_loops(init)[-3:])
-    return finished(sch.mod["main"])
-
-
-def depthwise_columns(shape: ConvShape, unit: VectorUnit) -> int:
-    """C': the channels of a depthwise conv, padded to whole vectors."""
-    return round_up(shape.channels_out, unit.lanes(shape.dtype))
-
-
 def _source_pixel(p: Any, r: Any, s: Any, shape: ConvShape) -> tuple[Any, Any, Any]:
     """The pixel of the (padded) source that tap (r, s) of output pixel `p` reads."""
     area = shape.out_height * shape.out_width
@@ -138,7 +94,7 @@ def _source_pixel(p: Any, r: Any, s: Any, shape: ConvShape) -> tuple[Any, Any, A
     return p // area, y * shape.stride[0] + r * shape.dilation[0], x * shape.stride[1] + s * shape.dilation[1]
 
 
-def _with_halo(x: Any, shape: ConvShape, channels: int) -> Any:
+def with_halo(x: Any, shape: ConvShape, channels: int) -> Any:
     """`x` in a scratch buffer with zeros round it and zero channels up to `channels`; `x` itself where neither is needed."""
     top, left, bottom, right = shape.padding
     if not any(shape.padding) and channels == shape.channels_in:
@@ -156,19 +112,7 @@ def _with_halo(x: Any, shape: ConvShape, channels: int) -> Any:
     return te.compute(size, value, "halo")
 
 
-def _write_back(sums: Any, shape: ConvShape, epilogue: Sequence[Step]) -> tuple[Any, list[Any]]:
-    """The output `pixels G O/G` from the sums, and the operands that the epilogue reads, in order."""
-    size = (shape.pixels, shape.groups, shape.group_out)
-    operands = epilogue_operands(shape, epilogue, size)
-
-    def value(p: Any, g: Any, c: Any) -> Any:
-        total = sums[p, g * shape.group_out + c] if len(sums.shape) == 2 else sums[p, g, c]
-        return epilogue_value(total, shape, epilogue, operands, (p, g, c))
-
-    return te.compute(size, value, "out"), operands
-
-
-def _schedule_halo(sch: Any, step: int, at: Any = None) -> None:
+def schedule_halo(sch: Any, step: int, at: Any = None) -> None:
     """The scratch copy, channels by vectors of `step`: within the loop `at`, or whole, rows in parallel."""
     try:
         halo = sch.get_sblock("halo")
