@@ -151,8 +151,8 @@ def ours(net: nn.Module, x: Tensor, mode: Mode, settings: Settings) -> Callable[
     if not compiled.runs_here:
         raise UnavailableError("TVM's CUDA runtime does not load here")
     held = tvm.runtime.from_dlpack(x.contiguous())
-    main = compiled.with_machine(lambda machine, _inputs, _device: machine["main"])
-    return lambda: main(held)
+    main, weights = compiled.with_machine(lambda machine, arguments, _device: (machine["main"], arguments[1:]))
+    return lambda: main(held, *weights)
 
 
 def tvm_target(device: torch.device) -> str | None:

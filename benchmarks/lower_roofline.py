@@ -62,7 +62,7 @@ def traffic(executable: Executable) -> list[tuple[int, int]]:
         return 0
 
     def watched(machine: Any, tensors: list[Any], _device: Any) -> None:
-        inputs.extend(tensor.data_ptr() for tensor in tensors)
+        inputs.extend(tensor.data_ptr() for tensor in tensors[: len(executable.inputs)])
         machine.set_instrument(look)
         machine["main"](*tensors)
 

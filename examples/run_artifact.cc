@@ -1,4 +1,4 @@
-// Runs an artifact without Python: the shared library that `tvmc compile -o model.so` writes (or model.so out of model.tar).
+// Runs an artifact without Python: the shared library that `tvmc compile -o model.so` writes.
 //
 //   run_artifact model.so [input.bin ...]
 //
@@ -7,6 +7,9 @@
 // takes is said by the symbol `reparam_manifest` of the library. How to build: docs/tvmc.md. CPU only.
 
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/map.h>
 #include <tvm/ffi/container/tensor.h>
@@ -14,6 +17,7 @@
 #include <tvm/ffi/extra/json.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -31,6 +35,7 @@ constexpr DLDevice kCpu{kDLCPU, 0};
 constexpr int kPooledAllocator = 2;  // tvm/runtime/memory/memory_manager.h
 constexpr size_t kAlignment = 64;    // what kernels may assume of a tensor's data
 constexpr size_t kDigest = 64;       // digits between the mark and the manifest, each on a line of its own
+constexpr size_t kPage = 4096;       // weights begin at a page behind the library, each at a multiple of kAlignment
 
 struct AlignedAllocator {
   void AllocData(DLTensor* tensor) {
@@ -39,6 +44,13 @@ struct AlignedAllocator {
     if (tensor->data == nullptr) throw std::runtime_error("out of memory for " + std::to_string(bytes) + " bytes");
   }
   void FreeData(DLTensor* tensor) { std::free(tensor->data); }
+};
+
+// Memory that somebody else holds.
+struct Held {
+  void* data;
+  void AllocData(DLTensor* tensor) { tensor->data = data; }
+  void FreeData(DLTensor*) {}
 };
 
 size_t SizeInBytes(const ffi::Tensor& tensor) {
@@ -65,6 +77,36 @@ template <typename Number>
 void FillWithOnes(const ffi::Tensor& tensor) {
   Number* data = static_cast<Number*>(tensor.data_ptr());
   std::fill(data, data + tensor.numel(), Number(1));
+}
+
+DLDataType TypeOf(const ffi::json::Object& spec) {
+  return ffi::StringToDLDataType(spec["dtype"].cast<ffi::String>());
+}
+
+// The weights behind the library, mapped into memory as they are; the last eight bytes of the file say where the library ends.
+std::vector<ffi::Tensor> Weights(const std::string& path, const ffi::json::Object& manifest) {
+  std::vector<ffi::Tensor> weights;
+  ffi::json::Array described = manifest["weights"].cast<ffi::json::Array>();
+  if (described.empty()) return weights;
+  int file = open(path.c_str(), O_RDONLY);
+  struct stat about;
+  if (file < 0 || fstat(file, &about) != 0) throw std::runtime_error(path + ": cannot be read");
+  size_t size = static_cast<size_t>(about.st_size);
+  void* mapped = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file, 0);
+  close(file);
+  if (mapped == MAP_FAILED) throw std::runtime_error(path + ": cannot be mapped into memory");
+  char* content = static_cast<char*>(mapped);
+  uint64_t library;
+  std::memcpy(&library, content + size - sizeof(library), sizeof(library));
+  size_t place = (library + kPage - 1) / kPage * kPage;
+  for (const ffi::Any& value : described) {
+    ffi::json::Object spec = value.cast<ffi::json::Object>();
+    std::vector<int64_t> shape = ShapeOf(spec);
+    ffi::ShapeView sizes(shape.data(), shape.size());
+    weights.push_back(ffi::Tensor::FromNDAlloc(Held{content + place}, sizes, TypeOf(spec), kCpu));
+    place += (SizeInBytes(weights.back()) + kAlignment - 1) / kAlignment * kAlignment;
+  }
+  return weights;
 }
 
 void Fill(const ffi::Tensor& tensor) {
@@ -107,8 +149,8 @@ int Run(const std::string& path, const std::vector<std::string>& files) {
   for (const ffi::Any& value : manifest["inputs"].cast<ffi::json::Array>()) {
     ffi::json::Object spec = value.cast<ffi::json::Object>();
     std::vector<int64_t> shape = ShapeOf(spec);
-    DLDataType type = ffi::StringToDLDataType(spec["dtype"].cast<ffi::String>());
-    ffi::Tensor tensor = ffi::Tensor::FromNDAlloc(AlignedAllocator(), ffi::ShapeView(shape.data(), shape.size()), type, kCpu);
+    ffi::ShapeView sizes(shape.data(), shape.size());
+    ffi::Tensor tensor = ffi::Tensor::FromNDAlloc(AlignedAllocator(), sizes, TypeOf(spec), kCpu);
     std::string name(spec["name"].cast<ffi::String>());
     inputs.size() < files.size() ? Read(files[inputs.size()], tensor, name) : Fill(tensor);
     inputs.push_back(tensor);
@@ -117,6 +159,7 @@ int Run(const std::string& path, const std::vector<std::string>& files) {
     throw std::runtime_error("found " + std::to_string(files.size()) + " files for " + std::to_string(inputs.size()) + " inputs");
   }
 
+  for (const ffi::Tensor& weight : Weights(path, manifest)) inputs.push_back(weight);
   std::vector<ffi::AnyView> arguments(inputs.begin(), inputs.end());
   ffi::Any result;
   main_function.CallPacked(arguments.data(), static_cast<int>(arguments.size()), &result);

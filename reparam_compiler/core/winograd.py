@@ -22,9 +22,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64
+
+if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
+    from jaxtyping import Float64
 
 Row = tuple[Fraction, ...]
 
@@ -39,9 +42,9 @@ class Transform:
     output: A^T `m n`. kernel: G `n r`. data: B^T `n n`.
     """
 
-    output: Float64[np.ndarray, "m n"]
-    kernel: Float64[np.ndarray, "n r"]
-    data: Float64[np.ndarray, "n n"]
+    output: 'Float64[np.ndarray, "m n"]'
+    kernel: 'Float64[np.ndarray, "n r"]'
+    data: 'Float64[np.ndarray, "n n"]'
 
     @property
     def outputs(self) -> int:
@@ -87,13 +90,15 @@ def transform(outputs: int, taps: int) -> Transform:
     return Transform(*(np.array([[float(x) for x in row] for row in rows]) for rows in (output, kernel, data)))
 
 
-def kernels(weight: Float64[np.ndarray, "O I kh kw"], height: Transform, width: Transform) -> Float64[np.ndarray, "nh nw O I"]:
+def kernels(
+    weight: 'Float64[np.ndarray, "O I kh kw"]', height: Transform, width: Transform
+) -> 'Float64[np.ndarray, "nh nw O I"]':
     """G_h g G_w^T for every pair of channels."""
     by_rows = np.tensordot(height.kernel, weight, (1, 2))
     return np.tensordot(width.kernel, by_rows, (1, 3)).swapaxes(0, 1)
 
 
-def phases(weight: Float64[np.ndarray, "O I kh kw"], stride: tuple[int, int]) -> Float64[np.ndarray, "O sI rh rw"]:
+def phases(weight: 'Float64[np.ndarray, "O I kh kw"]', stride: tuple[int, int]) -> 'Float64[np.ndarray, "O sI rh rw"]':
     """The kernels of a strided correlation over the phases of its input, row phase by column phase, each with all of I.
 
     Tap r of phase q is tap r s + q of the kernel, or zero beyond its end:  y[i] = sum_q sum_r w[r s + q] x_q[i + r].

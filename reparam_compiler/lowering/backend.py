@@ -9,7 +9,7 @@ imported by the methods that compile.
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -65,6 +65,7 @@ class Backend(ABC):
     kind: TVM's name of it ("llvm").
     device_name: what `tvm.device` calls its devices ("cpu").
     code: the listings of `CompileOptions.sources` that show its code, and what TVM calls their format.
+    packings: the functions of numpy that pack weights for its kernels, by the names that artifacts keep.
 
     Example: `backend_for(resolve("llvm")).device_name` is "cpu".
     """
@@ -73,6 +74,7 @@ class Backend(ABC):
     kind: ClassVar[str]
     device_name: ClassVar[str]
     code: ClassVar[Mapping[str, str]]
+    packings: ClassVar[Mapping[str, Callable[..., Any]]] = {}
 
     @staticmethod
     def completed(config: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.options import CompileOptions, Watch, sources_of
 from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
+from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import Kernel
 from reparam_compiler.lowering.runtime.executable import Executable, assemble
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
@@ -90,10 +91,11 @@ def build(
     """The phases after import, for a resolved target."""
     backend, watch = backend_for(target), Watch(options)
     try:
-        with COMPILING, target, filter_stderr(), options.context(watch):
+        with COMPILING, target, filter_stderr(), options.context(watch), noted() as packed:
             module = backend.lower(imported.module, database=database, max_error=options.max_error)
+            without_weights, weights = lifted(module, packed)
             with backend.toolchain():
-                library = tvm.compile(module, target=target, relax_pipeline=backend.vm_passes())
+                library = tvm.compile(without_weights, target=target, relax_pipeline=backend.vm_passes())
     except LoweringError:
         raise
     except Exception as refusal:  # TVM's passes raise InternalError, TypeError, ScheduleError …
@@ -102,7 +104,7 @@ def build(
             f"{options.advice}"
         ) from refusal
     kernels = tuple(_kernels(module))
-    made = assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions())
+    made = assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions(), weights)
     listings = watch.finished() | sources_of(options.sources, imported.module, module, library)
     return replace(made, listings=listings, memory=memory_plan(module))
 

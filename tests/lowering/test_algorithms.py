@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("tvm")
 
-from reparam_compiler.lowering.conv.algorithms import ConvShape, Tile, unroll_of
+from reparam_compiler.lowering.conv.algorithms import ConvShape, unroll_of
 from reparam_compiler.lowering.conv.choice import candidate_tiles, choose_tile
-from reparam_compiler.lowering.cpu.kernels import pack_dense
 from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.packing import pack_columns
 
 pytestmark = pytest.mark.tvm
 AVX2, AVX512, NEON = VectorUnit(32, 16, 2), VectorUnit(64, 32, 2), VectorUnit(16, 32, 2)
@@ -40,9 +40,8 @@ def test_unroll_divides_the_extent() -> None:
 
 
 def test_packed_weights_are_the_weights_and_zeros() -> None:
-    shape = ConvShape(1, 5, 5, 6, 10, (3, 3), groups=2)
     weight = np.random.default_rng(0).standard_normal((10, 3, 3, 3)).astype("float32")
-    packed = pack_dense(weight, shape, Tile(4, 8))
+    packed = pack_columns(weight, groups=2, columns=8)
     assert packed.shape == (2, 3, 3, 3, 8)
     for group in range(2):
         np.testing.assert_array_equal(packed[group, ..., :5], weight[5 * group : 5 * group + 5].transpose(1, 2, 3, 0))

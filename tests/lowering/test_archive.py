@@ -7,7 +7,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("tvm")
 
@@ -21,41 +24,98 @@ from reparam_compiler.lowering.runtime.archive import (
     holds_manifest,
     manifest_source,
     read,
-    seal,
+    write_library,
     write_tar,
 )
+from reparam_compiler.lowering.runtime.stored import ALIGNMENT, Packing, offsets, read_back, written
 
 pytestmark = pytest.mark.tvm
 ABOUT: dict[str, Any] = {"magic": MAGIC, "format": FORMAT, "versions": {"numpy": "é"}, "text": 'a "quoted" \\ line\n'}
 
 
-def library(manifest: dict[str, Any]) -> bytes:
-    """A library as the linker would make it of `manifest_source`, among other bytes, sealed."""
+WEIGHTS = [np.arange(15, dtype="float32").reshape(3, 5), np.arange(7, dtype="float64")]
+ENTRIES = [
+    {"dtype": "float32", "stored": [3, 5], "shape": [5, 3], "packing": "turned", "arguments": {"by": 1}},
+    {"dtype": "float64", "stored": [7], "shape": [7], "packing": None, "arguments": {}},
+]
+HELD = ABOUT | {"weights": ENTRIES}
+
+
+def linked(manifest: dict[str, Any]) -> bytes:
+    """A library as the linker would make it of `manifest_source`, among other bytes."""
     numbers = re.findall(r"\d+", manifest_source(manifest).partition("{")[2].partition("= {")[2])
-    return seal(b"\x7fELF\x00code" + bytes(map(int, numbers)) + b"\x00more code")
+    return b"\x7fELF\x00code" + bytes(map(int, numbers)) + b"\x00more code"
 
 
 def test_a_library_describes_itself(tmp_path: Path) -> None:
-    (tmp_path / "m.so").write_bytes(library(ABOUT))
-    assert read(tmp_path / "m.so") == (ABOUT, library(ABOUT))
-    assert holds_manifest(library(ABOUT))
+    write_library(tmp_path / "m.so", linked(ABOUT), [])
+    found = read(tmp_path / "m.so")
+    assert (found.manifest, found.weights) == (ABOUT, [])
+    assert found.library == (tmp_path / "m.so").read_bytes()
+    assert holds_manifest(found.library)
 
 
-def test_an_archive_gives_back_library_and_manifest(tmp_path: Path) -> None:
+def test_a_library_has_its_packed_weights_behind_it(tmp_path: Path) -> None:
+    packed = [WEIGHTS[0].T, WEIGHTS[1]]
+    write_library(tmp_path / "m.so", linked(HELD), packed)
+    found = read(tmp_path / "m.so")
+    assert found.packings == [None, None]
+    for array, expected in zip(found.weights, packed, strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert array.ctypes.data % ALIGNMENT == 0
+    write_library(tmp_path / "again.so", found.library, found.weights)
+    assert (tmp_path / "again.so").read_bytes() == (tmp_path / "m.so").read_bytes()
+
+
+def test_an_archive_gives_back_library_manifest_and_weights_as_they_were(tmp_path: Path) -> None:
+    write_tar(tmp_path / "m.tar", b"code", HELD, WEIGHTS)
+    found = read(tmp_path / "m.tar")
+    assert found.library == b"code"
+    assert HELD.items() <= found.manifest.items()
+    assert found.packings == [Packing("turned", {"by": 1}), None]
+    for array, expected in zip(found.weights, WEIGHTS, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_an_archive_without_weights_has_none(tmp_path: Path) -> None:
     write_tar(tmp_path / "m.tar", b"code", ABOUT)
-    manifest, code = read(tmp_path / "m.tar")
-    assert code == b"code"
-    assert ABOUT.items() <= manifest.items()
+    assert read(tmp_path / "m.tar").weights == []
 
 
-def test_no_byte_of_a_library_changes_unseen(tmp_path: Path) -> None:
-    whole = library(ABOUT)
-    for place in range(4, len(whole), 5):
+@given(st.lists(st.tuples(st.sampled_from(("float32", "float64", "int8")), st.integers(1, 100)), max_size=5))
+def test_arrays_come_back_from_a_file_each_where_kernels_may_read_it(sizes: list[tuple[str, int]]) -> None:
+    arrays = [np.arange(count).astype(dtype) for dtype, count in sizes]
+    content = written(arrays)
+    found = read_back(content, [array.shape for array in arrays], [dtype for dtype, _ in sizes])
+    for array, expected in zip(found, arrays, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    places = offsets([array.nbytes for array in arrays])
+    assert places[-1] == len(content)
+    assert not any(place % ALIGNMENT for place in places)
+
+
+def test_a_packing_that_this_version_does_not_know_is_refused() -> None:
+    with pytest.raises(LoweringError, match=r"in the packing 'turned'; this version knows columns\. Upgrade"):
+        Packing("turned", {}).of(WEIGHTS[0], {"columns": np.copy})
+
+
+def test_no_byte_of_a_library_or_its_weights_changes_unseen(tmp_path: Path) -> None:
+    write_library(tmp_path / "m.so", linked(HELD), WEIGHTS)
+    whole = (tmp_path / "m.so").read_bytes()
+    for place in (*range(4, len(linked(HELD)), 5), len(whole) - 100, len(whole) - 1):
         changed = bytearray(whole)
         changed[place] ^= 1
         (tmp_path / "m.so").write_bytes(changed)
         with pytest.raises(LoweringError, match=r"truncated or damaged|truncated library"):
             read(tmp_path / "m.so")
+
+
+def test_damaged_weights_of_an_archive_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "m.tar", b"code", HELD, WEIGHTS)
+    content = (tmp_path / "m.tar").read_bytes()
+    (tmp_path / "m.tar").write_bytes(content.replace(WEIGHTS[1].tobytes(), bytes(WEIGHTS[1].nbytes)))
+    with pytest.raises(LoweringError, match=r"weights\.bin in it is damaged"):
+        read(tmp_path / "m.tar")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +131,7 @@ def test_what_another_program_or_version_wrote_is_refused_in_both_forms(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     write_tar(tmp_path / "m.tar", b"code", ABOUT | change)
-    (tmp_path / "m.so").write_bytes(library(ABOUT | change))
+    write_library(tmp_path / "m.so", linked(ABOUT | change), [])
     for name in ("m.tar", "m.so"):
         with pytest.raises(LoweringError, match=message):
             read(tmp_path / name)

@@ -1,6 +1,8 @@
 """Weights are packed as the CPU's kernels read them, and each layer takes an algorithm that is exact enough."""
 
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,12 +16,13 @@ from tvm import tirx
 
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct
 from reparam_compiler.lowering.conv.choice import candidates
-from reparam_compiler.lowering.cpu.depthwise import pack_depthwise
-from reparam_compiler.lowering.cpu.kernels import convs_to_kernels, output_size, packed_weights
+from reparam_compiler.lowering.cpu.kernels import convs_to_kernels, output_size, packed_weights, packing_of
 from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.packing import PACKINGS, pack_channels
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.conv_sites import ALGORITHM
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
+from reparam_compiler.lowering.runtime.stored import Packing
 
 pytestmark = pytest.mark.tvm
 AVX2 = VectorUnit(32, 16, 2)
@@ -36,6 +39,8 @@ def algorithms(model: nn.Module, x: torch.Tensor, **settings: Any) -> list[str]:
 def test_packed_weights_and_outputs_hold_every_channel(algorithm: Algorithm) -> None:
     weight = np.random.default_rng(0).standard_normal((20, 3, 3, 12)).astype("float32")
     packed = packed_weights(weight, SHAPE, algorithm)
+    kept = json.loads(json.dumps(asdict(packing_of(SHAPE, algorithm))))  # as an artifact keeps it
+    np.testing.assert_array_equal(Packing(**kept).of(weight, PACKINGS), packed)
     assert packed.dtype == np.float32
     assert packed.flags.c_contiguous
     assert packed.shape[-1] == algorithm.tile.columns
@@ -45,7 +50,7 @@ def test_packed_weights_and_outputs_hold_every_channel(algorithm: Algorithm) -> 
 
 def test_depthwise_weights_are_padded_to_whole_vectors() -> None:
     weight = np.arange(13 * 9, dtype="float32").reshape(13, 3, 3, 1)
-    packed = pack_depthwise(weight, ConvShape(1, 9, 9, 13, 13, (3, 3), groups=13), 16)
+    packed = pack_channels(weight, columns=16)
     assert packed.shape == (3, 3, 16)
     np.testing.assert_array_equal(packed[1, 2, :13], weight[:, 1, 2, 0])
     assert not packed[..., 13:].any()

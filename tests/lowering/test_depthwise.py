@@ -16,11 +16,11 @@ from reparam_compiler.lowering.cpu.depthwise import (
     band_rows,
     depthwise_columns,
     depthwise_conv,
-    pack_depthwise,
     pixel_tile,
     vectors_of,
 )
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
+from reparam_compiler.lowering.cpu.packing import pack_channels
 from reparam_compiler.lowering.target import resolve
 
 pytestmark = pytest.mark.tvm
@@ -66,7 +66,7 @@ def test_kernel_computes_the_conv(name: str) -> None:
     kernel = depthwise_conv(shape, EPILOGUE, unit).with_attr("global_symbol", "main")
     library = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
     out = tvm.runtime.tensor(np.full((*y.shape, 1), np.nan, "float32"))
-    packed = pack_depthwise(weight, shape, depthwise_columns(shape, unit))
+    packed = pack_channels(weight, columns=depthwise_columns(shape, unit))
     library["main"](*map(tvm.runtime.tensor, (x, packed, bias, other[..., None])), out)
     np.testing.assert_allclose(out.numpy()[..., 0], np.maximum(y + other, 0), atol=1e-5, rtol=1e-5)
 

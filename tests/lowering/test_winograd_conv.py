@@ -19,7 +19,7 @@ from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Dire
 from reparam_compiler.lowering.conv.choice import BLOCK_CACHES, candidates, direct_form
 from reparam_compiler.lowering.cpu.kernels import kernel_of, output_size, packed_weights
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
-from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
+from reparam_compiler.lowering.cpu.winograd import winograd_conv
 from reparam_compiler.lowering.target import resolve
 
 pytestmark = pytest.mark.tvm
@@ -186,7 +186,7 @@ def test_measured_error_is_that_of_the_kernel() -> None:
         kernel = winograd_conv(shape, algorithm, (), vector_unit(target))
         library = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target=target)
         out = tvm.runtime.tensor(np.zeros(y.shape, "float32"))
-        library["main"](*map(tvm.runtime.tensor, (np.maximum(x, 0), pack_winograd(weight, shape, algorithm))), out)
+        library["main"](*map(tvm.runtime.tensor, (np.maximum(x, 0), packed_weights(weight, shape, algorithm))), out)
         real = np.abs(out.numpy() - y).max() / np.abs(y).max()
         assert real / 4 <= measured_error(weight, shape, algorithm) <= real * 4
 

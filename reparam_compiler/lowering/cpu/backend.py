@@ -9,6 +9,7 @@ from tvm.target import Target
 
 from reparam_compiler.lowering.backend import Backend, Peak, Tuning
 from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, completed, forgone_here, missing_here
+from reparam_compiler.lowering.cpu.packing import PACKINGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,7 @@ class CpuBackend(Backend):
     kind: ClassVar = KIND
     device_name: ClassVar = "cpu"
     code: ClassVar = {"ll": "ll", "asm": "asm"}
+    packings: ClassVar = PACKINGS
 
     @staticmethod
     def completed(config: dict[str, Any]) -> dict[str, Any]:

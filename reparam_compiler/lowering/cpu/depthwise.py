@@ -13,9 +13,7 @@ A halo of the whole image would be written to memory and read from there; here i
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tvm
-from jaxtyping import Shaped
 from tvm import te, tirx
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, round_up, vector_step
@@ -73,12 +71,6 @@ def _scheduled(func: Any, shape: ConvShape, unit: VectorUnit) -> Any:
     init = sch.decompose_reduction(sums, r)
     unroll_loops(sch, sch.get_loops(init)[-3:])
     return sch.mod["main"]
-
-
-def pack_depthwise(weight: Shaped[np.ndarray, "C kh kw 1"], shape: ConvShape, columns: int) -> Shaped[np.ndarray, "kh kw D"]:
-    """`C kh kw 1` -> `[kh, kw, C']`, padded with zeros to `columns` channels."""
-    by_tap = weight.reshape(shape.channels_out, *shape.kernel).transpose(1, 2, 0)
-    return np.ascontiguousarray(np.pad(by_tap, [(0, 0), (0, 0), (0, columns - shape.channels_out)]))
 
 
 def depthwise_columns(shape: ConvShape, unit: VectorUnit) -> int:

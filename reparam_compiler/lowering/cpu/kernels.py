@@ -3,11 +3,7 @@
     conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(conv, x, packed W, b, residual)
 
 A layer takes the first algorithm of a rule whose error on the layer's own weights is within the bound; where none is, the
-direct form. Weights are packed in numpy, once:
-
-    O kh kw Ig -> G, O/G -> tiles of nr -> [G tiles, kh, kw, Ig, nr]        direct, zero channels up to nr
-    O kh kw Ig -> [e, G tiles, q, Ig, nr]                                   Winograd, transformed in float64
-    C kh kw 1  -> [kh, kw, C']                                              depthwise, zero channels up to the vector
+direct form. How its weights are packed for it is said in `packing`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,17 +11,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step
 from reparam_compiler.lowering.conv.choice import candidates, direct_form
-from reparam_compiler.lowering.cpu.depthwise import depthwise_columns, depthwise_conv, pack_depthwise
+from reparam_compiler.lowering.cpu.depthwise import depthwise_columns, depthwise_conv
 from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.packing import PACKINGS
 from reparam_compiler.lowering.cpu.schedules import direct_conv
-from reparam_compiler.lowering.cpu.winograd import pack_winograd, winograd_conv
+from reparam_compiler.lowering.cpu.winograd import winograd_conv
 from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, Weights, find_conv_sites, rewritten
+from reparam_compiler.lowering.relax.packed import packed_constant
+from reparam_compiler.lowering.runtime.stored import Packing
 
 AlgorithmRule = Callable[[ConvShape, VectorUnit], Sequence[Algorithm]]
 
@@ -58,21 +56,17 @@ def output_size(shape: ConvShape, algorithm: Algorithm) -> tuple[int, ...]:
     return (*pixels, shape.groups, shape.group_out)
 
 
+def packing_of(shape: ConvShape, algorithm: Algorithm) -> Packing:
+    """How that kernel reads `O kh kw Ig`."""
+    if isinstance(algorithm, Direct):
+        return Packing("columns", {"groups": shape.groups, "columns": algorithm.tile.columns})
+    sizes = {"outputs": algorithm.outputs, "stride": shape.stride}
+    return Packing("winograd", {"groups": shape.groups, "columns": algorithm.tile.columns, **sizes})
+
+
 def packed_weights(weight: Weights, shape: ConvShape, algorithm: Algorithm) -> Weights:
     """`O kh kw Ig` as that kernel reads it."""
-    if isinstance(algorithm, Direct):
-        return pack_dense(weight, shape, algorithm.tile)
-    return pack_winograd(weight, shape, algorithm)
-
-
-def pack_dense(weight: Weights, shape: ConvShape, tile: Tile) -> Weights:
-    """`O kh kw Ig` -> `[G tiles, kh, kw, Ig, nr]`, contiguous, the channels of each group padded with zeros."""
-    tiles = tile.column_tiles(shape)
-    grouped = weight.reshape(shape.groups, shape.group_out, *shape.kernel, shape.group_in)
-    missing = tiles * tile.columns - shape.group_out
-    padded = np.pad(grouped, [(0, 0), (0, missing), (0, 0), (0, 0), (0, 0)])
-    split = padded.reshape(shape.groups * tiles, tile.columns, *shape.kernel, shape.group_in)
-    return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1))
+    return packing_of(shape, algorithm).of(weight, PACKINGS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +75,7 @@ class _Plan:
 
     algorithm: str
     key: tuple[Any, ...]
-    packed: Weights
+    packing: Packing
     size: tuple[int, ...]
     make: Callable[[], Any]
     error: float | None = None
@@ -100,21 +94,21 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
     def calls(self, site: ConvSite) -> Any:
         plan, dtype = self._plan(site), site.shape.dtype
         kernel = self.kernel(site, plan.key, plan.make, plan.algorithm, error=plan.error)
-        arguments = [self.data(site), relax.const(plan.packed, dtype), *self.operands(site, plan.size)]
+        arguments = [self.data(site), packed_constant(site.weight, plan.packing, PACKINGS), *self.operands(site, plan.size)]
         return self.call(kernel, arguments, plan.size, dtype)
 
     def _plan(self, site: ConvSite) -> _Plan:
-        shape, weight, epilogue, unit = site.shape, site.weight, site.epilogue, self.unit
+        shape, epilogue, unit = site.shape, site.epilogue, self.unit
         if shape.depthwise:
-            packed = pack_depthwise(weight, shape, depthwise_columns(shape, unit))
+            packing = Packing("channels", {"columns": depthwise_columns(shape, unit)})
             whole = (shape.batch, shape.out_height, shape.out_width, shape.channels_out, 1)
-            return _Plan("depthwise", (shape, epilogue), packed, whole, lambda: depthwise_conv(shape, epilogue, unit))
+            return _Plan("depthwise", (shape, epilogue), packing, whole, lambda: depthwise_conv(shape, epilogue, unit))
         algorithm, error = self._chosen(site)
-        packed, size = packed_weights(weight, shape, algorithm), output_size(shape, algorithm)
+        packing, size = packing_of(shape, algorithm), output_size(shape, algorithm)
         key, name = (shape, epilogue, algorithm), str(algorithm)
         if shape.pointwise and isinstance(algorithm, Direct):
             name = "gemm"
-        return _Plan(name, key, packed, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error)
+        return _Plan(name, key, packing, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error)
 
     def _chosen(self, site: ConvSite) -> tuple[Algorithm, float | None]:
         """The rule's first algorithm within the bound, the direct form where none is."""

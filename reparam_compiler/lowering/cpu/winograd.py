@@ -12,12 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tvm
-from jaxtyping import Float64, Shaped
 from tvm import te, tirx
 
-from reparam_compiler.core import winograd
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, Winograd, round_up, vector_step
 from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.conv.tiles import matrix_element, placed, source_pixel, tile_sums
@@ -41,20 +38,6 @@ def _with_next_panel(sch: Any, shape: ConvShape, algorithm: Winograd, unit: Vect
     elements = math.prod(shape.stride) * shape.group_in * algorithm.tile.columns
     loops = [(step.loop_var, int(step.extent)) for step in steps]
     return with_next_panel(sch.mod["main"], unit, "weights", panel.loop_var, elements, loops)
-
-
-def pack_winograd(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, algorithm: Winograd) -> Shaped[np.ndarray, "..."]:
-    """`O kh kw Ig` -> `[e, G tiles, q, Ig, nr]`: transformed in float64, rounded once, zero channels up to nr."""
-    height, width = algorithm.transforms(shape)
-    tile, phases = algorithm.tile, math.prod(shape.stride)
-    taps: Float64[np.ndarray, "O I kh kw"] = weight.astype(np.float64).transpose(0, 3, 1, 2)
-    by_phase = winograd.phases(taps, shape.stride)
-    points = height.size * width.size
-    transformed = winograd.kernels(by_phase, height, width).reshape(points, shape.groups, shape.group_out, -1)
-    missing = tile.column_tiles(shape) * tile.columns - shape.group_out
-    padded = np.pad(transformed, [(0, 0), (0, 0), (0, missing), (0, 0)])
-    tiles = padded.reshape(points, shape.groups * tile.column_tiles(shape), tile.columns, phases, shape.group_in)
-    return np.ascontiguousarray(tiles.transpose(0, 1, 3, 4, 2).astype(weight.dtype))
 
 
 def declare_winograd(shape: ConvShape, algorithm: Winograd, epilogue: Sequence[Step], lanes: int) -> Any:

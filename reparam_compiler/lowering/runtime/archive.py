@@ -1,13 +1,16 @@
 """The files an artifact can be: an archive, or one shared library that describes itself.
 
-    module.tar = tar { manifest.json, model.so }        model.so = ELF { kernels, parameters, symbol reparam_manifest }
+    module.tar = tar { manifest.json, model.so, weights.bin }        weights as the model has them, packed when it is loaded
+    model.so   = ELF { kernels, constants, symbol reparam_manifest }, packed weights, length of the ELF     mapped as it is
 
-The library holds the manifest in both, so that a library taken out of its archive is an artifact too:
+The library holds the manifest in both:
 
-    reparam_manifest = MARK \\n <64 hex digits> \\n <manifest as JSON> \\0
+    reparam_manifest = MARK \n <64 hex digits> \n <manifest as JSON> \0
 
-The digits are the SHA-256 of the library with zeros in their place. The manifest is found by its mark, without loading
+The digits are the SHA-256 of the file with zeros in their place. The manifest is found by its mark, without loading
 the library, so that one that was cut, damaged, or made for another machine is refused before any of its code runs.
+Weights begin at a page behind the ELF, which the loader of the system does not look at; in both files each begins at
+a multiple of 64 bytes (`stored.offsets`). The last eight bytes of a library that has weights say how long its ELF is.
 
 Members of an archive are read by name and written only into a fresh folder of our own, so an archive cannot write
 elsewhere; but a library is machine code: load only artifacts that you trust.
@@ -16,24 +19,44 @@ elsewhere; but a library is machine code: load only artifacts that you trust.
 import hashlib
 import io
 import json
+import mmap
 import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from reparam_compiler.errors import LoweringError, first_line
+from reparam_compiler.lowering.runtime.stored import Packing, read_back, written
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering.runtime.stored import Array
 
 Format = Literal["tar", "so"]
 
 FORMATS: tuple[Format, ...] = ("tar", "so")
-FORMAT = 2
-"""The version that is written; 1 had no manifest inside the library."""
+FORMAT = 3
+"""The version that is written; 1 had no manifest inside the library, 1 and 2 had all weights among its constants."""
 MAGIC = "reparam_compiler artifact"
-MANIFEST, LIBRARY = "manifest.json", "model.so"
+MANIFEST, LIBRARY, WEIGHTS = "manifest.json", "model.so", "weights.bin"
 SYMBOL = "reparam_manifest"
 MARK = b"\x01reparam_compiler manifest\x02"
 OLD_TVMC = {"mod.so", "mod.tar", "mod.json", "mod.params", "metadata.json"}
 DIGITS = 64
+PAGE, LENGTH = 4096, 8
+"""Bytes: what weights behind a library are aligned to, and of the number that says how long it is."""
+DIGEST_OF = {LIBRARY: "sha256", WEIGHTS: "weights_sha256"}
 ADVICE = "expected a file that Executable.save or `tvmc compile` wrote; write it again"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """What a file holds. weights: as they are in it. packings: of each, none where it lies as kernels read it."""
+
+    manifest: dict[str, Any]
+    library: bytes
+    weights: "list[Array]"
+    packings: list[Packing | None]
 
 
 def format_of(path: Path) -> Format:
@@ -50,24 +73,31 @@ def manifest_source(manifest: dict[str, Any]) -> str:
     return f'extern "C" {{\nextern {kind};\n{kept} {kind} = {{{numbers}}};\n}}\n'
 
 
-def seal(library: bytes) -> bytes:
-    """The library with its digest in the place that `manifest_source` left for it."""
-    start = _digits_at(library)
-    return library[:start] + _digest(library, start) + library[start + DIGITS :]
+def write_library(path: Path, library: bytes, weights: "Sequence[Array]") -> None:
+    """A library with its weights, packed, behind it, and the digest of all in the place that `manifest_source` left for it."""
+    parts = [library]
+    if weights:
+        parts += [bytes(-len(library) % PAGE), written(weights), len(library).to_bytes(LENGTH, "little")]
+    content = bytearray(b"".join(parts))
+    start = _digits_at(content)
+    content[start : start + DIGITS] = _digest(content, start)
+    path.write_bytes(content)
+    path.chmod(0o755)
 
 
-def write_tar(path: Path, library: bytes, manifest: dict[str, Any]) -> None:
-    """An archive of the library and its manifest."""
-    described = {**manifest, "sha256": hashlib.sha256(library).hexdigest()}
+def write_tar(path: Path, library: bytes, manifest: dict[str, Any], weights: "Sequence[Array]" = ()) -> None:
+    """An archive of the library, its manifest, and its weights as the model has them."""
+    members = [(LIBRARY, library), *([(WEIGHTS, written(weights))] if weights else [])]
+    digests = {DIGEST_OF[name]: hashlib.sha256(content).hexdigest() for name, content in members}
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        for name, content in ((MANIFEST, _as_json(described)), (LIBRARY, library)):
+        for name, content in ((MANIFEST, _as_json(manifest | digests)), *members):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
 
 
-def read(path: Path) -> tuple[dict[str, Any], bytes]:
-    """The manifest and the library of an artifact of either format.
+def read(path: Path) -> Artifact:
+    """What an artifact of either format holds.
 
     Raises: LoweringError where the file is missing, truncated, damaged, foreign, or written in a newer format.
     """
@@ -83,18 +113,32 @@ def holds_manifest(library: bytes) -> bool:
     return MARK in library
 
 
-def _read_library(path: Path) -> tuple[dict[str, Any], bytes]:
-    library = path.read_bytes()
-    if not holds_manifest(library):
+def _read_library(path: Path) -> Artifact:
+    with path.open("rb") as file:
+        content = mmap.mmap(
+            file.fileno(), 0, access=mmap.ACCESS_COPY
+        )  # its pages are those of the file, unless they are written
+    mark = content.find(MARK)
+    if mark < 0:
         raise LoweringError(f"{path}: found a truncated library, or one of something else (it holds no manifest); {ADVICE}")
-    start = _digits_at(library)
-    end = library.find(b"\0", start)
-    if library[start : start + DIGITS] != _digest(library, start) or end < 0:
-        raise LoweringError(f"{path}: the library is truncated or damaged (its SHA-256 is not the manifest's); {ADVICE}")
-    return _checked(json.loads(library[start + DIGITS : end]), path), library
+    start = mark + len(MARK) + 1
+    end = content.find(b"\0", start)
+    if content[start : start + DIGITS] != _digest(content, start) or end < 0:
+        raise LoweringError(
+            f"{path}: the library is truncated or damaged, or was taken out of an archive, which has its weights (its SHA-256 "
+            f"is not the manifest's); {ADVICE}"
+        )
+    manifest = _checked(json.loads(content[start + DIGITS : end]), path)
+    described = manifest.get("weights", [])
+    if not described:
+        return Artifact(manifest, content[:], [], [])
+    length = int.from_bytes(content[-LENGTH:], "little")
+    behind = memoryview(content)[-(-length // PAGE) * PAGE :]
+    weights = read_back(behind, [entry["shape"] for entry in described], [entry["dtype"] for entry in described])
+    return Artifact(manifest, content[:length], weights, [None] * len(weights))
 
 
-def _read_tar(path: Path) -> tuple[dict[str, Any], bytes]:
+def _read_tar(path: Path) -> Artifact:
     try:
         with tarfile.open(path, "r:") as archive:
             names = set(archive.getnames())
@@ -104,13 +148,21 @@ def _read_tar(path: Path) -> tuple[dict[str, Any], bytes]:
                     "longer runs; compile the model again"
                 )
             manifest = _checked(json.loads(_member(archive, MANIFEST)), path)
-            library = _member(archive, LIBRARY)
+            described = manifest.get("weights", [])
+            held = {name: _member(archive, name) for name in (LIBRARY, *([WEIGHTS] if described else []))}
+        for name, content in held.items():
+            if hashlib.sha256(content).hexdigest() != manifest.get(DIGEST_OF[name]):
+                raise LoweringError(f"{path}: {name} in it is damaged (its SHA-256 is not the manifest's); {ADVICE}")
+        shapes, dtypes = ([entry[key] for entry in described] for key in ("stored", "dtype"))
+        weights = read_back(bytearray(held.get(WEIGHTS, b"")), shapes, dtypes)
+        return Artifact(manifest, held[LIBRARY], weights, [_packing(entry) for entry in described])
     except (tarfile.TarError, EOFError, KeyError, TypeError, ValueError) as refusal:
         reason = first_line(refusal)
         raise LoweringError(f"{path}: found a truncated or foreign file ({reason}); {ADVICE}") from refusal
-    if hashlib.sha256(library).hexdigest() != manifest.get("sha256"):
-        raise LoweringError(f"{path}: the library in it is damaged (its SHA-256 is not the manifest's); {ADVICE}")
-    return manifest, library
+
+
+def _packing(entry: dict[str, Any]) -> Packing | None:
+    return None if entry["packing"] is None else Packing(entry["packing"], entry["arguments"])
 
 
 def _checked(manifest: Any, path: Path) -> dict[str, Any]:
@@ -137,11 +189,11 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
     return data
 
 
-def _digits_at(library: bytes) -> int:
+def _digits_at(library: bytearray) -> int:
     return library.index(MARK) + len(MARK) + 1
 
 
-def _digest(library: bytes, start: int) -> bytes:
+def _digest(library: bytearray | mmap.mmap, start: int) -> bytes:
     digest = hashlib.sha256(memoryview(library)[:start])
     digest.update(b"0" * DIGITS)
     digest.update(memoryview(library)[start + DIGITS :])

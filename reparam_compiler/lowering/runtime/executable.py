@@ -32,7 +32,7 @@ from reparam_compiler.lowering.runtime.archive import (
     holds_manifest,
     manifest_source,
     read,
-    seal,
+    write_library,
     write_tar,
 )
 from reparam_compiler.lowering.runtime.description import Kernel, MemoryPlan, TensorSpec, Timing, filled
@@ -40,6 +40,7 @@ from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.runtime.launchers import default_threads
 from reparam_compiler.lowering.runtime.linking import export_library
 from reparam_compiler.lowering.runtime.machines import Machines
+from reparam_compiler.lowering.runtime.weights import Weight, all_packed
 from reparam_compiler.lowering.target import resolve
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
@@ -76,8 +77,9 @@ class Executable:
     listings: Mapping[str, str] = field(default_factory=dict)
     verified: bool = False
     verification: str = "it was not asked for"
-    _library: Any = None
-    _machines: Machines | None = None
+    _library: Any = field(default=None, repr=False)
+    _weights: tuple[Weight, ...] = field(default=(), repr=False)
+    _machines: Machines | None = field(default=None, repr=False)
 
     @property
     def runs_here(self) -> bool:
@@ -99,7 +101,7 @@ class Executable:
         Raises: LoweringError where an input's count, name, shape or dtype is not the model's.
         """
         machines = self._ready()
-        tensors = self._tensors(arrays, named, machines.device)
+        tensors = self._tensors(arrays, named, machines)
         return machines.call(lambda machine: _arrays(machine["main"](*tensors)))
 
     @property
@@ -139,7 +141,7 @@ class Executable:
             self.run(*given, **named)
             return Timing(tuple(self._whole_run(given, named, number) for _ in range(repeat)), number)
         machines = self._ready()
-        tensors = self._tensors(arrays if arrays or named else self._random(), named, machines.device)
+        tensors = self._tensors(arrays if arrays or named else self._random(), named, machines)
 
         def measured(machine: Any) -> Any:
             machine["main"](*tensors)
@@ -148,7 +150,9 @@ class Executable:
         return Timing(tuple(float(seconds) for seconds in machines.call(measured).results), number)
 
     def with_machine(self, work: Callable[[Any, list[Any], Any], ResultT], arrays: Sequence[Any] = ()) -> ResultT:
-        """What `work(machine, inputs, device)` gives: a virtual machine of its own, on a thread that runs models.
+        """What `work(machine, arguments, device)` gives: a virtual machine of its own, on a thread that runs models.
+
+        The arguments are those of its `main`: the inputs, then the weights.
 
         Args:
             arrays: the inputs in order; random ones where none are given.
@@ -156,7 +160,7 @@ class Executable:
         Raises: LoweringError as `run`.
         """
         machines = self._ready()
-        tensors = self._tensors(arrays or self._random(), {}, machines.device)
+        tensors = self._tensors(arrays or self._random(), {}, machines)
         return machines.call_once(lambda machine: work(machine, tensors, machines.device))
 
     def save(
@@ -189,10 +193,9 @@ class Executable:
             manifest = self._manifest()
             library = self._linked(Path(folder), manifest, compiler, compiler_options)
             if form == "tar":
-                write_tar(whole, library, manifest)
+                write_tar(whole, library, manifest, [weight.stored for weight in self._weights])
             elif holds_manifest(library):
-                whole.write_bytes(library)
-                whole.chmod(0o755)
+                write_library(whole, library, [weight.value.numpy() for weight in self._weights])
             else:
                 raise LoweringError(f"{path}: a library of format 1 does not describe itself; compile the model again")
 
@@ -210,6 +213,7 @@ class Executable:
             "memory": None if self.memory is None else asdict(self.memory),
             "target": self.target,
             "versions": self.versions,
+            "weights": [weight.described() for weight in self._weights],
         }
 
     def _linked(self, folder: Path, manifest: dict[str, Any], compiler: str | None, options: Sequence[str]) -> bytes:
@@ -222,7 +226,7 @@ class Executable:
         library, source = folder / LIBRARY, folder / "manifest.cc"
         source.write_text(manifest_source(manifest))
         export_library(self._library, library, sources=(source,), compiler=compiler, options=options, target=self.target)
-        return seal(library.read_bytes())
+        return library.read_bytes()
 
     def _whole_run(self, arrays: Sequence[Any], named: dict[str, Any], number: int) -> float:
         """Mean seconds of a run, from arrays to arrays."""
@@ -242,7 +246,8 @@ class Executable:
             )
         return self._machines
 
-    def _tensors(self, arrays: Sequence[Any], named: dict[str, Any], device: Any) -> list[Any]:
+    def _tensors(self, arrays: Sequence[Any], named: dict[str, Any], machines: Machines) -> list[Any]:
+        """The arguments of `main`: the inputs on the device, then the weights."""
         expected = "; ".join(map(str, self.inputs))
         if named:
             names = [spec.name for spec in self.inputs]
@@ -252,7 +257,8 @@ class Executable:
             arrays = [named[name] for name in names]
         if len(arrays) != len(self.inputs):
             raise LoweringError(f"run: found {len(arrays)} inputs; expected {len(self.inputs)}: {expected}")
-        return [_tensor(array, spec, device) for array, spec in zip(arrays, self.inputs, strict=True)]
+        given = [_tensor(array, spec, machines.device) for array, spec in zip(arrays, self.inputs, strict=True)]
+        return [*given, *machines.weights]
 
 
 def load(path: str | os.PathLike[str]) -> Executable:
@@ -272,7 +278,8 @@ def load(path: str | os.PathLike[str]) -> Executable:
     Raises: LoweringError where the file is missing, truncated, foreign, or written in a newer format.
     """
     path = Path(path)
-    manifest, library = read(path)
+    artifact = read(path)
+    manifest = artifact.manifest
     known = {entry.name for entry in fields(Kernel)}
     try:
         specs = {
@@ -284,11 +291,12 @@ def load(path: str | os.PathLike[str]) -> Executable:
         memory = MemoryPlan(**manifest["memory"]) if manifest.get("memory") else None
     except (KeyError, TypeError, ValueError) as refusal:
         raise LoweringError(f"{path}: the manifest in it is not whole ({refusal!r}); {ADVICE}") from refusal
-    if reason := backend_for(resolve(written_for)).unloadable_here():
+    backend = backend_for(resolve(written_for))
+    if reason := backend.unloadable_here():
         raise LoweringError(f"{path}: the library in it cannot run here: {reason}. Compile the model again for this machine")
     with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
         file = Path(folder) / LIBRARY
-        file.write_bytes(library)
+        file.write_bytes(artifact.library)
         try:
             with filter_stderr():
                 module = tvm.runtime.load_module(str(file))
@@ -297,8 +305,9 @@ def load(path: str | os.PathLike[str]) -> Executable:
                 f"{path}: the library in it cannot be loaded here: {first_line(refusal)}. It was compiled for "
                 f"{written_for}; compile it again for this machine"
             ) from refusal
-    made = assemble(module, specs["inputs"], specs["outputs"], written_for, kernels, written_by)
-    return replace(made, _library=library, memory=memory)
+    weights = all_packed(artifact.weights, artifact.packings, backend.packings)
+    made = assemble(module, specs["inputs"], specs["outputs"], written_for, kernels, written_by, weights)
+    return replace(made, _library=artifact.library, memory=memory)
 
 
 def assemble(
@@ -308,11 +317,15 @@ def assemble(
     target: str,
     kernels: tuple[Kernel, ...],
     versions: dict[str, str],
+    weights: tuple[Weight, ...] = (),
 ) -> Executable:
-    """An Executable over `library`, on this machine's device of the target's kind where there is one that can run it."""
+    """An Executable over `library` and its weights, on this machine's device of the target's kind where one can run it."""
     backend = backend_for(resolve(target))
-    machines = None if backend.unrunnable_here() else Machines(library, backend.device(), default_threads())
-    return Executable(inputs, outputs, target, kernels, versions, _library=library, _machines=machines)
+    machines = None
+    if not backend.unrunnable_here():
+        machines = Machines(library, backend.device(), default_threads(), [weight.value for weight in weights])
+    described = (inputs, outputs, target, kernels, versions)
+    return Executable(*described, _library=library, _weights=weights, _machines=machines)
 
 
 def _arrays(result: Any) -> "list[Array]":

@@ -3,10 +3,10 @@
     call(work) -> a launcher (`launchers`) -> work(a machine that nobody else has)
 
 TVM's virtual machine holds the state of a run, and two threads that share one end in a segmentation fault. Another one costs a
-tenth of a millisecond and the activations of a run: the constants are the library's.
+tenth of a millisecond and the activations of a run: weights are arguments of `main`, and constants are the library's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import tvm
@@ -21,14 +21,15 @@ ResultT = TypeVar("ResultT")
 class Machines:
     """Gives calls a virtual machine each.
 
-    device: what the machines run on. threads: how many cores one call takes.
+    device: what the machines run on. threads: how many cores one call takes. weights: what `main` takes after its inputs.
     """
 
-    def __init__(self, library: Any, device: Any, threads: int) -> None:
+    def __init__(self, library: Any, device: Any, threads: int, weights: Sequence[Any] = ()) -> None:
         with filter_stderr():
             self._library = library.jit() if isinstance(library, tvm.runtime.Executable) else library
         self.device = device
         self.threads = threads
+        self.weights = weights
         self._free = [VirtualMachine(self._library, device)]
 
     def call(self, work: Callable[[Any], ResultT]) -> ResultT:
@@ -50,5 +51,5 @@ class Machines:
         return on_launcher(self.threads, lambda: work(VirtualMachine(self._library, self.device)))
 
     def clone(self, threads: int) -> "Machines":
-        """Machines of their own, over the same library."""
-        return Machines(self._library, self.device, threads)
+        """Machines of their own, over the same library and weights."""
+        return Machines(self._library, self.device, threads, self.weights)

@@ -1,0 +1,64 @@
+"""How the weights of a conv lie in memory for its kernel: done when it is compiled, and again when an artifact is loaded.
+
+    O kh kw Ig -> G, O/G -> tiles of nr -> [G tiles, kh, kw, Ig, nr]        columns: zero channels up to nr
+    O kh kw Ig -> [e, G tiles, q, Ig, nr]                                   winograd: transformed in float64, rounded once
+    C kh kw 1  -> [kh, kw, C']                                              channels: zero channels up to the vector
+
+An artifact holds weights as the model does, with the name and the arguments of a packing (`runtime/weights.py`). So a packing
+takes numbers alone, needs numpy alone, and gives the same bits on every machine of one kind.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reparam_compiler.core import winograd
+
+if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
+    from jaxtyping import Shaped
+
+    Weights = Shaped[np.ndarray, "..."]
+
+
+def pack_columns(weight: "Weights", *, groups: int, columns: int) -> "Weights":
+    """`O kh kw Ig` -> `[G tiles, kh, kw, Ig, nr]`, contiguous, the channels of each group padded with zeros."""
+    outputs, *taps = weight.shape
+    tiles = -(-outputs // groups // columns)
+    grouped = weight.reshape(groups, outputs // groups, *taps)
+    padded = np.pad(grouped, [(0, 0), (0, tiles * columns - outputs // groups), (0, 0), (0, 0), (0, 0)])
+    split = padded.reshape(groups * tiles, columns, *taps)
+    return np.ascontiguousarray(split.transpose(0, 2, 3, 4, 1))
+
+
+def pack_channels(weight: "Weights", *, columns: int) -> "Weights":
+    """`C kh kw 1` -> `[kh, kw, C']`, padded with zeros to `columns` channels."""
+    by_tap = weight[..., 0].transpose(1, 2, 0)
+    return np.ascontiguousarray(np.pad(by_tap, [(0, 0), (0, 0), (0, columns - len(weight))]))
+
+
+def pack_winograd(weight: "Weights", *, groups: int, columns: int, outputs: Sequence[int], stride: Sequence[int]) -> "Weights":
+    """`O kh kw Ig` -> `[e, G tiles, q, Ig, nr]`: transformed in float64, rounded once, zero channels up to nr.
+
+    outputs: m_h, m_w of a tile. stride: of the conv, whose phases `q` are.
+    """
+    channels, *taps, inputs = weight.shape
+    down, across = stride
+    height, width = (
+        winograd.transform(m, -(-size // step)) for m, size, step in zip(outputs, taps, (down, across), strict=True)
+    )
+    by_phase = winograd.phases(weight.astype(np.float64).transpose(0, 3, 1, 2), (down, across))
+    points, tiles = height.size * width.size, -(-channels // groups // columns)
+    transformed = winograd.kernels(by_phase, height, width).reshape(points, groups, channels // groups, -1)
+    padded = np.pad(transformed, [(0, 0), (0, 0), (0, tiles * columns - channels // groups), (0, 0)])
+    split = padded.reshape(points, groups * tiles, columns, math.prod(stride), inputs)
+    return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2).astype(weight.dtype))
+
+
+PACKINGS: Mapping[str, Callable[..., "Weights"]] = {
+    "columns": pack_columns,
+    "channels": pack_channels,
+    "winograd": pack_winograd,
+}
+"""By the name that an artifact keeps: what a name means never changes, and another packing gets another name."""

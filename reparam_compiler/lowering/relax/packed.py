@@ -1,0 +1,85 @@
+"""Packed weights in a Relax module: constants while it is lowered, parameters of `main` when it is compiled.
+
+    call_tir(conv, x, const(packed W))   --lifted-->   main(x, w): call_tir(conv, x, w)        weights [W]
+
+A pass that packs a weight notes here what it packed and how. So the library holds no weights, and an artifact holds each as the
+model does. A constant that nobody noted, or that a later pass changed, stays a constant of the library.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import tvm
+from jaxtyping import Shaped
+from tvm import relax
+from tvm.relax.expr_functor import PyExprMutator, mutator
+
+from reparam_compiler.lowering.runtime.stored import Packing, Packings
+from reparam_compiler.lowering.runtime.weights import Weight, packed
+
+_NOTED: ContextVar[list[Weight] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[list[Weight]]:
+    """The weights that are packed in this block."""
+    found: list[Weight] = []
+    token = _NOTED.set(found)
+    try:
+        yield found
+    finally:
+        _NOTED.reset(token)
+
+
+def packed_constant(stored: Shaped[np.ndarray, "..."], packing: Packing, packings: Packings) -> Any:
+    """The Relax constant of a weight, packed."""
+    weight = packed(np.ascontiguousarray(stored), packing, packings)
+    if (found := _NOTED.get()) is not None:
+        found.append(weight)
+    return relax.const(weight.value)
+
+
+def lifted(module: Any, weights: Sequence[Weight]) -> tuple[Any, tuple[Weight, ...]]:
+    """The module with these constants of `main` as further parameters, and the weights in the order of the parameters."""
+    at = {_place(weight.value): weight for weight in weights}
+    lifter = _Lifter(module, at)
+    main = module["main"]
+    body = lifter.visit_expr(main.body)
+    if not lifter.taken:
+        return module, ()
+    params = [*main.params, *lifter.taken.values()]
+    function = relax.Function(params, body, main.ret_ty, main.is_pure, main.attrs)
+    module = relax.transform.Normalize()(_with_main(module, function))
+    return module, tuple(at[place] for place in lifter.taken)
+
+
+def _place(value: Any) -> int:
+    """The address of a constant's data; 0 of what is no tensor."""
+    return int(value.data_ptr()) if isinstance(value, tvm.runtime.Tensor) else 0
+
+
+def _with_main(module: Any, main: Any) -> Any:
+    module = module.clone()
+    module.update_func(module.get_global_var("main"), main)
+    return module
+
+
+@mutator
+class _Lifter(PyExprMutator):  # type: ignore[misc, unused-ignore]
+    """Puts a variable in place of each constant whose data lies at a known address."""
+
+    def __init__(self, module: Any, known: dict[int, Weight]) -> None:
+        super().__init__(module)
+        self.known = known
+        self.taken: dict[int, Any] = {}
+
+    def visit_generic_const_(self, op: Any) -> Any:
+        place = _place(op.value)
+        if place not in self.known:
+            return op
+        if place not in self.taken:
+            self.taken[place] = relax.Var(f"weight_{len(self.taken)}", op.ty)
+        return self.taken[place]
