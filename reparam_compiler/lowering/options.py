@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 MODULES = ("relax", "tir")
 """What can be kept whatever the target: the imported model, and the scheduled kernels."""
 TRUE_AND_FALSE = {"1": True, "true": True, "0": False, "false": False}
+CONFIG = {"tirx.disable_assert": True}
+"""Settings of TVM's passes unless the caller says otherwise. Kernels do not check their arguments: with those checks LLVM
+compiles twice as much. What a model is given is checked where a run begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class CompileOptions:
         return PassContext(opt_level=self.opt_level, instruments=watched, config=self._config())
 
     def _config(self) -> dict[str, Any]:
-        return {name: _value(name, value) for name, value in self.pass_config.items()}
+        return {**CONFIG, **{name: _value(name, value) for name, value in self.pass_config.items()}}
 
 
 class Watch:

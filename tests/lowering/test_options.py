@@ -2,13 +2,17 @@
 
 import logging
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("tvm")
 
 import tvm
 from tvm.ir.transform import module_pass
 
+from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.options import CompileOptions, Watch, all_sources
 
@@ -95,3 +99,13 @@ def test_the_advice_blames_no_one_wrongly() -> None:
 
 def test_code_is_listed_for_every_kind_of_target() -> None:
     assert {"relax", "tir", "asm", "cu"} <= set(all_sources())
+
+
+@pytest.mark.parametrize("checked", [False, True])
+def test_kernels_check_nothing_unless_that_is_asked_for_and_the_model_what_it_is_given(checked: bool) -> None:
+    options = CompileOptions(sources="ll", pass_config={"tirx.disable_assert": False} if checked else {})
+    compiled = lowering.compile(nn.ReLU().eval(), torch.zeros(2, 3), options=options)
+    assert ("Mismatched" in compiled.listings["ll"]) == checked
+    for wrong in (np.zeros((2, 4), "float32"), np.zeros((2, 3), "float64"), np.zeros((2, 3, 1), "float32")):
+        with pytest.raises((RuntimeError, ValueError), match="fn=main"):
+            compiled.with_machine(lambda machine, *_, wrong=wrong: machine["main"](tvm.runtime.tensor(wrong)))
