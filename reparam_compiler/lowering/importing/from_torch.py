@@ -1,6 +1,6 @@
 """Torch's models into Relax, by way of torch.export.
 
-nn.Module, fx.GraphModule --torch.export--> ExportedProgram --from_exported_program--> Relax
+nn.Module, fx.GraphModule --torch.export--> ExportedProgram --torch_ops.program--> core aten --from_exported_program--> Relax
 """
 
 import inspect
@@ -64,9 +64,12 @@ def exported(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
 def from_exported(program: Any, example_inputs: Any, shapes: Shapes) -> Imported:
     from tvm.relax.frontend.torch import from_exported_program
 
+    from reparam_compiler.lowering.importing.torch_ops.program import decomposed
+    from reparam_compiler.lowering.importing.torch_ops.table import converters
+
     _check_border(program.graph_signature)
     with importing("torch.export"), own_dtypes():
-        module = from_exported_program(program)
+        module = from_exported_program(decomposed(program), custom_convert_map=converters(), run_ep_decomposition=False)
     signature = program.graph_signature
     names = tuple(str(name) for name in signature.user_inputs)
     outputs = tuple(str(name) for name in signature.user_outputs)

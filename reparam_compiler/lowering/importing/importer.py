@@ -3,8 +3,9 @@
     nn.Module, fx.GraphModule --torch.export--> ExportedProgram --from_exported_program--> Relax      from_torch
     onnx.ModelProto           ---------------------from_onnx-----------------------------> Relax      from_onnx
 
-What TVM can import can be lowered: there is no table of ops here. Parameters become constants. Neither torch nor onnx
-is imported unless a model of theirs comes in. Shapes are fixed here, the batch's too (docs/adr/0005-fixed-shapes.md).
+What TVM can import can be lowered; what it misreads is said otherwise before it sees it (`torch_ops/`). Parameters become
+constants. Neither torch nor onnx is imported unless a model of theirs comes in. Shapes are fixed here, the batch's too
+(docs/adr/0005-fixed-shapes.md).
 """
 
 import sys

@@ -43,16 +43,16 @@ def _nodes_of(refusal: BaseException) -> list[str]:
     for frame, _ in traceback.walk_tb(refusal.__traceback__):
         local = frame.f_locals
         if frame.f_code.co_name in {"_construct_nodes", "_convert_subgraph", "_translate_fx_graph"} and "node" in local:
-            found = [_named(local["node"])]
+            found = [named(local["node"])]
         elif frame.f_code.co_name == "_check_for_unsupported_ops" and "unsupported_ops" in local:
-            found = [_named(node) for node in local["graph"].node if node.op_type in local["unsupported_ops"]]
+            found = [named(node) for node in local["graph"].node if node.op_type in local["unsupported_ops"]]
         elif frame.f_code.co_name == "_check_unsupported_func_type" and "missing_func_types" in local:
             called = (node for node in local["nodes"] if node.op == "call_function")
-            found = [_named(node) for node in called if node.target.__name__ in local["missing_func_types"]]
+            found = [named(node) for node in called if node.target.__name__ in local["missing_func_types"]]
     return found
 
 
-def _named(node: Any) -> str:
+def named(node: Any) -> str:
     """`name (op)` of a NodeProto or an fx.Node, with the layer that the latter stands in."""
     if hasattr(node, "op_type"):
         domain = f"{node.domain}::" if node.domain else ""
