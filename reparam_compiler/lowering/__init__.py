@@ -7,32 +7,34 @@ Where tvm is missing, importing it raises `TvmMissingError` with the command tha
 """
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from reparam_compiler.errors import TvmMissingError
 
-try:
-    import tvm as _  # noqa: F401
-except ModuleNotFoundError as missing:
-    if (missing.name or "").partition(".")[0] not in {"tvm", "tvm_ffi"}:
-        raise
-    raise TvmMissingError(
-        f"{missing.name} is not installed, and compiling, tuning and running need it: pip install 'reparam_compiler[tvm]'"
-    ) from missing
-
-from reparam_compiler.lowering.runtime.description import TensorSpec, Timing
-from reparam_compiler.lowering.runtime.executable import Executable, load
+for package in ("tvm", "tvm_ffi"):
+    if find_spec(package) is None:
+        raise TvmMissingError(
+            f"{package} is not installed, and compiling, tuning and running need it: pip install 'reparam_compiler[tvm]'"
+        )
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.build import compile
     from reparam_compiler.lowering.options import CompileOptions
+    from reparam_compiler.lowering.runtime.description import TensorSpec, Timing
+    from reparam_compiler.lowering.runtime.executable import Executable
+    from reparam_compiler.lowering.runtime.loading import load
     from reparam_compiler.lowering.search.tuning import TunedTask, TuneResult, tune
 
 __all__ = ["CompileOptions", "Executable", "TensorSpec", "Timing", "TuneResult", "TunedTask", "compile", "load", "tune"]
 
-_LATER = {
+_HOMES = {
     "CompileOptions": "options",
+    "Executable": "runtime.executable",
+    "TensorSpec": "runtime.description",
+    "Timing": "runtime.description",
     "compile": "build",
+    "load": "runtime.loading",
     "tune": "search.tuning",
     "TuneResult": "search.tuning",
     "TunedTask": "search.tuning",
@@ -40,7 +42,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names that only compiling and tuning need, on first use: loading an artifact takes tvm and numpy alone."""
-    if name not in _LATER:
+    """The names above, on first use: tvm takes seconds to import, and loading an artifact takes tvm and numpy alone."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -27,6 +27,7 @@ from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import Kernel
 from reparam_compiler.lowering.runtime.executable import Executable, assemble
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
+from reparam_compiler.lowering.runtime.linking import compiler_line
 from reparam_compiler.lowering.search.database import check_readable, warn_of_foreign
 from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
@@ -99,6 +100,11 @@ def build(
     except LoweringError:
         raise
     except Exception as refusal:  # TVM's passes raise InternalError, TypeError, ScheduleError …
+        if said := compiler_line(refusal):
+            raise LoweringError(
+                f"main: the compiler of the kernels for {describe(target)} failed: {said}. Check that it knows this target, "
+                "and that it works"
+            ) from refusal
         raise LoweringError(
             f"main: TVM could not compile the imported model for {describe(target)}: {class_and_line(refusal)}. "
             f"{options.advice}"

@@ -10,11 +10,12 @@ lowered or run, 5 tvm is missing, 6 and 7 fusing failed, 1 anything else.
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,11 +95,7 @@ def _compile(found: argparse.Namespace) -> None:
 
 
 def _run(found: argparse.Namespace) -> None:
-    from reparam_compiler.lowering import load
-
-    if found.outputs is not None:
-        api.check_folder(Path(found.outputs))
-    executable = load(found.PATH)
+    executable = _artifact(found)
     result = api.run(
         api.TVMCPackage(found.PATH, executable),
         found.device,
@@ -133,6 +130,32 @@ def _run(found: argparse.Namespace) -> None:
         _say(f"\n{result.format_times()}")
     if found.outputs is not None:
         _say(f"written: {found.outputs}")
+
+
+def _artifact(found: argparse.Namespace) -> "Executable":
+    """What is to be run; files that are named and not there are found before tvm is imported."""
+    from reparam_compiler.lowering import load
+
+    if found.outputs is not None:
+        api.check_folder(Path(found.outputs))
+    if found.inputs is not None and not Path(found.inputs).is_file():
+        what = f"an .npz with an array for each input of {found.PATH}"
+        raise LoweringError(f"{found.inputs}: no such file; --inputs takes {what}")
+    with _without_torch():
+        return load(found.PATH)
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+    """Imports of this block find no torch, where it is not loaded yet: tvm imports it if it can, which takes seconds."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def _tune(found: argparse.Namespace) -> None:
@@ -193,8 +216,6 @@ def read_inputs(executable: "Executable", path: str | None) -> dict[str, Any]:
     if path is None:
         return {}
     expected = "; ".join(map(str, executable.inputs))
-    if not Path(path).is_file():
-        raise LoweringError(f"{path}: no such file; --inputs takes an .npz with {expected}")
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves a broken one open
             return dict(archive)

@@ -233,6 +233,8 @@ def compile(
     """
     from reparam_compiler import lowering
     from reparam_compiler.api.compiling import compile as compile_native
+    from reparam_compiler.lowering.runtime.linking import check_linker
+    from reparam_compiler.lowering.target import describe, resolve
 
     dumped = (dump_code,) if isinstance(dump_code, str) else tuple(dump_code or ())
     settings = options or lowering.CompileOptions()
@@ -244,6 +246,7 @@ def compile(
     temporary = None if package_path else tempfile.mkdtemp(prefix="reparam-package-")
     path = Path(package_path or f"{temporary}/module.tar")
     check_folder(path)
+    check_linker(cross or None, describe(resolve(target)))
     executable = compile_native(
         tvmc_model.native,
         target=target,
@@ -286,10 +289,10 @@ def run(
 
     Raises: LoweringError where the device is another than the package's, or inputs do not fit.
     """
-    from reparam_compiler.lowering.runtime import executable as artifact
+    from reparam_compiler.lowering.runtime import loading
     from reparam_compiler.lowering.runtime.description import filled
 
-    executable = artifact.load(tvmc_package) if isinstance(tvmc_package, str) else tvmc_package.executable
+    executable = loading.load(tvmc_package) if isinstance(tvmc_package, str) else tvmc_package.executable
     kind = executable.device
     if device not in (None, kind):
         raise LoweringError(f"--device: found {device!r}; this artifact was compiled for {kind!r}. Compile it again for it")

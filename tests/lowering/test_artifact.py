@@ -152,7 +152,7 @@ def test_format_1_is_still_read_but_not_made_a_library_of(tmp_path: Path, array:
 
 
 def test_linking_says_which_compiler_is_missing(compiled: lowering.Executable, saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(LoweringError, match=r"linking the library failed.*g\+\+ or clang\+\+"):
+    with pytest.raises(LoweringError, match="found the compiler 'no-such-compiler', which is not on PATH"):
         compiled.save(tmp_path / "m.tar", compiler="no-such-compiler")
     with pytest.raises(LoweringError, match="linked already"):
         lowering.load(saved).save(tmp_path / "m.tar", compiler="g++")
@@ -358,3 +358,24 @@ def test_array_of_any_order_is_taken(compiled: lowering.Executable, array: np.nd
 def test_what_numpy_cannot_hold_is_refused(compiled: lowering.Executable, given: object) -> None:
     with pytest.raises(LoweringError, match=r"numpy cannot hold the .* expected float32 \(2, 3, 7, 5\)"):
         compiled.run(given)
+
+
+RUNS_ALONE = """
+import sys
+from reparam_compiler.tvmc import main
+assert main(["run", "missing.tar"]) == 4
+assert main(["run", sys.argv[1], "--inputs", "missing.npz"]) == 4
+assert not {"tvm", "torch"} & sys.modules.keys()
+assert main(["run", sys.argv[1]]) == 0
+assert "tvm" in sys.modules
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_command_waits_for_tvm_only_where_there_is_something_to_run_and_never_for_torch(saved: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", RUNS_ALONE, str(saved)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(": ")[2].partition(";")[0] for line in done.stderr.splitlines()] == [
+        "LoweringError: missing.tar: no such file",
+        "LoweringError: missing.npz: no such file",
+    ]

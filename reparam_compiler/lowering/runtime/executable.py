@@ -27,11 +27,11 @@ from reparam_compiler.lowering.runtime.archive import (
     FORMATS,
     LIBRARY,
     MAGIC,
+    Artifact,
     Format,
     format_of,
     holds_manifest,
     manifest_source,
-    read,
     write_library,
     write_tar,
 )
@@ -261,24 +261,11 @@ class Executable:
         return [*given, *machines.weights]
 
 
-def load(path: str | os.PathLike[str]) -> Executable:
-    """The Executable that `save` wrote to `path`; needs tvm and numpy only.
+def from_artifact(artifact: Artifact, path: Path) -> Executable:
+    """The Executable of what a file holds. path: of that file, for errors.
 
-    >>> import tempfile, torch, reparam_compiler
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     reparam_compiler.compile(torch.nn.ReLU().eval(), torch.zeros(2, 3)).save(f"{folder}/relu.tar")
-    ...     load(f"{folder}/relu.tar").run(torch.tensor([[-1.0, 0.0, 1.0], [2.0, -2.0, 3.0]]))[0]
-    array([[0., 0., 1.],
-           [2., 0., 3.]], dtype=float32)
-
-    Args:
-        path: an archive or a shared library, of either suffix.
-
-    Returns: an Executable; `runs_here` says whether this machine can run it.
-    Raises: LoweringError where the file is missing, truncated, foreign, or written in a newer format.
+    Raises: LoweringError where the manifest is not whole, or this machine cannot load the library.
     """
-    path = Path(path)
-    artifact = read(path)
     manifest = artifact.manifest
     known = {entry.name for entry in fields(Kernel)}
     try:
