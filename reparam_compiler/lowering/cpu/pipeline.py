@@ -17,7 +17,9 @@ from reparam_compiler.lowering.conv.pointwise import legalizations
 from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.cpu.machine import vector_unit
 from reparam_compiler.lowering.cpu.measured import MeasuredAlgorithms
+from reparam_compiler.lowering.cpu.products import product_legalizations
 from reparam_compiler.lowering.cpu.rest import schedule_rest
+from reparam_compiler.lowering.cpu.rows import row_legalizations
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, read_convs
 from reparam_compiler.lowering.target import describe
@@ -40,14 +42,15 @@ def prepared(module: Any) -> Any:
 
 def with_kernels(module: Any, target: Any, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
     """Kernels for the convs; what is left, legalized to TIR, has no schedule yet."""
+    unit = vector_unit(target)
     passes = [
         *pipeline.library_dispatch_passes(target),
-        relax.transform.LegalizeOps(legalizations()),
+        relax.transform.LegalizeOps(legalizations() | row_legalizations(unit) | product_legalizations(unit)),
         *pipeline.legalize_passes(target),
         relax.transform.RewriteDataflowReshape(),  # before the schedules: it knows a reshape by its plain loops
         relax.transform.DeadCodeElimination(),
     ]
-    return Sequential(passes)(convs_to_kernels(module, vector_unit(target), rule, max_error=max_error))
+    return Sequential(passes)(convs_to_kernels(module, unit, rule, max_error=max_error))
 
 
 def vm_passes(target: Any) -> Any:
