@@ -40,17 +40,23 @@ FOLDABLE: dict[str, Callable[..., Any]] = {
 }
 
 
-def _reshaped(array: Any, call: Any) -> Any:
-    sizes = call.args[1].values if isinstance(call.args[1], relax.ShapeExpr) else None
-    if sizes is None or not all(isinstance(n, tirx.IntImm) for n in sizes):
-        return None
-    return array.reshape([int(n) for n in sizes])
+def _to_size(move: Callable[[Any, list[int]], Any]) -> Callable[[Any, Any], Any]:
+    """A move to the size that a call asks for."""
+
+    def moved(array: Any, call: Any) -> Any:
+        sizes = call.args[1].values if isinstance(call.args[1], relax.ShapeExpr) else None
+        if sizes is None or not all(isinstance(n, tirx.IntImm) for n in sizes):
+            return None
+        return move(array, [int(n) for n in sizes])
+
+    return moved
 
 
 MOVES: dict[str, Callable[[Any, Any], Any]] = {
     TRANSPOSE: lambda x, call: np.transpose(x, None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes]),
     "relax.expand_dims": lambda x, call: np.expand_dims(x, tuple(int(axis) for axis in call.attrs.axis)),
-    "relax.reshape": _reshaped,
+    "relax.reshape": _to_size(np.reshape),
+    "relax.broadcast_to": _to_size(np.broadcast_to),
 }
 """What moves a constant, of its array and the call; None where a size is not known."""
 
