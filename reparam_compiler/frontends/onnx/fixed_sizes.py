@@ -1,6 +1,7 @@
 """An ONNX model for inputs of given shapes alone: what it computes from sizes becomes tensors.
 
-A compiler that fixes every shape need not know how a model asks for one (Shape, Gather, Concat, Range …).
+A compiler that fixes every shape need not know how a model asks for one (Shape, Gather, Concat, Range …), nor how it counts
+(NonZero of a tensor of ones, as older exporters write a range).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from reparam_compiler.frontends.onnx.io import copy_without
 from reparam_compiler.frontends.onnx.reader import overridable_names
 from reparam_compiler.frontends.onnx.tensors import tensor_from, type_of
 from reparam_compiler.frontends.onnx.writer import readers_of
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 Shapes = Mapping[str, Ints]
 
@@ -43,8 +45,10 @@ def shapes_for(model: ModelProto, example_inputs: Sequence[Any] | None, given: M
 
 
 def with_fixed_sizes(model: ModelProto, shapes: Shapes) -> ModelProto:
-    """A copy for inputs of these shapes; the model itself where it computes nothing from sizes."""
-    constants = at_sizes(model, shapes).sized
+    """A copy for inputs of these shapes; the model itself where it computes neither from sizes nor indices from constants."""
+    known = at_sizes(model, shapes)
+    whole = {name: found for name, found in known.constants.items() if found.computed and found.dtype not in FLOATING}
+    constants = known.sized | whole
     sized = constants.keys() - {value.name for value in model.graph.output}
     gone = [index for index, node in enumerate(model.graph.node) if node.output and sized.issuperset(filter(None, node.output))]
     if not gone or overridable_names(model):

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from reparam_compiler.frontends.onnx.fixed_sizes import shapes_for, with_fixed_sizes
 from tests.frontends.onnx.test_onnx_bound import NETS, net
@@ -29,6 +29,22 @@ def test_a_model_that_computes_no_sizes_or_gives_them_stays() -> None:
     assert with_fixed_sizes(plain, {"x": (2, 4)}) is plain
     gives = model_of([helper.make_node("Shape", ["x"], ["y"])], {"x": ("n", 4)}, ["y"])
     assert with_fixed_sizes(gives, {"x": (2, 4)}) is gives
+
+
+def test_indices_that_are_counted_from_constants_become_tensors() -> None:
+    nodes = [
+        helper.make_node("ConstantOfShape", ["many"], ["ones"], value=helper.make_tensor("one", TensorProto.INT64, [1], [1])),
+        helper.make_node("NonZero", ["ones"], ["places"]),
+        helper.make_node("Squeeze", ["places", "first"], ["indices"]),
+        helper.make_node("Gather", ["x", "indices"], ["y"], axis=1),
+        helper.make_node("Exp", ["scale"], ["scales"]),
+        helper.make_node("Mul", ["y", "scales"], ["z"]),
+    ]
+    constants = {"many": np.array([3]), "first": np.array([0]), "scale": normal(1)}
+    model, x = model_of(nodes, {"x": ("n", 4)}, ["z"], constants), normal(2, 4)
+    fixed = with_fixed_sizes(model, {"x": x.shape})
+    assert [node.op_type for node in fixed.graph.node] == ["Gather", "Exp", "Mul"]  # no float is computed for the model
+    np.testing.assert_array_equal(run(fixed, {"x": x})[0], run(model, {"x": x})[0])
 
 
 @pytest.mark.parametrize(
