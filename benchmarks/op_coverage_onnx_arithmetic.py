@@ -35,7 +35,7 @@ def unary() -> Iterator[OneOp]:
     yield one("Acosh", between(1.1, 5, 2, 3, 5))
     for op in ("Abs", "Neg", "Relu", "Sign"):
         yield one(op, between(-9, 9, 2, 5, dtype=np.int32), note="int32")
-    for op in ("Elu", "Selu", "Celu", "Gelu", "HardSwish", "ThresholdedRelu", "Softplus", "Erf", "Mish", "LeakyRelu"):
+    for op in ("Elu", "Selu", "ThresholdedRelu", "Celu", "Gelu", "Sinh", "Sigmoid", "Tanh", "Exp"):
         yield one(op, x.astype(np.float64), opset=20, note="float64")
     yield one("Round", np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 3.49], np.float32), note="ties")
     yield one("Elu", x * 20, alpha=0.3, note="large")
@@ -109,11 +109,12 @@ def binary() -> Iterator[OneOp]:
     yield one("Pow", between(-5, 5, 2, 3, dtype=np.int32), scalar(3, np.int32), note="int32")
     yield one("Pow", between(-5, 5, 2, 3, dtype=np.int64), between(0, 4, 2, 3, dtype=np.int64), note="int64 computed")
     yield one("Pow", positive, scalar(2), opset=7)
+    yield one("Pow", np.array([-2, -2, -2, 3, -1], np.float32), np.array([2, 3, -1, 0.5, 0], np.float32), note="any signs")
+    yield one("Pow", np.array([[-2], [3]], np.float32), held(2, 3, -1, 0, dtype=np.float32), note="constants")
     low, high = between(-9, 9, 2, 5, dtype=np.int32), np.array([2, -3, 4, -5, 6], np.int32)
     yield one("Mod", low, high)
     yield one("Mod", low, high, fmod=1, note="fmod, int32")
     yield one("Mod", normal(2, 5) * 9, between(0.5, 2, 5) * np.array([1, -1, 1, -1, 1], np.float32), fmod=1, note="fmod")
-    yield one("PRelu", normal(2, 3, 5), weights(3), opset=6, note="a slope a channel")
 
 
 def compared() -> Iterator[OneOp]:
@@ -170,6 +171,7 @@ def reductions() -> Iterator[OneOp]:
     yield one("TopK", normal(3, 7), held(2), outputs=2, opset=10)
     yield one("TopK", normal(3, 7), outputs=2, opset=9, k=2, axis=0)
     yield one("TopK", between(-9, 9, 3, 7, dtype=np.int64), held(7), outputs=[0], note="int64")
+    yield one("TopK", normal(3, 7), held(3), outputs=[0], sorted=0, note="unsorted", axis=1, largest=1, opset=18)
     yield one("LpNormalization", normal(2, 3, 4), axis=1)
     yield one("LpNormalization", normal(2, 3, 4), p=1, note="p 1")
     yield one("Det", normal(2, 3, 3))

@@ -26,7 +26,6 @@ def convs() -> Iterator[OneOp]:
     yield one("Conv", x, w, pads=[2, 0, 1, 3], strides=[2, 1], dilations=[1, 2], note="uneven")
     yield one("Conv", x, w, auto_pad="SAME_UPPER", strides=[2, 2], note="same upper")
     yield one("Conv", x, w, auto_pad="SAME_LOWER", strides=[2, 2], opset=9)
-    yield one("Conv", x, w, auto_pad="SAME_UPPER", dilations=[2, 2], note="same, dilated")
     yield one("Conv", x, w, auto_pad="VALID", note="valid")
     yield one("Conv", x, weights(8, 1, 3, 3), group=4, note="depthwise by two")
     yield one("Conv", x, weights(6, 2, 3, 3), group=2, note="grouped")
@@ -44,6 +43,9 @@ def convs() -> Iterator[OneOp]:
         yield one("Col2Im", block, held(8, 7), held(2, 3), strides=strides, pads=pads, note=f"strides {strides}")
     offsets = between(-1, 1, 1, 18, 7, 6)
     yield one("DeformConv", x, w, offsets, opset=19)
+    gates = between(0, 1, 1, 9, 9, 8)
+    more = between(-2, 2, 1, 18, 9, 8)
+    yield one("DeformConv", x, w, more, weights(6), gates, opset=22, pads=[1, 1, 1, 1], note="mask")
 
 
 def _windows(high: int, wide: int, strides: list[int], pads: list[int]) -> int:
@@ -74,6 +76,7 @@ def pools() -> Iterator[OneOp]:
         yield one(op, x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
         yield one(op, x, kernel_shape=[3, 2], strides=[2, 3], ceil_mode=1, note="ceil")
         yield one(op, x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 2], ceil_mode=1, note="ceil, pads")
+        yield one(op, x, kernel_shape=[2, 2], strides=[3, 3], pads=[0, 0, 0, 1], ceil_mode=1, note="ceil, into the padding")
         yield one(op, x, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER", note="same upper")
         yield one(op, x, kernel_shape=[2, 3], strides=[2, 2], auto_pad="SAME_LOWER", opset=10)
         yield one(op, x, kernel_shape=[2, 2], auto_pad="VALID", note="valid")
@@ -99,6 +102,7 @@ def pools() -> Iterator[OneOp]:
     yield one("LpPool", x, kernel_shape=[3, 2], strides=[2, 2], p=3)
     yield one("LpPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1], note="pads")
     yield one("LpPool", x, kernel_shape=[3, 3], auto_pad="SAME_UPPER", opset=11)
+    yield one("LpPool", x, kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1, note="ceil")
     places = np.array([[[[0, 3], [9, 10]], [[5, 2], [8, 15]]]], np.int64)
     yield one("MaxUnpool", normal(1, 2, 2, 2), places, kernel_shape=[2, 2], strides=[2, 2], opset=11)
     yield one(
@@ -186,6 +190,8 @@ def sampled() -> Iterator[OneOp]:
     which = held(0, 1)
     yield one("RoiAlign", x, rois, which, opset=10, output_height=2, output_width=3, sampling_ratio=2)
     yield one("RoiAlign", x, rois, which, opset=16, output_height=2, output_width=3, sampling_ratio=2)
+    half = {"output_height": 2, "output_width": 3, "sampling_ratio": 2, "spatial_scale": 0.5}
+    yield one("RoiAlign", x, rois, which, opset=16, **half, note="scaled")
     yield one("RoiAlign", x, rois, which, opset=16, output_height=2, output_width=2, mode="max", sampling_ratio=1, note="max")
     yield one("RoiAlign", x, rois, which, opset=16, output_height=3, output_width=2, spatial_scale=0.5, note="adaptive")
 
@@ -223,6 +229,13 @@ def attention() -> Iterator[OneOp]:
     yield one("RotaryEmbedding", normal(1, 2, 3, 4), *angles, held(0, 1, 2).value[None], opset=23)
     fused = normal(1, 5, 8), weights(8, 24), weights(24)
     yield one("Attention", *fused, domain=MICROSOFT, num_heads=2)
+    mask = Constant(np.array([[1, 1, 1, 0, 0]], np.int32))
+    yield one("Attention", *fused, mask, domain=MICROSOFT, num_heads=2, note="mask")
+    yield one("Attention", *fused, domain=MICROSOFT, num_heads=2, unidirectional=1, note="causal")
+    yield one("MultiHeadAttention", *flat, weights(24), domain=MICROSOFT, num_heads=2)
+    ids = between(0, 9, 2, 5, dtype=np.int32)
+    tables = (weights(9, 8), weights(6, 8, seed=2), weights(2, 8, seed=3), weights(8, seed=4), weights(8, seed=5))
+    yield one("EmbedLayerNormalization", ids, between(0, 2, 2, 5, dtype=np.int32), *tables, domain=MICROSOFT, outputs=2)
 
 
 def signals() -> Iterator[OneOp]:

@@ -92,7 +92,9 @@ class Graph:
     def dtype(self, name: str) -> np.dtype[Any]:
         kind = self.types[name].tensor_type.elem_type if name in self.types else 0
         if not kind:
-            raise LoweringError(f"{name}: its dtype is not known before the model runs; cut the model before it")
+            raise LoweringError(
+                f"{self._at or name}: the dtype of its input {name} is not known before the model runs; cut the model there"
+            )
         return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
 
     def known_shape(self, name: str) -> Ints | None:
@@ -106,8 +108,8 @@ class Graph:
         shape = self.known_shape(name)
         if shape is None:
             raise LoweringError(
-                f"{name}: its shape is not known before the model runs; expected fixed sizes: cut the model before the node "
-                "that makes it, whose result depends on values"
+                f"{self._at or name}: the shape of its input {name} depends on values that the model computes; expected sizes "
+                "that are known before it runs: cut the model there"
             )
         return shape
 

@@ -78,6 +78,13 @@ def compressed(graph: Graph, node: Node) -> str:
     return graph.emit("Gather", graph.emit("Reshape", node.inputs[0], graph.ints(-1)), graph.ints(*where), axis=0)
 
 
+@instead_of("TopK", tvm="refuses sorted=0")
+def largest(graph: Graph, node: Node) -> list[str]:
+    """Sorted, which is an order as good as any."""
+    node.attrs.pop("sorted", None)
+    return graph.keep(node)
+
+
 @instead_of("NonZero", "Unique", "NonMaxSuppression", tvm="gives it a size that depends on values")
 def open_ended(graph: Graph, node: Node) -> str:
     """Refused: how much it gives depends on values."""

@@ -11,7 +11,7 @@ from reparam_compiler.lowering.importing.onnx_ops.table import MICROSOFT, instea
 ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "LeakyRelu", "HardSigmoid", "Clip", "Elu", "Softplus", "Softsign", "ThresholdedRelu")
 
 
-@instead_of("ConvTranspose", tvm="leaves output_shape out, and has SAME_LOWER the other way round")
+@instead_of("ConvTranspose", tvm="leaves output_shape out")
 def transposed_conv(graph: Graph, node: Node) -> str | None:
     """The pads that give the output its size."""
     attrs, auto = node.attrs, node.attrs.pop("auto_pad", "NOTSET")
@@ -116,27 +116,31 @@ def fused_product(graph: Graph, node: Node) -> str:
     return made if alpha == 1 else graph.emit("Mul", made, graph.like(alpha, made))
 
 
-@instead_of("MaxPool", "AveragePool", "LpPool", tvm="has other pads for SAME_LOWER, other sizes for ceil_mode, and no indices")
-def pool(graph: Graph, node: Node) -> list[str]:
+@instead_of("MaxPool", tvm="makes too few windows for SAME_LOWER, and gives no indices")
+def max_pool(graph: Graph, node: Node) -> list[str]:
     """Explicit pads, of which those at the end make the size that ceil_mode asks for; indices by comparing the windows."""
-    pads, beyond = explicit_pads(graph, node)
-    count = node.op == "LpPool" or bool(node.attrs.get("count_include_pad", 0))
+    pads = _ended(*explicit_pads(graph, node))
     if node.outputs == 2:
-        return _with_indices(graph, node, _ended(pads, beyond))
-    attrs: dict[str, Any] = {key: node.attrs[key] for key in ("kernel_shape", "strides", "dilations") if key in node.attrs}
-    x = node.inputs[0]
-    if node.op == "LpPool":
-        x = _raised(graph, graph.emit("Abs", x), float(node.attrs.get("p", 2)))
-    if node.op == "MaxPool":
-        return graph.keep(Node("MaxPool", [x], {**attrs, "pads": _ended(pads, beyond)}, 1, node.name))
-    if count and any(pads):
-        x = graph.emit("Pad", x, graph.ints(0, 0, *pads[: len(pads) // 2], 0, 0, *pads[len(pads) // 2 :]))
-        pads = [0] * len(pads)
-    made = graph.keep(Node("AveragePool", [x], {**attrs, "pads": _ended(pads, beyond)}, 1, node.name))[0]
-    if node.op == "AveragePool":
-        return [made]
-    total = graph.emit("Mul", made, graph.constant(_sizes_of_windows(graph, x, attrs, beyond, made), graph.dtype(x)))
-    return [_raised(graph, total, 1 / float(node.attrs.get("p", 2)))]
+        return _with_indices(graph, node, pads)
+    return graph.keep(Node("MaxPool", [node.inputs[0]], {**_window(node), "pads": pads}, 1, node.name))
+
+
+@instead_of("LpPool", tvm="takes the windows that ceil_mode cuts short for whole ones")
+def lp_pool(graph: Graph, node: Node) -> str:
+    """The mean of the powers times the size of each window."""
+    (pads, beyond), attrs, p = explicit_pads(graph, node), _window(node), float(node.attrs.get("p", 2))
+    half = len(pads) // 2
+    x = _raised(graph, graph.emit("Abs", node.inputs[0]), p)
+    if any(pads):
+        x = graph.emit("Pad", x, graph.ints(0, 0, *pads[:half], 0, 0, *pads[half:]))
+    mean = graph.emit("AveragePool", x, **attrs, pads=[*[0] * half, *beyond])
+    return _raised(
+        graph, graph.emit("Mul", mean, graph.constant(_sizes_of_windows(graph, x, attrs, mean), graph.dtype(x))), 1 / p
+    )
+
+
+def _window(node: Node) -> dict[str, Any]:
+    return {key: node.attrs[key] for key in ("kernel_shape", "strides", "dilations") if key in node.attrs}
 
 
 def _raised(graph: Graph, x: str, power: float) -> str:
@@ -177,7 +181,7 @@ def explicit_pads(graph: Graph, node: Node) -> tuple[list[int], Ints]:
     return pads, tuple(beyond)
 
 
-def _sizes_of_windows(graph: Graph, x: str, attrs: dict[str, Any], beyond: Ints, made: str) -> np.ndarray:
+def _sizes_of_windows(graph: Graph, x: str, attrs: dict[str, Any], made: str) -> np.ndarray:
     """How many elements of the padded input each window holds."""
     size, out = graph.shape(x)[2:], graph.shape(made)[2:]
     ones, counts = [1] * len(size), np.ones((1, 1))
@@ -239,3 +243,36 @@ def unpool(graph: Graph, node: Node) -> str:
     zeros = graph.constant(np.zeros(math.prod(size)), graph.dtype(x))
     flat = [graph.emit("Reshape", name, graph.ints(-1)) for name in (node.inputs[1], x)]
     return graph.emit("Reshape", graph.emit("ScatterElements", zeros, *flat, axis=0), graph.ints(*size))
+
+
+@instead_of("DeformConv", tvm="does not know it")
+def deformed_conv(graph: Graph, node: Node) -> str:
+    """The input sampled where each tap of each output says, and a product with the weights."""
+    x, weight, attrs = node.inputs[0], node.inputs[1], node.attrs
+    batch, channels, high, wide = graph.shape(x)
+    out, _, *kernel = graph.shape(weight)
+    if attrs.get("group", 1) != 1 or attrs.get("offset_group", 1) != 1 or min(high, wide) < 2:
+        raise node.refusal(
+            "groups of channels or offsets, or one row or column", "expected one group, and two rows and columns"
+        )
+    rows, columns = graph.shape(node.inputs[2])[2:]
+    strides, dilations = attrs.get("strides", [1, 1]), attrs.get("dilations", [1, 1])
+    pads, taps = attrs.get("pads", [0] * 4), math.prod(kernel)
+    down = np.arange(kernel[0])[:, None] * dilations[0] + np.arange(rows) * strides[0] - pads[0]
+    across = np.arange(kernel[1])[:, None] * dilations[1] + np.arange(columns) * strides[1] - pads[1]
+    both = np.broadcast_arrays(down[:, None, :, None], across[None, :, None, :])
+    base = np.stack(both, 2).reshape(1, taps, 2, rows, columns)
+    offsets = graph.emit("Reshape", node.inputs[2], graph.ints(batch, taps, 2, rows, columns))
+    places = graph.emit("Add", offsets, graph.constant(base, graph.dtype(x)))
+    size = np.asarray([high - 1, wide - 1]).reshape(1, 1, 2, 1, 1) / 2
+    unit = graph.emit("Sub", graph.emit("Div", places, graph.constant(size, graph.dtype(x))), graph.like(1, x))
+    grid = graph.emit("Gather", graph.emit("Transpose", unit, perm=[0, 1, 3, 4, 2]), graph.ints(1, 0), axis=4)
+    grid = graph.emit("Reshape", grid, graph.ints(batch, taps * rows, columns, 2))
+    taken = graph.emit("GridSample", x, grid, mode="linear", padding_mode="zeros", align_corners=1)
+    taken = graph.emit("Reshape", taken, graph.ints(batch, channels, taps, rows, columns))
+    if node.input(4):
+        taken = graph.emit("Mul", taken, graph.emit("Unsqueeze", node.inputs[4], graph.ints(1)))
+    flat = graph.emit("Reshape", taken, graph.ints(batch, channels * taps, rows * columns))
+    made = graph.emit("MatMul", graph.emit("Reshape", weight, graph.ints(out, -1)), flat)
+    made = graph.emit("Reshape", made, graph.ints(batch, out, rows, columns))
+    return graph.emit("Add", made, graph.emit("Reshape", node.inputs[3], graph.ints(out, 1, 1))) if node.input(3) else made

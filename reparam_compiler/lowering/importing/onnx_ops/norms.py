@@ -16,7 +16,7 @@ def lp(graph: Graph, node: Node) -> str:
     return graph.emit("Div", x, graph.emit("Where", zero, graph.like(1, x), norm))
 
 
-@instead_of("LRN", tvm="adds a channel where the size is even, and knows three or four axes in float32")
+@instead_of("LRN", tvm="refuses an even size, more than four axes and any dtype but float32")
 def across_channels(graph: Graph, node: Node) -> str:
     """The mean of the squares of neighbouring channels, by a pool over the axis of the channels."""
     x, size, shape = node.inputs[0], node.attrs["size"], graph.shape(node.inputs[0])
@@ -89,7 +89,7 @@ def group_norm(graph: Graph, node: Node) -> str:
     return graph.emit("Add", graph.emit("Mul", made, scale), bias)
 
 
-@instead_of("BatchNormalization", tvm="gives a pair where one output is asked for, and learns where it is told to train")
+@instead_of("BatchNormalization", tvm="learns where it is told to train")
 def batch_norm(graph: Graph, node: Node) -> list[str] | None:
     """TVM's own for inference; training is refused."""
     if node.attrs.get("training_mode", 0):

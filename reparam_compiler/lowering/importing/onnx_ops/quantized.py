@@ -44,7 +44,7 @@ def _is_zero(graph: Graph, name: str) -> bool:
     return name in graph.constants and not np.any(graph.constants[name])
 
 
-@instead_of("QuantizeLinear", tvm="knows no blocks, and casts to the range of float32")
+@instead_of("QuantizeLinear", tvm="knows no blocks")
 def quantized(graph: Graph, node: Node) -> str:
     """x / scale, rounded to even, moved by the zero point, and held within the range of the dtype."""
     x, scale = node.inputs[0], node.inputs[1]
@@ -67,13 +67,15 @@ def _held(graph: Graph, number: str, zero: str, kind: int) -> str:
     return graph.emit("Cast", graph.emit("Cast", clipped, to=TensorProto.INT32), to=kind)
 
 
-@instead_of("DynamicQuantizeLinear", tvm="quantizes by an op of its own")
+@instead_of("DynamicQuantizeLinear", tvm="divides by a scale of zero where all elements are zero")
 def dynamically_quantized(graph: Graph, node: Node) -> list[str]:
     """Scale and zero point from the least and the largest element."""
     x, zero = node.inputs[0], graph.constant(0, np.float32)
     least = graph.emit("Min", graph.emit("ReduceMin", x, keepdims=0), zero)
     most = graph.emit("Max", graph.emit("ReduceMax", x, keepdims=0), zero)
-    scale = graph.emit("Div", graph.emit("Sub", most, least), graph.constant(255, np.float32))
+    span = graph.emit("Sub", most, least)
+    scale = graph.emit("Div", span, graph.constant(255, np.float32))
+    scale = graph.emit("Where", graph.emit("Equal", span, zero), graph.constant(1, np.float32), scale)
     at = graph.emit("Round", graph.emit("Div", graph.emit("Neg", least), scale))
     point = _held(graph, at, "", TensorProto.UINT8)
     return [graph.emit("QuantizeLinear", x, scale, point), scale, point]
@@ -89,29 +91,30 @@ def _centred(graph: Graph, node: Node, value: int, point: int, kind: int, axis: 
     return graph.emit("Sub", number, zero if axis is None else _along(graph, zero, graph.rank(name), axis))
 
 
-def _counted(graph: Graph, x: str, weight: str, terms: int) -> int:
-    """float32 where it counts sums of so many products exactly, else int32."""
-    largest = float(256 ** graph.dtype(x).itemsize * 256 ** graph.dtype(weight).itemsize)
-    return TensorProto.FLOAT if terms * largest < EXACT else TensorProto.INT32
-
-
 @instead_of("ConvInteger", tvm="does not know it")
 def integer_conv(graph: Graph, node: Node) -> str:
-    """A Conv of integers, in float32 where that counts them exactly."""
-    x, weight = node.inputs[:2]
-    kind = _counted(graph, x, weight, int(np.prod(graph.shape(weight)[1:])))
-    made = graph.emit("Conv", _centred(graph, node, 0, 2, kind, None), _centred(graph, node, 1, 3, kind, 0), **node.attrs)
-    return graph.emit("Cast", made, to=TensorProto.INT32)
+    """A Conv in float32, rounded: its kernels are those of any conv, and are as exact as they are."""
+    x, weight = _centred(graph, node, 0, 2, TensorProto.FLOAT, None), _centred(graph, node, 1, 3, TensorProto.FLOAT, 0)
+    return graph.emit("Cast", graph.emit("Round", graph.emit("Conv", x, weight, **node.attrs)), to=TensorProto.INT32)
 
 
 @instead_of("MatMulInteger", tvm="computes it by an unscheduled kernel")
 def integer_product(graph: Graph, node: Node) -> str:
     """A MatMul of integers, in float32 where that counts them exactly."""
-    a, b = node.inputs[:2]
-    kind = _counted(graph, a, b, graph.shape(a)[-1])
-    rank = graph.rank(a)
+    rank = graph.rank(node.inputs[0])
+    weight = _centred(graph, node, 1, 3, TensorProto.INT32, -1)
+    kind = TensorProto.FLOAT if _largest(graph, node, weight) < EXACT else TensorProto.INT32
     rows = _centred(graph, node, 0, 2, kind, max(0, rank - 2))
-    return graph.emit("Cast", graph.emit("MatMul", rows, _centred(graph, node, 1, 3, kind, -1)), to=TensorProto.INT32)
+    return graph.emit("Cast", graph.emit("MatMul", rows, graph.emit("Cast", weight, to=kind)), to=TensorProto.INT32)
+
+
+def _largest(graph: Graph, node: Node, weight: str) -> float:
+    """What no sum of a product exceeds: by the weights where they are known, else by the sizes."""
+    each = float(256 ** graph.dtype(node.inputs[0]).itemsize)
+    if weight in graph.constants:
+        known = np.abs(graph.constants[weight].astype(np.float64))
+        return each * float(known.sum(-2 if known.ndim > 1 else 0).max())
+    return each * float(256 ** graph.dtype(node.inputs[1]).itemsize) * graph.shape(node.inputs[0])[-1]
 
 
 @instead_of("QLinearConv", tvm="does not know it")

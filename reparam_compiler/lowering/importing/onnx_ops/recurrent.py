@@ -11,7 +11,7 @@ import numpy as np
 
 from reparam_compiler.lowering.importing.onnx_ops.graph import Graph, Node
 from reparam_compiler.lowering.importing.onnx_ops.layers import activated
-from reparam_compiler.lowering.importing.onnx_ops.table import instead_of
+from reparam_compiler.lowering.importing.onnx_ops.table import MICROSOFT, instead_of
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 DEFAULTS = {"RNN": ["Tanh"], "GRU": ["Sigmoid", "Tanh"], "LSTM": ["Sigmoid", "Tanh", "Tanh"]}
@@ -19,6 +19,8 @@ WITH_PARAMETERS = {"LeakyRelu": 1, "ThresholdedRelu": 1, "Elu": 1, "HardSigmoid"
 """Activations that take alpha, or alpha and beta, from the node's lists in their order."""
 LONGEST = 512
 """Steps that are unrolled: each one is a kernel or more."""
+QUANTIZED = "quantized states"
+"""The attribute of an LSTM of ours, which no model has: its inputs and states are rounded to eight bits before each product."""
 State = dict[str, str]
 Activation = Callable[[str], str]
 
@@ -41,6 +43,10 @@ class Way:
     def clipped(self, x: str) -> str:
         bound = self.node.attrs.get("clip")
         return x if bound is None else self.graph.emit("Clip", x, self.graph.like(-bound, x), self.graph.like(bound, x))
+
+    def product(self, state: str, part: int = 0) -> str:
+        """A state times R, or a part of it."""
+        return self.graph.emit("MatMul", _seen(self.graph, self.node, state), self.recurrent[part])
 
     def gate(self, function: int, *terms: str) -> str:
         """An activation of a sum."""
@@ -69,6 +75,25 @@ def recurrent(graph: Graph, node: Node) -> list[str]:
     return made[: node.outputs]
 
 
+@instead_of("DynamicQuantizeLSTM", domain=MICROSOFT, tvm="does not know it")
+def quantized_lstm(graph: Graph, node: Node) -> list[str]:
+    """An LSTM of dequantized weights, which sees inputs and states as quantizing leaves them."""
+    weights = []
+    for index, scale in ((1, 8), (2, 10)):
+        if any(graph.rank(name) > 1 for name in node.inputs[scale : scale + 2] if name):
+            raise node.refusal("a scale for each channel", "expected one for each direction")
+        moved = graph.emit("DequantizeLinear", node.inputs[index], *node.inputs[scale : scale + 2], axis=0)
+        weights.append(graph.emit("Transpose", moved, perm=[0, 2, 1]))
+    return graph.emit_all(node.outputs, "LSTM", node.inputs[0], *weights, *node.inputs[3:8], **node.attrs, **{QUANTIZED: 1})
+
+
+def _seen(graph: Graph, node: Node, x: str) -> str:
+    """A value as a product sees it: quantized to eight bits and back, where the layer does that."""
+    if not node.attrs.get(QUANTIZED, 0):
+        return x
+    return graph.emit("DequantizeLinear", *graph.emit_all(3, "DynamicQuantizeLinear", x))
+
+
 def _joined(graph: Graph, parts: list[str], axis: int) -> str:
     return graph.emit("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
 
@@ -91,7 +116,7 @@ def _one_way(graph: Graph, node: Node, index: int, backwards: bool) -> tuple[str
     (steps, batch, _), hidden = graph.shape(x), graph.shape(node.inputs[2])[2]
     way, bias = _way(graph, node, index)
     weight = graph.emit("Transpose", _of(graph, node.inputs[1], index), perm=[1, 0])
-    given = graph.emit("MatMul", x, weight)
+    given = graph.emit("MatMul", _seen(graph, node, x), weight)
     rows = _parts(graph, graph.emit("Add", given, bias) if bias else given, steps, 0)
     step = {"RNN": _rnn, "GRU": _gru, "LSTM": _lstm}[node.op]
     start = graph.constant(np.zeros((batch, hidden)), graph.dtype(x))
@@ -157,14 +182,14 @@ def _within(graph: Graph, node: Node, at: int, after: State, before: State) -> t
 
 
 def _rnn(way: Way, given: str, state: State) -> State:
-    return {"h": way.gate(0, given, way.graph.emit("MatMul", state["h"], way.recurrent[0]))}
+    return {"h": way.gate(0, given, way.product(state["h"]))}
 
 
 def _gru(way: Way, given: str, state: State) -> State:
     """z, r and the new values, in the order of the weights."""
     graph, before = way.graph, state["h"]
     update, reset, new = _parts(graph, given, 3, 1)
-    products = graph.emit("MatMul", before, way.recurrent[0])
+    products = way.product(before)
     if len(way.recurrent) == 1:
         for_update, for_reset, kept = _parts(graph, products, 3, 1)
     else:
@@ -173,7 +198,7 @@ def _gru(way: Way, given: str, state: State) -> State:
     if len(way.recurrent) == 1:
         kept = graph.emit("Mul", reset, graph.emit("Add", kept, way.late_bias) if way.late_bias else kept)
     else:
-        kept = graph.emit("MatMul", graph.emit("Mul", reset, before), way.recurrent[1])
+        kept = way.product(graph.emit("Mul", reset, before), 1)
     new = way.gate(1, new, kept)
     return {"h": graph.emit("Add", new, graph.emit("Mul", update, graph.emit("Sub", before, new)))}
 
@@ -181,7 +206,7 @@ def _gru(way: Way, given: str, state: State) -> State:
 def _lstm(way: Way, given: str, state: State) -> State:
     """Input, output, forget and cell gates, in the order of the weights."""
     emit, before, cell = way.graph.emit, state["h"], state["c"]
-    sums = emit("Add", given, emit("MatMul", before, way.recurrent[0]))
+    sums = emit("Add", given, way.product(before))
     into, out, forget, new = _parts(way.graph, sums, 4, 1)
     held = [emit("Mul", way.peepholes[at], cell) for at in (0, 2)] if way.peepholes else []
     into = way.gate(0, into, *held[:1])
