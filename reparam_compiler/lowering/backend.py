@@ -100,6 +100,10 @@ class Backend(ABC):
     def vm_passes(self) -> Any:
         """The pass of `tvm.compile` that makes calls of the virtual machine of what `lower` gives."""
 
+    def tir_pipeline(self) -> str:
+        """The name of the pipeline by which `tvm.compile` makes machine code of kernels."""
+        return "default"
+
     def toolchain(self) -> contextlib.AbstractContextManager[Any]:
         """What `tvm.compile` needs round it to make machine code of kernels."""
         return contextlib.nullcontext()

@@ -96,7 +96,12 @@ def build(
             module = backend.lower(imported.module, database=database, max_error=options.max_error)
             without_weights, weights = lifted(module, packed)
             with backend.toolchain():
-                library = tvm.compile(without_weights, target=target, relax_pipeline=backend.vm_passes())
+                library = tvm.compile(
+                    without_weights,
+                    target=target,
+                    relax_pipeline=backend.vm_passes(),
+                    tir_pipeline=backend.tir_pipeline(),
+                )
     except LoweringError:
         raise
     except Exception as refusal:  # TVM's passes raise InternalError, TypeError, ScheduleError …

@@ -43,6 +43,12 @@ class CpuBackend(Backend):
 
         return vm_passes(self.target)
 
+    def tir_pipeline(self) -> str:
+        """TVM's, with the sums of a tile in registers."""
+        from reparam_compiler.lowering.cpu.registers import TIR_PIPELINE
+
+        return TIR_PIPELINE
+
     def unrunnable_here(self) -> str:
         """Another architecture, or vector instructions that this machine lacks."""
         return missing_here(self.target)

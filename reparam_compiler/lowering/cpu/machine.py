@@ -51,9 +51,9 @@ class Costs:
     spill: float
 
 
-ZEN3 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=3, transform=0.11, spill=1.0)
+ZEN3 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=2, transform=0.11, spill=1.0)
 ZEN4 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=8, transform=0.17, spill=1.0)
-NEON = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=3, transform=0.11, spill=1.0)
+NEON = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=2, transform=0.11, spill=1.0)
 """A guess: no such machine was at hand."""
 
 

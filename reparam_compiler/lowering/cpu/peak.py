@@ -13,6 +13,7 @@ import tvm
 from tvm import te, tirx
 
 from reparam_compiler.lowering.cpu.machine import vector_unit
+from reparam_compiler.lowering.cpu.registers import TIR_PIPELINE
 
 ACCUMULATORS = 12
 """Two per port and cycle of latency on today's cores, and few enough for 16 registers."""
@@ -23,7 +24,7 @@ REPEATS = 20
 def measure_peak(target: Any, threads: int) -> float:
     """float32 operations per second of `threads` cores that multiply and add in registers alone, the best of some runs."""
     lanes = vector_unit(target).lanes("float32")
-    kernel = tvm.compile(tvm.IRModule({"main": _peak_kernel(threads, lanes)}), target=target)
+    kernel = tvm.compile(tvm.IRModule({"main": _peak_kernel(threads, lanes)}), target=target, tir_pipeline=TIR_PIPELINE)
     device = tvm.cpu(0)
     factors = tvm.runtime.tensor(np.full(lanes, 0.999, "float32"), device)
     out = tvm.runtime.tensor(np.zeros((threads, ACCUMULATORS, lanes), "float32"), device)

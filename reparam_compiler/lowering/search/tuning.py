@@ -168,7 +168,8 @@ def _measure(func: Any, backend: Backend, runner: Any) -> tuple[float, ...]:
     arguments = meta_schedule.arg_info.ArgInfo.from_prim_func(func)
     with tempfile.TemporaryDirectory(prefix="reparam-") as work:
         path = Path(work) / "kernel.so"
-        kernel = tvm.compile(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}), target=backend.target)
+        module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
+        kernel = tvm.compile(module, target=backend.target, tir_pipeline=backend.tir_pipeline())
         export_library(kernel, path)
         (future,) = runner.run([meta_schedule.runner.RunnerInput(str(path), backend.device_name, arguments)])
         result = future.result()
