@@ -302,3 +302,22 @@ def test_input_shapes_that_do_not_fit_are_refused(compile: Any, model: Any, shap
 def test_input_shapes_that_contradict_the_inputs_are_refused() -> None:
     with pytest.raises(LoweringError, match=r"input: input_shapes says \(1, 3, 9, 9\)"):
         lowering.compile(net(), torch.zeros(1, 3, 9, 8), input_shapes={"input": (1, 3, 9, 9)})
+
+
+class OpenPool(nn.Module):
+    """Reads its batch size, and has an op whose conversion needs sizes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(x.shape[0])[:, None, None, None]
+        return torch.nn.functional.avg_pool2d(x + steps, 3, 2, ceil_mode=True)
+
+
+def test_programs_of_open_sizes_are_imported_at_the_sizes_that_are_known() -> None:
+    x = torch.randn(3, 2, 6, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        exported = torch.export.export(OpenPool(), (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    found = lowering.compile(exported, input_shapes={"x": (3, 2, 6, 6)}).run(x)[0]
+    np.testing.assert_allclose(found, OpenPool()(x).numpy(), rtol=1e-5)
+    with pytest.raises(LoweringError, match=r"x: input_shapes says \(3, 2, 6, 7\), the model \(.*, 2, 6, 6\)"):
+        lowering.compile(exported, input_shapes={"x": (3, 2, 6, 7)})

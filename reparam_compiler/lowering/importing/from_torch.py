@@ -5,6 +5,7 @@ nn.Module, fx.GraphModule --torch.export--> ExportedProgram --torch_ops.program-
 
 import inspect
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from reparam_compiler.advice import in_words_of
@@ -12,7 +13,15 @@ from reparam_compiler.core.calls import by_position
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, class_and_line
 from reparam_compiler.lowering.importing.dtypes import own_dtypes
 from reparam_compiler.lowering.importing.refusals import importing
-from reparam_compiler.lowering.importing.shapes import Imported, Shapes, fixed, shapes_of_examples, shapes_option
+from reparam_compiler.lowering.importing.shapes import (
+    Imported,
+    Shapes,
+    fixed,
+    misfit,
+    missing_shape,
+    shapes_of_examples,
+    shapes_option,
+)
 
 
 def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
@@ -67,13 +76,49 @@ def from_exported(program: Any, example_inputs: Any, shapes: Shapes) -> Imported
     from reparam_compiler.lowering.importing.torch_ops.program import decomposed
     from reparam_compiler.lowering.importing.torch_ops.table import converters
 
-    _check_border(program.graph_signature)
-    with importing("torch.export"), own_dtypes():
-        module = from_exported_program(decomposed(program), custom_convert_map=converters(), run_ep_decomposition=False)
     signature = program.graph_signature
+    _check_border(signature)
     names = tuple(str(name) for name in signature.user_inputs)
     outputs = tuple(str(name) for name in signature.user_outputs)
-    return fixed(module, names, outputs, shapes, shapes_of_examples(names, example_inputs))
+    examples = shapes_of_examples(names, example_inputs)
+    program = _at_fixed_sizes(program, names, shapes, examples)
+    with importing("torch.export"), own_dtypes():
+        module = from_exported_program(decomposed(program), custom_convert_map=converters(), run_ep_decomposition=False)
+    return fixed(module, names, outputs, shapes, examples)
+
+
+def _at_fixed_sizes(program: Any, names: Sequence[str], shapes: Shapes, examples: Shapes) -> Any:
+    """A program of open sizes, exported anew at the sizes that are known; itself where it has none.
+
+    Raises: LoweringError where an open input has no known shape, or one that does not fit.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    placed = {node.name: node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"}
+    sizes = {name: [size if isinstance(size, int) else str(size) for size in placed[name].shape] for name in names}
+    if all(isinstance(size, int) for dims in sizes.values() for size in dims):
+        return program
+    known, bound = {**examples, **shapes}, dict[str, int]()
+    for name, dims in sizes.items():
+        is_open = any(isinstance(size, str) for size in dims)
+        if is_open and name not in known:
+            raise missing_shape(name, dims)
+        shape: Sequence[Any] = known[name] if is_open else dims
+        fits = len(shape) == len(dims) and all(
+            size == (bound.setdefault(dim, size) if isinstance(dim, str) else dim)
+            for dim, size in zip(dims, shape, strict=True)
+        )
+        if not fits:
+            raise misfit(name, shape, dims, given=name in shapes)
+        placed[name] = torch.zeros(tuple(shape), dtype=placed[name].dtype)
+    args, kwargs = _pytree.tree_unflatten([placed[name] for name in names], program.call_spec.in_spec)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(program.module(), args, kwargs)
+    except Exception:  # noqa: BLE001 - sizes outside the range that it was exported for: TVM's importer may take them
+        return program
 
 
 def _check_border(signature: Any) -> None:

@@ -88,8 +88,7 @@ def fixed(
             else:
                 fits &= not isinstance(dim, tvm.tirx.IntImm) or int(dim) == size
         if not fits:
-            said = f"{shapes_option()} says" if name in shapes else "the example input has the shape"
-            raise LoweringError(f"{name}: {said} {tuple(shape)}, the model ({', '.join(map(str, dims))}); pass one that fits")
+            raise misfit(name, shape, dims, given=name in shapes)
     if bound:
         module = relax.transform.BindSymbolicVars(bound, "main")(module)
     main = module["main"]
@@ -119,6 +118,12 @@ def _spec(name: str, ty: Any) -> TensorSpec:
     if not all(isinstance(dim, tvm.tirx.IntImm) for dim in dims):
         raise missing_shape(name, dims)
     return TensorSpec(name, tuple(int(dim) for dim in dims), str(ty.dtype))
+
+
+def misfit(name: str, shape: Sequence[int], dims: Sequence[Any], *, given: bool) -> LoweringError:
+    """A shape that the model does not take. given: whether it is one of `input_shapes`, and not an example's."""
+    said = f"{shapes_option()} says" if given else "the example input has the shape"
+    return LoweringError(f"{name}: {said} {tuple(shape)}, the model ({', '.join(map(str, dims))}); pass one that fits")
 
 
 def missing_shape(name: str, dims: Sequence[Any]) -> LoweringError:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from reparam_compiler import lowering
 from tests.support.compiled_functions import differing
@@ -25,6 +26,7 @@ def test_integers_are_divided_and_promoted_as_in_torch() -> None:
         "less a fraction": lambda n, d: 0.5 - n,
         "above a fraction": lambda n, d: n > 0.5,
         "powers": lambda n, d: n ** d.abs(),
+        "joined": lambda n, d: torch.cat((n, d[None] * 0.5)),
         "shifts": lambda n, d: (n.abs() << 2) >> 1,
         "exponential": lambda n, d: torch.exp(n),
         "alpha": lambda n, d: torch.add(n, d, alpha=2),
@@ -49,7 +51,7 @@ def test_quotients_of_floats_are_rounded_as_in_torch() -> None:
 def test_elementary_functions_keep_their_digits() -> None:
     small = torch.tensor([1e-6, -3e-6, 0.5, 2.0, -0.7])
     functions = {name: getattr(torch, name) for name in ("expm1", "log1p", "sinh", "cosh", "erfc", "exp2", "signbit")}
-    assert differing(functions | {"hypot": lambda x: torch.hypot(x, x)}, small, rtol=1e-5) == []
+    assert differing(functions | {"hypot": lambda x: torch.hypot(x, x), "selu": F.selu, "celu": F.celu}, small, rtol=1e-5) == []
 
 
 def test_not_a_number_is_not_itself() -> None:

@@ -69,6 +69,18 @@ for _name, _op in _FLOATING.items():
     instead(f"{_name}.default", tvm="refuses integers")(_floating(_op))
 
 
+@instead("elu.default", tvm="leaves both scales out, which are what makes it SELU")
+def _elu(call: Call) -> Any:
+    """scale (max(x, 0) - alpha max(1 - e^(input_scale x), 0))."""
+    x, scale = call.tensor("input"), call["scale"]
+
+    def times(factor: float, value: Any) -> Any:
+        return value if factor == 1 else call.emit(relax.op.multiply(value, relax.const(factor, call.dtype)))
+
+    below = relax.op.subtract(relax.const(1, call.dtype), relax.op.exp(times(call["input_scale"], x)))
+    return relax.op.add(times(-call["alpha"] * scale, relax.op.nn.relu(below)), times(scale, relax.op.nn.relu(x)))
+
+
 @instead("reciprocal.default", tvm="divides integers as integers")
 def _reciprocal(call: Call) -> Any:
     return relax.op.divide(relax.const(1, call.dtype), call.tensor("input", call.dtype))

@@ -104,3 +104,9 @@ def _strided(call: Call) -> Any:
 def _take(call: Call) -> Any:
     flat = call.emit(relax.op.reshape(call.tensor("input"), [int(np.prod(call.sizes("input")))]))
     return relax.op.take(flat, call.tensor("index"), 0)
+
+
+@instead("cat.default", tvm="refuses tensors of different dtypes")
+def _joined(call: Call) -> Any:
+    parts = [call.value(part, call.dtype) for part in call["tensors"] if part.meta["val"].shape != (0,)]
+    return relax.op.concat(parts, call["dim"] or 0)

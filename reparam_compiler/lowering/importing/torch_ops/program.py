@@ -15,6 +15,9 @@ from reparam_compiler.lowering.importing.torch_ops import (  # each declares its
     arithmetic,
     elementary,
     indexing,
+    layers,
+    made,
+    orders,
     pooling,
     reductions,
     resampling,
@@ -22,8 +25,8 @@ from reparam_compiler.lowering.importing.torch_ops import (  # each declares its
 )
 from reparam_compiler.lowering.importing.torch_ops.table import INSTEAD
 
-FAMILIES = (arithmetic, elementary, indexing, pooling, reductions, resampling, writing)
-DECOMPOSED = ("grid_sampler_2d", "dist", "addbmm")
+FAMILIES = (arithmetic, elementary, indexing, layers, made, orders, pooling, reductions, resampling, writing)
+DECOMPOSED = ("grid_sampler_2d", "dist")
 """Packets of aten that are decomposed though core aten holds them: TVM misreads them, or does not know them."""
 
 
