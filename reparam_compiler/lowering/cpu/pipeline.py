@@ -1,6 +1,6 @@
 """The phases for a CPU: NHWC inside, convs by the recipes, a schedule by rule for what is left.
 
-simplify -> channels last -> convs to kernels -> legalize -> measured schedules -> schedules by rule
+sums in float32 -> simplify -> channels last -> convs to kernels -> legalize -> measured schedules -> schedules by rule
 """
 
 from pathlib import Path
@@ -21,6 +21,7 @@ from reparam_compiler.lowering.cpu.products import product_legalizations
 from reparam_compiler.lowering.cpu.rest import schedule_rest
 from reparam_compiler.lowering.cpu.rows import row_legalizations
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
+from reparam_compiler.lowering.relax.single import sums_in_single
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, read_convs
 from reparam_compiler.lowering.target import describe
 
@@ -37,7 +38,7 @@ def lower_cpu(module: Any, target: Any, database: Path | None = None, max_error:
 
 def prepared(module: Any) -> Any:
     """The phases before kernels are chosen."""
-    return channels_last(simplify(module))
+    return channels_last(simplify(sums_in_single(module)))
 
 
 def with_kernels(module: Any, target: Any, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
