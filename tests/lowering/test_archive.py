@@ -27,7 +27,7 @@ from reparam_compiler.lowering.runtime.archive import (
     write_library,
     write_tar,
 )
-from reparam_compiler.lowering.runtime.stored import ALIGNMENT, Packing, offsets, read_back, written
+from reparam_compiler.lowering.runtime.stored import ALIGNMENT, Packing, aligned, offsets, read_back, written
 
 pytestmark = pytest.mark.tvm
 ABOUT: dict[str, Any] = {"magic": MAGIC, "format": FORMAT, "versions": {"numpy": "é"}, "text": 'a "quoted" \\ line\n'}
@@ -92,6 +92,16 @@ def test_arrays_come_back_from_a_file_each_where_kernels_may_read_it(sizes: list
     places = offsets([array.nbytes for array in arrays])
     assert places[-1] == len(content)
     assert not any(place % ALIGNMENT for place in places)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5)])
+def test_an_aligned_copy_is_a_copy(shape: tuple[int, ...]) -> None:
+    array = np.zeros((2, *shape), "float32")[1].T
+    copy = aligned(array)
+    assert (copy.shape, copy.dtype, copy.ctypes.data % ALIGNMENT) == (array.shape, array.dtype, 0)
+    assert copy.flags.c_contiguous
+    assert not np.shares_memory(copy, array)
+    np.testing.assert_array_equal(copy, array)
 
 
 def test_a_packing_that_this_version_does_not_know_is_refused() -> None:

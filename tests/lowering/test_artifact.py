@@ -199,6 +199,15 @@ def test_result_does_not_change_when_the_model_runs_again(compiled: lowering.Exe
     np.testing.assert_array_equal(first, kept)
 
 
+def test_a_result_is_the_caller_s_own_also_where_the_model_gives_its_input_back(array: np.ndarray) -> None:
+    given = array.copy()
+    for same in (nn.Identity(), nn.Flatten()):
+        (found,) = lowering.compile(same.eval(), torch.from_numpy(array)).run(given)
+        found[...] = 7
+        np.testing.assert_array_equal(given, array)
+        assert found.flags.owndata
+
+
 def test_time_is_a_median_of_positive_seconds(compiled: lowering.Executable, array: np.ndarray) -> None:
     timing = compiled.timing(array, repeat=5, number=2)
     assert len(timing.seconds) == 5

@@ -40,6 +40,15 @@ class Packing:
         return packings[self.name](array, **self.arguments)
 
 
+def aligned(array: "Array") -> "Array":
+    """A contiguous copy of an array at an address that kernels may assume."""
+    room = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    copy: Array = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def offsets(sizes: Sequence[int]) -> list[int]:
     """Where arrays of so many bytes begin in a file, one after the other, and where the last one ends."""
     found = [0]
