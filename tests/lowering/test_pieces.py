@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 pytest.importorskip("tvm")
 
 import tvm
 from tvm import te, tirx, topi
 
+from reparam_compiler.lowering import compile
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.rest import generic_schedule
 
@@ -69,3 +72,13 @@ def test_a_choice_that_compares_no_position_keeps_its_schedule() -> None:
     x = te.placeholder((6, 16), "float32", "x")
     out = te.compute((6, 16), lambda i, j: tirx.if_then_else(tirx.all(x[i, j] > 0.5, j < 8), x[i, j], 0.0), "out")
     assert "if_then_else" in generic_schedule(te.create_prim_func([x, out]), UNIT).script()
+
+
+class Repeated(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, x * 2], 1)
+
+
+def test_a_function_of_one_input_goes_through_tvms_passes() -> None:
+    x = torch.randn(2, 5, 3)
+    np.testing.assert_allclose(compile(Repeated().eval(), x).run(x)[0], Repeated()(x).numpy(), rtol=1e-6)

@@ -13,6 +13,7 @@ from typing import Any
 
 import tvm_ffi
 from tvm import ir, sym, tirx
+from tvm.s_tir import SBlock, SBlockRealize
 
 from reparam_compiler.lowering.conv.scheduled import SPATIAL
 from reparam_compiler.lowering.cpu.machine import VectorUnit
@@ -56,7 +57,9 @@ def in_pieces(sch: Any, unit: VectorUnit, *, small: int) -> Any:
         pieces += _piece(chosen, row, piece, unit, kinds[1])
     if any(map(_choices, pieces)):
         return None
-    return sch.mod["main"].with_body(_loop(row, math.prod(outer), tirx.SeqStmt(pieces), kinds[0]))
+    body = _loop(row, math.prod(outer), tirx.SeqStmt(pieces), kinds[0])
+    root = SBlock([], [], [], "root", body)  # TVM's passes expect one
+    return sch.mod["main"].with_body(SBlockRealize([], tirx.const(True, "bool"), root))
 
 
 def _chosen(sch: Any) -> _Chosen | None:

@@ -6,6 +6,7 @@ a - x            = -1 x + a,  a + x = x + a                  it takes the layout
 layer_norm(x)    = (x - mean) / sqrt(var + e) g + b          over several axes it permutes the axes and not g and b
 squeeze(x)       = reshape(x)                                of a negative axis it runs out of memory, of two it fails
 take(x, -1)      = take(x, n - 1)                            "fast" reads before the tensor
+max_kernel(x, a) = max(x, a),  min likewise                  TVM's importer makes loops of ONNX's Clip; no pass sees through
 power(x, 3)      = x x x,  power(x, 2) = x x                 a call of the C library
 stack(a, b)      = concat(expand_dims(a), expand_dims(b))    ConvertLayout names the new axis as no later op knows it, and fails
 sum(stack(a, b)) = a + b; so max, min, mean                  over the axis of the stack: ONNX's Sum, Max, Min, Mean as imported
@@ -16,15 +17,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from tvm import relax, tirx
+import tvm_ffi
+from tvm import relax, te, tirx, topi
 from tvm.ir import GenericConst
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 COMMUTATIVE = frozenset(f"relax.{name}" for name in ("add", "multiply", "maximum", "minimum"))
+BOUNDS = {"maximum": (topi.maximum, relax.op.maximum), "minimum": (topi.minimum, relax.op.minimum)}
 BROADCAST = COMMUTATIVE | {"relax.subtract", "relax.divide", "relax.power"}
 
 
 RULES = {
+    "relax.call_tir": "_kernel",
     "relax.squeeze": "_squeeze",
     "relax.take": "_take",
     "relax.index_tensor": "_index_tensor",
@@ -49,7 +53,7 @@ def canonicalized(module: Any) -> Any:
     """The module in which each op of the table above has the form on the right."""
     module = module.clone()
     module["main"] = _Canonicalize(module).visit_expr(module["main"])
-    return module
+    return relax.transform.DeadCodeElimination()(module)
 
 
 def op_name(expr: Any) -> str:
@@ -59,6 +63,10 @@ def op_name(expr: Any) -> str:
 
 @mutator
 class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.module = module
+
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
         name = op_name(call)
@@ -112,6 +120,19 @@ class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
     def _dropout(self, call: Any) -> Any:
         data = call.args[0]
         return relax.Tuple([data, relax.op.ones_like(data)])
+
+    def _kernel(self, call: Any) -> Any:
+        kernel, fields = call.args[0], list(call.args[1].fields)
+        word = kernel.name_hint.rstrip("0123456789").rstrip("_")
+        if word not in BOUNDS or len(fields) != 2 or not _is_number(fields[1]):
+            return call
+        emitted, op = BOUNDS[word]
+        tensors = [te.placeholder(list(field.ty.shape.values), str(field.ty.dtype)) for field in fields]
+        func = self.module[kernel]
+        expected = te.create_prim_func([*tensors, emitted(*tensors)]).without_attr("global_symbol").with_attrs(dict(func.attrs))
+        if not tvm_ffi.structural_equal(func, expected):
+            return call
+        return op(fields[0], _of_four_axes(fields[1]) if len(_sizes(fields[0])) == 4 else fields[1])
 
     def _squeeze(self, call: Any) -> Any:
         return relax.op.reshape(call.args[0], call.ty.shape)
@@ -174,6 +195,10 @@ class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
             negative = self.builder_.emit(relax.op.multiply(right, _number(-1.0, call.ty.dtype)))
             return relax.op.add(negative, left)
         return relax.Call(call.op, [left, right], call.attrs)
+
+
+def _is_number(operand: Any) -> bool:
+    return isinstance(operand, GenericConst) and operand.value.numpy().size == 1
 
 
 def _sizes(expr: Any) -> list[Any]:

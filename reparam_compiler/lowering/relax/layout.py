@@ -37,7 +37,12 @@ FOLDABLE: dict[str, Callable[..., Any]] = {
     "relax.sqrt": np.sqrt,
     "relax.rsqrt": lambda x: 1 / np.sqrt(x),
     "relax.negative": np.negative,
+    "relax.isnan": np.isnan,
+    "relax.less": np.less,
+    "relax.where": np.where,
 }
+OF_ANY_DTYPE = frozenset(f"relax.{name}" for name in ("add", "subtract", "multiply", "negative", "isnan", "less", "where"))
+"""Which of them numpy computes as TVM does for integers and truth values, too."""
 
 
 def _to_size(move: Callable[[Any, list[int]], Any]) -> Callable[[Any, Any], Any]:
@@ -154,9 +159,11 @@ class _FoldInNumpy(PyExprMutator):  # type: ignore[misc, unused-ignore]
             folded = None if array is None else MOVES[name](array, call)
         else:
             arrays = [self._array(arg) for arg in call.args] if name in FOLDABLE else [None]
-            real = all(array is not None and array.dtype.kind == "f" for array in arrays)
-            folded = FOLDABLE[name](*arrays) if real else None
-        return call if folded is None else relax.const(np.array(folded, order="C"), str(folded.dtype))
+            known = all(array is not None and (array.dtype.kind == "f" or name in OF_ANY_DTYPE) for array in arrays)
+            folded = FOLDABLE[name](*arrays) if known else None
+        if folded is None or str(folded.dtype) != str(call.ty.dtype):
+            return call
+        return relax.const(np.array(folded, order="C"), str(folded.dtype))
 
     def _array(self, operand: Any) -> Any:
         bound = self.builder_.lookup_binding(operand) if isinstance(operand, relax.Var) else operand
