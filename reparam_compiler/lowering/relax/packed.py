@@ -35,9 +35,13 @@ def noted() -> Iterator[list[Weight]]:
 
 
 def packed_constant(stored: Shaped[np.ndarray, "..."], packing: Packing, packings: Packings) -> Any:
-    """The Relax constant of a weight, packed."""
+    """The Relax constant of a weight, packed: once for all that are equal, as those of the steps of an LSTM are."""
+    found = _NOTED.get()
+    same = (weight for weight in found or () if weight.packing == packing and np.array_equal(weight.stored, stored))
+    if (before := next(same, None)) is not None:
+        return relax.const(before.value)
     weight = packed(np.ascontiguousarray(stored), packing, packings)
-    if (found := _NOTED.get()) is not None:
+    if found is not None:
         found.append(weight)
     return relax.const(weight.value)
 

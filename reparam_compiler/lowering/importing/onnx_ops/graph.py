@@ -61,17 +61,17 @@ class Graph:
         self.types: dict[str, TypeProto] = {}
         self.constants: dict[str, np.ndarray] = {}
         self._rules = rules
-        self._taken: set[str] = set()
+        self._taken: dict[str, int] = {}  # by name: the last number that was given to another of that name
         self._at = ""
         self._opsets = [helper.make_opsetid("", opset)]
 
     def fresh(self, like: str) -> str:
         """A name that no other value has."""
-        name, index = like, 0
+        name = like
         while name in self._taken:
-            index += 1
-            name = f"{like}_{index}"
-        self._taken.add(name)
+            self._taken[like] += 1
+            name = f"{like}_{self._taken[like]}"
+        self._taken[name] = 0
         return name
 
     def constant(self, value: Any, dtype: Any = None, *, name: str = "constant") -> str:
