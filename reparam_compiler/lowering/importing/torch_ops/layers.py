@@ -82,3 +82,22 @@ def _distances(call: Call) -> Any:
         return relax.op.sum(size, -1) if order == 1 else relax.op.sqrt(relax.op.sum(relax.op.multiply(size, size), -1))
     total = relax.op.sum(relax.op.power(size, relax.const(order, call.dtype)), -1)
     return relax.op.power(total, relax.const(1 / order, call.dtype))
+
+
+@instead("roi_align.default", tvm="takes half a pixel off the boxes before their scale, not behind it")
+def _regions(call: Call) -> Any:
+    """`torchvision.ops.roi_align`; the boxes are `number, x1, y1, x2, y2`."""
+    boxes, dtype = call.tensor("rois"), call.given_dtype("rois")
+    if call["aligned"]:
+        half = np.array([0, *[0.5 / call["spatial_scale"]] * 4]).astype(dtype)
+        boxes = call.emit(relax.op.subtract(boxes, relax.const(half, dtype)))
+    return relax.op.vision.roi_align(
+        call.tensor("input"),
+        boxes,
+        pooled_size=(call["pooled_height"], call["pooled_width"]),
+        spatial_scale=call["spatial_scale"],
+        sample_ratio=call["sampling_ratio"],
+        aligned=bool(call["aligned"]),
+        layout="NCHW",
+        mode="avg",
+    )

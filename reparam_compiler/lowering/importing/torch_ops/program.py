@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 
 from reparam_compiler.lowering.importing.torch_ops import (  # each declares its converters
     arithmetic,
+    chance,
     elementary,
     indexing,
     layers,
@@ -25,7 +26,7 @@ from reparam_compiler.lowering.importing.torch_ops import (  # each declares its
 )
 from reparam_compiler.lowering.importing.torch_ops.table import INSTEAD
 
-FAMILIES = (arithmetic, elementary, indexing, layers, made, orders, pooling, reductions, resampling, writing)
+FAMILIES = (arithmetic, chance, elementary, indexing, layers, made, orders, pooling, reductions, resampling, writing)
 DECOMPOSED = ("grid_sampler_2d", "dist")
 """Packets of aten that are decomposed though core aten holds them: TVM misreads them, or does not know them."""
 
