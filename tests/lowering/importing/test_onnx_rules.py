@@ -9,6 +9,7 @@ pytest.importorskip("tvm")
 pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from reparam_compiler.errors import LoweringError
 from tests.support.one_op_models import Inputs, one_op, ops_of, rewritten, run_rewritten
@@ -181,6 +182,23 @@ def test_nan_is_the_largest_and_the_least() -> None:
 )
 def test_functions_of_elements(op: str, attrs: dict[str, Any]) -> None:
     check(op, {"x": np.asarray([[-3, -0.5, 0.2], [90, 1, -np.inf if op == "IsInf" else -80]], np.float32)}, **attrs)
+
+
+@pytest.mark.parametrize("op", ["Elu", "Selu", "Celu", "ThresholdedRelu", "Sinh"])
+def test_functions_of_float64(op: str) -> None:
+    x = {"x": normal(3, 4).astype(np.float64)}
+    made, feeds = rewritten(one_op(op, x), x)
+    for found, expected in zip(
+        ReferenceEvaluator(made).run(None, feeds), ReferenceEvaluator(one_op(op, x)).run(None, x), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-7)
+        assert found.dtype == expected.dtype == np.float64
+
+
+def test_topk_in_any_order_is_sorted() -> None:
+    made, feeds = rewritten(one_op("TopK", {"x": normal(3, 7)}, {"k": ints(3)}, outputs=2, sorted=0), {"x": normal(3, 7)})
+    np.testing.assert_array_equal(run(made, feeds)[0], -np.sort(-normal(3, 7))[:, :3])
+    assert {attribute.name for node in made.graph.node for attribute in node.attribute} <= {"axis", "largest"}
 
 
 def test_quantized_ops_by_their_definition() -> None:
