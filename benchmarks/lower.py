@@ -63,23 +63,23 @@ def measure(settings: Settings, folder: Path) -> Results:
         results.built[subject.name] = prepare(subject, place)
         for threads in THREADS if index == 0 or not settings.quick else THREADS[:1]:
             _say(f"{subject.name}: {named(threads)}")
-            results.rows += timed(subject.name, place, threads, settings)
+            chosen = ENGINES if (subject.name, threads) == (A0, 1) or not settings.quick else FAST
+            results.rows += timed(subject.name, place, threads, settings, chosen)
         if subject.name == A0 and (place / "ours.tar").exists():
-            found = _alone(1, "net", place / "ours.tar")
+            found = alone(1, "net", place / "ours.tar")
             results.kernels = tuple(Kernel(**kernel) for kernel in found["kernels"])
             results.peaks = found["peaks"]
     _say("dilated convs")
     convs = dilated_convs(folder, quick=settings.quick)
     for threads in THREADS[:1] if settings.quick else THREADS:
-        times = _alone(threads, "convs", 3 if settings.quick else 20, *convs.values())
+        times = alone(threads, "convs", 3 if settings.quick else 20, *convs.values())
         results.dilated |= {(threads, *key): found for key, found in zip(convs, times, strict=True)}
     return results
 
 
-def timed(subject: str, folder: Path, threads: int, settings: Settings) -> list[Row]:
-    """A row for each engine; in a quick run only of the first net with one thread, and else for two that start fast."""
-    chosen = ENGINES if (subject, threads) == (A0, 1) or not settings.quick else FAST
-    engines = [engine for engine in chosen if engine != TRAINING or (folder / "training.onnx").exists()]
+def timed(subject: str, folder: Path, threads: int, settings: Settings, engines: Sequence[str]) -> list[Row]:
+    """A row for each engine that the folder has files for."""
+    engines = [engine for engine in engines if engine != TRAINING or (folder / "training.onnx").exists()]
     workers = [Worker(engine, folder, threads) for engine in engines]
     taken: dict[str, list[float]] = {worker.engine: [] for worker in workers}
     try:
@@ -106,7 +106,7 @@ def _row(subject: str, threads: int, worker: Worker, taken: Sequence[float], exp
     return Row(subject, worker.engine, threads, median, (first, third), error, len(taken))
 
 
-def _alone(threads: int, *arguments: object) -> Any:
+def alone(threads: int, *arguments: object) -> Any:
     """What `lower_roofline.py` says, in a process with so many threads."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TVM_NUM_THREADS")
     done = subprocess.run(
