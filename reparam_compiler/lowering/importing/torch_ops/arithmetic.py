@@ -23,6 +23,21 @@ def operand_dtype(call: Call) -> str:
     return word(torch.result_type(left, right))
 
 
+def _counted(how_many: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    """A function of two bools from how many of them are set: TVM mixes bits and bytes in one vector of `and`."""
+
+    def function(first: Any, second: Any) -> Any:
+        return how_many(relax.op.add(relax.op.astype(first, "int8"), relax.op.astype(second, "int8")))
+
+    return function
+
+
+_BOTH = _counted(lambda count: relax.op.equal(count, relax.const(2, "int8")))
+_EITHER = _counted(lambda count: relax.op.greater(count, relax.const(0, "int8")))
+_ONE = _counted(lambda count: relax.op.equal(count, relax.const(1, "int8")))
+_OF_BOOLS = {"and": _BOTH, "or": _EITHER, "xor": _ONE}
+
+
 def _scaled(
     op: Callable[[Any, Any], Any],
     of_bools: Callable[[Any, Any], Any] | None = None,
@@ -41,19 +56,22 @@ def _scaled(
     return convert
 
 
-instead("add.Tensor", "add.Scalar", tvm=f"leaves alpha out; {PROMOTION}")(_scaled(relax.op.add, relax.op.logical_or))
+instead("add.Tensor", "add.Scalar", tvm=f"leaves alpha out; {PROMOTION}")(_scaled(relax.op.add, _EITHER))
 instead("sub.Tensor", "sub.Scalar", tvm=f"leaves alpha out; {PROMOTION}")(_scaled(relax.op.subtract))
 instead("rsub.Tensor", "rsub.Scalar", tvm=f"leaves alpha out; {PROMOTION}")(
     _scaled(relax.op.subtract, order=("other", "input"))
 )
-instead("mul.Tensor", "mul.Scalar", tvm=PROMOTION)(_scaled(relax.op.multiply, relax.op.logical_and))
+instead("mul.Tensor", "mul.Scalar", tvm=PROMOTION)(_scaled(relax.op.multiply, _BOTH))
 instead("div.Tensor", "div.Scalar", tvm="divides integers as integers")(_scaled(relax.op.divide))
-instead("maximum.default", "max.other", tvm=PROMOTION)(_scaled(relax.op.maximum, relax.op.logical_or))
-instead("minimum.default", "min.other", tvm=PROMOTION)(_scaled(relax.op.minimum, relax.op.logical_and))
+instead("maximum.default", "max.other", tvm=PROMOTION)(_scaled(relax.op.maximum, _EITHER))
+instead("minimum.default", "min.other", tvm=PROMOTION)(_scaled(relax.op.minimum, _BOTH))
 instead("atan2.default", tvm=PROMOTION)(_scaled(relax.op.atan2))
-for _name in ("and", "or", "xor"):
+for _name, _logic in _OF_BOOLS.items():
     instead(f"bitwise_{_name}.Tensor", f"bitwise_{_name}.Scalar", f"__{_name}__.Tensor", f"__{_name}__.Scalar", tvm=PROMOTION)(
-        _scaled(getattr(relax.op, f"bitwise_{_name}"), getattr(relax.op, f"logical_{_name}"))
+        _scaled(getattr(relax.op, f"bitwise_{_name}"), _logic)
+    )
+    instead(f"logical_{_name}.default", tvm="mixes bits and bytes in one vector where one operand alone is computed beside it")(
+        lambda call, logic=_logic: logic(call.tensor("input", "bool"), call.tensor("other", "bool"))  # type: ignore[misc]
     )
 
 

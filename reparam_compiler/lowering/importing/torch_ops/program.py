@@ -48,3 +48,23 @@ def _table() -> dict[Any, Callable[..., Any]]:
     table = dict(torch.export.default_decompositions())
     table |= get_decompositions([getattr(torch.ops.aten, name) for name in DECOMPOSED])
     return {op: rule for op, rule in table.items() if getattr(op, "__name__", "") not in INSTEAD}
+
+
+PREAMBLE = """# Ops of torch that are converted here
+
+Written by `lowering/importing/torch_ops/program.py`; `UPDATE_GOLDENS=1 pytest tests/lowering/importing` writes it anew. What is
+not listed is decomposed by torch into core aten, and TVM's to read; what TVM has no converter for is refused by the name of its
+node.
+"""
+
+
+def page() -> str:
+    """The table of converters as text: each family with what it does, each op with what TVM makes of it."""
+    parts = [PREAMBLE]
+    for family in FAMILIES:
+        title, _, more = str(family.__doc__).strip().partition("\n")
+        own = ((name, row.tvm) for name, row in INSTEAD.items() if row.convert.__module__ == family.__name__)
+        rows = sorted({(name.partition(".")[0], tvm) for name, tvm in own})
+        parts += [f"## {title}\n", *([f"{more.strip()}\n"] if more.strip() else [])]
+        parts.append("\n".join(["| op | TVM 0.27 |", "|---|---|", *(f"| `{name}` | {tvm} |" for name, tvm in rows)]) + "\n")
+    return "\n".join(parts)
