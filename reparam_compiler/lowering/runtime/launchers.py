@@ -3,7 +3,8 @@
     run, in any thread --> the calls that wait --> a launcher, a thread of ours --> what the call gives
 
 TVM keeps a pool of workers for every thread that launches a kernel. It makes the pool at that thread's first kernel, binds the
-thread to cores meanwhile, reads the number of workers from the environment, and gives nothing back when the thread ends. So
+thread to cores meanwhile, reads the number of workers from the environment, and ends it with the thread, but not before its
+workers have stopped looking for work (by TVM's own default seconds later, where cores are scarce). So
 kernels are launched by launchers alone: a caller's thread keeps its affinity, a server with a thread for each request has a
 bounded number of workers, and a process that was forked makes launchers of its own.
 
