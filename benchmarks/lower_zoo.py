@@ -2,7 +2,7 @@
 
     python -m benchmarks.lower_zoo [-o benchmarks/results/lower-zoo.md] [--only NET …] [--threads 1 2] [--batch 1] [--seconds 6]
 
-Nets      fifteen of timm and a U-Net, 224 x 224, random weights with randomised batch norms; detectors and a recognizer of
+Nets      fifteen of timm and a U-Net, 224 x 224, random weights and statistics; detectors and a recognizer of
           pinned wheels (`real_files.py`). Each is exported to ONNX as its library has it, with its branches and norms
 Ours      `compile` of that file, no search; saved, and loaded without torch
 Timing    as `lower.py` has it: each engine in a process of its own, taking turns; medians, from numpy array to numpy array
@@ -33,7 +33,6 @@ from benchmarks import lower, page, real_files
 from benchmarks.lower_engines import ONNX_RUNTIME, OURS
 from benchmarks.lower_report import Row
 from benchmarks.sessions import session
-from reparam_compiler.zoo import randomise_batch_norm
 from tests.support import foreign_models
 
 NAMES = (
@@ -104,7 +103,7 @@ def exported(make: Callable[[], nn.Module]) -> Callable[[Path, int], np.ndarray]
 
     def write(path: Path, batch: int) -> np.ndarray:
         torch.manual_seed(0)
-        model = randomise_batch_norm(make().eval(), 0)
+        model = foreign_models.randomised(make())
         x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(1))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter is deprecated
