@@ -108,10 +108,10 @@ def test_texts_that_onnx_runtime_gives_are_compared() -> None:
 
 def test_the_element_that_is_furthest_off_is_named_in_its_own_dtype() -> None:
     specs: Any = [SimpleNamespace(name="y")]
-    wrong = _mismatch({"": torch.tensor([1, 2**60 + 1])}, {"": torch.tensor([1, 2**60])}, specs, 1e-3)
+    wrong = _mismatch({"": torch.tensor([1, 2**60 + 1])}, {"": torch.tensor([1, 2**60])}, specs, [1e-3])
     assert wrong is not None
     assert f"At (1,) {2**60} was found, {2**60 + 1} expected" in str(wrong)
     spectrum = {"": torch.tensor([1j, 2j])}
-    wrong = _mismatch(spectrum, {"": torch.tensor([1j, 2 + 2j])}, specs, 1e-3)
+    wrong = _mismatch(spectrum, {"": torch.tensor([1j, 2 + 2j])}, specs, [1e-3])
     assert wrong is not None
     assert "At (1,) 2+2j was found, 0+2j expected" in str(wrong)

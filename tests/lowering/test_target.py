@@ -10,7 +10,7 @@ pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.cpu.machine import VectorUnit, forgone_here, missing_here, vector_unit
+from reparam_compiler.lowering.cpu.machine import NEON, ZEN3, ZEN4, VectorUnit, forgone_here, missing_here, vector_unit
 from reparam_compiler.lowering.target import describe, resolve
 
 pytestmark = pytest.mark.tvm
@@ -92,16 +92,16 @@ def test_bad_target_is_refused_with_what_was_found(target: object, message: str)
 
 
 @pytest.mark.parametrize(
-    ("target", "bytes_", "registers"),
+    ("target", "unit"),
     [
-        ("llvm -mcpu=znver3 -num-cores 2", 32, 16),
-        ("llvm -mcpu=skylake-avx512 -num-cores 2", 64, 32),
-        ("llvm -mtriple=x86_64-linux-gnu -num-cores 2", 16, 16),
-        ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76 -num-cores 2", 16, 32),
+        ("llvm -mcpu=znver3 -num-cores 2", VectorUnit(32, 16, 2, costs=ZEN3)),
+        ("llvm -mcpu=skylake-avx512 -num-cores 2", VectorUnit(64, 32, 2, costs=ZEN4)),
+        ("llvm -mtriple=x86_64-linux-gnu -num-cores 2", VectorUnit(16, 16, 2, costs=ZEN3)),
+        ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76 -num-cores 2", VectorUnit(16, 32, 2, costs=NEON)),
     ],
 )
-def test_vector_unit_follows_the_target(target: str, bytes_: int, registers: int) -> None:
-    assert vector_unit(resolve(target)) == VectorUnit(bytes_, registers, 2)
+def test_vector_unit_follows_the_target(target: str, unit: VectorUnit) -> None:
+    assert vector_unit(resolve(target)) == unit
 
 
 def test_this_machine_runs_its_own_code() -> None:
