@@ -138,10 +138,8 @@ def _compared(
         return _not_compared(name, "two runs of it differ")
     if wrong.max_abs_err == math.inf:
         raise wrong
-    layer, responses = (
-        max((kernel.error or 0.0 for kernel in executable.kernels), default=0.0),
-        reference.responses(expected, eps),
-    )
+    layer = max((kernel.error or 0.0 for kernel in executable.kernels), default=0.0)
+    responses = reference.responses(expected, eps)
     for scale in (1.0, max(1.0, layer / eps)):
         allowed = [max(bound, MARGIN * scale * moved) for bound, moved in zip(bounds, responses, strict=True)]
         if (wrong := _mismatch(expected, found, executable.outputs, allowed)) is None:

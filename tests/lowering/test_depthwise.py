@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from reparam_compiler.lowering.cpu.depthwise import (
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.packing import pack_channels
 from reparam_compiler.lowering.target import resolve
+from tests.support.exact_convs import exact_conv
 
 pytestmark = pytest.mark.tvm
 AVX2, AVX512, NEON = VectorUnit(32, 16, 2), VectorUnit(64, 32, 2), VectorUnit(16, 32, 2)
@@ -61,7 +61,7 @@ def test_kernel_computes_the_conv(name: str) -> None:
     x = draw.standard_normal((shape.batch, shape.height, shape.width, shape.channels_in)).astype("float32")
     weight = draw.standard_normal((shape.channels_out, *shape.kernel, 1)).astype("float32")
     bias = draw.standard_normal(shape.channels_out).astype("float32")
-    y = expected(x, weight, shape) + bias
+    y = exact_conv(x, weight, shape) + bias
     other = draw.standard_normal(y.shape).astype("float32")
     kernel = depthwise_conv(shape, EPILOGUE, unit).with_attr("global_symbol", "main")
     library = tvm.compile(tvm.IRModule({"main": kernel}), target=target)
@@ -69,15 +69,6 @@ def test_kernel_computes_the_conv(name: str) -> None:
     packed = pack_channels(weight, columns=depthwise_columns(shape, unit))
     library["main"](*map(tvm.runtime.tensor, (x, packed, bias, other[..., None])), out)
     np.testing.assert_allclose(out.numpy()[..., 0], np.maximum(y + other, 0), atol=1e-5, rtol=1e-5)
-
-
-def expected(x: np.ndarray, weight: np.ndarray, shape: ConvShape) -> np.ndarray:
-    """The conv in float64, `N H W C`."""
-    top, left, bottom, right = shape.padding
-    padded = torch.nn.functional.pad(torch.tensor(x.transpose(0, 3, 1, 2)).double(), (left, right, top, bottom))
-    taps = torch.tensor(weight.transpose(0, 3, 1, 2)).double()
-    y = torch.nn.functional.conv2d(padded, taps, None, shape.stride, 0, shape.dilation, shape.groups)
-    return y.numpy().transpose(0, 2, 3, 1)
 
 
 @pytest.mark.parametrize("unit", [AVX2, AVX512, NEON])

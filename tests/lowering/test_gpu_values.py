@@ -27,6 +27,7 @@ from reparam_compiler.lowering.gpu.winograd import (
     winograd_form,
     winograd_gemm,
 )
+from tests.support.exact_convs import exact_conv
 from tests.support.serial_gpu import run_serially
 
 pytestmark = pytest.mark.tvm
@@ -79,11 +80,7 @@ def tensors(shape: ConvShape, epilogue: Sequence[Step], dtype: str) -> tuple[np.
 
 def expected(shape: ConvShape, x: np.ndarray, weight: np.ndarray, operands: list[np.ndarray], residual: bool) -> np.ndarray:
     """The conv with bias, residual and ReLU by torch, in float64."""
-    top, left, bottom, right = shape.padding
-    padded = torch.nn.functional.pad(torch.from_numpy(x).double().permute(0, 3, 1, 2), (left, right, top, bottom))
-    kernel = torch.from_numpy(weight).double().permute(0, 3, 1, 2)
-    y = torch.nn.functional.conv2d(padded, kernel, None, shape.stride, 0, shape.dilation, shape.groups)
-    y = y.permute(0, 2, 3, 1).reshape(shape.pixels, shape.groups, shape.group_out)
+    y = torch.from_numpy(exact_conv(x, weight, shape)).reshape(shape.pixels, shape.groups, shape.group_out)
     y = y + torch.from_numpy(operands[0]).double().reshape(shape.groups, shape.group_out)
     if residual:
         y = y + torch.from_numpy(operands[1]).double()

@@ -21,6 +21,7 @@ from reparam_compiler.lowering.cpu.kernels import kernel_of, output_size, packed
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.winograd import winograd_conv
 from reparam_compiler.lowering.target import resolve
+from tests.support.exact_convs import exact_conv
 
 pytestmark = pytest.mark.tvm
 AVX2, ZEN4, NEON = VectorUnit(32, 16, 2), VectorUnit(64, 32, 2, fmas=1), VectorUnit(16, 32, 2)
@@ -61,11 +62,8 @@ def outputs_of(shape: ConvShape, m: int) -> tuple[int, int]:
 
 def expected(x: np.ndarray, weight: np.ndarray, shape: ConvShape) -> np.ndarray:
     """The conv in float64, `N H W G O/G`."""
-    top, left, bottom, right = shape.padding
-    padded = torch.nn.functional.pad(torch.tensor(x.transpose(0, 3, 1, 2)).double(), (left, right, top, bottom))
-    kernel = torch.tensor(weight.transpose(0, 3, 1, 2)).double()
-    y = torch.nn.functional.conv2d(padded, kernel, None, shape.stride, 0, shape.dilation, shape.groups)
-    return y.numpy().transpose(0, 2, 3, 1).reshape(*y.shape[:1], *y.shape[2:], shape.groups, shape.group_out)
+    y = exact_conv(x, weight, shape)
+    return y.reshape(*y.shape[:3], shape.groups, shape.group_out)
 
 
 def random_layer(shape: ConvShape) -> tuple[np.ndarray, np.ndarray]:

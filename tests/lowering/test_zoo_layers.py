@@ -18,6 +18,7 @@ from reparam_compiler.lowering.cpu.kernels import kernel_of, output_size, packed
 from reparam_compiler.lowering.cpu.machine import vector_unit
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.zoo import REPVGG, RESNET
+from tests.support.exact_convs import exact_conv
 
 pytestmark = [pytest.mark.tvm, pytest.mark.slow]
 FLOAT32 = 1e-4
@@ -72,8 +73,5 @@ def test_the_chosen_algorithm_computes_the_layer(shape: ConvShape) -> None:
     library = tvm.compile(tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")}), target=target)
     out = tvm.runtime.tensor(np.full(output_size(shape, chosen), np.nan, "float32"))
     library["main"](*map(tvm.runtime.tensor, (x, packed_weights(weight, shape, chosen))), out)
-    images, kernels = (torch.tensor(array).double().permute(0, 3, 1, 2) for array in (x, weight))
-    with torch.no_grad():
-        y = nn.functional.conv2d(images, kernels, None, shape.stride, shape.padding[:2], shape.dilation, shape.groups)
-    expected = y.permute(0, 2, 3, 1).numpy()
+    expected = exact_conv(x, weight, shape)
     assert np.abs(out.numpy().reshape(expected.shape) - expected).max() <= FLOAT32 * np.abs(expected).max()

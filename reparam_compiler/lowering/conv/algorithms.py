@@ -41,13 +41,16 @@ class ConvShape:
 
     @property
     def out_height(self) -> int:
-        reach = self.dilation[0] * (self.kernel[0] - 1) + 1
-        return (self.height + self.padding[0] + self.padding[2] - reach) // self.stride[0] + 1
+        return (self.height + self.padding[0] + self.padding[2] - self.rows_read(1)) // self.stride[0] + 1
 
     @property
     def out_width(self) -> int:
         reach = self.dilation[1] * (self.kernel[1] - 1) + 1
         return (self.width + self.padding[1] + self.padding[3] - reach) // self.stride[1] + 1
+
+    def rows_read(self, rows: int) -> int:
+        """Rows of the padded input that so many rows of the output read."""
+        return (rows - 1) * self.stride[0] + self.dilation[0] * (self.kernel[0] - 1) + 1
 
     @property
     def pixels(self) -> int:

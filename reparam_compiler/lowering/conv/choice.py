@@ -24,7 +24,7 @@ from reparam_compiler.lowering.conv.algorithms import (
 )
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 
-FMA_LATENCY = 4
+FMA_LATENCY = 4  # cycles from one multiply-add to the next of the same sum
 L1_BYTES = 32 * 1024
 OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
 LONGEST = 8  # rows or columns of a Winograd tile: beyond it float32 loses too much
@@ -121,8 +121,7 @@ def _direct_cycles(shape: ConvShape, form: Direct, unit: VectorUnit) -> float:
     tile, costs, item = form.tile, unit.costs, unit.bytes // unit.lanes(shape.dtype)
     blocks, pixels = form.blocks(shape), form.block or shape.pixels
     rows = pixels // shape.out_width if form.block and not shape.pointwise else shape.batch * shape.out_height
-    reach = (rows - 1) * shape.stride[0] + shape.dilation[0] * (shape.kernel[0] - 1) + 1
-    read = item * shape.channels_in * (pixels if shape.pointwise else reach * shape.width)
+    read = item * shape.channels_in * (pixels if shape.pointwise else shape.rows_read(rows) * shape.width)
     times = 1 if read + item * pixels * shape.channels_out <= unit.l2_bytes // 2 else shape.groups * tile.column_tiles(shape)
     weights = math.prod(shape.kernel) * shape.group_in * tile.column_bytes(shape, unit)
     turns = -(-blocks // unit.threads) * unit.threads / blocks if form.block else 1.0  # of threads that wait for the last block
@@ -141,10 +140,8 @@ def _winograd_cycles(shape: ConvShape, form: Winograd, unit: VectorUnit) -> floa
     gemm, tile, costs, lanes = form.gemm(shape), form.tile, unit.costs, unit.lanes(shape.dtype)
     height, width = form.transforms(shape)
     points, blocks = height.size * width.size, form.blocks(shape)
-    read, written = (
-        math.prod(shape.stride) * round_up(shape.channels_in, lanes),
-        shape.groups * round_up(shape.group_out, lanes),
-    )
+    read = math.prod(shape.stride) * round_up(shape.channels_in, lanes)
+    written = shape.groups * round_up(shape.group_out, lanes)
     vectors = form.tiles(shape) * (read + written) // lanes
     transforms = costs.transform * (height.size + width.size) ** 2 * points * vectors
     spilled = max(form.scratch(shape, unit) - unit.l2_bytes, 0)

@@ -92,9 +92,5 @@ def pixel_tile(shape: ConvShape, unit: VectorUnit) -> int:
 def band_rows(shape: ConvShape, unit: VectorUnit) -> int:
     """Rows of a band: the most that divide the image and whose halo is within `BAND_BYTES`."""
     row = (shape.width + shape.padding[1] + shape.padding[3]) * vectors_of(shape, unit) * unit.bytes
-
-    def halo(rows: int) -> int:
-        return ((rows - 1) * shape.stride[0] + shape.dilation[0] * (shape.kernel[0] - 1) + 1) * row
-
-    fitting = (rows for rows in range(1, shape.out_height + 1) if shape.out_height % rows == 0 and halo(rows) <= BAND_BYTES)
-    return max(fitting, default=1)
+    dividing = (rows for rows in range(1, shape.out_height + 1) if shape.out_height % rows == 0)
+    return max((rows for rows in dividing if shape.rows_read(rows) * row <= BAND_BYTES), default=1)

@@ -25,6 +25,7 @@ from tvm.target.codegen import (
 from reparam_compiler.errors import LoweringError
 
 KIND = "llvm"
+SMALL = 4096  # elements below which starting threads costs more than it saves
 HALF_RATE = ("znver4", "tigerlake", "icelake-client", "rocketlake")  # one 512-bit multiply-add a cycle
 WHICH_MACHINE = ("mcpu", "mtriple", "mattr", "mabi", "mfloat-abi")
 """The attributes that say for which machine code is; without any, it is for this one."""

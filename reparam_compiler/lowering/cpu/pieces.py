@@ -16,7 +16,7 @@ from tvm import ir, sym, tirx
 from tvm.s_tir import SBlock, SBlockRealize
 
 from reparam_compiler.lowering.conv.scheduled import SPATIAL
-from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.machine import SMALL, VectorUnit
 
 SERIAL, PARALLEL = tirx.ForKind.SERIAL, tirx.ForKind.PARALLEL
 CHOICE = "prim.if_then_else"
@@ -39,15 +39,12 @@ class _Chosen:
         return tirx.Var(name, self.variables[0].ty.dtype)
 
 
-def in_pieces(sch: Any, unit: VectorUnit, *, small: int) -> Any:
-    """The function of a schedule in pieces; None where it does not choose along one axis alone.
-
-    small: elements below which no threads are started.
-    """
+def in_pieces(sch: Any, unit: VectorUnit) -> Any:
+    """The function of a schedule in pieces; None where it does not choose along one axis alone."""
     chosen = _chosen(sch)
     if chosen is None:
         return None
-    threads = math.prod(chosen.extents) >= small
+    threads = math.prod(chosen.extents) >= SMALL
     outer = chosen.extents[: chosen.axis]
     shared = threads and math.prod(outer) >= ROWS
     kinds = (PARALLEL, SERIAL) if shared else (SERIAL, PARALLEL if threads else SERIAL)

@@ -18,12 +18,12 @@ from tvm.ir import Op
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from reparam_compiler.lowering.conv.choice import FMA_LATENCY
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.relax.epilogues import sizes_of
 
 DTYPES = ("float32", "float64")
 SMALL = 65536  # multiply-adds below which starting threads costs more than it saves
-LATENCY = 4  # cycles from one multiply-add to the next of the same sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def product_tile(product: Product, lanes: int, registers: int) -> tuple[int, int
     def cycles(tile: tuple[int, int]) -> float:
         rows, vectors = tile
         tiles = math.ceil(product.rows / rows) * math.ceil(product.columns / (vectors * lanes))
-        return tiles * max(rows * vectors / 2, (rows + vectors) / 2, LATENCY)
+        return tiles * max(rows * vectors / 2, (rows + vectors) / 2, FMA_LATENCY)
 
     fitting = [
         (rows, vectors)

@@ -23,7 +23,7 @@ KEPT = "disable_lower_builtin"
 
 @prim_func_pass(opt_level=0)  # type: ignore[untyped-decorator, unused-ignore]
 def keep_registers(func: Any, _module: Any, _context: Any) -> Any:
-    """Marks each small local allocation as one that stays where it is."""
+    """Marks each local allocation as one that stays where it is."""
 
     def kept(allocation: Any) -> Any:
         buffer = allocation.buffer

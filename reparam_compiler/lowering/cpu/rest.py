@@ -8,12 +8,11 @@ import tvm_ffi
 from tvm import ir, tirx
 
 from reparam_compiler.lowering.conv.scheduled import REDUCED, SCHEDULED, SPATIAL
-from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.machine import SMALL, VectorUnit
 from reparam_compiler.lowering.cpu.pieces import in_pieces
 
 CHEAP = 16  # elements read, up to which an arithmetic expression may be computed more than once
 FREE_CALLS = ("prim.if_then_else", "prim.likely")
-SMALL = 4096  # elements below which starting threads costs more than it saves
 
 
 def schedule_rest(module: Any, unit: VectorUnit) -> Any:
@@ -38,7 +37,7 @@ def generic_schedule(func: Any, unit: VectorUnit) -> Any:
 def _scheduled(func: Any, unit: VectorUnit) -> Any:
     sch = tvm.s_tir.Schedule(func)
     _inline(sch)
-    if (pieces := in_pieces(sch, unit, small=SMALL)) is not None:
+    if (pieces := in_pieces(sch, unit)) is not None:
         return pieces
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         trial = sch.copy()

@@ -18,10 +18,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from reparam_compiler.lowering.conv import elementary
-from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.machine import SMALL, VectorUnit
 from reparam_compiler.lowering.relax.epilogues import sizes_of
 
-SMALL = 4096  # elements below which starting threads costs more than it saves
 DTYPE = "float32"
 
 

@@ -26,6 +26,7 @@ def open_batches(model: Any) -> dict[str, tuple[int, ...]]:
 
 
 def from_onnx_model(model: Any, example_inputs: Any, shapes: Shapes) -> Imported:
+    """A ModelProto as Relax, its open sizes as `shapes` or the examples have them. Raises as `to_relax`."""
     from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
 

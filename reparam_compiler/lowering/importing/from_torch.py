@@ -39,6 +39,7 @@ def zeros_of(model: Any, shapes: Shapes) -> tuple[Any, ...]:
 
 
 def exported(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
+    """A module as torch.export gives it, for these inputs or zeros of these shapes. Raises: LoweringError where it does not."""
     import torch
 
     named = ((name or "the model", child) for name, child in model.named_modules() if type(child) is not torch.nn.Module)
@@ -71,6 +72,7 @@ def exported(model: Any, example_inputs: Any, shapes: Shapes) -> Any:
 
 
 def from_exported(program: Any, example_inputs: Any, shapes: Shapes) -> Imported:
+    """An ExportedProgram as Relax, its open sizes as `shapes` or the examples have them. Raises as `to_relax`."""
     from tvm.relax.frontend.torch import from_exported_program
 
     from reparam_compiler.lowering.importing.torch_ops.program import decomposed

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.relax.canonicalize import op_name
 from reparam_compiler.lowering.relax.epilogues import Pointwise, constant_of, sizes_of
+from reparam_compiler.lowering.relax.replacing import SiteReplacer
 
 Weights = Shaped[np.ndarray, "..."]
 
@@ -73,16 +73,15 @@ def find_conv_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[ConvSite]
     return sites
 
 
-class ConvSiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
+class ConvSiteRewriter(SiteReplacer):
     """Emits the kernel calls of each site, made by `calls`, and drops the bindings that the sites absorbed.
 
     kernels: those made so far, by what they depend on. errors: the largest measured one of each kernel.
     """
 
     def __init__(self, module: Any, sites: Sequence[ConvSite]) -> None:
-        super().__init__(module)
-        self.by_result = {site.result: site for site in sites}
-        self.absorbed = {variable for site in sites for variable in site.absorbed}
+        absorbed = {variable for site in sites for variable in site.absorbed}
+        super().__init__(module, {site.result: site for site in sites}, absorbed)
         self.kernels: dict[Hashable, Any] = {}
         self.errors: dict[Any, float] = {}
 
@@ -90,16 +89,9 @@ class ConvSiteRewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
         """The calls that compute a site; the value of the last, in any shape of as many elements."""
         raise NotImplementedError
 
-    def visit_var_binding_(self, binding: Any) -> None:
-        if binding.var in self.absorbed:
-            return
-        site = self.by_result.get(binding.var)
-        if site is None:
-            super().visit_var_binding_(binding)
-            return
-        result = relax.op.reshape(self.calls(site), site.result.ty.shape)
-        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
-        self.set_var_remap(binding.var, emit(result))
+    def value(self, site: ConvSite) -> Any:
+        """The value of its calls, in the shape of the result."""
+        return relax.op.reshape(self.calls(site), site.result.ty.shape)
 
     def kernel(
         self,

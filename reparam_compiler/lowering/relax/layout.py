@@ -22,13 +22,11 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.errors import first_line
 from reparam_compiler.lowering.relax.canonicalize import canonicalized, op_name
-from reparam_compiler.lowering.relax.moves import without_idle_moves
+from reparam_compiler.lowering.relax.moves import PERMUTE, RESHAPE, without_idle_moves
 from reparam_compiler.lowering.relax.norms import with_scales
 from reparam_compiler.lowering.relax.transposed_convs import with_plain_convs
 
 log = logging.getLogger(__name__)
-TRANSPOSE = "relax.permute_dims"
-
 
 FOLDABLE: dict[str, Callable[..., Any]] = {
     "relax.add": np.add,
@@ -59,9 +57,9 @@ def _to_size(move: Callable[[Any, list[int]], Any]) -> Callable[[Any, Any], Any]
 
 
 MOVES: dict[str, Callable[[Any, Any], Any]] = {
-    TRANSPOSE: lambda x, call: np.transpose(x, None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes]),
+    PERMUTE: lambda x, call: np.transpose(x, None if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes]),
     "relax.expand_dims": lambda x, call: np.expand_dims(x, tuple(int(axis) for axis in call.attrs.axis)),
-    "relax.reshape": _to_size(np.reshape),
+    RESHAPE: _to_size(np.reshape),
     "relax.broadcast_to": _to_size(np.broadcast_to),
 }
 """What moves a constant, of its array and the call; None where a size is not known."""

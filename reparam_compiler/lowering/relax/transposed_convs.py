@@ -9,16 +9,17 @@ them side by side, `N (U s) (V s) (G O/G)`, and a slice cuts the borders. Pointw
 shuffle, where they are in the epilogue of the conv.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import relax
-from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.relax.expr_functor import mutator
 
 from reparam_compiler.lowering.relax.canonicalize import op_name
 from reparam_compiler.lowering.relax.epilogues import Pointwise, constant_of, sizes_of
+from reparam_compiler.lowering.relax.replacing import SiteReplacer
 
 TRANSPOSED = "relax.nn.conv2d_transpose"
 
@@ -30,7 +31,8 @@ def with_plain_convs(module: Any) -> Any:
     if not transposed:
         return module
     module = module.clone()
-    module["main"] = _Rewriter(module, [_site(binding, graph) for binding in transposed]).visit_expr(module["main"])
+    sites, bound = [_site(binding, graph) for binding in transposed], {each.var: each.value for each in graph.bindings}
+    module["main"] = _Rewriter(module, sites, bound).visit_expr(module["main"])
     return relax.transform.DeadCodeElimination()(module)
 
 
@@ -122,25 +124,17 @@ def _site(binding: Any, graph: Pointwise) -> _Site:
 
 
 @mutator
-class _Rewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
-    def __init__(self, module: Any, sites: Sequence[_Site]) -> None:
-        super().__init__(module)
-        self.by_result = {site.result: site for site in sites}
-        self.absorbed = {var for site in sites for var in (site.binding.var, *site.behind) if not var.same_as(site.result)}
-        self.calls: dict[Any, Any] = {}
+class _Rewriter(SiteReplacer):
+    """bound: what each variable of the function stands for."""
 
-    def visit_var_binding_(self, binding: Any) -> None:
-        if binding.var in self.absorbed or binding.var in self.by_result:
-            self.calls[binding.var] = binding.value
-        if binding.var in self.absorbed:
-            return
-        site = self.by_result.get(binding.var)
-        if site is None:
-            super().visit_var_binding_(binding)
-            return
-        value = self._in_nchw(site) if site.directions is None else self._as_conv(site, *site.directions)
-        emit = self.builder_.emit if isinstance(binding.var, relax.DataflowVar) else self.builder_.emit_output
-        self.set_var_remap(binding.var, emit(value))
+    def __init__(self, module: Any, sites: Sequence[_Site], bound: Mapping[Any, Any]) -> None:
+        absorbed = {var for site in sites for var in (site.binding.var, *site.behind) if not var.same_as(site.result)}
+        super().__init__(module, {site.result: site for site in sites}, absorbed)
+        self.bound = bound
+
+    def value(self, site: _Site) -> Any:
+        """A conv and a shuffle, or TVM's own kernel."""
+        return self._in_nchw(site) if site.directions is None else self._as_conv(site, *site.directions)
 
     def _as_conv(self, site: _Site, down: Direction, across: Direction) -> Any:
         (top, bottom), (left, right) = down.padding, across.padding
@@ -158,7 +152,7 @@ class _Rewriter(PyExprMutator):  # type: ignore[misc, unused-ignore]
         )
         values = {site.binding.var: value}
         for variable in site.behind:
-            call = self.calls[variable]
+            call = self.bound[variable]
             values[variable] = self.builder_.emit(
                 relax.Call(call.op, [self._argument(argument, values, site) for argument in call.args], call.attrs)
             )
