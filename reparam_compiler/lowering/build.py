@@ -94,7 +94,7 @@ def build(
     try:
         with COMPILING, target, filter_stderr(), options.context(watch), noted() as packed:
             module = backend.lower(imported.module, database=database, max_error=options.max_error)
-            without_weights, weights = lifted(module, packed)
+            without_weights, weights = lifted(module, packed.values())
             with backend.toolchain():
                 library = tvm.compile(
                     without_weights,

@@ -35,8 +35,8 @@ ABOUT: dict[str, Any] = {"magic": MAGIC, "format": FORMAT, "versions": {"numpy":
 
 WEIGHTS = [np.arange(15, dtype="float32").reshape(3, 5), np.arange(7, dtype="float64")]
 ENTRIES = [
-    {"dtype": "float32", "stored": [3, 5], "shape": [5, 3], "packing": "turned", "arguments": {"by": 1}},
-    {"dtype": "float64", "stored": [7], "shape": [7], "packing": None, "arguments": {}},
+    {"dtype": "float32", "stored": [3, 5], "shape": [5, 3], "packed": "float64", "packing": "turned", "arguments": {"by": 1}},
+    {"dtype": "float64", "stored": [7], "shape": [7], "packed": "float64", "packing": None, "arguments": {}},
 ]
 HELD = ABOUT | {"weights": ENTRIES}
 
@@ -56,7 +56,7 @@ def test_a_library_describes_itself(tmp_path: Path) -> None:
 
 
 def test_a_library_has_its_packed_weights_behind_it(tmp_path: Path) -> None:
-    packed = [WEIGHTS[0].T, WEIGHTS[1]]
+    packed = [WEIGHTS[0].T.astype("float64"), WEIGHTS[1]]
     write_library(tmp_path / "m.so", linked(HELD), packed)
     found = read(tmp_path / "m.so")
     assert found.packings == [None, None]

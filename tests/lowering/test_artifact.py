@@ -91,8 +91,9 @@ def test_library_in_the_archive_is_refused_without_its_weights(saved: Path, tmp_
         lowering.load(tmp_path / LIBRARY)
 
 
-def test_an_archive_is_no_larger_than_the_weights_of_the_model(tmp_path: Path) -> None:
-    net, x = nn.Linear(700, 700).eval(), torch.randn(1, 700)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_an_archive_is_no_larger_than_the_weights_of_the_model(tmp_path: Path, dtype: torch.dtype) -> None:
+    net, x = nn.Linear(700, 700).eval().to(dtype), torch.randn(1, 700, dtype=dtype)
     compiled = lowering.compile(net, x)
     compiled.save(tmp_path / "m.tar")
     compiled.save(tmp_path / "m.so")

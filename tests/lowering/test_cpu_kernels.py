@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 pytest.importorskip("tvm")
@@ -18,7 +20,7 @@ from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Dire
 from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.kernels import convs_to_kernels, output_size, packed_weights, packing_of
 from reparam_compiler.lowering.cpu.machine import VectorUnit
-from reparam_compiler.lowering.cpu.packing import PACKINGS, pack_channels
+from reparam_compiler.lowering.cpu.packing import PACKINGS, narrowed, pack_channels
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.conv_sites import ALGORITHM
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
@@ -46,6 +48,35 @@ def test_packed_weights_and_outputs_hold_every_channel(algorithm: Algorithm) -> 
     assert packed.shape[-1] == algorithm.tile.columns
     assert packed.shape[-2] == 12
     assert np.prod(output_size(SHAPE, algorithm)) == 2 * 14 * 13 * 20
+
+
+@pytest.mark.parametrize("algorithm", candidates(SHAPE, AVX2), ids=str)
+def test_weights_that_are_half_are_stored_so_and_packed_to_the_same_bits(algorithm: Algorithm) -> None:
+    weight = np.random.default_rng(0).standard_normal((20, 3, 3, 12)) * 2.0 ** -np.arange(20).reshape(-1, 1, 1, 1)
+    half, packing = (
+        weight.astype("float16"),
+        packing_of(SHAPE, algorithm),
+    )  # its last channels are below float16's normal numbers
+    stored, widening = narrowed(half.astype("float32"), packing)
+    assert (stored.dtype, widening.arguments) == (np.float16, packing.arguments)
+    np.testing.assert_array_equal(widening.of(stored, PACKINGS), packing.of(half.astype("float32"), PACKINGS), strict=True)
+
+
+@given(
+    st.integers(0, 19),
+    st.sampled_from([1 / 3, 65520.0, 2.0**-25, np.inf, -np.inf, np.nan, -0.0, 65504.0]),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_a_weight_is_narrowed_only_where_that_loses_nothing(place: int, value: float, dtype: str) -> None:
+    weight = np.full((20, 1, 1, 2), 0.5, dtype)
+    weight[place, 0, 0, 1] = value
+    packing = Packing("columns", {"groups": 1, "columns": 8})
+    stored, found = narrowed(weight, packing)
+    if dtype == "float32" and value in (np.inf, -np.inf, -0.0, 65504.0):
+        assert stored.dtype == np.float16
+        assert stored.astype(dtype).tobytes() == weight.tobytes()
+    else:
+        assert (stored is weight, found is packing) == (True, True)
 
 
 def test_depthwise_weights_are_padded_to_whole_vectors() -> None:

@@ -18,7 +18,7 @@ from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Dire
 from reparam_compiler.lowering.conv.choice import candidates, direct_form
 from reparam_compiler.lowering.cpu.depthwise import depthwise_columns, depthwise_conv
 from reparam_compiler.lowering.cpu.machine import VectorUnit
-from reparam_compiler.lowering.cpu.packing import PACKINGS
+from reparam_compiler.lowering.cpu.packing import PACKINGS, narrowed
 from reparam_compiler.lowering.cpu.schedules import direct_conv
 from reparam_compiler.lowering.cpu.winograd import winograd_conv
 from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, Weights, find_conv_sites, rewritten
@@ -94,7 +94,8 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
     def calls(self, site: ConvSite) -> Any:
         plan, dtype = self._plan(site), site.shape.dtype
         kernel = self.kernel(site, plan.key, plan.make, plan.algorithm, error=plan.error)
-        arguments = [self.data(site), packed_constant(site.weight, plan.packing, PACKINGS), *self.operands(site, plan.size)]
+        weights = packed_constant(*narrowed(site.weight, plan.packing), PACKINGS)
+        arguments = [self.data(site), weights, *self.operands(site, plan.size)]
         return self.call(kernel, arguments, plan.size, dtype)
 
     def _plan(self, site: ConvSite) -> _Plan:

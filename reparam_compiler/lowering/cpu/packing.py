@@ -6,6 +6,9 @@
 
 An artifact holds weights as the model does, with the name and the arguments of a packing (`runtime/weights.py`). So a packing
 takes numbers alone, needs numpy alone, and gives the same bits on every machine of one kind.
+
+Kernels compute float16 in float32 (`relax/single.py`), so the weights of a half-precision model come here as float32 that are
+float16 too. They are stored as float16, and widening them is part of the packing.
 """
 
 import math
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from reparam_compiler.core import winograd
+from reparam_compiler.lowering.runtime.stored import Packing
 
 if TYPE_CHECKING:  # a machine that only runs artifacts has tvm and numpy, no more
     from jaxtyping import Shaped
@@ -56,9 +60,24 @@ def pack_winograd(weight: "Weights", *, groups: int, columns: int, outputs: Sequ
     return np.ascontiguousarray(split.transpose(0, 1, 3, 4, 2).astype(weight.dtype))
 
 
-PACKINGS: Mapping[str, Callable[..., "Weights"]] = {
-    "columns": pack_columns,
-    "channels": pack_channels,
-    "winograd": pack_winograd,
-}
+def of_half(pack: Callable[..., "Weights"]) -> Callable[..., "Weights"]:
+    """The same packing of weights that are stored as float16, for kernels of float32."""
+    return lambda weight, **arguments: pack(weight.astype(np.float32), **arguments)
+
+
+HALF = "half_"
+PACK: dict[str, Callable[..., "Weights"]] = {"columns": pack_columns, "channels": pack_channels, "winograd": pack_winograd}
+PACKINGS: Mapping[str, Callable[..., "Weights"]] = PACK | {HALF + name: of_half(pack) for name, pack in PACK.items()}
 """By the name that an artifact keeps: what a name means never changes, and another packing gets another name."""
+
+
+def narrowed(weight: "Weights", packing: Packing) -> tuple["Weights", Packing]:
+    """A weight and its packing as an artifact holds them: float32 as float16 where that is the same numbers."""
+    if weight.dtype != np.float32 or not all(_is_half(some) for some in (weight[:1], weight)):  # one channel tells of most
+        return weight, packing
+    return weight.astype(np.float16), Packing(HALF + packing.name, packing.arguments)
+
+
+def _is_half(weight: "Weights") -> bool:
+    with np.errstate(over="ignore"):
+        return np.array_equal(weight.astype(np.float16), weight)

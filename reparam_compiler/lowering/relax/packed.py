@@ -6,7 +6,8 @@ A pass that packs a weight notes here what it packed and how. So the library hol
 model does. A constant that nobody noted, or that a later pass changed, stays a constant of the library.
 """
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -20,13 +21,14 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 from reparam_compiler.lowering.runtime.stored import Packing, Packings
 from reparam_compiler.lowering.runtime.weights import Weight, packed
 
-_NOTED: ContextVar[list[Weight] | None] = ContextVar("noted", default=None)
+Noted = dict[bytes, Weight]
+_NOTED: ContextVar[Noted] = ContextVar("noted")
 
 
 @contextmanager
-def noted() -> Iterator[list[Weight]]:
-    """The weights that are packed in this block."""
-    found: list[Weight] = []
+def noted() -> Iterator[Noted]:
+    """The weights that are packed in this block, each by the digest of what is packed and how."""
+    found: Noted = {}
     token = _NOTED.set(found)
     try:
         yield found
@@ -36,17 +38,20 @@ def noted() -> Iterator[list[Weight]]:
 
 def packed_constant(stored: Shaped[np.ndarray, "..."], packing: Packing, packings: Packings) -> Any:
     """The Relax constant of a weight, packed: once for all that are equal, as those of the steps of an LSTM are."""
-    found = _NOTED.get()
-    same = (weight for weight in found or () if weight.packing == packing and np.array_equal(weight.stored, stored))
-    if (before := next(same, None)) is not None:
-        return relax.const(before.value)
-    weight = packed(np.ascontiguousarray(stored), packing, packings)
-    if found is not None:
-        found.append(weight)
-    return relax.const(weight.value)
+    stored, found = np.ascontiguousarray(stored), _NOTED.get({})
+    digest = _digest(stored, packing)
+    if digest not in found:
+        found[digest] = packed(stored, packing, packings)
+    return relax.const(found[digest].value)
 
 
-def lifted(module: Any, weights: Sequence[Weight]) -> tuple[Any, tuple[Weight, ...]]:
+def _digest(stored: Shaped[np.ndarray, "..."], packing: Packing) -> bytes:
+    digest = hashlib.sha256(repr((packing, stored.shape, stored.dtype)).encode())
+    digest.update(stored.data)
+    return digest.digest()
+
+
+def lifted(module: Any, weights: Iterable[Weight]) -> tuple[Any, tuple[Weight, ...]]:
     """The module with these constants of `main` as further parameters, and the weights in the order of the parameters."""
     at = {_place(weight.value): weight for weight in weights}
     lifter = _Lifter(module, at)

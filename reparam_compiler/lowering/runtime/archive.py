@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 Format = Literal["tar", "so"]
 
 FORMATS: tuple[Format, ...] = ("tar", "so")
-FORMAT = 3
-"""The version that is written; 1 had no manifest inside the library, 1 and 2 had all weights among its constants."""
+FORMAT = 4
+"""The version that is written; 1 had no manifest inside the library, 1 and 2 had all weights among its constants, and packing
+kept the dtype in 3."""
 MAGIC = "reparam_compiler artifact"
 MANIFEST, LIBRARY, WEIGHTS = "manifest.json", "model.so", "weights.bin"
 SYMBOL = "reparam_manifest"
@@ -134,7 +135,8 @@ def _read_library(path: Path) -> Artifact:
         return Artifact(manifest, content[:], [], [])
     length = int.from_bytes(content[-LENGTH:], "little")
     behind = memoryview(content)[-(-length // PAGE) * PAGE :]
-    weights = read_back(behind, [entry["shape"] for entry in described], [entry["dtype"] for entry in described])
+    dtypes = [entry.get("packed", entry["dtype"]) for entry in described]
+    weights = read_back(behind, [entry["shape"] for entry in described], dtypes)
     return Artifact(manifest, content[:length], weights, [None] * len(weights))
 
 

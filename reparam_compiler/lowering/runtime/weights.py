@@ -31,11 +31,12 @@ class Weight:
     value: Any
 
     def described(self) -> dict[str, Any]:
-        """What a manifest says of it: `stored` and `shape` are the sizes before and after packing."""
+        """What a manifest says: `stored` and `shape` are sizes before and after packing, `dtype` and `packed` the dtypes."""
         return {
             "dtype": str(self.stored.dtype),
             "stored": list(self.stored.shape),
             "shape": [int(size) for size in self.value.shape],
+            "packed": str(self.value.dtype),
             "packing": None if self.packing is None else self.packing.name,
             "arguments": {} if self.packing is None else dict(self.packing.arguments),
         }
