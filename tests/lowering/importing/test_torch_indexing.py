@@ -38,6 +38,11 @@ def written(x: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
     return y
 
 
+def weighed_bags(x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    ends = torch.tensor([0, 3, 5])
+    return F.embedding_bag(index, x, ends, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
 def test_elements_are_written_as_in_torch() -> None:
     index, values = torch.tensor([[0, 2, 1, 0, 1], [1, 2, 0, 0, 3]]), torch.randn(3, 5)
     functions: dict[str, Callable[..., Tensor]] = {
@@ -51,6 +56,12 @@ def test_elements_are_written_as_in_torch() -> None:
         "accumulate": lambda x, i: x.index_put((i[:, 0], i[:, 0]), values[0, 0], accumulate=True),
         "in place": lambda x, i: written(x, i[0, :3], x > 0.5),
         "fold": lambda x, i: F.fold(x[None, :, :4], (3, 3), 2),
+        "by a mask, in order": lambda x, i: x.masked_scatter(x[:, :1] > 0, values.repeat(2, 1)),
+        "a diagonal": lambda x, i: torch.diagonal_scatter(x, values[0, :4]),
+        "one above it": lambda x, i: torch.diagonal_scatter(x[None], values[:1, :3], 2, 1, 2),
+        "one below it": lambda x, i: torch.diagonal_scatter(x, values[1, :3], -1),
+        "bags, one empty": lambda x, i: F.embedding_bag(i[1], x, torch.tensor([0, 2, 2]), mode="mean"),
+        "bags, weighed": lambda x, i: weighed_bags(x, i[1], values[0]),
     }
     assert differing(functions, torch.randn(4, 5), index) == []
 
@@ -60,9 +71,13 @@ def test_elements_are_written_as_in_torch() -> None:
     [
         (lambda x: x[x > 0], r"a mask, which gives as many elements as it has ones; keep the size fixed"),
         (lambda x: x.t().as_strided((2, 2), (1, 2)), r"as_strided.*strides over a tensor that is moved in memory"),
+        (
+            lambda x: F.embedding_bag(COLUMNS % 3, x, ROWS[:1], mode="max"),
+            r"the largest of each bag; compute it by an Embedding",
+        ),
     ],
 )
-def test_what_has_no_fixed_size_is_refused(function: Callable[[Tensor], Tensor], message: str) -> None:
+def test_what_is_not_computed_is_refused_with_a_cure(function: Callable[[Tensor], Tensor], message: str) -> None:
     module: nn.Module = SideBySide({"y": function}).eval()
     with pytest.raises(LoweringError, match=message):
         lowering.compile(module, torch.randn(3, 4))

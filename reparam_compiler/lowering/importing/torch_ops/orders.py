@@ -27,6 +27,12 @@ def _stable(call: Call) -> Any:
     return relax.Tuple(list(_sorted(call, call["dim"], descending=bool(call["descending"]))))
 
 
+@instead("topk.default", tvm="refuses it where the order does not matter")
+def _largest(call: Call) -> Any:
+    axis, largest = call["dim"], bool(call["largest"])
+    return relax.op.topk(call.tensor("input"), call["k"], axis, largest=largest, ret_type="both", dtype="int64")
+
+
 @instead("kthvalue.default", tvm=UNKNOWN)
 def _kth(call: Call) -> Any:
     """The element of rank k, from 1."""

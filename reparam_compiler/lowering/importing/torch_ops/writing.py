@@ -8,7 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tvm import relax, tirx
+import numpy as np
+from tvm import relax, te, tirx
 
 from reparam_compiler.lowering.importing.torch_ops.arithmetic import is_floating
 from reparam_compiler.lowering.importing.torch_ops.indexing import Places, is_mask
@@ -126,3 +127,53 @@ def _put_by_mask(call: Call, given: Sequence[Any], values: Any) -> Any:
     rank = len(call.shape)
     wide = call.emit(relax.op.reshape(call.value(mask, "bool"), [*sizes, *[1] * (rank - len(sizes))]))
     return relax.op.where(wide, call.emit(relax.op.reshape(values, [1] * rank)), call.tensor("input"))
+
+
+@instead("masked_scatter.default", tvm=UNKNOWN)
+def _filled_in_order(call: Call) -> Any:
+    """The n-th place where the mask is set takes the n-th value."""
+    values = call.emit(relax.op.flatten(call.tensor("source", call.dtype)))
+    mask = call.emit(relax.op.broadcast_to(call.tensor("mask", "bool"), call.shape))
+    count = call.emit(relax.op.cumsum(relax.op.flatten(mask), 0, "int64"))
+    last = relax.const(int(values.ty.shape.values[0]) - 1, "int64")
+    order = call.emit(relax.op.minimum(relax.op.maximum(count - relax.const(1, "int64"), relax.const(0, "int64")), last))
+    taken = call.emit(relax.op.reshape(relax.op.take(values, order, 0), call.shape))
+    return relax.op.where(mask, taken, call.tensor("input"))
+
+
+@instead("diagonal_scatter.default", tvm=UNKNOWN)
+def _diagonal(call: Call) -> Any:
+    shape, offset = call.shape, call["offset"]
+    first, second = (call[name] % len(shape) for name in ("dim1", "dim2"))
+
+    def compute(data: Any, source: Any) -> Any:
+        def value(*at: Any) -> Any:
+            others = [index for axis, index in enumerate(at) if axis not in (first, second)]
+            along = at[first] if offset >= 0 else at[second]
+            return tirx.if_then_else(at[second] - at[first] == offset, source(*others, along), data(*at))
+
+        return te.compute(shape, value)
+
+    return call.loops(compute, call.tensor("input"), call.tensor("src", call.dtype))
+
+
+@instead("_embedding_bag.default", "_embedding_bag_forward_only.default", tvm=UNKNOWN)
+def _bags(call: Call) -> Any:
+    """Sums or means of rows: a bag takes those from its offset to that of the next."""
+    sums, means = (call["mode"] or 0) == 0, call["mode"] == 1
+    if not (sums or means) or (call["padding_idx"] or -1) >= 0:
+        found = "a padding index" if sums or means else "the largest of each bag"
+        raise call.refusal(found, "compute it by an Embedding and a sum, mean or amax over its rows")
+    places = relax.const(np.arange(call.sizes("indices")[0]), "int64")
+    after = call.emit(relax.op.bucketize(places, call.tensor("offsets", "int64"), right=True))
+    rows = call.emit(relax.op.take(call.tensor("weight"), call.tensor("indices"), 0))
+    if call["per_sample_weights"] is not None:
+        rows = call.emit(relax.op.multiply(rows, relax.op.expand_dims(call.tensor("per_sample_weights"), 1)))
+    bag = call.emit(relax.op.expand_dims(relax.op.subtract(after, relax.const(1, "int64")), 1))
+    bag = call.emit(relax.op.broadcast_to(bag, rows.ty.shape))
+    blank = call.emit(relax.op.zeros(call.shape, call.dtype))
+    total = call.emit(relax.op.scatter_elements(blank, bag, rows, 0, "add"))
+    if means:
+        count = call.emit(relax.op.scatter_elements(blank, bag, relax.op.ones_like(rows), 0, "add"))
+        total = call.emit(relax.op.divide(total, relax.op.maximum(count, relax.const(1, call.dtype))))
+    return relax.Tuple([total] * 4)
