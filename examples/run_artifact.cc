@@ -4,7 +4,8 @@
 //
 // Inputs are raw arrays in the model's order, as numpy's `tofile` writes them; an input without a file is filled with ones.
 // Each output is written to output_0.bin, output_1.bin, … in the working folder, as numpy's `fromfile` reads it. What the model
-// takes is said by the symbol `reparam_manifest` of the library. How to build: docs/tvmc.md. CPU only.
+// takes is said by the symbol `reparam_manifest` of the library. Of a model that was compiled for several batches, it runs the
+// smallest. How to build: docs/tvmc.md. CPU only.
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -84,7 +85,8 @@ DLDataType TypeOf(const ffi::json::Object& spec) {
 }
 
 // The weights behind the library, mapped into memory as they are; the last eight bytes of the file say where the library ends.
-std::vector<ffi::Tensor> Weights(const std::string& path, const ffi::json::Object& manifest) {
+// A variant names those that it reads by their places.
+std::vector<ffi::Tensor> Weights(const std::string& path, const ffi::json::Object& manifest, const ffi::json::Object& variant) {
   std::vector<ffi::Tensor> weights;
   ffi::json::Array described = manifest["weights"].cast<ffi::json::Array>();
   if (described.empty()) return weights;
@@ -106,7 +108,11 @@ std::vector<ffi::Tensor> Weights(const std::string& path, const ffi::json::Objec
     weights.push_back(ffi::Tensor::FromNDAlloc(Held{content + place}, sizes, TypeOf(spec), kCpu));
     place += (SizeInBytes(weights.back()) + kAlignment - 1) / kAlignment * kAlignment;
   }
-  return weights;
+  std::vector<ffi::Tensor> read;
+  for (const ffi::Any& index : variant["weights"].cast<ffi::json::Array>()) {
+    read.push_back(weights[static_cast<size_t>(index.cast<int64_t>())]);
+  }
+  return read;
 }
 
 void Fill(const ffi::Tensor& tensor) {
@@ -140,13 +146,14 @@ void Collect(const ffi::Any& value, std::vector<ffi::Tensor>* outputs) {
 
 int Run(const std::string& path, const std::vector<std::string>& files) {
   ffi::json::Object manifest = ReadManifest(path);
+  ffi::json::Object variant = manifest["variants"].cast<ffi::json::Array>()[0].cast<ffi::json::Object>();
   ffi::Module library = ffi::Module::LoadFromFile(path);
   ffi::Module machine = library->GetFunction("vm_load_executable").value()().cast<ffi::Module>();
   machine->GetFunction("vm_initialization").value()(static_cast<int>(kDLCPU), 0, kPooledAllocator);
   ffi::Function main_function = machine->GetFunction("main").value();
 
   std::vector<ffi::Any> inputs;
-  for (const ffi::Any& value : manifest["inputs"].cast<ffi::json::Array>()) {
+  for (const ffi::Any& value : variant["inputs"].cast<ffi::json::Array>()) {
     ffi::json::Object spec = value.cast<ffi::json::Object>();
     std::vector<int64_t> shape = ShapeOf(spec);
     ffi::ShapeView sizes(shape.data(), shape.size());
@@ -159,7 +166,7 @@ int Run(const std::string& path, const std::vector<std::string>& files) {
     throw std::runtime_error("found " + std::to_string(files.size()) + " files for " + std::to_string(inputs.size()) + " inputs");
   }
 
-  for (const ffi::Tensor& weight : Weights(path, manifest)) inputs.push_back(weight);
+  for (const ffi::Tensor& weight : Weights(path, manifest, variant)) inputs.push_back(weight);
   std::vector<ffi::AnyView> arguments(inputs.begin(), inputs.end());
   ffi::Any result;
   main_function.CallPacked(arguments.data(), static_cast<int>(arguments.size()), &result);

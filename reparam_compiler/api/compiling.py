@@ -3,16 +3,19 @@
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Unpack
 
 from reparam_compiler.api.fusing import fuse_source
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
+from reparam_compiler.checking.apart import check_apart
 from reparam_compiler.checking.compiled import Verdict, verify_compiled
 from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.torch.module_state import in_training_mode
 from reparam_compiler.ir import ops
+from reparam_compiler.models.at_batch import at_batch, own_batch
 from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
@@ -32,6 +35,7 @@ def compile(
     fuse: bool = True,
     database: str | os.PathLike[str] | None = None,
     input_shapes: Shapes | None = None,
+    batches: Sequence[int] | None = None,
     options: "CompileOptions | None" = None,
     verify: bool = True,
     **fusing: Unpack[FuseKeywords],
@@ -42,6 +46,9 @@ def compile(
     >>> executable = compile(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU()).eval(), torch.zeros(1, 3, 8, 8))
     >>> executable.run(torch.zeros(1, 3, 8, 8))[0].shape
     (1, 8, 6, 6)
+    >>> any_number = compile(torch.nn.Linear(3, 2).eval(), torch.zeros(1, 3), batches=(1, 8))
+    >>> any_number.run(torch.zeros(11, 3))[0].shape  # eight together, and three one by one
+    (11, 2)
 
     Args:
         model: as for `fuse`.
@@ -52,6 +59,8 @@ def compile(
         policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)
         database: a folder that `tune` wrote; a log line says where none of its records is for the target.
         input_shapes: a shape for each input, by name, that has none or a symbolic one.
+        batches: the numbers of samples to compile for; `run` then takes any number of them, and splits it into these. The batch
+            is the first axis of every input that has axes. None is the one size of the model or its inputs.
         options: how TVM's passes run, and what of their work is kept as text.
         verify: check the fused model as `fuse` does; run the result once, and the model as it was given in its own runtime,
             and compare the outputs. For a target that does not run here the same import is compiled for this machine too,
@@ -64,58 +73,103 @@ def compile(
         TvmMissingError: apache-tvm is not installed.
         UnsupportedModelError: the model is of no kind that can be compiled.
         LoweringError: the target is not one, the database holds no records, or a setting is unknown, all of which is found
-            before the model is fused; a shape is missing, or TVM cannot import an op.
+            before the model is fused; a shape is missing, or TVM cannot import an op; or `batches` are given, and the model
+            fixes its batch, or computes a sample otherwise beside others.
         VerificationError: the fused model is off by more than rounding: `fuse=False` compiles the model as it is; or the
             compiled one is, where TVM misreads an op: `verify=False` gives it all the same.
     """
     from reparam_compiler import lowering
     from reparam_compiler.lowering.build import check
+    from reparam_compiler.lowering.runtime.batches import checked_batches
 
     how = made(FuseOptions, "compile", fusing)
     settings = options or lowering.CompileOptions()
     resolved = check(target, database, settings)
+    sizes = () if batches is None else checked_batches(batches)
     source = _open(model, example_inputs, input_shapes)
     subject, unfused = _fused(source, how, verify=verify) if fuse else (source.model, "")
-    executable = lowering.compile(
-        _at_its_sizes(subject, source, input_shapes),
-        source.inputs,
-        target=resolved,
-        database=database,
-        input_shapes=input_shapes,
-        options=settings,
-    )
+    opened = _Opened(source, subject, input_shapes, sizes, settings.max_error)
+    executable = opened.compiled(target=resolved, database=database, options=settings)
     if unfused:
         log.warning("%s is compiled as it is, unfused: %s", type(source.model).__name__, unfused)
+    if sizes:
+        opened.check_apart(executable)
     if not verify:
         return executable
-    if executable.runs_here:
-        verdict = verify_compiled(executable, source.model, source.inputs, name=source.name, max_error=settings.max_error)
-    else:
-        verdict = _verdict_here(_at_its_sizes(subject, source, input_shapes), source, input_shapes, settings.max_error)
+    verdict = opened.verdict(executable)
     return replace(executable, verified=verdict.compared, verification=verdict.words)
 
 
-def _verdict_here(subject: Any, source: Source, input_shapes: Shapes | None, max_error: float) -> Verdict:
-    """What a comparison says of a model whose code does not run here: the same import, compiled for this machine, is compared.
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A model that was opened and, where it can be, fused: what is compiled of it, and compared with it.
 
-    What an importer reads has nothing to do with a target. Raises: VerificationError where it misreads the model.
+    source: as the caller gave it. subject: what is compiled.
+    sizes: the batches that are asked for, ascending; none for the model's own size.
+    max_error: the relative error that a layer's algorithm may have.
     """
-    from reparam_compiler import lowering
 
-    try:
-        here = lowering.compile(
-            subject, source.inputs, input_shapes=input_shapes, options=lowering.CompileOptions(max_error=max_error)
+    source: Source
+    subject: Any
+    input_shapes: Shapes | None
+    sizes: tuple[int, ...]
+    max_error: float
+
+    def compiled(self, **how: Any) -> "Executable":
+        """The subject, compiled at each size. how: target, database, options."""
+        from reparam_compiler import lowering
+        from reparam_compiler.lowering.build import Form, compile_forms
+
+        if not self.sizes:
+            model = _at_its_sizes(self.subject, self.source, self.input_shapes)
+            return lowering.compile(model, self.source.inputs, input_shapes=self.input_shapes, **how)
+        forms = [at_batch(self.source, self.subject, self.input_shapes, size) for size in self.sizes]
+        sized = [Form(_at_its_sizes(form.model, self.source, form.shapes), form.inputs, form.shapes) for form in forms]
+        return compile_forms(sized, any_batch=True, **how)
+
+    @cached_property
+    def here(self) -> "Executable":
+        """The same, compiled for this machine: what an importer reads has nothing to do with a target.
+
+        A batch of 1 alone shows nothing of what a model mixes; one of 2 stands beside it.
+        """
+        from reparam_compiler import lowering
+
+        opened = replace(self, sizes=(1, 2)) if self.sizes == (1,) else self
+        return opened.compiled(options=lowering.CompileOptions(max_error=self.max_error))
+
+    def check_apart(self, executable: "Executable") -> None:
+        """Raises LoweringError where the model computes a sample otherwise beside others, or nothing here can tell."""
+        from reparam_compiler.lowering.importing.batches import one_size
+
+        tells = executable.runs_here and self.sizes != (1,)
+        check_apart(executable if tells else self.here, max_error=self.max_error, advice=one_size())
+
+    def verdict(self, executable: "Executable") -> Verdict:
+        """What a comparison says of what was compiled; where its code does not run here, of the same import for this machine.
+
+        Raises: VerificationError where it computes something else than the model.
+        """
+        if executable.runs_here:
+            return self._compared(executable)
+        try:
+            here = self.here
+        except LoweringError as refusal:
+            return Verdict(False, f"its code does not run here, nor does the model compile for this machine: {refusal}")
+        what = "the same import, compiled for this machine,"
+        try:
+            verdict = self._compared(here)
+        except VerificationError as wrong:
+            raise VerificationError(wrong.node, wrong.max_abs_err, wrong.tolerance, wrong.advice, what) from None
+        words = f"its code does not run here; {what} was {'' if verdict.compared else 'not '}compared: {verdict.words}"
+        log.info("%s is compiled: %s", self.source.name or type(self.source.model).__name__, words)
+        return Verdict(False, words)
+
+    def _compared(self, executable: "Executable") -> Verdict:
+        source, samples = self.source, own_batch(self.source) if self.sizes else None
+        return verify_compiled(
+            executable, source.model, source.inputs, name=source.name, max_error=self.max_error, samples=samples
         )
-    except LoweringError as refusal:
-        return Verdict(False, f"its code does not run here, nor does the model compile for this machine: {refusal}")
-    what = "the same import, compiled for this machine,"
-    try:
-        verdict = verify_compiled(here, source.model, source.inputs, name=source.name, max_error=max_error)
-    except VerificationError as wrong:
-        raise VerificationError(wrong.node, wrong.max_abs_err, wrong.tolerance, wrong.advice, what) from None
-    words = f"its code does not run here; {what} was {'' if verdict.compared else 'not '}compared: {verdict.words}"
-    log.info("%s is compiled: %s", source.name or type(source.model).__name__, words)
-    return Verdict(False, words)
 
 
 @takes(FuseOptions)

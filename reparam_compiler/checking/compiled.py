@@ -19,7 +19,7 @@ of the output, nothing can be told, and it is said so.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree
 
 from reparam_compiler.advice import option
+from reparam_compiler.checking.bounds import bound_of, kind_of_numbers, largest_of, nudged
 from reparam_compiler.checking.runners import OnnxRunner, Outputs, TorchRunner, coarsest, leaves
 from reparam_compiler.checking.tolerances import BY_DTYPE, EPS, LAYERS, MARGIN, NUDGES
 from reparam_compiler.checking.written import NOTHING_FINITE
@@ -61,7 +62,7 @@ class _Reference:
         """By how much each output moves where the weights and inputs are moved by their rounding; 0 where that is not known."""
         found = [0.0] * len(expected)
         for seed in range(NUDGES):
-            args, kwargs = _pytree.tree_map(lambda value, seed=seed: _nudged(value, seed, eps), (self.args, self.kwargs))
+            args, kwargs = _pytree.tree_map(lambda value, seed=seed: nudged(value, seed, eps), (self.args, self.kwargs))
             try:
                 moved = self.runner.nudged(seed).run(args, kwargs)
             except ReparamError as refusal:
@@ -88,6 +89,7 @@ def verify_compiled(
     *,
     name: str = "",
     max_error: float = 0.0,
+    samples: int | None = None,
 ) -> Verdict:
     """Compare one run of a compiled model with one of the model; a log line says where they could not be compared.
 
@@ -97,6 +99,7 @@ def verify_compiled(
             floating ones that are of one number everywhere, on which most functions are the same.
         name: what log lines call the model; its class where that is empty.
         max_error: the relative error that a layer's algorithm may have.
+        samples: how many a run is of, where the compiled model takes any number of them; None is its smallest batch.
 
     Raises:
         VerificationError: an output is another, in number, shape, dtype, or by more than rounding.
@@ -106,7 +109,7 @@ def verify_compiled(
     if not executable.runs_here:
         return _not_compared(name, "it is compiled for another machine or device", logging.INFO)
     try:
-        reference, expected = _first_run(model, executable.inputs, example_inputs)
+        reference, expected = _first_run(model, _inputs_of(executable, samples), example_inputs)
     except ImportError as missing:
         return _not_compared(name, str(missing), logging.INFO)
     except UnsupportedModelError as refusal:
@@ -127,7 +130,7 @@ def _compared(
     """What outputs beside the expected ones say. Raises: VerificationError where they differ by more than rounding."""
     words = [reference.runner.stored, *(dtype_word(x.dtype) for x in (*expected.values(), *found.values()))]
     tolerance, eps = max(BY_DTYPE[coarsest(words)].compiled, LAYERS * max_error), EPS[coarsest(words)]
-    bounds = [_bound(value, tolerance, eps) for value in expected.values()]
+    bounds = [bound_of(value, tolerance, eps) for value in expected.values()]
     how = f"one run gives what the model gives in {reference.runner.runtime}"
     wrong = _mismatch(expected, found, executable.outputs, bounds)
     if wrong is None:
@@ -149,11 +152,18 @@ def _compared(
 
 def _told(name: str, how: str, expected: Outputs, bounds: Sequence[float]) -> Verdict:
     """What is told by outputs that differ by no more than rounding moves them."""
-    largest = map(_largest, expected.values())
+    largest = map(largest_of, expected.values())
     told = max((bound / size for bound, size in zip(bounds, largest, strict=True) if size), default=0.0)
     if told > NOTHING_TOLD:
         return _not_compared(name, f"rounding moves its outputs by as much as they differ, {told:.0e} (relative)")
     return Verdict(True, f"{how}, to {told:.0e} (relative), by as much as rounding may move it")
+
+
+def _inputs_of(executable: "Executable", samples: int | None) -> "Sequence[TensorSpec]":
+    """What a run of so many samples takes."""
+    if samples is None:
+        return executable.inputs
+    return [replace(spec, shape=(samples, *spec.shape[1:])[: len(spec.shape)]) for spec in executable.inputs]
 
 
 def _not_compared(name: str, why: str, level: int = logging.WARNING) -> Verdict:
@@ -174,36 +184,6 @@ def _first_run(model: Any, specs: "Sequence[TensorSpec]", inputs: Sequence[Any] 
         raise
     except Exception as refusal:  # whatever the caller's code raises on these inputs
         raise UnsupportedModelError(class_and_line(refusal.__cause__ or refusal)) from refusal
-
-
-def _nudged(value: Any, seed: int, eps: float) -> Any:
-    """An input whose elements are moved by a step of their rounding or not at all; what is not floating as it is."""
-    tensor = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        return value
-    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    moved = (tensor.double() * (1 + eps * (2 * noise - 1).round())).to(tensor.dtype)
-    return moved.numpy() if isinstance(value, np.ndarray) else moved
-
-
-def _numbers(value: Tensor) -> Tensor:
-    """The finite elements of an output, in float64; the parts of complex ones."""
-    flat = torch.view_as_real(value.to(torch.complex128)) if value.is_complex() else value.double()
-    return flat[flat.isfinite()]
-
-
-def _largest(value: Tensor) -> float:
-    return float(_numbers(value).abs().max()) if len(_numbers(value)) else 0.0
-
-
-def _bound(value: Tensor, tolerance: float, eps: float) -> float:
-    """By how much an output may differ: nothing for whole numbers."""
-    numbers = _numbers(value)
-    if _kind(value) in ("integer", "bool") or not len(numbers):
-        return 0.0
-    largest, spread = float(numbers.abs().max()), float(numbers.max() - numbers.min())
-    saturated = len(numbers) > 1 and spread <= tolerance * largest
-    return max(tolerance * spread, MARGIN * eps * largest) if saturated else tolerance * largest
 
 
 def _is_constant(outputs: Outputs) -> bool:
@@ -247,14 +227,8 @@ def _worst(expected: Tensor, found: Tensor) -> str:
     """The element that is furthest off: " at (0, 3) 2.5 was found, 0 expected"."""
     apart = distances(expected, found)
     index = tuple(int(i) for i in np.unravel_index(int(apart.argmax()), apart.shape))
-    form = "" if _kind(expected) in ("integer", "bool") else ".6g"
+    form = "" if kind_of_numbers(expected) in ("integer", "bool") else ".6g"
     return f"At {index} {found[index].item():{form}} was found, {expected[index].item():{form}} expected"
-
-
-def _kind(tensor: Tensor) -> str:
-    if tensor.is_floating_point():
-        return "floating"
-    return "bool" if tensor.dtype is torch.bool else "complex" if tensor.is_complex() else "integer"
 
 
 def _torch_reference(

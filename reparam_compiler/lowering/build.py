@@ -1,6 +1,8 @@
 """`compile`: from a native model to an Executable.
 
 to_relax -> backend.lower (`cpu/pipeline.py`, `gpu/pipeline.py`) -> tvm.compile(backend.vm_passes) -> Executable
+
+A model that takes any batch is imported and built once for each size, over one store of weights.
 """
 
 import importlib.metadata
@@ -8,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.backends import backend_for
+from reparam_compiler.lowering.importing.batches import check_batches
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.options import CompileOptions, Watch, sources_of
@@ -25,9 +28,11 @@ from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
 from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import Kernel
-from reparam_compiler.lowering.runtime.executable import Executable, assemble
+from reparam_compiler.lowering.runtime.executable import Executable
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.runtime.linking import compiler_line
+from reparam_compiler.lowering.runtime.variant import Variant
+from reparam_compiler.lowering.runtime.weights import Store
 from reparam_compiler.lowering.search.database import check_readable, warn_of_foreign
 from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
@@ -60,6 +65,35 @@ def compile(
     Raises: LoweringError as `check`, and where a shape is missing, TVM cannot import an op, or code generation fails;
     UnsupportedModelError for another kind of model.
     """
+    return compile_forms([Form(model, example_inputs, input_shapes)], target=target, database=database, options=options)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Form:
+    """A model at one size: what `to_relax` takes."""
+
+    model: Any
+    example_inputs: Any = None
+    input_shapes: Mapping[str, Sequence[int]] | None = None
+
+
+def compile_forms(
+    forms: Sequence[Form],
+    *,
+    target: TargetLike = None,
+    database: str | os.PathLike[str] | None = None,
+    options: CompileOptions | None = None,
+    any_batch: bool = False,
+) -> Executable:
+    """Compile a model at each of its sizes, the smallest first, over one copy of its weights.
+
+    Args:
+        target, database, options: as for `compile`.
+        any_batch: whether the sizes are those of a batch, of which runs of any number of samples are put together. That no
+            sample has a part in another's outputs is seen in the sizes of the outputs alone here (`check_batches`).
+
+    Raises: LoweringError as `compile` and `check_batches`.
+    """
     settings = options or DEFAULT_OPTIONS
     resolved = check(target, database, settings)
     backend = backend_for(resolved)
@@ -70,8 +104,12 @@ def compile(
         warn_of_foreign(Path(database), describe(resolved), searched=searched)
     measured = Path(database) if database is not None and searched else None
     with COMPILING:
-        imported = to_relax(model, example_inputs, input_shapes=input_shapes)
-        return build(imported, resolved, measured, settings)
+        imports = [to_relax(form.model, form.example_inputs, input_shapes=form.input_shapes) for form in forms]
+        if any_batch:
+            check_batches(imports)
+        store = Store()
+        made = [build(imported, resolved, measured, settings, store) for imported in imports]
+    return Executable(tuple(each.variant for each in made), any_batch, versions(), _together(made))
 
 
 def check(target: TargetLike, database: str | os.PathLike[str] | None, options: CompileOptions) -> Target:
@@ -86,15 +124,27 @@ def check(target: TargetLike, database: str | os.PathLike[str] | None, options: 
     return resolved
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Built:
+    """A variant, and the texts of its compilation that were asked for."""
+
+    variant: Variant
+    listings: Mapping[str, str]
+
+
 def build(
-    imported: Imported, target: Any, database: Path | None = None, options: CompileOptions = DEFAULT_OPTIONS
-) -> Executable:
-    """The phases after import, for a resolved target."""
+    imported: Imported,
+    target: Any,
+    database: Path | None = None,
+    options: CompileOptions = DEFAULT_OPTIONS,
+    store: Store | None = None,
+) -> Built:
+    """The phases after import, for a resolved target. store: the weights of the variants that were built before."""
     backend, watch = backend_for(target), Watch(options)
     try:
-        with COMPILING, target, filter_stderr(), options.context(watch), noted() as packed:
+        with COMPILING, target, filter_stderr(), options.context(watch), noted(store) as packed:
             module = backend.lower(imported.module, database=database, max_error=options.max_error)
-            without_weights, weights = lifted(module, packed.values())
+            without_weights, weights = lifted(module, packed)
             with backend.toolchain():
                 library = tvm.compile(
                     without_weights,
@@ -114,10 +164,19 @@ def build(
             f"main: TVM could not compile the imported model for {describe(target)}: {class_and_line(refusal)}. "
             f"{options.advice}"
         ) from refusal
-    kernels = tuple(_kernels(module))
-    made = assemble(library, imported.inputs, imported.outputs, describe(target), kernels, versions(), weights)
+    kernels, interface = tuple(_kernels(module)), (imported.inputs, imported.outputs)
+    variant = Variant(describe(target), *interface, kernels, memory_plan(module), library, weights)
     listings = watch.finished() | sources_of(options.sources, imported.module, module, library)
-    return replace(made, listings=listings, memory=memory_plan(module))
+    return Built(variant.made_ready(library), listings)
+
+
+def _together(made: Sequence[Built]) -> dict[str, str]:
+    """The listings of all variants by name, each under a line that says which batch it is for where there are several."""
+    if len(made) == 1:
+        return dict(made[0].listings)
+    names = dict.fromkeys(name for each in made for name in each.listings)
+    titled = [(f"# for a batch of {each.variant.batch}", each.listings) for each in made]
+    return {name: "\n\n".join(f"{title}\n{texts[name]}" for title, texts in titled if name in texts) for name in names}
 
 
 def versions() -> dict[str, str]:

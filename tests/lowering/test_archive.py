@@ -31,14 +31,17 @@ from reparam_compiler.lowering.runtime.stored import ALIGNMENT, Packing, aligned
 
 pytestmark = pytest.mark.tvm
 ABOUT: dict[str, Any] = {"magic": MAGIC, "format": FORMAT, "versions": {"numpy": "é"}, "text": 'a "quoted" \\ line\n'}
+ABOUT |= {"arrays": [], "weights": [], "variants": [{}]}
 
 
 WEIGHTS = [np.arange(15, dtype="float32").reshape(3, 5), np.arange(7, dtype="float64")]
 ENTRIES = [
-    {"dtype": "float32", "stored": [3, 5], "shape": [5, 3], "packed": "float64", "packing": "turned", "arguments": {"by": 1}},
-    {"dtype": "float64", "stored": [7], "shape": [7], "packed": "float64", "packing": None, "arguments": {}},
+    {"stored": 0, "dtype": "float64", "shape": [5, 3], "packing": "turned", "arguments": {"by": 1}},
+    {"stored": 1, "dtype": "float64", "shape": [7], "packing": None, "arguments": {}},
 ]
-HELD = ABOUT | {"weights": ENTRIES}
+HELD = ABOUT | {"weights": ENTRIES, "arrays": [{"dtype": "float32", "shape": [3, 5]}, {"dtype": "float64", "shape": [7]}]}
+OTHERS = [b"\x7fELF other", b"\x7fELF third" * 1000]
+SEVERAL = HELD | {"variants": [{}, *({"size": len(library)} for library in OTHERS)]}
 
 
 def linked(manifest: dict[str, Any]) -> bytes:
@@ -48,38 +51,60 @@ def linked(manifest: dict[str, Any]) -> bytes:
 
 
 def test_a_library_describes_itself(tmp_path: Path) -> None:
-    write_library(tmp_path / "m.so", linked(ABOUT), [])
+    write_library(tmp_path / "m.so", [linked(ABOUT)], [])
     found = read(tmp_path / "m.so")
-    assert (found.manifest, found.weights) == (ABOUT, [])
-    assert found.library == (tmp_path / "m.so").read_bytes()
-    assert holds_manifest(found.library)
+    assert (found.manifest, found.arrays) == (ABOUT, [])
+    assert found.libraries == [(tmp_path / "m.so").read_bytes()]
+    assert holds_manifest(found.libraries[0])
 
 
 def test_a_library_has_its_packed_weights_behind_it(tmp_path: Path) -> None:
     packed = [WEIGHTS[0].T.astype("float64"), WEIGHTS[1]]
-    write_library(tmp_path / "m.so", linked(HELD), packed)
+    write_library(tmp_path / "m.so", [linked(HELD)], packed)
     found = read(tmp_path / "m.so")
-    assert found.packings == [None, None]
-    for array, expected in zip(found.weights, packed, strict=True):
+    assert found.packed
+    for array, expected in zip(found.arrays, packed, strict=True):
         np.testing.assert_array_equal(array, expected)
         assert array.ctypes.data % ALIGNMENT == 0
-    write_library(tmp_path / "again.so", found.library, found.weights)
+    write_library(tmp_path / "again.so", found.libraries, found.arrays)
+    assert (tmp_path / "again.so").read_bytes() == (tmp_path / "m.so").read_bytes()
+
+
+@pytest.mark.parametrize("weights", [[WEIGHTS[0].T.astype("float64"), WEIGHTS[1]], []])
+def test_a_library_has_those_of_further_variants_behind_it(weights: list[np.ndarray], tmp_path: Path) -> None:
+    first = linked(SEVERAL if weights else SEVERAL | {"weights": [], "arrays": []})
+    write_library(tmp_path / "m.so", [first, *OTHERS], weights)
+    found = read(tmp_path / "m.so")
+    assert found.libraries[1:] == OTHERS
+    for array, expected in zip(found.arrays, weights, strict=True):
+        np.testing.assert_array_equal(array, expected)
+    write_library(tmp_path / "again.so", found.libraries, found.arrays)
     assert (tmp_path / "again.so").read_bytes() == (tmp_path / "m.so").read_bytes()
 
 
 def test_an_archive_gives_back_library_manifest_and_weights_as_they_were(tmp_path: Path) -> None:
-    write_tar(tmp_path / "m.tar", b"code", HELD, WEIGHTS)
+    write_tar(tmp_path / "m.tar", [b"code", *OTHERS], SEVERAL, WEIGHTS)
     found = read(tmp_path / "m.tar")
-    assert found.library == b"code"
-    assert HELD.items() <= found.manifest.items()
-    assert found.packings == [Packing("turned", {"by": 1}), None]
-    for array, expected in zip(found.weights, WEIGHTS, strict=True):
+    assert found.libraries == [b"code", *OTHERS]
+    assert SEVERAL.items() <= found.manifest.items()
+    assert not found.packed
+    for array, expected in zip(found.arrays, WEIGHTS, strict=True):
         np.testing.assert_array_equal(array, expected)
 
 
+def test_an_archive_without_the_library_of_a_variant_is_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "m.tar", [b"code", OTHERS[0]], SEVERAL, WEIGHTS)
+    with pytest.raises(LoweringError, match=r"truncated or foreign file .*model-2\.so"):
+        read(tmp_path / "m.tar")
+    write_tar(tmp_path / "m.tar", [b"code", *OTHERS], SEVERAL, WEIGHTS)
+    (tmp_path / "m.tar").write_bytes((tmp_path / "m.tar").read_bytes().replace(OTHERS[0], b"\x7fELF othex"))
+    with pytest.raises(LoweringError, match=r"model-1\.so in it is damaged"):
+        read(tmp_path / "m.tar")
+
+
 def test_an_archive_without_weights_has_none(tmp_path: Path) -> None:
-    write_tar(tmp_path / "m.tar", b"code", ABOUT)
-    assert read(tmp_path / "m.tar").weights == []
+    write_tar(tmp_path / "m.tar", [b"code"], ABOUT)
+    assert read(tmp_path / "m.tar").arrays == []
 
 
 @given(st.lists(st.tuples(st.sampled_from(("float32", "float64", "int8")), st.integers(1, 100)), max_size=5))
@@ -110,7 +135,7 @@ def test_a_packing_that_this_version_does_not_know_is_refused() -> None:
 
 
 def test_no_byte_of_a_library_or_its_weights_changes_unseen(tmp_path: Path) -> None:
-    write_library(tmp_path / "m.so", linked(HELD), WEIGHTS)
+    write_library(tmp_path / "m.so", [linked(HELD)], WEIGHTS)
     whole = (tmp_path / "m.so").read_bytes()
     for place in (*range(4, len(linked(HELD)), 5), len(whole) - 100, len(whole) - 1):
         changed = bytearray(whole)
@@ -121,7 +146,7 @@ def test_no_byte_of_a_library_or_its_weights_changes_unseen(tmp_path: Path) -> N
 
 
 def test_damaged_weights_of_an_archive_are_refused(tmp_path: Path) -> None:
-    write_tar(tmp_path / "m.tar", b"code", HELD, WEIGHTS)
+    write_tar(tmp_path / "m.tar", [b"code"], HELD, WEIGHTS)
     content = (tmp_path / "m.tar").read_bytes()
     (tmp_path / "m.tar").write_bytes(content.replace(WEIGHTS[1].tobytes(), bytes(WEIGHTS[1].nbytes)))
     with pytest.raises(LoweringError, match=r"weights\.bin in it is damaged"):
@@ -140,8 +165,8 @@ def test_damaged_weights_of_an_archive_are_refused(tmp_path: Path) -> None:
 def test_what_another_program_or_version_wrote_is_refused_in_both_forms(
     change: dict[str, object], message: str, tmp_path: Path
 ) -> None:
-    write_tar(tmp_path / "m.tar", b"code", ABOUT | change)
-    write_library(tmp_path / "m.so", linked(ABOUT | change), [])
+    write_tar(tmp_path / "m.tar", [b"code"], ABOUT | change)
+    write_library(tmp_path / "m.so", [linked(ABOUT | change)], [])
     for name in ("m.tar", "m.so"):
         with pytest.raises(LoweringError, match=message):
             read(tmp_path / name)

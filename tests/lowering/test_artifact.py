@@ -18,6 +18,7 @@ from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.runtime.archive import LIBRARY, MANIFEST, MARK, write_tar
 from reparam_compiler.lowering.runtime.description import Kernel, filled
+from tests.support.old_artifacts import rewritten
 
 pytestmark = pytest.mark.tvm
 
@@ -140,16 +141,23 @@ def test_archive_of_the_old_tvmc_is_named_as_such(tmp_path: Path) -> None:
 
 def test_format_1_is_still_read_but_not_made_a_library_of(tmp_path: Path, array: np.ndarray) -> None:
     lowering.compile(nn.ReLU().eval(), torch.from_numpy(array)).save(tmp_path / "saved.tar")
-    with tarfile.open(tmp_path / "saved.tar") as file:
-        manifest, content = json.load(file.extractfile(MANIFEST)), file.extractfile(LIBRARY).read()
-    manifest |= {"format": 1, "kernels": [{"name": k["name"], "algorithm": k["algorithm"]} for k in manifest["kernels"]]}
-    del manifest["weights"]
-    write_tar(tmp_path / "one.tar", content.replace(MARK, b"\0" * len(MARK)), manifest)
+    kernels = [{"name": "relu", "algorithm": "general"}]
+    rewritten(tmp_path / "saved.tar", tmp_path / "one.tar", 1, kernels=kernels)
     old = lowering.load(tmp_path / "one.tar")
     assert old.kernels[0] == Kernel(old.kernels[0].name, old.kernels[0].algorithm, 0, None)
     np.testing.assert_array_equal(old.run(array)[0], np.maximum(array, 0))
     with pytest.raises(LoweringError, match="format 1 does not describe itself"):
         old.save(tmp_path / "one.so")
+
+
+def test_format_3_is_still_read_and_written_anew(saved: Path, tmp_path: Path, array: np.ndarray) -> None:
+    rewritten(saved, tmp_path / "three.tar", 3)
+    old, new = lowering.load(tmp_path / "three.tar"), lowering.load(saved)
+    assert (old.inputs, old.kernels, old.memory, old.batches) == (new.inputs, new.kernels, new.memory, ())
+    np.testing.assert_array_equal(old.run(array)[0], new.run(array)[0])
+    for name in ("again.tar", "again.so"):
+        old.save(tmp_path / name)
+        np.testing.assert_array_equal(lowering.load(tmp_path / name).run(array)[0], new.run(array)[0])
 
 
 def test_linking_says_which_compiler_is_missing(compiled: lowering.Executable, saved: Path, tmp_path: Path) -> None:
@@ -289,18 +297,24 @@ def test_newer_format_is_refused_with_what_wrote_it(saved: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     "change",
     [
-        {"inputs": None},
-        {"kernels": [{}]},
+        {"variants": [{"inputs": None}]},
+        {"variants": [{"kernels": [{}]}]},
+        {"variants": [{"outputs": [{"name": "y"}]}]},
+        {"variants": [{"memory": {"x": 1}}]},
+        {"variants": [{"weights": [7]}]},
+        {"variants": []},
+        {"variants": 1},
         {"weights": [{}]},
-        {"outputs": [{"name": "y"}]},
+        {"versions": None},
         {"format": "two"},
-        {"memory": {"x": 1}},
     ],
 )
 def test_manifest_that_is_not_whole_is_refused(saved: Path, tmp_path: Path, change: dict[str, object]) -> None:
     with tarfile.open(saved) as file:
         manifest, content = json.load(file.extractfile(MANIFEST)), file.extractfile(LIBRARY).read()
-    write_tar(tmp_path / "m.tar", content, manifest | {"weights": []} | change)
+    if isinstance(change.get("variants"), list):
+        change = {"variants": [manifest["variants"][0] | each for each in change["variants"]]}
+    write_tar(tmp_path / "m.tar", [content], manifest | {"arrays": [], "weights": []} | change)
     with pytest.raises(
         LoweringError, match=r"m\.tar: (the manifest in it is not whole|found format 'two'|found a truncated or foreign)"
     ):

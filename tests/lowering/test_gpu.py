@@ -100,9 +100,9 @@ def built(imported: Imported, target: Any, monkeypatch: pytest.MonkeyPatch) -> B
 
     monkeypatch.setattr(kind, "lower", kept)
     monkeypatch.setattr(tir_build, "split_host_device_mods", noted)
-    executable = build(imported, target)
+    variant = build(imported, target).variant
     (lowered,) = modules
-    return Built(executable, lowered, launches_of(parts[-1]))  # the others fold constants
+    return Built(Executable((variant,)), lowered, launches_of(parts[-1]))  # the others fold constants
 
 
 def static_bytes(func: Any) -> list[int]:
@@ -175,7 +175,7 @@ def test_every_kernel_is_bound_to_threads_and_built_for_the_device(
     assert ("winograd" in algorithms) == (dtype == torch.float32)
     assert ("pieces" in algorithms) == (batch == 1 or dtype == torch.float32)
 
-    device = [part for part in imports(found.executable._library.mod) if part.kind == "cuda"]
+    device = [part for part in imports(found.executable.variants[0].library.mod) if part.kind == "cuda"]
     assert len(device) == 1
     written = set(re.findall(r"__global__ void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\(", device[0].inspect_source()))
     assert written == set(found.launches)

@@ -112,14 +112,15 @@ def test_an_executable_tells_its_plan_and_so_does_what_was_saved(tmp_path: Any) 
 
 def test_tvmc_tells_it_in_a_line() -> None:
     from reparam_compiler.lowering import Executable
+    from reparam_compiler.lowering.runtime.variant import Variant
     from reparam_compiler.tvmc.tables import memory_line
 
     plan = MemoryPlan(peak=3 * 2**20, bound=2**21, planned=2**21, scratch=2**19, weights=2**25)
-    assert memory_line(Executable((), (), "{}", memory=plan)) == (
+    assert memory_line(Executable((Variant("{}", (), (), memory=plan),))) == (
         "memory: activations 3.00 MiB at once (one input and one output: 2.00 MiB), 2.00 MiB allocated for them; "
         "scratch 0.50 MiB; weights 32.00 MiB"
     )
-    assert "not known" in memory_line(Executable((), (), "{}"))
+    assert "not known" in memory_line(Executable((Variant("{}", (), ()),)))
 
 
 def test_a_symbolic_size_has_no_plan() -> None:

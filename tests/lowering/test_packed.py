@@ -24,7 +24,7 @@ def test_packed_weights_are_lifted_once_for_all_that_are_equal_and_biases_stay()
         net[0].weight.copy_(net[1].weight)
     with noted() as found:
         module = lower(to_relax(net, torch.zeros(2, 6)).module, resolve(None))
-    made, weights = lifted(module, found.values())
+    made, weights = lifted(module, found)
     names = [str(parameter.name) for parameter in made["main"].params]
     assert names[1:] == ["weight_0", "weight_1"]
     assert [weight.stored.shape for weight in weights] == [(6, 1, 1, 6), (3, 1, 1, 6)]
@@ -43,7 +43,7 @@ def test_a_module_without_packed_weights_is_left_as_it_is() -> None:
     with noted() as found:
         module = lower(to_relax(nn.ReLU().eval(), torch.zeros(2, 6)).module, resolve(None))
     assert not found
-    assert lifted(module, found.values()) == (module, ())
+    assert lifted(module, found) == (module, ())
 
 
 def test_what_nobody_notes_stays_a_constant() -> None:
@@ -51,4 +51,4 @@ def test_what_nobody_notes_stays_a_constant() -> None:
     assert len(module["main"].params) == 1
     with noted() as found:
         pass
-    assert lifted(module, found.values())[0] is module
+    assert lifted(module, found)[0] is module

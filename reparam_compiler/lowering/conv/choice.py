@@ -9,7 +9,7 @@ from memory. What a byte costs from where is measured, by family of CPU (`cpu.ma
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from reparam_compiler.lowering.conv.algorithms import (
@@ -29,26 +29,44 @@ L1_BYTES = 32 * 1024
 OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
 LONGEST = 8  # rows or columns of a Winograd tile: beyond it float32 loses too much
 FEWEST_TILES = 8  # of a block: with fewer the weights are read too often
+SHARING = 0.04  # of a conv's cycles: what it may cost to read weights that another variant has packed
 BLOCK_CACHES = 2.0  # second-level caches that a block's scratch may take: it is read once, in order
 
 
-def candidates(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
-    """Every algorithm that computes the conv, each in its best tile and blocks, the fewest estimated cycles first."""
-    found: list[Algorithm] = [direct_form(shape, unit)]
+def candidates(shape: ConvShape, unit: VectorUnit, columns: int | None = None) -> list[Algorithm]:
+    """Every algorithm that computes the conv, each in its best tile and blocks, the fewest estimated cycles first.
+
+    columns: of every tile; None leaves them open.
+    """
+    found: list[Algorithm] = [direct_form(shape, unit, columns)]
     split = [size > 1 for size in shape.kernel]
     if any(split) and not shape.depthwise and (shape.stride == (1, 1) or shape.dilation == (1, 1)):
         taps = shape.phase_taps
         for outputs in OUTPUTS:
             down, across = (outputs if axis else 1 for axis in split)
             if max(down + taps[0], across + taps[1]) - 1 <= LONGEST:
-                found.append(_winograd_form(shape, (down, across), unit))
+                found.append(_winograd_form(shape, (down, across), unit, columns))
     return sorted(found, key=lambda algorithm: cycles(shape, algorithm, unit))
 
 
-def direct_form(shape: ConvShape, unit: VectorUnit) -> Direct:
+def with_packing(
+    shape: ConvShape, unit: VectorUnit, chosen: Algorithm, columns: Iterable[int], fits: Callable[[Algorithm], bool]
+) -> Algorithm:
+    """The algorithm of the fewest estimated cycles that reads weights as they are packed already, where that costs little.
+
+    Args:
+        chosen: what is taken where none does, or costs more than `SHARING` of its cycles.
+        columns: of the tiles of those packings. fits: whether an algorithm reads one of them.
+    """
+    alike = [form for width in columns for form in candidates(shape, unit, width) if fits(form)]
+    best = min(alike, key=lambda form: cycles(shape, form, unit), default=chosen)
+    return best if cycles(shape, best, unit) <= (1 + SHARING) * cycles(shape, chosen, unit) else chosen
+
+
+def direct_form(shape: ConvShape, unit: VectorUnit, columns: int | None = None) -> Direct:
     """The direct conv in the tile and the blocks of the fewest estimated cycles."""
-    blocked = [Direct(choose_tile(shape, unit, block), block) for block in _pixel_blocks(shape)]
-    return min([Direct(choose_tile(shape, unit)), *blocked], key=lambda form: cycles(shape, form, unit))
+    blocked = [Direct(choose_tile(shape, unit, block, columns), block) for block in _pixel_blocks(shape)]
+    return min([Direct(choose_tile(shape, unit, 0, columns)), *blocked], key=lambda form: cycles(shape, form, unit))
 
 
 def _pixel_blocks(shape: ConvShape) -> Iterable[int]:
@@ -59,35 +77,38 @@ def _pixel_blocks(shape: ConvShape) -> Iterable[int]:
     return [rows * shape.out_width for rows in rows if rows * shape.out_width >= FEWEST_TILES]
 
 
-def _winograd_form(shape: ConvShape, outputs: tuple[int, int], unit: VectorUnit) -> Winograd:
+def _winograd_form(shape: ConvShape, outputs: tuple[int, int], unit: VectorUnit, columns: int | None = None) -> Winograd:
     """The Winograd conv of those outputs in the tile and the blocks of the fewest estimated cycles."""
     tiles = Winograd(outputs, Tile(1, 1)).tiles(shape)
     sizes = [size for size in range(FEWEST_TILES, tiles // 2 + 1) if tiles % size == 0] if shape.dilation == (1, 1) else []
     found = []
     for block in (0, *sizes):
         form = Winograd(outputs, Tile(1, 1), block)
-        form = replace(form, tile=candidate_tiles(form.gemm(shape), unit, shape.group_in)[0])
+        form = replace(form, tile=candidate_tiles(form.gemm(shape), unit, shape.group_in, columns=columns)[0])
         if not block or form.scratch(shape, unit) <= BLOCK_CACHES * unit.l2_bytes:
             found.append(form)
     return min(found, key=lambda form: cycles(shape, form, unit))
 
 
-def choose_tile(shape: ConvShape, unit: VectorUnit, pixels: int = 0) -> Tile:
+def choose_tile(shape: ConvShape, unit: VectorUnit, pixels: int = 0, columns: int | None = None) -> Tile:
     """The tile of the fewest estimated cycles for so many pixels, or all."""
-    return candidate_tiles(shape, unit, pixels=pixels)[0]
+    return candidate_tiles(shape, unit, pixels=pixels, columns=columns)[0]
 
 
-def candidate_tiles(shape: ConvShape, unit: VectorUnit, depth: int | None = None, pixels: int = 0) -> list[Tile]:
+def candidate_tiles(
+    shape: ConvShape, unit: VectorUnit, depth: int | None = None, pixels: int = 0, columns: int | None = None
+) -> list[Tile]:
     """Every tile whose sums, one row of weights and one broadcast fit the registers, best first by `tile_cycles`.
 
     depth: of the loop that is unrolled, where it is not all of the shape's channels: of a Winograd product, one phase's.
     pixels: of one block, where it is not all of the shape's.
+    columns: of every tile; None leaves them open.
     """
     lanes, pixels = unit.lanes(shape.dtype), pixels or shape.pixels
     unroll = unroll_of(depth or shape.group_in, UNROLL)
     tiles = [
         Tile(rows, vectors * lanes, unroll)
-        for vectors in range(1, min(8, -(-shape.group_out // lanes)) + 1)
+        for vectors in ([columns // lanes] if columns else range(1, min(8, -(-shape.group_out // lanes)) + 1))
         for rows in range(1, min(14, pixels) + 1)
         if rows * vectors + vectors + 1 <= unit.registers
     ]

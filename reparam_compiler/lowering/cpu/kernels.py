@@ -15,14 +15,14 @@ from tvm.relax.expr_functor import mutator
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step
-from reparam_compiler.lowering.conv.choice import candidates, direct_form
+from reparam_compiler.lowering.conv.choice import candidates, cycles, direct_form, with_packing
 from reparam_compiler.lowering.cpu.depthwise import depthwise_columns, depthwise_conv
 from reparam_compiler.lowering.cpu.machine import VectorUnit
-from reparam_compiler.lowering.cpu.packing import PACKINGS, narrowed
+from reparam_compiler.lowering.cpu.packing import PACKINGS, narrowed, widened
 from reparam_compiler.lowering.cpu.schedules import direct_conv
 from reparam_compiler.lowering.cpu.winograd import winograd_conv
 from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, Weights, find_conv_sites, rewritten
-from reparam_compiler.lowering.relax.packed import packed_constant
+from reparam_compiler.lowering.relax.packed import packed_constant, packings_of
 from reparam_compiler.lowering.runtime.stored import Packing
 
 AlgorithmRule = Callable[[ConvShape, VectorUnit], Sequence[Algorithm]]
@@ -111,9 +111,19 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
             name = "gemm"
         return _Plan(name, key, packing, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error)
 
+    def _sharing(self, site: ConvSite, found: Sequence[Algorithm]) -> Algorithm:
+        """One that reads the weights as another variant of the model does; the first found where that costs too much."""
+        if found[0] != min(found, key=lambda form: cycles(site.shape, form, self.unit)):
+            return found[0]  # a measurement, and no estimate, says that it is the best
+        stored, _ = narrowed(site.weight, Packing("", {}))
+        packings = [widened(packing) for packing in packings_of(stored) if packing is not None]
+        columns = sorted({packing.arguments["columns"] for packing in packings})
+        return with_packing(site.shape, self.unit, found[0], columns, lambda form: packing_of(site.shape, form) in packings)
+
     def _chosen(self, site: ConvSite) -> tuple[Algorithm, float | None]:
-        """The rule's first algorithm within the bound, the direct form where none is."""
-        for algorithm in self.rule(site.shape, self.unit):
+        """The rule's first algorithm within the bound, or one that shares weights; the direct form where none is within it."""
+        found = self.rule(site.shape, self.unit)
+        for algorithm in (self._sharing(site, found), *found):
             error = measured_error(site.weight, site.shape, algorithm)
             if error <= self.max_error:
                 return algorithm, error

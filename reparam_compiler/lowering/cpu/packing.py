@@ -78,6 +78,11 @@ def narrowed(weight: "Weights", packing: Packing) -> tuple["Weights", Packing]:
     return weight.astype(np.float16), Packing(HALF + packing.name, packing.arguments)
 
 
+def widened(packing: Packing) -> Packing:
+    """The packing of float32 that one of either dtype is."""
+    return Packing(packing.name.removeprefix(HALF), packing.arguments)
+
+
 def _is_half(weight: "Weights") -> bool:
     with np.errstate(over="ignore"):
         return np.array_equal(weight.astype(np.float16), weight)

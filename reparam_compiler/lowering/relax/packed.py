@@ -6,49 +6,57 @@ A pass that packs a weight notes here what it packed and how. So the library hol
 model does. A constant that nobody noted, or that a later pass changed, stays a constant of the library.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tvm
 from jaxtyping import Shaped
+from numpy import ndarray
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.lowering.runtime.stored import Packing, Packings
-from reparam_compiler.lowering.runtime.weights import Weight, packed
+from reparam_compiler.lowering.runtime.weights import Store, Weight
 
-Noted = dict[bytes, Weight]
-_NOTED: ContextVar[Noted] = ContextVar("noted")
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """The weights that a module reads, and the store of its model's."""
+
+    weights: list[Weight]
+    store: Store
+
+
+_NOTED: ContextVar[_Noted | None] = ContextVar("noted", default=None)
 
 
 @contextmanager
-def noted() -> Iterator[Noted]:
-    """The weights that are packed in this block, each by the digest of what is packed and how."""
-    found: Noted = {}
+def noted(store: Store | None = None) -> Iterator[list[Weight]]:
+    """The weights that are packed in this block. store: of those that other variants of the model have packed."""
+    found = _Noted([], Store() if store is None else store)
     token = _NOTED.set(found)
     try:
-        yield found
+        yield found.weights
     finally:
         _NOTED.reset(token)
 
 
-def packed_constant(stored: Shaped[np.ndarray, "..."], packing: Packing, packings: Packings) -> Any:
+def packed_constant(stored: Shaped[ndarray, "..."], packing: Packing, packings: Packings) -> Any:
     """The Relax constant of a weight, packed: once for all that are equal, as those of the steps of an LSTM are."""
-    stored, found = np.ascontiguousarray(stored), _NOTED.get({})
-    digest = _digest(stored, packing)
-    if digest not in found:
-        found[digest] = packed(stored, packing, packings)
-    return relax.const(found[digest].value)
+    found = _NOTED.get() or _Noted([], Store())
+    weight = found.store.packed(stored, packing, packings)
+    if weight not in found.weights:
+        found.weights.append(weight)
+    return relax.const(weight.value)
 
 
-def _digest(stored: Shaped[np.ndarray, "..."], packing: Packing) -> bytes:
-    digest = hashlib.sha256(repr((packing, stored.shape, stored.dtype)).encode())
-    digest.update(stored.data)
-    return digest.digest()
+def packings_of(stored: Shaped[ndarray, "..."]) -> Sequence[Packing | None]:
+    """The packings that a weight is in already, which costs no memory to read again."""
+    found = _NOTED.get()
+    return found.store.packings_of(stored) if found is not None else ()
 
 
 def lifted(module: Any, weights: Iterable[Weight]) -> tuple[Any, tuple[Weight, ...]]:

@@ -64,7 +64,7 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
     """Time each kernel of a compiled model on this machine.
 
     Args:
-        arrays: the inputs in order; random ones where none are given.
+        arrays: the inputs in order, of one of the batches; random ones of the smallest where none are given.
         runs: how many runs the medians are taken over, after one that is not counted.
 
     Raises: LoweringError where this machine cannot run the model, inputs do not fit, `runs` is not positive, or the model's
@@ -72,6 +72,7 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
     """
     if runs < 1:
         raise LoweringError(f"profile: found runs={runs}; expected 1 or more")
+    executable = executable.fitting(arrays)
     calls = _calls(executable, arrays, runs)
     kernels = {kernel.name: kernel for kernel in executable.kernels}
     names, shapes = [call.name for call in calls[0]], [call.shape for call in calls[0]]

@@ -1,0 +1,90 @@
+"""Whether a compiled model computes each sample by itself, whatever stands beside it: what a run by pieces rests on.
+
+    f_b(x_1, …, x_b)[i]  =  f_s(x_i, …, x_i)[j]      for every batch b that was compiled, the smallest one s, every j of s
+
+A softmax or a mean over the first axis, a Reshape to a constant batch, a norm by the statistics of its batch: each breaks that
+on random samples. So does a variant that computes something else than the others, whatever made it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reparam_compiler.checking.bounds import bound_of, nudged
+from reparam_compiler.checking.runners import coarsest
+from reparam_compiler.checking.tolerances import BY_DTYPE, EPS, LAYERS, MARGIN, NUDGES
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.frontends.torch.tensors import dtype_word
+from reparam_compiler.interpreter.difference import difference
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering import Executable
+
+MIXES = (
+    "An op of the model mixes samples, such as a softmax or a mean over the first axis, a Reshape to a constant batch, or a "
+    "norm by the statistics of its batch"
+)
+Arrays = Sequence["np.ndarray[Any, Any]"]
+
+
+def check_apart(executable: "Executable", *, max_error: float = 0.0, advice: str = "") -> None:
+    """Run each batch of a compiled model on different samples, and the smallest on copies of some of them.
+
+    Args:
+        executable: for two batches, or for one above 1, which this machine runs.
+        max_error: the relative error that a layer's algorithm may have. advice: what to do.
+
+    Raises: LoweringError, which names the output, where a sample comes out otherwise beside others.
+    """
+    from reparam_compiler.lowering.runtime.description import filled
+
+    batches, samples = executable.batches, executable.batches[-1]
+    specs = [replace(spec, shape=(samples, *spec.shape[1:])[: len(spec.shape)]) for spec in executable.inputs]
+    inputs = [filled(spec, "random", seed) for seed, spec in enumerate(specs)]
+    together = {batch: _rows(executable, batch, [_part(x, 0, batch) for x in inputs]) for batch in batches}
+    for place in sorted({0, 1 % samples, samples // 2, samples - 1}):
+        sample = [_part(x, place, place + 1) for x in inputs]
+        first, *copies = _alone(executable, sample)
+        others = [*((batches[0], rows) for rows in copies), *((b, together[b][place]) for b in batches if place < b)]
+        for batch, rows in others:
+            for spec, expected, found in zip(executable.outputs, first, rows, strict=True):
+                apart = difference(expected, found).max_abs
+                if not apart <= _bound(executable, sample, executable.outputs.index(spec), apart, max_error):
+                    raise LoweringError(
+                        f"{spec.name}: sample {place + 1} of a batch of {batch} comes out otherwise than alone "
+                        f"(by {apart:.1g}). {MIXES}. {advice}"
+                    )
+
+
+def _part(array: "np.ndarray[Any, Any]", start: int, end: int) -> "np.ndarray[Any, Any]":
+    """These samples of an input; all of one without axes."""
+    return array[start:end] if array.ndim else array
+
+
+def _rows(executable: "Executable", batch: int, inputs: Arrays) -> list[list[Tensor]]:
+    """What a run of a batch gives for each sample."""
+    outputs = [torch.from_numpy(array) for array in executable.at(batch).run(*inputs)]
+    return [[output.chunk(batch)[place] for output in outputs] for place in range(batch)]
+
+
+def _alone(executable: "Executable", sample: Arrays) -> list[list[Tensor]]:
+    """What a run of the smallest batch gives for each of copies of one sample."""
+    batch = executable.batches[0]
+    return _rows(executable, batch, [np.repeat(x, batch, 0) if x.ndim else x for x in sample])
+
+
+def _bound(executable: "Executable", sample: Arrays, index: int, apart: float, max_error: float) -> float:
+    """By how much an output may differ; where that is less than `apart`, rounding its inputs is seen to what it comes."""
+    expected = _alone(executable, sample)[0][index]
+    word = coarsest([dtype_word(expected.dtype), *(dtype_word(torch.from_numpy(x).dtype) for x in sample)])
+    eps = EPS[word]
+    allowed = bound_of(expected, max(BY_DTYPE[word].compiled, LAYERS * max_error), eps)
+    if apart <= allowed:
+        return allowed
+    moved = (_alone(executable, [nudged(x, seed, eps) for x in sample])[0][index] for seed in range(NUDGES))
+    layer = max((kernel.error or 0.0 for variant in executable.variants for kernel in variant.kernels), default=0.0)
+    return max(allowed, MARGIN * max(1.0, layer / eps) * max(difference(expected, other).max_abs for other in moved))
