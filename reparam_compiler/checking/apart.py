@@ -7,7 +7,6 @@ on random samples. So does a variant that computes something else than the other
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,11 +39,11 @@ def check_apart(executable: "Executable", *, max_error: float = 0.0, advice: str
 
     Raises: LoweringError, which names the output, where a sample comes out otherwise beside others.
     """
+    from reparam_compiler.lowering.runtime.batches import of_samples
     from reparam_compiler.lowering.runtime.description import filled
 
     batches, samples = executable.batches, executable.batches[-1]
-    specs = [replace(spec, shape=(samples, *spec.shape[1:])[: len(spec.shape)]) for spec in executable.inputs]
-    inputs = [filled(spec, "random", seed) for seed, spec in enumerate(specs)]
+    inputs = [filled(spec, "random", seed) for seed, spec in enumerate(of_samples(executable.inputs, samples))]
     together = {batch: _rows(executable, batch, [_part(x, 0, batch) for x in inputs]) for batch in batches}
     for place in sorted({0, 1 % samples, samples // 2, samples - 1}):
         sample = [_part(x, place, place + 1) for x in inputs]

@@ -19,7 +19,7 @@ of the output, nothing can be told, and it is said so.
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,11 +105,14 @@ def verify_compiled(
         VerificationError: an output is another, in number, shape, dtype, or by more than rounding.
         LoweringError: the compiled model does not run.
     """
+    from reparam_compiler.lowering.runtime.batches import of_samples
+
     name = name or type(model).__name__
     if not executable.runs_here:
         return _not_compared(name, "it is compiled for another machine or device", logging.INFO)
     try:
-        reference, expected = _first_run(model, _inputs_of(executable, samples), example_inputs)
+        specs = executable.inputs if samples is None else of_samples(executable.inputs, samples)
+        reference, expected = _first_run(model, specs, example_inputs)
     except ImportError as missing:
         return _not_compared(name, str(missing), logging.INFO)
     except UnsupportedModelError as refusal:
@@ -157,13 +160,6 @@ def _told(name: str, how: str, expected: Outputs, bounds: Sequence[float]) -> Ve
     if told > NOTHING_TOLD:
         return _not_compared(name, f"rounding moves its outputs by as much as they differ, {told:.0e} (relative)")
     return Verdict(True, f"{how}, to {told:.0e} (relative), by as much as rounding may move it")
-
-
-def _inputs_of(executable: "Executable", samples: int | None) -> "Sequence[TensorSpec]":
-    """What a run of so many samples takes."""
-    if samples is None:
-        return executable.inputs
-    return [replace(spec, shape=(samples, *spec.shape[1:])[: len(spec.shape)]) for spec in executable.inputs]
 
 
 def _not_compared(name: str, why: str, level: int = logging.WARNING) -> Verdict:

@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,7 @@ def _compile(found: argparse.Namespace) -> None:
         cross_options=found.cross_compiler_options,
         output_format=output_format,
         dump_code=_dumped(found.dump_code),
+        batches=found.batches,
         options=options,
         verify=not found.no_verify,
     )
@@ -90,7 +91,12 @@ def _compile(found: argparse.Namespace) -> None:
     for name, text in made.listings.items():
         if name.startswith(("before ", "after ", "pass times")):
             _say(f"# {name}\n{text}\n")
-    _say(f"{output}  {size / 2**20:.1f} MiB\n{interface_table(made)}\n{kernel_table(made)}\n{memory_line(made)}\n{made.target}")
+    _say(f"{output}  {size / 2**20:.1f} MiB\n{interface_table(made)}")
+    for batch in made.batches:
+        _say(f"\nbatch {batch}\n{kernel_table(made.at(batch))}\n")
+    if not made.batches:
+        _say(kernel_table(made))
+    _say(f"{memory_line(made)}\n{made.target}")
     _say(f"{'verified' if made.verified else 'not verified'}: {made.verification}")
 
 
@@ -101,6 +107,7 @@ def _run(found: argparse.Namespace) -> None:
         found.device,
         inputs=read_inputs(executable, found.inputs),
         fill_mode=found.fill_mode,
+        batch=found.batch,
         repeat=found.repeat,
         number=found.number,
         benchmark=found.print_time,
@@ -109,10 +116,11 @@ def _run(found: argparse.Namespace) -> None:
     )
     if found.outputs is not None:
         result.save(found.outputs)
+    outputs = [replace(spec, shape=result.outputs[spec.name].shape) for spec in executable.outputs]
     top = {name: _top(array, found.print_top) for name, array in result.outputs.items()} if found.print_top else {}
     if found.json:
         record: dict[str, Any] = {
-            "outputs": [asdict(spec) for spec in executable.outputs],
+            "outputs": [asdict(spec) for spec in outputs],
             "written": found.outputs,
             "top": top,
             "time_ms": result.statistics() or None,
@@ -120,7 +128,7 @@ def _run(found: argparse.Namespace) -> None:
         }
         _say(json.dumps(record))
         return
-    for spec in executable.outputs:
+    for spec in outputs:
         _say(str(spec))
     for name, values in top.items():
         _say(f"\nlargest of {name}\n{top_table(values)}")
@@ -229,6 +237,7 @@ def _interface(made: "Executable") -> dict[str, Any]:
         "outputs": [asdict(spec) for spec in made.outputs],
         "target": json.loads(made.target),
         "kernels": [asdict(kernel) for kernel in made.kernels],
+        "by_batch": {batch: [asdict(kernel) for kernel in made.at(batch).kernels] for batch in made.batches},
         "memory": asdict(made.memory) if made.memory else None,
         "versions": made.versions,
         "verified": made.verified,

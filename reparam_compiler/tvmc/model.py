@@ -21,10 +21,11 @@ import numpy as np
 
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
-from reparam_compiler.tvmc.options import GONE_FORMATS, ONE_SIZE
+from reparam_compiler.tvmc.options import GONE_FORMATS
+from reparam_compiler.tvmc.words import ONE_SIZE
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
+    from reparam_compiler.lowering import CompileOptions, Executable, TensorSpec, TuneResult
     from reparam_compiler.lowering.runtime.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -53,19 +54,26 @@ class TVMCModel:
 
         (file or sys.stdout).write(f"{to_relax(self.native, input_shapes=self.shapes()).module.script()}\n")
 
-    def shapes(self) -> dict[str, Sequence[int]]:
-        """The shapes of `shape_dict`, and a batch of one where an ONNX model leaves the batch open; a log line says so."""
-        from reparam_compiler.lowering.importing.from_onnx import open_batches
+    def stated_shapes(self) -> dict[str, Sequence[int]]:
+        """The shapes of `shape_dict`, by the names of the inputs."""
         from reparam_compiler.models.shapes import numbers
         from reparam_compiler.models.stated import named_shapes
 
-        stated = numbers(named_shapes(self.native, self.shape_dict or {}), ONE_SIZE)
-        given: dict[str, Sequence[int]] = dict(stated)
+        return dict(numbers(named_shapes(self.native, self.shape_dict or {}), ONE_SIZE))
+
+    def shapes(self) -> dict[str, Sequence[int]]:
+        """The same, and a batch of one where an ONNX model leaves the batch open; a log line says so."""
+        from reparam_compiler.lowering.importing.from_onnx import open_batches
+
+        given = self.stated_shapes()
         for name, shape in open_batches(self.native).items():
             if name not in given:
                 sizes = ",".join(map(str, (8, *shape[1:])))
                 log.warning(
-                    "%s: the model leaves the batch open; 1 is taken. For 8: --input-shapes '%s:[%s]'", name, name, sizes
+                    "%s: the model leaves the batch open; 1 is taken. For 8: --input-shapes '%s:[%s]'; for any: --batches 1,8",
+                    name,
+                    name,
+                    sizes,
                 )
                 given[name] = shape
         return given
@@ -213,6 +221,7 @@ def compile(
     cross_options: str | None = None,
     output_format: Literal["tar", "so"] | None = None,
     dump_code: str | Sequence[str] | None = None,
+    batches: Sequence[int] | None = None,
     options: "CompileOptions | None" = None,
     verify: bool = True,
 ) -> TVMCPackage:
@@ -226,6 +235,7 @@ def compile(
         cross, cross_options: the compiler that links the library, and what else it is given.
         output_format: "tar" or "so"; None goes by the name of the file.
         dump_code: of "relax", "tir", "ll", "asm", "cu"; each is written beside the file as `<package_path>.<name>`.
+        batches: the numbers of samples to compile for, of which any number is put together; see `reparam_compiler.compile`.
         options: more settings of TVM's passes; the listings that they ask for are in `package.executable.listings`.
         verify: compare one run of it with one of the model in its own runtime, where this machine can run both.
 
@@ -252,7 +262,8 @@ def compile(
         target=target,
         fuse=tvmc_model.fuse,
         database=tuning_records or None,
-        input_shapes=tvmc_model.shapes(),
+        input_shapes=tvmc_model.shapes() if batches is None else tvmc_model.stated_shapes(),
+        batches=batches,
         options=settings,
         verify=verify,
     )
@@ -271,6 +282,7 @@ def run(
     *,
     inputs: Mapping[str, Any] | None = None,
     fill_mode: FillMode = "random",
+    batch: int | None = None,
     repeat: int = 10,
     number: int = 10,
     benchmark: bool = False,
@@ -284,6 +296,7 @@ def run(
         device: "cpu" or "cuda"; None is what it was compiled for.
         inputs: arrays by name; those that are missing are filled.
         fill_mode: what with: "random", "ones" or "zeros".
+        batch: how many samples, where the model takes any number and none are given; None is the smallest batch.
         benchmark: measure `repeat` times `number` runs; `end_to_end` with the copies of inputs and outputs.
         profile: measure each kernel.
 
@@ -300,7 +313,7 @@ def run(
     names = [spec.name for spec in executable.inputs]
     if unknown := sorted(set(given) - set(names)):
         raise LoweringError(f"run: found inputs {', '.join(unknown)}; the model has {'; '.join(map(str, executable.inputs))}")
-    arrays = [given[spec.name] if spec.name in given else filled(spec, fill_mode) for spec in executable.inputs]
+    arrays = [given[spec.name] if spec.name in given else filled(spec, fill_mode) for spec in _sized(executable, given, batch)]
     results = executable.run(*arrays)
     times: list[float] = []
     if benchmark or end_to_end:
@@ -312,6 +325,19 @@ def run(
         found = profile_kernels(executable, arrays)
     outputs = {spec.name: array for spec, array in zip(executable.outputs, results, strict=True)}
     return TVMCResult(outputs, times, found)
+
+
+def _sized(executable: "Executable", given: Mapping[str, Any], batch: int | None) -> "Sequence[TensorSpec]":
+    """The inputs with as many samples as the given arrays hold, or as are asked for."""
+    from reparam_compiler.lowering.runtime.batches import of_samples
+
+    held = [len(given[spec.name]) for spec in executable.inputs if spec.name in given and spec.shape]
+    if batch is not None and (held or not executable.any_batch):
+        found = f"inputs of {held[0]} samples" if held else "an artifact of one size"
+        raise LoweringError(f"--batch: found {found}; it says how many samples are filled in where the model takes any number")
+    if executable.any_batch and (held or batch):
+        return of_samples(executable.inputs, held[0] if held else batch or 0)
+    return executable.inputs
 
 
 def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from reparam_compiler.errors import LoweringError, UnsupportedModelError
-from reparam_compiler.models.shapes import numbers, parse_shapes
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.tvmc.words import MICRO, names, output_format, positive, shapes, sizes
 
 LAYOUT_OR_OP = re.compile(r"[A-Z][A-Za-z0-9]*(:[A-Za-z0-9]+)?|default|(nn|qnn|image)\.[\w.]+")
 LISTS = ("--desired-layout", "--desired-layout-ops", "--mixed-precision-ops")
@@ -84,10 +84,8 @@ class Refused:
     words: bool = True
 
 
-ONE_SIZE = "TVM compiles for one size"
 LAYOUT = "the layout inside is chosen for the target (NHWC on a CPU); inputs and outputs keep the model's"
 RPC = "nothing is run or measured on another machine any more; copy the artifact there and run it there"
-MICRO = "microTVM left TVM in 0.20"
 HARDWARE = "what the search must know of the machine is read from the target, such as --target-llvm-num-cores"
 OF_MODELS = (
     Without(("--desired-layout", "--desired-layout-ops"), LAYOUT),
@@ -173,13 +171,6 @@ def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     return found
 
 
-def _shapes(text: str) -> dict[str, tuple[int, ...]]:
-    try:
-        return numbers(parse_shapes(text), ONE_SIZE)
-    except UnsupportedModelError as refusal:
-        raise argparse.ArgumentTypeError(str(refusal)) from refusal
-
-
 def target_of(found: argparse.Namespace) -> str | dict[str, Any] | None:
     """What `--target` and `--target-KIND-OPTION` mean together, for `lowering.target.resolve`.
 
@@ -257,22 +248,22 @@ def _compile(command: argparse.ArgumentParser) -> None:
     _target(command)
     command.add_argument("-o", "--output", "--package-path", default="module.tar", help="the artifact (default: module.tar)")
     command.add_argument(
-        "-f",
-        "--output-format",
-        type=_output_format,
+        *("-f", "--output-format"),
+        type=output_format,
         metavar="{tar,so}",
         help="tar: an archive; so: one shared library, if --output is not named .tar (default: by the name of --output)",
     )
     command.add_argument("--tuning-records", metavar="PATH", help="the folder that `tvmc tune` wrote")
+    command.add_argument("--batches", type=sizes, metavar="LIST", help="compile for these batches, as 1,8, and run any number")
     command.add_argument("--cross-compiler", default="", help="what links the library, such as aarch64-linux-gnu-g++")
     command.add_argument("--cross-compiler-options", default="", help="what else it is given, such as '-mfpu=neon-vfpv4'")
     command.add_argument("--dump-code", default="", metavar="FORMAT", help="write relax, tir, ll, asm, cu beside the output")
     command.add_argument("-O", "--opt-level", type=int, choices=range(4), default=3, metavar="[0-3]", help="(default: 3)")
     command.add_argument("--pass-config", action="append", default=[], metavar="name=value", help="a setting of one pass")
-    command.add_argument("--disabled-pass", type=_names, default=(), metavar="LIST", help="passes to leave out, by comma")
+    command.add_argument("--disabled-pass", type=names, default=(), metavar="LIST", help="passes to leave out, by comma")
     command.add_argument("--print-pass-times", action="store_true", help="print the time of each pass")
-    command.add_argument("--print-ir-before", type=_names, default=(), metavar="LIST", help="print the IR before these passes")
-    command.add_argument("--print-ir-after", type=_names, default=(), metavar="LIST", help="print the IR after these passes")
+    command.add_argument("--print-ir-before", type=names, default=(), metavar="LIST", help="print the IR before these passes")
+    command.add_argument("--print-ir-after", type=names, default=(), metavar="LIST", help="print the IR after these passes")
     command.add_argument(
         "--max-error", type=float, metavar="X", help="relative error that the algorithm of a layer may have (default: 1e-4)"
     )
@@ -292,14 +283,15 @@ def _run(command: argparse.ArgumentParser) -> None:
         default="random",
         help="inputs that are not given (default: random)",
     )
+    command.add_argument("--batch", type=positive, metavar="N", help="samples of filled inputs (default: the smallest batch)")
     command.add_argument("-i", "--inputs", help="an .npz with an array for each input")
     command.add_argument("-o", "--outputs", help="the .npz to write")
     command.add_argument("--print-time", "--benchmark", action="store_true", help="measure and print milliseconds")
-    command.add_argument("--print-top", type=_positive, metavar="N", help="print the N largest values of each output")
+    command.add_argument("--print-top", type=positive, metavar="N", help="print the N largest values of each output")
     command.add_argument("--profile", action="store_true", help="print the time of each kernel")
     command.add_argument("--end-to-end", action="store_true", help="time the copies of inputs and outputs too")
-    command.add_argument("--repeat", type=_positive, default=1, metavar="N", help="measurements (default: 1)")
-    command.add_argument("--number", type=_positive, default=1, metavar="N", help="runs in a row for each (default: 1)")
+    command.add_argument("--repeat", type=positive, default=1, metavar="N", help="measurements (default: 1)")
+    command.add_argument("--number", type=positive, default=1, metavar="N", help="runs in a row for each (default: 1)")
     _json(command)
     _old(command, OF_RUN)
 
@@ -308,10 +300,10 @@ def _tune(command: argparse.ArgumentParser) -> None:
     _model(command)
     _target(command)
     command.add_argument("-o", "--output", required=True, help="the folder of the records; what it holds already counts")
-    command.add_argument("--trials", type=_positive, default=1000, help="measurements in all (default: 1000)")
-    command.add_argument("--repeat", type=_positive, default=3, help="measurements of each candidate, cold caches (default: 3)")
-    command.add_argument("--number", type=_positive, default=1, help="runs in a row for each measurement (default: 1)")
-    command.add_argument("--timeout", type=_positive, default=30, help="seconds that one candidate may take (default: 30)")
+    command.add_argument("--trials", type=positive, default=1000, help="measurements in all (default: 1000)")
+    command.add_argument("--repeat", type=positive, default=3, help="measurements of each candidate, cold caches (default: 3)")
+    command.add_argument("--number", type=positive, default=1, help="runs in a row for each measurement (default: 1)")
+    command.add_argument("--timeout", type=positive, default=30, help="seconds that one candidate may take (default: 30)")
     command.add_argument("--tuning-records", metavar="PATH", help="records of an earlier search to start from")
     command.add_argument("--tasks", default="all", help="all; parts of a model cannot be tuned alone")
     _old(command, OF_TUNE)
@@ -321,7 +313,7 @@ def _model(command: argparse.ArgumentParser) -> None:
     command.add_argument("MODEL", help="an .onnx, a .pt2, or package.module:factory")
     command.add_argument("--model-format", choices=("onnx", "pytorch", *GONE_FORMATS), help="default: by the name of MODEL")
     command.add_argument(
-        "--input-shapes", type=_shapes, help="shapes that the model leaves open: '[1,3,224,224]', 'x:[1,3] y:[7]'"
+        "--input-shapes", type=shapes, help="shapes that the model leaves open: '[1,3,224,224]', 'x:[1,3] y:[7]'"
     )
     command.add_argument("--no-fuse", action="store_true", help="do not fuse the branches of MODEL first")
     command.add_argument("--unsafe-load", action="store_true", help="open pickles too: they can run any code")
@@ -333,8 +325,8 @@ def _target(command: argparse.ArgumentParser) -> None:
         "--target", help="llvm, cuda, 'llvm -mcpu=znver3 -num-cores 2', a tag, JSON, or a JSON file (default: this machine)"
     )
     group = command.add_argument_group("options of the target, the same as inside --target")
-    for kind, names in TARGET_OPTIONS.items():
-        for name in names:
+    for kind, attributes in TARGET_OPTIONS.items():
+        for name in attributes:
             group.add_argument(f"--target-{kind}-{name}", action=OfTarget, key=(kind, name), metavar="VALUE", help="")
 
 
@@ -425,21 +417,3 @@ def _joined(arguments: Sequence[str]) -> Iterable[str]:
             yield f"{word}={','.join(taken)}"
         else:
             yield word
-
-
-def _output_format(text: str) -> str:
-    if text == "mlf":
-        raise argparse.ArgumentTypeError(f"mlf, the Model Library Format, is gone: {MICRO}. Write tar or so")
-    if text not in ("tar", "so"):
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected tar or so")
-    return text
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.strip("[]").split(",") if name.strip())
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
-    return int(text)

@@ -5,7 +5,7 @@
 
 What TVM can import can be lowered; what it misreads is said otherwise before it sees it (`torch_ops/`). Parameters become
 constants. Neither torch nor onnx is imported unless a model of theirs comes in. Shapes are fixed here, the batch's too
-(docs/adr/0005-fixed-shapes.md).
+(docs/adr/0009-variants.md).
 """
 
 import sys

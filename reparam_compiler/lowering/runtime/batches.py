@@ -8,6 +8,7 @@ axes is given to every piece as it is. No tvm is needed here.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,6 +50,11 @@ def pieces(samples: int, batches: Sequence[int]) -> list[int]:
 def batch_of(specs: Sequence[TensorSpec]) -> int:
     """How many samples these inputs are of: the first size of each that has axes."""
     return next((spec.shape[0] for spec in specs if spec.shape), 1)
+
+
+def of_samples(specs: Sequence[TensorSpec], samples: int) -> list[TensorSpec]:
+    """The same inputs with so many samples."""
+    return [replace(spec, shape=(samples, *spec.shape[1:])[: len(spec.shape)]) for spec in specs]
 
 
 def samples_in(arrays: Sequence["Array"], specs: Sequence[TensorSpec]) -> int:
