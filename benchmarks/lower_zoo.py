@@ -151,8 +151,14 @@ def prepare(net: Net, folder: Path, batch: int) -> Built | str:
         return f"{type(refusal).__name__}: {refusal}"[:200]
     seconds = time.process_time() - start
     executable.save(folder / "ours.tar")
-    weights = sum(len(onnx.numpy_helper.to_array(tensor).tobytes()) for tensor in model.graph.initializer)
-    return Built(seconds, (folder / "ours.tar").stat().st_size, weights)
+    return Built(seconds, (folder / "ours.tar").stat().st_size, _bytes_of_weights(model.graph))
+
+
+def _bytes_of_weights(graph: onnx.GraphProto) -> int:
+    """Of the initializers, and of the constants that some exporters write them as."""
+    constants = (node.attribute[0] for node in graph.node if node.op_type == "Constant")
+    values = (attribute.t for attribute in constants if attribute.name == "value")
+    return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in (*graph.initializer, *values))
 
 
 @dataclass(slots=True)

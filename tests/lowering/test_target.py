@@ -10,7 +10,8 @@ pytest.importorskip("tvm")
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.cpu.machine import NEON, ZEN3, ZEN4, VectorUnit, forgone_here, missing_here, vector_unit
+from reparam_compiler.lowering.cpu.families import FAMILIES, GOLDEN_COVE, NEON, ZEN3, ZEN4
+from reparam_compiler.lowering.cpu.machine import VectorUnit, forgone_here, missing_here, vector_unit
 from reparam_compiler.lowering.target import describe, resolve
 
 pytestmark = pytest.mark.tvm
@@ -95,7 +96,12 @@ def test_bad_target_is_refused_with_what_was_found(target: object, message: str)
     ("target", "unit"),
     [
         ("llvm -mcpu=znver3 -num-cores 2", VectorUnit(32, 16, 2, costs=ZEN3)),
-        ("llvm -mcpu=skylake-avx512 -num-cores 2", VectorUnit(64, 32, 2, costs=ZEN4)),
+        ("llvm -mcpu=skylake-avx512 -num-cores 2", VectorUnit(64, 32, 2, costs=GOLDEN_COVE)),
+        ("llvm -mcpu=emeraldrapids -num-cores 2", VectorUnit(64, 32, 2, l2_bytes=1024 * 1024, costs=GOLDEN_COVE)),
+        ("llvm -mcpu=znver4 -num-cores 2", VectorUnit(64, 32, 2, fmas=1, costs=ZEN4)),
+        ("llvm -mcpu=tigerlake -num-cores 2", VectorUnit(64, 32, 2, fmas=1, l2_bytes=640 * 1024, costs=GOLDEN_COVE)),
+        ("llvm -mcpu=tigerlake -mattr=-avx512f -num-cores 2", VectorUnit(32, 16, 2, l2_bytes=640 * 1024, costs=GOLDEN_COVE)),
+        ("llvm -mcpu=x86-64-v4 -num-cores 2", VectorUnit(64, 32, 2, costs=GOLDEN_COVE)),
         ("llvm -mtriple=x86_64-linux-gnu -num-cores 2", VectorUnit(16, 16, 2, costs=ZEN3)),
         ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76 -num-cores 2", VectorUnit(16, 32, 2, costs=NEON)),
     ],

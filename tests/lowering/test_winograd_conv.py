@@ -195,8 +195,9 @@ def test_measured_error_grows_with_the_tile_and_is_zero_for_no_weights() -> None
     tile = Tile(4, 16, 4)
     errors = [measured_error(weight, shape, each) for each in (Direct(tile), Winograd((2, 2), tile), Winograd((6, 6), tile))]
     direct, few, many = errors
-    assert 0 < direct < 2 * few  # two outputs a tile lose next to nothing
-    assert few < many < 1e-4
+    assert 0 < direct < 1e-6  # which of these two is less is for numpy's order of sums to say, another one on each machine
+    assert 0 < few < 1e-6  # two outputs a tile lose next to nothing
+    assert max(direct, few) < many < 1e-4
     assert measured_error(0 * weight, shape, Winograd((6, 6), tile)) == 0
 
 

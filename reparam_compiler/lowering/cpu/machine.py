@@ -23,39 +23,13 @@ from tvm.target.codegen import (
 )
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.cpu.families import ZEN3, Costs, family_of
 
 KIND = "llvm"
 SMALL = 4096  # elements below which starting threads costs more than it saves
-HALF_RATE = ("znver4", "tigerlake", "icelake-client", "rocketlake")  # one 512-bit multiply-add a cycle
 WHICH_MACHINE = ("mcpu", "mtriple", "mattr", "mabi", "mfloat-abi")
 """The attributes that say for which machine code is; without any, it is for this one."""
 VECTOR_FEATURES = ("sse", "avx", "amx", "fma", "f16c", "bmi", "neon", "sve", "sme", "dotprod")  # what LLVM emits unasked
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """What a core's cycles go to beside its arithmetic: measured on RepVGG-A0's layers with cold weights, by family of CPU.
-
-    load: cycles of a load beyond its port.
-    second_bytes: bytes a cycle from the second-level cache.
-    stream_bytes: bytes a cycle from the third-level cache.
-    cold_bytes: bytes a cycle from memory, on a machine that others use too.
-    transform: cycles of each element of a Winograd tile for a vector, by the square of the tile's rows and columns.
-    spill: cycles of a byte of scratch beyond the second-level cache, written and read.
-    """
-
-    load: float
-    second_bytes: float
-    stream_bytes: float
-    cold_bytes: float
-    transform: float
-    spill: float
-
-
-ZEN3 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=2, transform=0.11, spill=1.0)
-ZEN4 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=8, transform=0.17, spill=1.0)
-NEON = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=2, transform=0.11, spill=1.0)
-"""A guess: no such machine was at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +41,7 @@ class VectorUnit:
     threads: cores that the target has.
     fmas: multiply-adds of whole registers that a core starts each cycle.
     l2_bytes: the cache that should hold one column tile's weights.
-    costs: of the family of CPU.
+    costs: of the family of CPU (`families.py`).
 
     Example: `VectorUnit(bytes=32, registers=16, threads=2)` is a CPU of two cores with AVX2.
     """
@@ -85,16 +59,26 @@ class VectorUnit:
 
 
 def vector_unit(target: Target) -> VectorUnit:
-    """The vector registers of an llvm target, from its triple, cpu and attributes."""
+    """The vector registers of an llvm target, from its triple, cpu and attributes; its caches and costs from its family."""
     threads = int(target.attrs.get("num-cores", 0)) or cores()
+    width, registers = _registers(target)
+    family = family_of(str(target.attrs.get("mcpu", "")), width, arm=_arm(target))
+    fmas = family.fmas if width == 64 else 2
+    return VectorUnit(width, registers, threads, fmas, family.l2_bytes, family.costs)
+
+
+def _registers(target: Target) -> tuple[int, int]:
+    """Bytes of a vector register, and how many there are."""
     if llvm_cpu_has_features("avx512f", target):
-        return VectorUnit(64, 32, threads, fmas=1 if target.attrs.get("mcpu") in HALF_RATE else 2, costs=ZEN4)
+        return 64, 32
     if llvm_cpu_has_features("avx", target):
-        return VectorUnit(32, 16, threads)
-    triple = str(target.attrs.get("mtriple", ""))
+        return 32, 16
     width = max(16, int(llvm_get_vector_width(target)) // 8)
-    arm = triple.startswith(("aarch64", "arm64"))
-    return VectorUnit(min(width, 16), 32 if arm else 16, threads, costs=NEON if arm else ZEN3)
+    return min(width, 16), 32 if _arm(target) else 16
+
+
+def _arm(target: Target) -> bool:
+    return str(target.attrs.get("mtriple", "")).startswith(("aarch64", "arm64"))
 
 
 def missing_here(target: Target) -> str:

@@ -21,7 +21,7 @@ from reparam_compiler.lowering.cpu.machine import VectorUnit
 LINE = 64  # bytes of a cache line
 READ, SECOND_LEVEL, DATA = 0, 2, 1  # llvm.prefetch: for reading, into the second level, as data
 MOST_LINES = 32  # a part: more would wait for one another
-PART = 16  # steps of the innermost loop, at most
+PART = 4  # steps of the innermost loop, at most
 
 
 def part_of(steps: int) -> int:
