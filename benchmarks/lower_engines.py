@@ -5,7 +5,8 @@
 A worker makes its engine from the files in the folder (`lower_subjects.py`), runs it once, writes the output for the error to
 be measured, and then runs it as often as it is told to, telling the seconds of each run: from a numpy array to a numpy array.
 Between its turns it is stopped (SIGSTOP), for the pools of OpenMP, ONNX Runtime and TVM spin for a while after each run and
-would take a core from whoever is next; a turn begins with a run that is not counted.
+would take a core from whoever is next; a turn begins with a run that is not counted. All are bound to the same cores: on a
+virtual machine one core may be half as fast as its neighbour for seconds.
 
 Settings: float32 throughout, Winograd where an engine has it, its own choice of the rest; so many threads as told.
 """
@@ -225,6 +226,7 @@ def _output(folder: Path, engine: str) -> Path:
 
 def _serve(engine: str, folder: Path, threads: int) -> None:
     """The worker's side: an answer for each line, on the stdout that the process began with; engines print on theirs."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
