@@ -97,7 +97,8 @@ def gathered() -> Iterator[OneOp]:
     yield one("Compress", x, held(1, 0, 1, 0, dtype=bool), axis=0)
     yield one("Compress", x, held(0, 1, 1, dtype=bool), note="flat")
     yield one("OneHot", between(-3, 5, 2, 3, dtype=np.int64), scalar(5, np.int64), held(0, 1, dtype=np.float32))
-    yield one("OneHot", between(0, 5, 4, dtype=np.int32), scalar(5, np.int64), held(2, 7), axis=0, note="int64")
+    yield one("OneHot", between(0, 5, 4, dtype=np.int64), scalar(5, np.int64), held(2, 7), axis=0, note="int64")
+    yield one("OneHot", between(0, 5, 4, dtype=np.int32), scalar(5, np.int32), held(2, 7, dtype=np.float32), note="int32")
 
 
 def scattered() -> Iterator[OneOp]:

@@ -22,6 +22,7 @@ from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.printer import type_text
 from reparam_compiler.passes.fusion.interpretation import Interpretation, interpret
 from reparam_compiler.passes.fusion.planner import Built, Candidate, Planner, Policy
+from reparam_compiler.passes.fusion.probe import Prober
 from reparam_compiler.passes.fusion.proof import TOLERANCE, Trial, acts_on_positions, measured_bias, prove
 from reparam_compiler.passes.fusion.regions import Region, Regions, is_merge
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
@@ -144,7 +145,7 @@ class _Builder:
     def __init__(self, graph: Graph, data_independent: Set[NodeId], options: Options) -> None:
         self.graph, self.data_independent, self.options = graph, data_independent, options
         self.ranges: dict[NodeId, tuple[float, float]] = {}
-        self._kept = 0
+        self._prober, self._kept = Prober(), 0
 
     def build(self, region: Region) -> Built:
         """The conv, transposed conv or linear that computes a region, under the id of its sink; raises NotFusable."""
@@ -169,7 +170,10 @@ class _Builder:
 
     def _understand(self, region: Region) -> Interpretation:
         _check_promotion(self.graph, region)
-        interpretation = interpret(self.graph, region, self.data_independent, whatever_size=self.options.policy == "always")
+        whatever_size = self.options.policy == "always"
+        interpretation = interpret(
+            self.graph, region, self.data_independent, whatever_size=whatever_size, identify=self._prober.identify
+        )
         if not interpretation.kernel.weight.size:
             raise NotFusable("nothing is left")
         if not interpretation.kernel.bias_varies:

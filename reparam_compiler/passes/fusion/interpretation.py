@@ -4,7 +4,7 @@ There is one rule a node (`passes/fusion/registry.py`). Where there is an affine
 (`passes/fusion/probe.py`).
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,9 +52,16 @@ class Interpretation:
 
 
 def interpret(
-    graph: Graph, region: Region, data_independent: Set[NodeId] = frozenset(), *, whatever_size: bool = False
+    graph: Graph,
+    region: Region,
+    data_independent: Set[NodeId] = frozenset(),
+    *,
+    whatever_size: bool = False,
+    identify: Callable[..., ConvKernel] = probe.identify,
 ) -> Interpretation:
     """Carries a kernel from the source to the sink; raises NotFusable with the node and the reason where there is none.
+
+    identify: probes what there is no rule for.
 
     It is also refused where convs in sequence would have many times the weights of the region, unless `whatever_size` is set:
     a depthwise conv and a pointwise one as one dense conv pay nowhere, and take long to compute.
@@ -65,7 +72,7 @@ def interpret(
     except NoRule as refusal:
         layout = channels_second(graph, region)
         try:
-            kernel = probe.identify(
+            kernel = identify(
                 region.nodes,
                 region.source,
                 layout.channels,

@@ -11,7 +11,8 @@ if it gives what the region gives on random sources: those of a model of fixed s
 ones (`larger`), so that what acts only from some position on, or on whole rows, or across the batch, is found out.
 """
 
-from collections.abc import Callable, Iterator, Sequence, Set
+import hashlib
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice, product
@@ -29,8 +30,9 @@ from reparam_compiler.errors import ReparamError
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate_node
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Node, NodeId, Param, TensorType
+from reparam_compiler.ir.graph import Node, NodeId, Operand, Param, TensorType
 from reparam_compiler.ir.ops import Facts
+from reparam_compiler.vocabulary.dtypes import FLOATING
 
 TOLERANCE = 1e-10
 """The largest relative difference, in float64, of a region and the kernel that it seems to be."""
@@ -108,6 +110,45 @@ def identify(
     kernel = _trimmed(taps, bias, stride, first)
     on = [recorded] if fixed and recorded else [(batch, *more) for more in (*_wider(kernel, sizes), *larger(channels, sizes))]
     return _confirmed(kernel, run, (batch, *sizes), on, at_zero.shape[2:], tolerance)
+
+
+class Prober:
+    """Identifies regions; of those that are alike, only the first is run where it is refused.
+
+    Whether a region is a convolution is decided by its ops, and by where their weights are zero. The blocks of a net differ in
+    the other numbers alone, and are refused by the dozen.
+    """
+
+    def __init__(self) -> None:
+        self._refused: dict[Hashable, str] = {}
+        self._zeros: dict[Param, bytes] = {}
+
+    def identify(self, nodes: Sequence[Node], source: NodeId, *about: Hashable, **settings: Hashable) -> ConvKernel:
+        """As the function `identify`."""
+        alike = self._likeness(nodes, source), about, tuple(settings.items())
+        if alike in self._refused:
+            raise NotFusable(self._refused[alike])
+        try:
+            return identify(nodes, source, *about, **settings)  # type: ignore[arg-type]
+        except NotFusable as reason:
+            self._refused[alike] = str(reason)
+            raise
+
+    def _likeness(self, nodes: Sequence[Node], source: NodeId) -> Hashable:
+        """The ops of a region, what each reads, and which of its constants are zero."""
+        places = {name: place for place, name in enumerate([source, *(node.id for node in nodes)])}
+
+        def read(operand: Operand) -> Hashable:
+            return self._constant(operand) if isinstance(operand, Param) else places.get(operand or "", operand)
+
+        return tuple((node.op, tuple(map(read, node.inputs))) for node in nodes)
+
+    def _constant(self, param: Param) -> Hashable:
+        if param not in self._zeros:
+            array = np.asarray(param.load())
+            told = array == 0 if param.dtype in FLOATING else array
+            self._zeros[param] = hashlib.sha256(told.tobytes()).digest()
+        return param.dtype, param.shape, self._zeros[param]
 
 
 Run = Callable[[Tensor], Tensor]

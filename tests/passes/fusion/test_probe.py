@@ -90,6 +90,32 @@ def test_a_region_that_runs_only_on_its_recorded_size_is_probed_there() -> None:
     assert found.padding == ((1, 1), (1, 1))
 
 
+def test_of_regions_that_are_alike_one_is_run_to_be_refused() -> None:
+    runs = []
+
+    def times(x: Tensor, factors: Tensor) -> Tensor:
+        runs.append(x.shape)
+        return x * factors
+
+    def identify(factors: np.ndarray, most: int | None = None) -> ConvKernel:
+        region = [Node("y", ops.Opaque("times", times), ("x", Param.of(factors, role="const", dtype="f64")))]
+        return prober.identify(region, "x", 4, 2, TensorType("f64", (2, 4, 6, 7)), most=most)
+
+    prober, rows = probe.Prober(), np.ones((6, 1))
+    rows[4] = 0
+    for factors, most, reason, runs_again in (
+        (rows, None, "does not move along axis 0", True),
+        (rows * 2, None, "does not move along axis 0", False),  # other numbers, zero in the same places
+        (rows, 100, "does not move along axis 0", True),
+        (rows[::-1], None, "is not the convolution", True),
+    ):
+        runs.clear()
+        with pytest.raises(NotFusable, match=reason):
+            identify(factors, most)
+        assert bool(runs) is runs_again
+    assert identify(np.ones((6, 1))).size == (1, 1)
+
+
 def test_too_many_channels_to_probe_are_refused() -> None:
     with pytest.raises(NotFusable, match="20000 channels at 7x8 are too many to probe"):
         identify(opaque(lambda x: x), channels=20000)

@@ -9,7 +9,8 @@ def roi_align(graph: Graph, node: Node) -> str:
     """TVM's own mean over a fixed number of points, of boxes scaled beforehand."""
     mode, ratio = node.attrs.get("mode", "avg"), node.attrs.get("sampling_ratio", 0)
     if mode != "avg" or not ratio:
-        raise node.refusal(f"mode={mode}, sampling_ratio={ratio}", "expected the mean of a fixed number of points")
+        wanted = "expected mode=avg and a sampling_ratio; export it so, or cut the model before it"
+        raise node.refusal(f"mode={mode}, sampling_ratio={ratio}", wanted)
     scale = node.attrs.get("spatial_scale", 1.0)
     boxes = node.inputs[1]
     boxes = boxes if scale == 1 else graph.emit("Mul", boxes, graph.like(scale, boxes))
