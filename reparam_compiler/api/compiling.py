@@ -54,7 +54,8 @@ def compile(
         model: as for `fuse`.
         example_inputs: for models that do not know their input shapes, or leave some sizes open.
         target: None and "llvm" are this machine; or "cuda", "llvm -mcpu=x86-64" (any x86-64, and slower: a log line says how),
-            another old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict.
+            "llvm -mcpu=x86-64-v2,v3,v4" (code for each, of which `load` takes what its machine runs best), another old-style
+            string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict.
         fuse: fuse the model first. A model that `fuse` cannot read is compiled as it is, and a log line says so.
         policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)
         database: a folder that `tune` wrote; a log line says where none of its records is for the target.
@@ -67,7 +68,8 @@ def compile(
             and compared: what was misread is found, and the kernels are not. A log line says where nothing was compared.
 
     Returns:
-        An `Executable`, on this machine's device of the target's kind where there is one: `run`, `time`, `save`.
+        An `Executable`, on this machine's device of the target's kind where there is one: `run`, `time`, `save`. With several
+        targets it runs the code for the best that this machine has.
 
     Raises:
         TvmMissingError: apache-tvm is not installed.
@@ -93,10 +95,10 @@ def compile(
     if unfused:
         log.warning("%s is compiled as it is, unfused: %s", type(source.model).__name__, unfused)
     if sizes:
-        opened.check_apart(executable)
+        opened.check_apart(_runnable(executable))
     if not verify:
         return executable
-    verdict = opened.verdict(executable)
+    verdict = opened.verdict(_runnable(executable), len(executable.targets))
     return replace(executable, verified=verdict.compared, verification=verdict.words)
 
 
@@ -138,20 +140,24 @@ class _Opened:
         opened = replace(self, sizes=(1, 2)) if self.sizes == (1,) else self
         return opened.compiled(options=lowering.CompileOptions(max_error=self.max_error))
 
-    def check_apart(self, executable: "Executable") -> None:
+    def check_apart(self, runnable: "Sequence[Executable]") -> None:
         """Raises LoweringError where the model computes a sample otherwise beside others, or nothing here can tell."""
         from reparam_compiler.lowering.importing.batches import one_size
 
-        tells = executable.runs_here and self.sizes != (1,)
-        check_apart(executable if tells else self.here, max_error=self.max_error, advice=one_size())
+        shows = runnable if self.sizes != (1,) else ()
+        for executable in shows or (self.here,):
+            check_apart(executable, max_error=self.max_error, advice=one_size())
 
-    def verdict(self, executable: "Executable") -> Verdict:
-        """What a comparison says of what was compiled; where its code does not run here, of the same import for this machine.
+    def verdict(self, runnable: "Sequence[Executable]", targets: int) -> Verdict:
+        """What comparisons say of the code for each target that runs here; where none does, of the same import made for it.
 
         Raises: VerificationError where it computes something else than the model.
         """
-        if executable.runs_here:
-            return self._compared(executable)
+        verdicts = [self._compared(executable) for executable in runnable]
+        if verdicts:
+            worst = next((verdict for verdict in verdicts if not verdict.compared), verdicts[0])
+            number = f"; so it is for {len(runnable)} of {targets} targets, which run here" if targets > 1 else ""
+            return replace(worst, words=worst.words + number)
         try:
             here = self.here
         except LoweringError as refusal:
@@ -170,6 +176,12 @@ class _Opened:
         return verify_compiled(
             executable, source.model, source.inputs, name=source.name, max_error=self.max_error, samples=samples
         )
+
+
+def _runnable(executable: "Executable") -> "list[Executable]":
+    """What was compiled, for each of its targets that this machine runs."""
+    each = (executable.taking(target) for target in executable.targets)
+    return [one for one in each if one.runs_here]
 
 
 @takes(FuseOptions)

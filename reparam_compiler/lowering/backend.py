@@ -124,6 +124,10 @@ class Backend(ABC):
         """What of this machine code for the target leaves unused; nothing where it uses all, or cannot run here."""
         return ""
 
+    def strength(self) -> tuple[int, ...]:
+        """What a machine that runs code for several targets takes the best of: the largest."""
+        return ()
+
     def tuning(self) -> "Tuning | None":
         """What `tune` moves for this target; None where nothing is searched for its kind."""
         return None

@@ -28,13 +28,14 @@ from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
 from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import Kernel
-from reparam_compiler.lowering.runtime.executable import Executable
+from reparam_compiler.lowering.runtime.executable import Executable, executable_of
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
+from reparam_compiler.lowering.runtime.instruction_sets import best_here
 from reparam_compiler.lowering.runtime.linking import compiler_line
 from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.lowering.runtime.weights import Store
 from reparam_compiler.lowering.search.database import check_readable, warn_of_foreign
-from reparam_compiler.lowering.target import TargetLike, describe, resolve
+from reparam_compiler.lowering.target import TargetLike, describe, resolve_all
 
 log = logging.getLogger(__name__)
 
@@ -88,40 +89,47 @@ def compile_forms(
     """Compile a model at each of its sizes, the smallest first, over one copy of its weights.
 
     Args:
-        target, database, options: as for `compile`.
+        target: as for `compile`, or several: the code of each is in the result. database, options: as for `compile`.
         any_batch: whether the sizes are those of a batch, of which runs of any number of samples are put together. That no
             sample has a part in another's outputs is seen in the sizes of the outputs alone here (`check_batches`).
 
     Raises: LoweringError as `compile` and `check_batches`.
     """
     settings = options or DEFAULT_OPTIONS
-    resolved = check(target, database, settings)
-    backend = backend_for(resolved)
-    if forgone := backend.forgone_here():
-        log.warning("code for %s is slower here than code for this machine would be: %s", describe(resolved), forgone)
-    searched = backend.tuning() is not None
-    if database is not None:
-        warn_of_foreign(Path(database), describe(resolved), searched=searched)
-    measured = Path(database) if database is not None and searched else None
+    targets = check(target, database, settings)
+    best = backend_for(targets[best_here(targets)])
+    if forgone := best.forgone_here():
+        log.warning("code for %s is slower here than code for this machine would be: %s", describe(best.target), forgone)
     with COMPILING:
         imports = [to_relax(form.model, form.example_inputs, input_shapes=form.input_shapes) for form in forms]
         if any_batch:
             check_batches(imports)
-        store = Store()
-        made = [build(imported, resolved, measured, settings, store) for imported in imports]
-    return Executable(tuple(each.variant for each in made), any_batch, versions(), _together(made))
+        store, made = Store(), list[Built]()
+        for one in targets:
+            measured, store = _measured(database, one), store.another()
+            made += [build(imported, one, measured, settings, store) for imported in imports]
+    return executable_of([each.variant for each in made], any_batch, versions(), _together(made))
 
 
-def check(target: TargetLike, database: str | os.PathLike[str] | None, options: CompileOptions) -> Target:
-    """The target that is asked for; asked before a model is fused, which may take minutes.
+def _measured(database: str | os.PathLike[str] | None, target: Target) -> Path | None:
+    """The measurements that decide for a target; a log line where none of them is for it."""
+    if database is None:
+        return None
+    searched = backend_for(target).tuning() is not None
+    warn_of_foreign(Path(database), describe(target), searched=searched)
+    return Path(database) if searched else None
+
+
+def check(target: TargetLike, database: str | os.PathLike[str] | None, options: CompileOptions) -> tuple[Target, ...]:
+    """The targets that are asked for; asked before a model is fused, which may take minutes.
 
     Raises: LoweringError where the target cannot be read, the database holds no records, or a setting is unknown.
     """
     options.check()
-    resolved = resolve(target)
+    targets = resolve_all(target)
     if database is not None:
         check_readable(Path(database))
-    return resolved
+    return targets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,11 +179,11 @@ def build(
 
 
 def _together(made: Sequence[Built]) -> dict[str, str]:
-    """The listings of all variants by name, each under a line that says which batch it is for where there are several."""
+    """The listings of all variants by name, each under a line that says what it is for where there are several."""
     if len(made) == 1:
         return dict(made[0].listings)
     names = dict.fromkeys(name for each in made for name in each.listings)
-    titled = [(f"# for a batch of {each.variant.batch}", each.listings) for each in made]
+    titled = [(f"# for a batch of {each.variant.batch}, {each.variant.target}", each.listings) for each in made]
     return {name: "\n\n".join(f"{title}\n{texts[name]}" for title, texts in titled if name in texts) for name in names}
 
 

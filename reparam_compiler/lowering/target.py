@@ -4,6 +4,7 @@
     "llvm", "cuda"                        a kind, on this machine: the same with "llvm" as None
     "llvm -mcpu=znver3 -num-cores 2"      the strings of the old tvmc, which TVM itself no longer reads
     "llvm -mcpu=x86-64"                   the baseline of an architecture, which runs on each of its machines
+    "llvm -mcpu=x86-64-v2,v3,v4"          several cpus of it: code for each, of which a machine takes its best
     "nvidia/nvidia-a100"                  a tag
     {"kind": "llvm", "mcpu": "znver3"}    TVM's own form, also as a JSON string
 
@@ -12,8 +13,9 @@ What a kind of target means to the rest of `lowering` is its backend's (`backend
 
 import difflib
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import tvm
@@ -23,24 +25,61 @@ from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.backends import BACKENDS, backend_for
 from reparam_compiler.lowering.cpu.machine import native
 
-TargetLike: TypeAlias = str | Mapping[str, Any] | Any | None  # Any: a tvm.target.Target
+TargetLike: TypeAlias = str | Mapping[str, Any] | Sequence[Any] | Any | None  # Any: a tvm.target.Target
+LEVEL = re.compile(r"(?P<family>.+-)?v\d+")
 
 
 def resolve(target: TargetLike) -> Target:
     """The TVM target that `target` means.
 
-    Raises LoweringError where it cannot be read, names an unknown cpu or attribute, or a kind that has no backend.
+    Raises LoweringError where it cannot be read, names an unknown cpu or attribute, or a kind that has no backend; or where it
+    is several.
+    """
+    found = resolve_all(target)
+    if len(found) > 1:
+        cpus = ", ".join(str(one.attrs.get("mcpu", one.kind.name)) for one in found)
+        raise LoweringError(f"target: found {len(found)} targets ({cpus}); expected one here")
+    return found[0]
+
+
+def resolve_all(target: TargetLike) -> tuple[Target, ...]:
+    """The TVM targets that `target` means: one, or those of a list of cpus or targets, each once.
+
+    >>> [str(one.attrs["mcpu"]) for one in resolve_all("llvm -mtriple=x86_64-linux-gnu -mcpu=x86-64-v2,v3")]
+    ['x86-64-v2', 'x86-64-v3']
+
+    Raises LoweringError as `resolve`, and where they are of several kinds.
     """
     if isinstance(target, Target):
-        return _checked(target)
+        return (_checked(target),)
     if target is None or target == "native":
-        return Target(native())
-    if isinstance(target, Mapping):
-        config = dict(target)
+        return (Target(native()),)
+    if isinstance(target, list | tuple) and target:
+        found = [one for each in target for one in resolve_all(each)]
+    elif isinstance(target, Mapping):
+        found = [_resolved(config, target) for config in _for_each_cpu(dict(target))]
     elif isinstance(target, str) and target.strip():
-        config = _parse(target.strip())
+        found = [_resolved(config, target) for config in _for_each_cpu(_parse(target.strip()))]
     else:
         raise LoweringError(f"target: found {target!r}; expected {_accepted()}")
+    if len(kinds := {str(one.kind.name) for one in found}) > 1:
+        raise LoweringError(f"target: found targets of the kinds {', '.join(sorted(kinds))}; an artifact is for one of them")
+    return tuple({describe(one): one for one in found}.values())
+
+
+def _for_each_cpu(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The attributes of a target for each cpu that its mcpu lists; "v3" behind "x86-64-v2" is "x86-64-v3"."""
+    cpus = [name.strip() for name in str(config.get("mcpu", "")).split(",")]
+    if len(cpus) == 1:
+        return [config]
+    levels = [LEVEL.fullmatch(name) for name in cpus]
+    family = levels[0]["family"] if levels[0] else None
+    whole = [(family or "") + name if level and not level["family"] else name for name, level in zip(cpus, levels, strict=True)]
+    return [{**config, "mcpu": name} for name in whole]
+
+
+def _resolved(config: dict[str, Any], target: TargetLike) -> Target:
+    """The target of attributes. target: as it was asked for."""
     if (backend := BACKENDS.get(str(config.get("kind")))) is not None:
         config = backend.completed(config)
     try:

@@ -96,7 +96,7 @@ def _compile(found: argparse.Namespace) -> None:
         _say(f"\nbatch {batch}\n{kernel_table(made.at(batch))}\n")
     if not made.batches:
         _say(kernel_table(made))
-    _say(f"{memory_line(made)}\n{made.target}")
+    _say("\n".join((memory_line(made), *made.targets)))
     _say(f"{'verified' if made.verified else 'not verified'}: {made.verification}")
 
 
@@ -120,6 +120,7 @@ def _run(found: argparse.Namespace) -> None:
     top = {name: _top(array, found.print_top) for name, array in result.outputs.items()} if found.print_top else {}
     if found.json:
         record: dict[str, Any] = {
+            "target": json.loads(executable.target),
             "outputs": [asdict(spec) for spec in outputs],
             "written": found.outputs,
             "top": top,
@@ -128,6 +129,8 @@ def _run(found: argparse.Namespace) -> None:
         }
         _say(json.dumps(record))
         return
+    if executable.others:
+        _say(f"of code for {len(executable.targets)} targets that for {executable.target}")
     for spec in outputs:
         _say(str(spec))
     for name, values in top.items():
@@ -236,6 +239,7 @@ def _interface(made: "Executable") -> dict[str, Any]:
         "inputs": [asdict(spec) for spec in made.inputs],
         "outputs": [asdict(spec) for spec in made.outputs],
         "target": json.loads(made.target),
+        "targets": [json.loads(target) for target in made.targets],
         "kernels": [asdict(kernel) for kernel in made.kernels],
         "by_batch": {batch: [asdict(kernel) for kernel in made.at(batch).kernels] for batch in made.batches},
         "memory": asdict(made.memory) if made.memory else None,

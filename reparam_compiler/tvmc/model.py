@@ -244,7 +244,8 @@ def compile(
     from reparam_compiler import lowering
     from reparam_compiler.api.compiling import compile as compile_native
     from reparam_compiler.lowering.runtime.linking import check_linker
-    from reparam_compiler.lowering.target import describe, resolve
+    from reparam_compiler.lowering.runtime.saving import checked_form
+    from reparam_compiler.lowering.target import describe, resolve_all
 
     dumped = (dump_code,) if isinstance(dump_code, str) else tuple(dump_code or ())
     settings = options or lowering.CompileOptions()
@@ -256,7 +257,10 @@ def compile(
     temporary = None if package_path else tempfile.mkdtemp(prefix="reparam-package-")
     path = Path(package_path or f"{temporary}/module.tar")
     check_folder(path)
-    check_linker(cross or None, describe(resolve(target)))
+    targets = resolve_all(target)
+    checked_form(path, output_format, len(targets))
+    for one in targets:
+        check_linker(cross or None, describe(one))
     executable = compile_native(
         tvmc_model.native,
         target=target,

@@ -8,7 +8,7 @@ import tvm
 from tvm.target import Target
 
 from reparam_compiler.lowering.backend import Backend, Peak, Tuning
-from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, completed, forgone_here, missing_here
+from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, completed, forgone_here, missing_here, strength
 from reparam_compiler.lowering.cpu.packing import PACKINGS
 
 
@@ -60,6 +60,10 @@ class CpuBackend(Backend):
     def forgone_here(self) -> str:
         """Wider vectors, or fused multiply-adds, which this machine has and the code does not use."""
         return forgone_here(self.target)
+
+    def strength(self) -> tuple[int, ...]:
+        """The width of its vectors, then how many features it has."""
+        return strength(self.target)
 
     def tuning(self) -> Tuning:
         """The recipe's knobs for convs, MetaSchedule's generic space for the rest."""

@@ -118,6 +118,11 @@ def forgone_here(target: Target) -> str:
     return f"it uses {theirs}, and this machine has {ours}" if theirs != ours else ""
 
 
+def strength(target: Target) -> tuple[int, int]:
+    """The bytes of a vector of an llvm target, and how many features it has: the larger is the better of two that run."""
+    return vector_unit(target).bytes, len(llvm_get_cpu_features(target))
+
+
 def _arithmetic(target: Target) -> str:
     fused = llvm_cpu_has_features("fma", target) or llvm_cpu_has_features("neon", target)
     return f"vectors of {vector_unit(target).bytes} bytes {'with' if fused else 'without'} fused multiply-add"

@@ -2,10 +2,11 @@
 
     compile -> Executable -> save: model.tar, or model.so -> load -> Executable -> run
 
-It holds variants of one model (`variant`): one for each size of batch that was asked for. What is in those files, and how they
-are checked, is said in `archive`. A machine that only runs artifacts needs tvm and numpy, and no more.
+It holds variants of one model (`variant`): one for each target and each batch that was asked for. What is in those files, and
+how they are checked, is said in `archive`. A machine that only runs artifacts needs tvm and numpy, and no more.
 """
 
+import logging
 import os
 import tempfile
 import time
@@ -23,13 +24,15 @@ from reparam_compiler.lowering.runtime.archive import ADVICE, LIBRARY, Artifact,
 from reparam_compiler.lowering.runtime.batches import joined, samples_in, split
 from reparam_compiler.lowering.runtime.description import Kernel, MemoryPlan, TensorSpec, Timing, filled
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
+from reparam_compiler.lowering.runtime.instruction_sets import best_here, why_none_loads
 from reparam_compiler.lowering.runtime.stored import Packing
 from reparam_compiler.lowering.runtime.variant import Variant, as_array
-from reparam_compiler.lowering.runtime.weights import Weight, all_packed
+from reparam_compiler.lowering.runtime.weights import Weight, all_packed, distinct
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.runtime.description import Array
 
+log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
 
@@ -42,7 +45,8 @@ class Executable:
     >>> described.device, str(described.outputs[0]), described.runs_here
     ('cpu', 'y: float32 (1, 10)', False)
 
-    variants: the kernels for each size, the smallest first.
+    variants: the kernels for each size, the smallest first, for the target that this machine takes.
+    others: those for the other targets that the model was compiled for, which a file holds too.
     any_batch: whether `run` takes any number of samples; without, inputs have exactly the sizes of the one variant.
     listings: texts that `CompileOptions` asked for, by name; they are not saved.
     verified: whether `compile` ran it beside the model and both gave the same; not saved either.
@@ -50,6 +54,7 @@ class Executable:
     """
 
     variants: tuple[Variant, ...]
+    others: tuple[Variant, ...] = ()
     any_batch: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     listings: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +75,17 @@ class Executable:
     def target(self) -> str:
         """The target as JSON, which `compile(target=…)` reads again."""
         return self.variants[0].target
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """All targets that the model was compiled for, the one that is taken first."""
+        return tuple(dict.fromkeys(variant.target for variant in (*self.variants, *self.others)))
+
+    def taking(self, target: str) -> "Executable":
+        """The same with the kernels for another of the targets, which can run only where the model was compiled."""
+        every = (*self.variants, *self.others)
+        own = tuple(variant for variant in every if variant.target == target)
+        return replace(self, variants=own, others=tuple(variant for variant in every if variant.target != target))
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
@@ -109,7 +125,7 @@ class Executable:
         if batch not in self.batches:
             known = f"it was compiled for {self.batches}" if self.any_batch else "it was compiled for one size"
             raise LoweringError(f"batch: found {batch}; {known}")
-        return replace(self, variants=(self.variants[self.batches.index(batch)],), any_batch=False)
+        return replace(self, variants=(self.variants[self.batches.index(batch)],), others=(), any_batch=False)
 
     def run(self, *arrays: Any, **named: Any) -> "list[Array]":
         """Run the model once. Safe in any number of threads: as many runs at once as there are cores for, others wait.
@@ -210,10 +226,10 @@ class Executable:
             compiler_options: what else it is given.
 
         Raises: LoweringError where the folder or a compiler is missing, linking fails, or a loaded library, which is linked
-        already, shall be linked otherwise.
+        already, shall be linked otherwise; or code for several targets shall be one library.
         """
-        about = {"versions": self.versions, "any_batch": self.any_batch}
-        saving.save(Path(path), self.variants, about, form=format, compiler=compiler, options=compiler_options)
+        about, every = {"versions": self.versions, "any_batch": self.any_batch}, (*self.variants, *self.others)
+        saving.save(Path(path), every, about, form=format, compiler=compiler, options=compiler_options)
 
     def _whole_run(self, arrays: Sequence[Any], number: int) -> float:
         """Mean seconds of a run, from arrays to arrays."""
@@ -250,14 +266,27 @@ def from_artifact(artifact: Artifact, path: Path) -> Executable:
         described = [
             _described(entry, library, weights) for entry, library in zip(manifest["variants"], artifact.libraries, strict=True)
         ]
-        backend, versions, any_batch = described[0].backend, dict(manifest["versions"]), bool(manifest["any_batch"])
+        versions, any_batch = dict(manifest["versions"]), bool(manifest["any_batch"])
+        made = executable_of(described, any_batch, versions)
     except (KeyError, TypeError, ValueError, IndexError) as refusal:
         raise LoweringError(f"{path}: the manifest in it is not whole ({refusal!r}); {ADVICE}") from refusal
-    if reason := backend.unloadable_here():
+    if reason := why_none_loads(made.targets):
         raise LoweringError(f"{path}: the library in it cannot run here: {reason}. Compile the model again for this machine")
-    ready = dict(zip(map(id, weights), all_packed(weights, backend.packings), strict=True))
-    variants = [replace(variant, weights=tuple(ready[id(weight)] for weight in variant.weights)) for variant in described]
-    return Executable(tuple(variant.made_ready(_loaded(variant, path)) for variant in variants), any_batch, versions)
+    if made.others:
+        log.info("%s: of the code for %d targets that for %s is taken", path, len(made.targets), made.target)
+    own = distinct(weight for variant in made.variants for weight in variant.weights)
+    ready = dict(zip(map(id, own), all_packed(own, made.variants[0].backend.packings), strict=True))
+    variants = (replace(each, weights=tuple(ready[id(weight)] for weight in each.weights)) for each in made.variants)
+    return replace(made, variants=tuple(variant.made_ready(_loaded(variant, path)) for variant in variants))
+
+
+def executable_of(
+    variants: Sequence[Variant], any_batch: bool, versions: dict[str, str], listings: Mapping[str, str] | None = None
+) -> Executable:
+    """An Executable of variants, which takes those for the target that this machine runs best."""
+    targets = list(dict.fromkeys(variant.target for variant in variants))
+    whole = Executable(tuple(variants), (), any_batch, versions, listings or {})
+    return whole.taking(targets[best_here(targets)])
 
 
 def _weights(artifact: Artifact) -> list[Weight]:

@@ -49,9 +49,7 @@ def save(
 
     Raises: LoweringError as `Executable.save`.
     """
-    form = format_of(path) if form is None else form
-    if form not in FORMATS:
-        raise LoweringError(f"{path}: found format {form!r}; expected one of {FORMATS}")
+    form = checked_form(path, form, len({variant.target for variant in variants}))
     if any(variant.library is None for variant in variants):
         raise LoweringError(f"{path}: this Executable holds no library to save; make one with compile() or load()")
     if not path.parent.is_dir():
@@ -71,6 +69,22 @@ def save(
             write_library(whole, libraries, [weight.value.numpy() for weight in weights])
         else:
             raise LoweringError(f"{path}: a library of format 1 does not describe itself; compile the model again")
+
+
+def checked_form(path: Path, form: Format | None, targets: int) -> Format:
+    """What a file of code for so many targets is written as; asked before a model is compiled, which takes longer.
+
+    Raises: LoweringError where the format is none, or code for several targets shall be one library.
+    """
+    form = format_of(path) if form is None else form
+    if form not in FORMATS:
+        raise LoweringError(f"{path}: found format {form!r}; expected one of {FORMATS}")
+    if form == "so" and targets > 1:
+        raise LoweringError(
+            f"{path}: found code for {targets} targets; a library holds weights packed for one. Write an archive, .tar, of "
+            "which each machine takes its own, or compile for one target"
+        )
+    return form
 
 
 def _described(variants: Sequence[Variant], weights: Sequence[Weight]) -> dict[str, Any]:
