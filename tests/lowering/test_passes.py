@@ -14,14 +14,17 @@ from torch import nn
 from torch.nn import functional
 
 pytest.importorskip("tvm")
+pytest.importorskip("onnx")
 
 import tvm
 
 from reparam_compiler.lowering import compile
 from reparam_compiler.lowering.cpu.kernels import convs_to_kernels
-from reparam_compiler.lowering.cpu.machine import VectorUnit
+from reparam_compiler.lowering.cpu.machine import DOTS, VectorUnit
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
+from reparam_compiler.lowering.relax.quantized import as_arithmetic
+from tests.support.quantized_models import Quantized
 
 pytestmark = pytest.mark.tvm
 GOLDENS = Path(__file__).parents[1] / "goldens" / "lowering"
@@ -87,6 +90,39 @@ def test_passes_rewrite_as_the_goldens_say(name: str) -> None:
         module = run(module)
         pages.append(f"== {title} ==\n{text(module)}")
     found, golden = "\n".join(pages), GOLDENS / f"{name}.txt"
+    if os.environ.get("UPDATE_GOLDENS"):
+        golden.write_text(found)
+    assert golden.read_text() == found
+
+
+BYTES = VectorUnit(64, 32, 2, dots=DOTS["avx512vnni"])
+
+
+def quantized() -> Quantized:
+    """A conv by channel with a ReLU, a pool of its bytes, a depthwise conv added to it, and a dense layer."""
+    net = Quantized((1, 3, 9, 8))
+    bias = net.constant(np.linspace(-1, 1, 8), np.float32)
+    image, scales = net.again("x", 0.02, 120, np.uint8), np.linspace(0.01, 0.02, 8)
+    first = net.add("Relu", net.add("Conv", image, net.weights(8, 3, 3, 3, scale=scales, zero=[0] * 8), bias, pads=[1] * 4))
+    pooled = net.again(net.add("MaxPool", net.again(first, 0.03, 0, np.uint8), kernel_shape=[2, 2]), 0.03, 0, np.uint8)
+    behind = net.again(net.add("Conv", pooled, net.weights(8, 1, 3, 3), pads=[1] * 4, group=8), 0.04, 128, np.uint8)
+    flat = net.add("Flatten", net.again(net.add("Add", behind, pooled), 0.05, 128, np.uint8))
+    net.output(net.add("Gemm", net.again(flat, 0.05, 128, np.uint8), net.weights(5, 448), transB=1))
+    return net
+
+
+def test_layers_of_bytes_are_rewritten_as_the_golden_says() -> None:
+    module = to_relax(quantized().model()).module
+    pages = [f"== imported ==\n{text(module)}"]
+    passes: dict[str, Callable[[Any], Any]] = {
+        "as_arithmetic": lambda module: as_arithmetic(module, integers=True),
+        "channels_last": lambda module: channels_last(simplify(module)),
+        "convs_to_kernels": lambda module: convs_to_kernels(module, BYTES),
+    }
+    for title, run in passes.items():
+        module = run(module)
+        pages.append(f"== {title} ==\n{text(module)}")
+    found, golden = "\n".join(pages), GOLDENS / "quantized.txt"
     if os.environ.get("UPDATE_GOLDENS"):
         golden.write_text(found)
     assert golden.read_text() == found

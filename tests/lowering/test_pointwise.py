@@ -22,6 +22,7 @@ def test_each_row_is_an_op_of_the_vocabulary() -> None:
     assert set(POINTWISE) <= set(forms)
     assert {forms[name] for name, row in POINTWISE.items() if row.takes == "nothing"} <= {"pointwise", "elementwise"}
     assert {forms[name] for name, row in POINTWISE.items() if row.takes == "value"} == {"elementwise"}
+    assert {forms[name] for name, row in POINTWISE.items() if row.takes == "dtype"} == {"recast"}
 
 
 def test_each_row_is_an_op_of_relax() -> None:
@@ -63,6 +64,29 @@ def test_operands_of_a_half_precision_conv_are_read_in_the_dtype_of_the_sums() -
     sums, operands = te.placeholder(size, "float32", "sums"), epilogue_operands(shape, epilogue, size)
     out = te.compute(size, lambda *at: epilogue_value(sums[at], shape, epilogue, operands, at, "float32"), "out")
     assert (operands[0].dtype, out.dtype) == ("float16", "float32")
+
+
+def test_an_epilogue_of_integers_goes_on_in_floats() -> None:
+    """Of two pixels a group's channels get what is added to the pixel, and are rounded to even."""
+    shape = ConvShape(1, 1, 2, 1, 4, (1, 1), groups=2, dtype="int32")
+    epilogue = (
+        Step("add", "pixels"),
+        Step("to", dtype="float32"),
+        Step("mul", "channels", dtype="float32"),
+        Step("round", dtype="float32"),
+        Step("to", dtype="int8"),
+    )
+    size = (2, 2, 2)
+    sums, operands = te.placeholder(size, "int32", "sums"), epilogue_operands(shape, epilogue, size)
+    assert [(tuple(map(int, each.shape)), str(each.dtype)) for each in operands] == [((2,), "int32"), ((4,), "float32")]
+    out = te.compute(size, lambda *at: epilogue_value(sums[at], shape, epilogue, operands, at), "out")
+    found = tvm.runtime.tensor(np.zeros(size, "int8"))
+    total = np.arange(8, dtype="int32").reshape(size)
+    arrays = total, np.array([1, -10], "int32"), np.array([0.5, 1, -0.5, 2], "float32")
+    tvm.compile(tvm.IRModule({"main": te.create_prim_func([sums, *operands, out])}), target="llvm")["main"](
+        *map(tvm.runtime.tensor, arrays), found
+    )
+    np.testing.assert_array_equal(found.numpy().ravel(), [0, 2, -2, 8, -3, -5, 2, -6])
 
 
 def test_an_epilogue_reads_its_own_values_again() -> None:

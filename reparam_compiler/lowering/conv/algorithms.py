@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 from reparam_compiler.core.winograd import Transform, transform
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 
-Operand = Literal["none", "scalar", "channels", "tensor", "earlier"]
+Operand = Literal["none", "scalar", "channels", "pixels", "tensor", "earlier"]
 Order = Literal["weights", "pixels"]
 
 UNROLL = 4  # steps of k written out
@@ -92,12 +92,13 @@ class Step:
     Value 0 is the sum, value n what the n-th step gave: x sigmoid(x) is `Step("sigmoid"), Step("mul", "earlier", other=0)`.
 
     op: the name of its row in `pointwise.POINTWISE` (`add`, `relu`, `sigmoid` …).
-    operand: what the other side of a binary op is; "channels" has an element a channel, "tensor" one an output element,
-        "earlier" is a value of this epilogue.
+    operand: what the other side of a binary op is; "channels" has an element a channel, "pixels" one a pixel, "tensor" one an
+        output element, "earlier" is a value of this epilogue.
     swapped: the operand is the left side.
     value: the scalar operand.
     source: the value that the step is applied to; None is the last.
     other: the value that is the operand, where that is "earlier".
+    dtype: of what the step gives and of its operand, where that is not the conv's.
     """
 
     op: str
@@ -106,6 +107,7 @@ class Step:
     value: float = 0.0
     source: int | None = None
     other: int = 0
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)

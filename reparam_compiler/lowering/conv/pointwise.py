@@ -17,7 +17,7 @@ from tvm.ir import Op
 from reparam_compiler.lowering.conv import elementary
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 
-READ = ("channels", "tensor")  # operands of a step that the kernel takes as arguments
+READ = ("channels", "pixels", "tensor")  # operands of a step that the kernel takes as arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,14 @@ class Pointwise:
     """One function.
 
     relax: the Relax op, without its prefix.
-    takes: beside its first operand nothing, another value, or a slope for each channel.
+    takes: beside its first operand nothing, another value, a slope for each channel, or the dtype that it gives.
     expression: of both operands; of a function of one value the second is 0.
     function: the same for a function that would be a call of the C library. Of those one kernel holds at most one.
     fused: whether it is computed in the epilogue of a conv.
     """
 
     relax: str
-    takes: Literal["nothing", "value", "slopes"]
+    takes: Literal["nothing", "value", "slopes", "dtype"]
     expression: Callable[[Any, Any], Any]
     function: Callable[[Any], Any] | None = None
     fused: bool = True
@@ -59,6 +59,8 @@ POINTWISE: dict[str, Pointwise] = {
     "minimum": _binary("minimum", tirx.min),
     "prelu": Pointwise("nn.prelu", "slopes", _prelu),
     "relu": Pointwise("nn.relu", "nothing", tirx.max),
+    "round": Pointwise("round", "nothing", lambda value, _: tirx.round(value)),
+    "to": Pointwise("astype", "dtype", lambda value, other: value.astype(str(other.ty.dtype))),
     "sigmoid": _function("sigmoid", elementary.sigmoid),
     "silu": _function("nn.silu", elementary.silu),
     "tanh": _function("tanh", elementary.tanh),
@@ -75,8 +77,9 @@ FUSED = {f"relax.{row.relax}": name for name, row in POINTWISE.items() if row.fu
 
 def epilogue_operands(shape: ConvShape, epilogue: Sequence[Step], size: tuple[int, ...]) -> list[Any]:
     """What an epilogue reads, in order: tensors `O`, or of the output's `size`, whose last axes are group and channel."""
+    sizes = {"channels": (shape.channels_out,), "pixels": size[:-2], "tensor": size}
     return [
-        te.placeholder((shape.channels_out,) if step.operand == "channels" else size, shape.dtype, f"operand_{index}")
+        te.placeholder(sizes[step.operand], step.dtype or shape.dtype, f"operand_{index}")
         for index, step in enumerate(epilogue)
         if step.operand in READ
     ]
@@ -85,7 +88,7 @@ def epilogue_operands(shape: ConvShape, epilogue: Sequence[Step], size: tuple[in
 def epilogue_value(
     total: Any, shape: ConvShape, epilogue: Sequence[Step], operands: Sequence[Any], at: tuple[Any, ...], dtype: str = ""
 ) -> Any:
-    """The output element `at` from its sum, in `dtype`, or that of the conv: what the sum has.
+    """The output element `at` from its sum, which is of `dtype`, or that of the conv.
 
     What later steps read again is named, so that its expression stands there once.
     """
@@ -101,10 +104,12 @@ def epilogue_value(
         return following(values, POINTWISE[step.op].expression(*((other, value) if step.swapped else (value, other))))
 
     def _other(step: Step, values: tuple[Any, ...], operand: Any) -> Any:
+        kind = step.dtype or dtype
         if operand is not None:
-            element = operand[at[-2] * shape.group_out + at[-1]] if step.operand == "channels" else operand[at]
-            return element if shape.dtype == dtype else element.astype(dtype)
-        return values[step.other] if step.operand == "earlier" else tirx.const(step.value, dtype)
+            index = {"channels": at[-2] * shape.group_out + at[-1], "pixels": at[:-2], "tensor": at}
+            element = operand[index[step.operand]]
+            return element if (step.dtype or shape.dtype) == kind else element.astype(kind)
+        return values[step.other] if step.operand == "earlier" else tirx.const(step.value, kind)
 
     def following(values: tuple[Any, ...], value: Any) -> Any:
         if len(values) in again:

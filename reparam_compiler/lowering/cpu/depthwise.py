@@ -28,13 +28,18 @@ WIDEST = 7
 """Pixels of a tile: with two vectors of channels each they take 14 of 16 registers."""
 
 
-def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
-    """The PrimFunc: (x `N H W C`, weights `r s C'`, operands…) -> `N H W C 1`; C' is C padded to whole vectors."""
+def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit, data: str = "") -> Any:
+    """The PrimFunc: (x `N H W C`, weights `r s C'`, operands…) -> `N H W C 1`; C' is C padded to whole vectors.
+
+    data: the dtype of x where that is of integers; their zero point, `1`, then stands behind the weights.
+    """
     columns, pixels = depthwise_columns(shape, unit), pixel_tile(shape, unit)
     size = (shape.batch, shape.out_height, shape.out_width, shape.channels_out, 1)
-    x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), shape.dtype, "x")
+    x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), data or shape.dtype, "x")
+    zero = [te.placeholder((1,), shape.dtype, "zero")] if data else []
     weights = te.placeholder((*shape.kernel, columns), shape.dtype, "weights")
-    source, width = with_halo(x, shape, columns), round_up(shape.out_width, pixels)
+    copied = (lambda integer: integer.astype(shape.dtype) - zero[0][0]) if data else None
+    source, width = with_halo(x, shape, columns, copied=copied), round_up(shape.out_width, pixels)
     r, s = te.reduce_axis((0, shape.kernel[0]), "r"), te.reduce_axis((0, shape.kernel[1]), "s")
 
     def product(n: Any, y: Any, z: Any, c: Any) -> Any:
@@ -47,7 +52,7 @@ def depthwise_conv(shape: ConvShape, epilogue: Sequence[Step], unit: VectorUnit)
     out = te.compute(
         size, lambda n, y, z, c, o: epilogue_value(sums[n, y, z, c], shape, epilogue, operands, (n, y, z, c, o)), "out"
     )
-    func = te.create_prim_func([x, weights, *operands, out]).without_attr("global_symbol")
+    func = te.create_prim_func([x, weights, *zero, *operands, out]).without_attr("global_symbol")
     return finished(_scheduled(func, shape, unit))
 
 

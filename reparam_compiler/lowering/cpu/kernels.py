@@ -6,25 +6,40 @@ A layer takes the first algorithm of a rule whose error on the layer's own weigh
 direct form. How its weights are packed for it is said in `packing`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
+from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step
 from reparam_compiler.lowering.conv.choice import candidates, cycles, direct_form, with_packing
 from reparam_compiler.lowering.cpu.depthwise import depthwise_columns, depthwise_conv
+from reparam_compiler.lowering.cpu.dots import dots_conv, dots_form, has_dots
+from reparam_compiler.lowering.cpu.integer_sites import in_single, of_bytes, split, with_one_product
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.packing import PACKINGS, narrowed, widened
 from reparam_compiler.lowering.cpu.schedules import direct_conv
 from reparam_compiler.lowering.cpu.winograd import winograd_conv
-from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, Weights, find_conv_sites, rewritten
+from reparam_compiler.lowering.relax.conv_sites import (
+    DTYPES,
+    INTEGERS,
+    ConvSite,
+    ConvSiteRewriter,
+    Weights,
+    find_conv_sites,
+    rewritten,
+)
+from reparam_compiler.lowering.relax.epilogues import constant_of
 from reparam_compiler.lowering.relax.packed import packed_constant, packings_of
 from reparam_compiler.lowering.runtime.stored import Packing
 
+DOTS = "dot products of bytes"
+"""What the kernel of a layer of bytes computes by, where there is an instruction for it."""
 AlgorithmRule = Callable[[ConvShape, VectorUnit], Sequence[Algorithm]]
 
 
@@ -34,7 +49,7 @@ def convs_to_kernels(module: Any, unit: VectorUnit, rule: AlgorithmRule = candid
     rule: gives the algorithms of a shape, best first.
     max_error: the relative error that an algorithm may have on a layer's weights; the direct form where none is within it.
     """
-    sites = find_conv_sites(module["main"])
+    sites = find_conv_sites(module["main"], (*DTYPES, INTEGERS), casts=True)
     if not sites:
         return module
     return rewritten(module, ConvsToKernels(module, sites, unit, rule, max_error))
@@ -71,7 +86,11 @@ def packed_weights(weight: Weights, shape: ConvShape, algorithm: Algorithm) -> W
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plan:
-    """How one site is computed. key: what its kernel depends on. size: of the kernel's output. make: builds the kernel."""
+    """How one site is computed.
+
+    key: what its kernel depends on. size: of the kernel's output. make: builds the kernel.
+    reads: of bytes what the kernel reads behind the weights; where that is nothing it reads floats.
+    """
 
     algorithm: str
     key: tuple[Any, ...]
@@ -79,6 +98,7 @@ class _Plan:
     size: tuple[int, ...]
     make: Callable[[], Any]
     error: float | None = None
+    reads: tuple[Literal["zero", "totals"], ...] = ()
 
 
 @mutator
@@ -92,24 +112,66 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         self.max_error = max_error
 
     def calls(self, site: ConvSite) -> Any:
-        plan, dtype = self._plan(site), site.shape.dtype
-        kernel = self.kernel(site, plan.key, plan.make, plan.algorithm, error=plan.error)
-        weights = packed_constant(*narrowed(site.weight, plan.packing), PACKINGS)
-        arguments = [self.data(site), weights, *self.operands(site, plan.size)]
-        return self.call(kernel, arguments, plan.size, dtype)
+        return self._of_integers(with_one_product(site)) if site.shape.dtype == INTEGERS else self._called(site)
 
-    def _plan(self, site: ConvSite) -> _Plan:
+    def _of_integers(self, site: ConvSite) -> Any:
+        """By dot products, where there is an instruction; else as floats, whose sums below 2^24 are as exact."""
+        if not has_dots(site.shape, self.unit):
+            return self._called(in_single(site))
+        if of_bytes(site.weight):
+            return self._called(site)
+        if (parts := split(site)) is None:
+            return self._called(in_single(site))
+        narrow, sums = parts
+        return self._called(replace(narrow, operands=(self._called(sums, INTEGERS), *site.operands)))
+
+    def _called(self, site: ConvSite, dtype: str = "") -> Any:
+        """The call of a site's kernel. dtype: of the result, where it is not the site's."""
+        data = self.data(site)
+        plan = self._plan(site, str(data.ty.dtype))
+        kernel = self.kernel(site, plan.key, plan.make, plan.algorithm, error=plan.error)
+        bytes_of = site.shape.dtype == INTEGERS
+        stored, packing = (site.weight.astype(np.int8), plan.packing) if bytes_of else narrowed(site.weight, plan.packing)
+        if str(data.ty.dtype) != site.shape.dtype and not plan.reads:
+            data = self._centred(data, site)
+        parameters = [packed_constant(stored, packing, PACKINGS), *(self._parameter(name, site) for name in plan.reads)]
+        return self.call(kernel, [data, *parameters, *self.operands(site, plan.size)], plan.size, dtype or site.dtype)
+
+    def _centred(self, data: Any, site: ConvSite) -> Any:
+        """Bytes less their zero point, as floats."""
+        floats = self.builder_.emit(relax.op.astype(data, site.shape.dtype))
+        return floats if site.zero is None else self.builder_.emit(relax.op.subtract(floats, self._parameter("zero", site)))
+
+    def _parameter(self, name: Literal["zero", "totals"], site: ConvSite) -> Any:
+        """The zero point of a site's bytes, or the sum of the weights of each output."""
+        dtype = site.shape.dtype
+        if name == "totals":
+            return relax.const(site.weight.sum((1, 2, 3), dtype=dtype))
+        known = np.zeros(1) if site.zero is None else constant_of(site.zero)
+        if known is not None:
+            return relax.const(known.reshape(1).astype(dtype))
+        return self.shaped(self.builder_.emit(relax.op.astype(self.visit_expr(site.zero), dtype)), (1,))
+
+    def _plan(self, site: ConvSite, data: str) -> _Plan:
+        """data: the dtype of the site's input."""
         shape, epilogue, unit = site.shape, site.epilogue, self.unit
         if shape.depthwise:
             packing = Packing("channels", {"columns": depthwise_columns(shape, unit)})
             whole = (shape.batch, shape.out_height, shape.out_width, shape.channels_out, 1)
-            return _Plan("depthwise", (shape, epilogue), packing, whole, lambda: depthwise_conv(shape, epilogue, unit))
+            kind = "" if data == shape.dtype else data
+            make = functools.partial(depthwise_conv, shape, epilogue, unit, kind)
+            return _Plan("depthwise", (shape, epilogue, kind), packing, whole, make, reads=("zero",) if kind else ())
+        if shape.dtype == INTEGERS:
+            form = dots_form(shape, unit)
+            packing = Packing("words", {"groups": shape.groups, "columns": form.tile.columns})
+            make = functools.partial(dots_conv, shape, data, form, epilogue, unit)
+            key = (shape, epilogue, form, data)
+            return _Plan(DOTS, key, packing, output_size(shape, form), make, 0.0, ("zero", "totals"))
         algorithm, error = self._chosen(site)
         packing, size = packing_of(shape, algorithm), output_size(shape, algorithm)
-        key, name = (shape, epilogue, algorithm), str(algorithm)
-        if shape.pointwise and isinstance(algorithm, Direct):
-            name = "gemm"
-        return _Plan(name, key, packing, size, lambda: kernel_of(shape, algorithm, epilogue, unit), error)
+        name = "gemm" if shape.pointwise and isinstance(algorithm, Direct) else str(algorithm)
+        make = functools.partial(kernel_of, shape, algorithm, epilogue, unit)
+        return _Plan(name, (shape, epilogue, algorithm), packing, size, make, error)
 
     def _sharing(self, site: ConvSite, found: Sequence[Algorithm]) -> Algorithm:
         """One that reads the weights as another variant of the model does; the first found where that costs too much."""

@@ -33,6 +33,17 @@ VECTOR_FEATURES = ("sse", "avx", "amx", "fma", "f16c", "bmi", "neon", "sve", "sm
 
 
 @dataclass(frozen=True, slots=True)
+class DotProduct:
+    """An instruction that adds to each 32-bit integer of a vector the products of four bytes with four signed ones, exactly.
+
+    intrinsic: LLVM's name of it. data: the dtype of the first four.
+    """
+
+    intrinsic: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
 class VectorUnit:
     """The SIMD unit of one core.
 
@@ -42,6 +53,7 @@ class VectorUnit:
     fmas: multiply-adds of whole registers that a core starts each cycle.
     l2_bytes: the cache that should hold one column tile's weights.
     costs: of the family of CPU (`families.py`).
+    dots: products of bytes, where it has an instruction for them.
 
     Example: `VectorUnit(bytes=32, registers=16, threads=2)` is a CPU of two cores with AVX2.
     """
@@ -52,10 +64,19 @@ class VectorUnit:
     fmas: int = 2
     l2_bytes: int = 512 * 1024
     costs: Costs = ZEN3
+    dots: DotProduct | None = None
 
     def lanes(self, dtype: str) -> int:
         """Elements of `dtype` in a register."""
         return max(1, self.bytes * 8 // int(tvm.DataType(dtype).bits))
+
+
+DOTS = {
+    "avx512vnni": DotProduct("llvm.x86.avx512.vpdpbusd.512", "uint8"),
+    "avxvnni": DotProduct("llvm.x86.avx512.vpdpbusd.256", "uint8"),
+    "dotprod": DotProduct("llvm.aarch64.neon.sdot", "int8"),
+}
+"""By LLVM's feature, of vectors as wide as those of the CPUs that have it."""
 
 
 def vector_unit(target: Target) -> VectorUnit:
@@ -64,7 +85,8 @@ def vector_unit(target: Target) -> VectorUnit:
     width, registers = _registers(target)
     family = family_of(str(target.attrs.get("mcpu", "")), width, arm=_arm(target))
     fmas = family.fmas if width == 64 else 2
-    return VectorUnit(width, registers, threads, fmas, family.l2_bytes, family.costs)
+    dots = next((dots for feature, dots in DOTS.items() if llvm_cpu_has_features(feature, target)), None)
+    return VectorUnit(width, registers, threads, fmas, family.l2_bytes, family.costs, dots)
 
 
 def _registers(target: Target) -> tuple[int, int]:

@@ -1,8 +1,10 @@
 """The phases for a CPU: NHWC inside, convs by the recipes, a schedule by rule for what is left.
 
-sums in float32 -> simplify -> channels last -> convs to kernels -> legalize -> measured schedules -> schedules by rule
+quantized as arithmetic -> sums in float32 -> simplify -> channels last -> convs to kernels -> legalize -> measured schedules
+-> schedules by rule
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,18 @@ from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
 from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.conv.pointwise import legalizations
 from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
-from reparam_compiler.lowering.cpu.machine import vector_unit
+from reparam_compiler.lowering.cpu.machine import DOTS, vector_unit
 from reparam_compiler.lowering.cpu.measured import MeasuredAlgorithms
 from reparam_compiler.lowering.cpu.products import product_legalizations
 from reparam_compiler.lowering.cpu.rest import schedule_rest
 from reparam_compiler.lowering.cpu.rows import row_legalizations
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
+from reparam_compiler.lowering.relax.quantized import as_arithmetic, byte_layers
 from reparam_compiler.lowering.relax.single import sums_in_single
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, read_convs
 from reparam_compiler.lowering.target import describe
+
+log = logging.getLogger(__name__)
 
 
 def lower_cpu(module: Any, target: Any, database: Path | None = None, max_error: float = MAX_ERROR) -> Any:
@@ -38,12 +43,15 @@ def lower_cpu(module: Any, target: Any, database: Path | None = None, max_error:
 
 def prepared(module: Any) -> Any:
     """The phases before kernels are chosen."""
-    return channels_last(simplify(sums_in_single(module)))
+    return channels_last(simplify(sums_in_single(as_arithmetic(module, integers=True))))
 
 
 def with_kernels(module: Any, target: Any, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
     """Kernels for the convs; what is left, legalized to TIR, has no schedule yet."""
     unit = vector_unit(target)
+    if unit.dots is None and (layers := byte_layers(module)):
+        message = "%s has no dot products of bytes (%s): %d convs and dense layers of bytes are computed in float32"
+        log.warning(message, describe(target), ", ".join(DOTS), layers)
     passes = [
         *pipeline.library_dispatch_passes(target),
         relax.transform.LegalizeOps(legalizations() | row_legalizations(unit) | product_legalizations(unit)),

@@ -15,6 +15,7 @@ from reparam_compiler.lowering.gpu.kernels import convs_to_gpu_kernels
 from reparam_compiler.lowering.gpu.schedules import schedule_gpu
 from reparam_compiler.lowering.gpu.tiles import Chip
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
+from reparam_compiler.lowering.relax.quantized import as_arithmetic
 
 
 def lower_gpu(module: Any, target: Any, chip: Chip, max_error: float = MAX_ERROR) -> Any:
@@ -29,7 +30,8 @@ def lower_gpu(module: Any, target: Any, chip: Chip, max_error: float = MAX_ERROR
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),
     ]
-    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(channels_last(simplify(module)), chip, max_error)))
+    module = channels_last(simplify(as_arithmetic(module, integers=False)))
+    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(module, chip, max_error)))
 
 
 def vm_passes(target: Any) -> Any:

@@ -15,8 +15,10 @@ from jaxtyping import Shaped
 from tvm import relax
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
+from reparam_compiler.lowering.conv.pointwise import READ
 from reparam_compiler.lowering.relax.canonicalize import op_name
 from reparam_compiler.lowering.relax.epilogues import Pointwise, constant_of, sizes_of
+from reparam_compiler.lowering.relax.quantized import byte_data
 from reparam_compiler.lowering.relax.replacing import SiteReplacer
 
 Weights = Shaped[np.ndarray, "..."]
@@ -25,12 +27,15 @@ ALGORITHM, FLOPS, ERROR = "reparam.algorithm", "reparam.flops", "reparam.error"
 """Attributes of kernels: what they compute by, twice the multiply-adds of the direct form, the largest measured error."""
 
 DTYPES = ("float32", "float64")
+INTEGERS = "int32"
+"""Of the sums of a layer of bytes."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConvSite:
     """A conv or dense layer of constant weight, with the elementwise ops that its kernel absorbs.
 
+    data: its input; of a layer of integers the bytes, whose zero point is `zero`, a scalar of any dtype, or None: 0.
     weight: `O kh kw Ig`.
     operands: what the epilogue's binary steps read, in order: arrays `O`, or Relax tensors of the result's shape.
     absorbed: the variables between the layer and `result`, which disappear.
@@ -44,6 +49,12 @@ class ConvSite:
     operands: tuple[Any, ...]
     absorbed: tuple[Any, ...]
     result: Any
+    zero: Any = None
+
+    @property
+    def dtype(self) -> str:
+        """Of the result."""
+        return str(self.result.ty.dtype)
 
     def __str__(self) -> str:
         s = self.shape
@@ -53,16 +64,25 @@ class ConvSite:
         return f"{kind}_{size}" if kind != "dense" else f"dense_{s.channels_in}_{s.channels_out}"
 
 
-def find_conv_sites(main: Any, dtypes: Sequence[str] = DTYPES) -> list[ConvSite]:
-    """Every conv2d (NHWC, OHWI) and matmul of `main` whose weight is a constant of a dtype that the recipe takes."""
+def find_conv_sites(main: Any, dtypes: Sequence[str] = DTYPES, *, casts: bool = False) -> list[ConvSite]:
+    """Every conv2d (NHWC, OHWI) and matmul of `main` whose weight is a constant of a dtype that the recipe takes.
+
+    Those of `INTEGERS` are of bytes less their zero points (`relax/quantized.py`); any other is not taken.
+    casts: whether an epilogue may give another dtype.
+    """
     graph = Pointwise.of(main)
+    values = {binding.var: binding.value for binding in graph.bindings}
     taken: set[Any] = set()
     sites = []
     for binding in graph.bindings:
         start = _conv_site(binding) if op_name(binding.value) == "relax.nn.conv2d" else _dense_site(binding)
         if start is None or start.shape.dtype not in dtypes:
             continue
-        behind = graph.epilogue(start.result, start.shape.channels_out, taken)
+        if start.shape.dtype == INTEGERS:
+            if (read := byte_data(start.data, values)) is None:
+                continue
+            start = replace(start, data=read[0], zero=read[1])
+        behind = graph.epilogue(start.result, start.shape.channels_out, taken, casts=casts)
         site = (
             start
             if behind is None
@@ -120,16 +140,18 @@ class ConvSiteRewriter(SiteReplacer):
 
     def data(self, site: ConvSite) -> Any:
         """The site's input, `N H W C`."""
-        shape = site.shape
-        return self.shaped(self.visit_expr(site.data), (shape.batch, shape.height, shape.width, shape.channels_in))
+        shape, data = site.shape, self.visit_expr(site.data)
+        data = self.builder_.emit(data) if isinstance(data, relax.Call) else data
+        return self.shaped(data, (shape.batch, shape.height, shape.width, shape.channels_in))
 
     def operands(self, site: ConvSite, size: tuple[int, ...]) -> list[Any]:
-        """What the epilogue reads: arrays as constants, tensors in the shape `size` of the kernel's output."""
+        """What the epilogue reads: arrays as constants, tensors in the `size` of the kernel's output, or of its pixels."""
+        kinds = [step.operand for step in site.epilogue if step.operand in READ]
         return [
-            relax.const(operand, site.shape.dtype)
+            relax.const(operand)
             if isinstance(operand, np.ndarray)
-            else self.shaped(self.visit_expr(operand), size)
-            for operand in site.operands
+            else self.shaped(self.visit_expr(operand), size[:-2] if kind == "pixels" else size)
+            for kind, operand in zip(kinds, site.operands, strict=True)
         ]
 
     def shaped(self, value: Any, shape: tuple[int, ...]) -> Any:

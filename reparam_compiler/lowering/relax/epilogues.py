@@ -19,6 +19,12 @@ from reparam_compiler.lowering.conv.algorithms import Operand, Step
 from reparam_compiler.lowering.conv.pointwise import FUSED, POINTWISE
 from reparam_compiler.lowering.relax.canonicalize import op_name
 
+QUANTIZED = ("int8", "uint8")
+CASTS = ("float32", "int32", *QUANTIZED)
+"""To what a step may cast."""
+OF_INTEGERS = ("add", "sub", "mul", "maximum", "minimum", "relu", "to")
+"""Steps that mean the same for integers."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Epilogue:
@@ -53,11 +59,14 @@ class Pointwise:
                 readers[variable].append(position)
         return Pointwise(bindings, uses, readers)
 
-    def epilogue(self, start: Any, channels: int, taken: Collection[Any] = (), *, tensors: bool = True) -> Epilogue | None:
+    def epilogue(
+        self, start: Any, channels: int, taken: Collection[Any] = (), *, tensors: bool = True, casts: bool = False
+    ) -> Epilogue | None:
         """The longest epilogue of `start`, whose last axis has `channels`; nothing where there is none.
 
         taken: variables that are computed elsewhere and may not be steps.
         tensors: whether steps may read other tensors.
+        casts: whether steps may give another dtype; what is quantized to 8 bits is written.
         """
         found: Epilogue | None = None
         values, steps, inside = [start], list[Step](), Counter[Any]()
@@ -66,11 +75,15 @@ class Pointwise:
             step, operand = (None, ()) if binding.var in taken else _step(binding, values, channels)
             if step is None or _nested(step, steps) or (step.operand == "tensor" and not tensors):
                 break
+            if str(binding.var.ty.dtype) != str(start.ty.dtype) and not casts:
+                break
             steps.append(step)
             operands += operand
             inside.update(_read_by(binding.value))
             if all(self.uses[value] == inside[value] for value in values):
                 found = Epilogue(tuple(steps), tuple(operands), tuple(values), binding.var)
+            if str(binding.var.ty.dtype) in QUANTIZED:
+                break
             values.append(binding.var)
         return found
 
@@ -118,24 +131,33 @@ def _step(binding: Any, values: Sequence[Any], channels: int) -> tuple[Step | No
     """The step that a binding is, and the operands that it reads; none where the kernel cannot compute it."""
     call, start = binding.value, values[0]
     word = FUSED.get(op_name(call))
-    if word is None or sizes_of(binding.var) != sizes_of(start) or binding.var.ty.dtype != start.ty.dtype:
+    if word is None or sizes_of(binding.var) != sizes_of(start):
         return None, ()
+    dtype = "" if binding.var.ty.dtype == start.ty.dtype else str(binding.var.ty.dtype)
     takes, left = POINTWISE[word].takes, _position(call.args[0], values)
+    if takes == "dtype":
+        if str(binding.var.ty.dtype) not in CASTS:
+            return None, ()
+        return Step(word, source=_unless_last(left, values), dtype=dtype), ()
+    if binding.var.ty.dtype != call.args[0].ty.dtype or ("int" in str(binding.var.ty.dtype) and word not in OF_INTEGERS):
+        return None, ()
     if takes == "nothing":
-        return Step(word, source=_unless_last(left, values)), ()
+        return Step(word, source=_unless_last(left, values), dtype=dtype), ()
     if takes == "slopes":
         slopes, last = constant_of(call.args[1]), len(start.ty.shape) - 1
         if slopes is None or slopes.size != channels or int(call.attrs.axis) not in (-1, last):
             return None, ()
-        return Step(word, "channels", source=_unless_last(left, values)), (np.ascontiguousarray(slopes.reshape(-1)),)
+        return Step(word, "channels", source=_unless_last(left, values), dtype=dtype), (
+            np.ascontiguousarray(slopes.reshape(-1)),
+        )
     right = _position(call.args[1], values)
     if left is not None and right is not None:
-        return Step(word, "earlier", source=_unless_last(left, values), other=right), ()
+        return Step(word, "earlier", source=_unless_last(left, values), other=right, dtype=dtype), ()
     source, swapped = _unless_last(right if left is None else left, values), left is None
-    kind, operand = _operand(call.args[0] if swapped else call.args[1], start, channels)
+    kind, operand = _operand(call.args[0] if swapped else call.args[1], binding.var, channels)
     if kind == "scalar":
-        return Step(word, kind, swapped, float(operand), source), ()
-    return (None, ()) if kind == "none" else (Step(word, kind, swapped, source=source), (operand,))
+        return Step(word, kind, swapped, float(operand), source, dtype=dtype), ()
+    return (None, ()) if kind == "none" else (Step(word, kind, swapped, source=source, dtype=dtype), (operand,))
 
 
 def _position(operand: Any, values: Sequence[Any]) -> int | None:

@@ -142,7 +142,7 @@ class Graph:
 
     def add(self, node: Node) -> list[str]:
         """A node by its rule, or as it is; its value where that is known. Gives the names of its outputs."""
-        folded = self._folded(node)
+        folded = None if self._is_weight(node) else self._folded(node)
         if folded is not None:
             return folded
         rule = self._rules.get((node.domain, node.op))
@@ -155,14 +155,15 @@ class Graph:
     def has_rule(self, node: Node) -> bool:
         return (node.domain, node.op) in self._rules
 
-    def keep(self, node: Node) -> list[str]:
-        """A node as it is, for TVM to read."""
+    def keep(self, node: Node, *, like: Node | None = None) -> list[str]:
+        """A node as it is, for TVM to read; with the types of another where ONNX has no schema of it."""
         while node.inputs and not node.inputs[-1]:
             node.inputs.pop()
         name = node.name or node.op
         outputs = [self.fresh(f"{name}:{index}" if index else name) for index in range(node.outputs)]
         proto = helper.make_node(node.op, node.inputs, outputs, node.name, domain=node.domain, **node.attrs)
-        self.types.update(self._inferred(proto))
+        typed = proto if like is None else helper.make_node(like.op, like.inputs, outputs, **like.attrs)
+        self.types.update(self._inferred(typed))
         empty = [name for name in outputs if 0 in (self.known_shape(name) or ())]
         for name in empty:
             self.constants[name] = np.zeros(self.shape(name), self.dtype(name))
@@ -212,6 +213,10 @@ class Graph:
         except Exception:  # noqa: BLE001 - what the reference does not know stays a node
             return None
         return [self.constant(value, name=node.name or node.op) for value in values]
+
+    def _is_weight(self, node: Node) -> bool:
+        """Whether a node dequantizes weights, which are kept as they are stored."""
+        return node.op == "DequantizeLinear" and self.rank(node.inputs[0]) > 1 and self.dtype(node.inputs[0]).itemsize == 1
 
     def _size(self, kind: TypeProto) -> int | None:
         dims = kind.tensor_type.shape.dim

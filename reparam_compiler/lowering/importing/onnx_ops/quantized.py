@@ -1,4 +1,4 @@
-"""Quantized ops by their definition: dequantized, computed, quantized again."""
+"""Quantized ops by their definition: dequantized, computed, quantized again; `relax/quantized.py` finds the bytes."""
 
 import numpy as np
 from onnx import TensorProto, helper
@@ -6,6 +6,7 @@ from onnx import TensorProto, helper
 from reparam_compiler.lowering.importing.onnx_ops.graph import Graph, Node
 from reparam_compiler.lowering.importing.onnx_ops.table import MICROSOFT, instead_of
 
+BYTES = (TensorProto.INT8, TensorProto.UINT8)
 EXACT = 1 << 24
 """Up to which float32 counts every integer."""
 
@@ -29,9 +30,11 @@ def _shaped(graph: Graph, node: Node, name: str) -> str:
 
 
 @instead_of("DequantizeLinear", tvm="knows no blocks")
-def dequantized(graph: Graph, node: Node) -> str:
-    """(x - zero point) * scale."""
+def dequantized(graph: Graph, node: Node) -> str | None:
+    """(x - zero point) * scale; of bytes as TVM has it, which `relax/quantized.py` reads."""
     x, scale = node.inputs[0], node.inputs[1]
+    if _is_plain(graph, node, x, scale):
+        return None
     kind = node.attrs.get("output_dtype", 0) or graph.types[scale].tensor_type.elem_type
     exact = TensorProto.FLOAT if graph.dtype(x).itemsize < 4 else TensorProto.INT32
     number = graph.emit("Cast", x, to=exact)
@@ -44,9 +47,15 @@ def _is_zero(graph: Graph, name: str) -> bool:
     return name in graph.constants and not np.any(graph.constants[name])
 
 
+def _is_plain(graph: Graph, node: Node, quantized: str, scale: str) -> bool:
+    """Whether bytes stand for float32, by one scale or one for each index of an axis."""
+    kinds = [graph.types[name].tensor_type.elem_type for name in (quantized, scale)]
+    return kinds[0] in BYTES and kinds[1] == TensorProto.FLOAT and not node.attrs.get("block_size", 0)
+
+
 @instead_of("QuantizeLinear", tvm="knows no blocks")
-def quantized(graph: Graph, node: Node) -> str:
-    """x / scale, rounded to even, moved by the zero point, and held within the range of the dtype."""
+def quantized(graph: Graph, node: Node) -> str | None:
+    """x / scale, rounded to even, moved by the zero point, and held within the range of the dtype; to bytes as TVM has it."""
     x, scale = node.inputs[0], node.inputs[1]
     kind = node.attrs.get("output_dtype", 0)
     if node.input(2):
@@ -54,6 +63,12 @@ def quantized(graph: Graph, node: Node) -> str:
     kind = kind or TensorProto.UINT8
     if kind not in (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16):
         raise node.refusal(f"quantized to {TensorProto.DataType.Name(kind)}", "expected integers of 8 or 16 bits")
+    if (
+        node.input(2)
+        and graph.types[x].tensor_type.elem_type == TensorProto.FLOAT
+        and _is_plain(graph, node, node.inputs[2], scale)
+    ):
+        return None
     number = graph.emit("Round", graph.emit("Div", x, graph.emit("CastLike", _shaped(graph, node, scale), x)))
     zero = graph.emit("CastLike", _shaped(graph, node, node.inputs[2]), x) if node.input(2) else ""
     return _held(graph, number, zero, kind)
@@ -76,14 +91,20 @@ def dynamically_quantized(graph: Graph, node: Node) -> list[str]:
     span = graph.emit("Sub", most, least)
     scale = graph.emit("Div", span, graph.constant(255, np.float32))
     scale = graph.emit("Where", graph.emit("Equal", span, zero), graph.constant(1, np.float32), scale)
-    at = graph.emit("Round", graph.emit("Div", graph.emit("Neg", least), scale))
-    point = _held(graph, at, "", TensorProto.UINT8)
+    point = graph.emit("QuantizeLinear", graph.emit("Neg", least), scale, graph.constant(0, np.uint8))
     return [graph.emit("QuantizeLinear", x, scale, point), scale, point]
 
 
 def _centred(graph: Graph, node: Node, value: int, point: int, kind: int, axis: int | None) -> str:
     """An integer operand less its zero point, along an axis where that has one."""
     name = node.inputs[value]
+    if name in graph.constants and (not node.input(point) or node.inputs[point] in graph.constants):
+        known = graph.constants[node.inputs[point]].astype(np.int32) if node.input(point) else np.zeros((), np.int32)
+        shape = [1] * graph.rank(name)
+        if axis is not None and known.size > 1:
+            shape[axis] = -1
+        kept = graph.constants[name].astype(np.int32) - known.reshape(shape)
+        return graph.constant(kept.astype(helper.tensor_dtype_to_np_dtype(kind)), name=name)
     number = graph.emit("Cast", name, to=kind)
     if not node.input(point) or _is_zero(graph, node.inputs[point]):
         return number
@@ -93,16 +114,18 @@ def _centred(graph: Graph, node: Node, value: int, point: int, kind: int, axis: 
 
 @instead_of("ConvInteger", tvm="does not know it")
 def integer_conv(graph: Graph, node: Node) -> str:
-    """A Conv in float32, rounded: its kernels are those of any conv, and are as exact as they are."""
-    x, weight = _centred(graph, node, 0, 2, TensorProto.FLOAT, None), _centred(graph, node, 1, 3, TensorProto.FLOAT, 0)
-    return graph.emit("Cast", graph.emit("Round", graph.emit("Conv", x, weight, **node.attrs)), to=TensorProto.INT32)
+    """A Conv of 32-bit integers, which ONNX has no schema of and TVM takes."""
+    x, weight = _centred(graph, node, 0, 2, TensorProto.INT32, None), _centred(graph, node, 1, 3, TensorProto.INT32, 0)
+    return graph.keep(Node("Conv", [x, weight], node.attrs, 1, node.name), like=node)[0]
 
 
 @instead_of("MatMulInteger", tvm="computes it by an unscheduled kernel")
 def integer_product(graph: Graph, node: Node) -> str:
-    """A MatMul of integers, in float32 where that counts them exactly."""
+    """A MatMul of 32-bit integers by known weights, any other in float32 where that counts them exactly."""
     rank = graph.rank(node.inputs[0])
     weight = _centred(graph, node, 1, 3, TensorProto.INT32, -1)
+    if node.inputs[1] in graph.constants and graph.rank(weight) == 2:
+        return graph.emit("MatMul", _centred(graph, node, 0, 2, TensorProto.INT32, max(0, rank - 2)), weight)
     kind = TensorProto.FLOAT if _largest(graph, node, weight) < EXACT else TensorProto.INT32
     rows = _centred(graph, node, 0, 2, kind, max(0, rank - 2))
     return graph.emit("Cast", graph.emit("MatMul", rows, graph.emit("Cast", weight, to=kind)), to=TensorProto.INT32)
@@ -120,13 +143,9 @@ def _largest(graph: Graph, node: Node, weight: str) -> float:
 @instead_of("QLinearConv", tvm="does not know it")
 def quantized_conv(graph: Graph, node: Node) -> str:
     """A Conv of dequantized operands, quantized."""
-    x_scale, weight_scale = node.inputs[1], node.inputs[4]
-    x = _centred(graph, node, 0, 2, TensorProto.FLOAT, None)
-    weight = _centred(graph, node, 3, 5, TensorProto.FLOAT, 0)
-    scale = graph.emit("Mul", x_scale, weight_scale)
-    wide = graph.emit("Mul", weight, _along(graph, scale, graph.rank(weight), 0))
-    inputs = [x, wide]
+    inputs = [graph.emit("DequantizeLinear", *node.inputs[:3]), graph.emit("DequantizeLinear", *node.inputs[3:6], axis=0)]
     if node.input(8):
+        scale = graph.emit("Mul", node.inputs[1], node.inputs[4])
         inputs.append(graph.emit("Mul", graph.emit("Cast", node.inputs[8], to=TensorProto.FLOAT), scale))
     return graph.emit("QuantizeLinear", graph.emit("Conv", *inputs, **node.attrs), node.inputs[6], node.inputs[7])
 
@@ -135,11 +154,23 @@ def quantized_conv(graph: Graph, node: Node) -> str:
 def quantized_product(graph: Graph, node: Node) -> str:
     """A MatMul of dequantized operands, quantized."""
     rank = graph.rank(node.inputs[0])
-    a = _centred(graph, node, 0, 2, TensorProto.FLOAT, max(0, rank - 2))
-    b = _centred(graph, node, 3, 5, TensorProto.FLOAT, -1)
-    a = graph.emit("Mul", a, _along(graph, node.inputs[1], rank, max(0, rank - 2)))
-    b = graph.emit("Mul", b, _along(graph, node.inputs[4], graph.rank(b), -1))
+    a = graph.emit("DequantizeLinear", *node.inputs[:3], axis=max(0, rank - 2))
+    b = graph.emit("DequantizeLinear", *node.inputs[3:6], axis=-1)
     return graph.emit("QuantizeLinear", graph.emit("MatMul", a, b), node.inputs[6], node.inputs[7])
+
+
+@instead_of("QGemm", domain=MICROSOFT, tvm="does not know it")
+def quantized_dense(graph: Graph, node: Node) -> str:
+    """A Gemm of dequantized operands, quantized where an output scale is given."""
+    weight = graph.emit("DequantizeLinear", *node.inputs[3:6], axis=0 if node.attrs.get("transB", 0) else 1)
+    inputs = [graph.emit("DequantizeLinear", *node.inputs[:3]), weight]
+    if node.input(6):
+        scale = graph.emit(
+            "Mul", node.inputs[1], graph.emit("Mul", node.inputs[4], graph.like(node.attrs.get("alpha", 1.0), weight))
+        )
+        inputs.append(graph.emit("Mul", graph.emit("Cast", node.inputs[6], to=TensorProto.FLOAT), scale))
+    made = graph.emit("Gemm", *inputs, **node.attrs)
+    return graph.emit("QuantizeLinear", made, *node.inputs[7:9]) if node.input(7) else made
 
 
 @instead_of("QLinearAdd", "QLinearMul", domain=MICROSOFT, tvm="does not know it")

@@ -1,0 +1,135 @@
+"""Convs and dense layers of bytes by dot product instructions: four products a lane, added up in 32 bits without saturation.
+
+    sums[p, c] += sum_{r, s, k} sum_{j < 4} X[pixel(p, r, s), 4 k + j] U[c / nr, r, s, k, c mod nr, j]      j: one instruction
+    Y[p, c]     = epilogue(sums[p, c] - z total[c])                     z: the zero point of X, total[c]: the sum of U[c]
+
+It is the direct conv (`schedules.py`) whose channels are words of four bytes. An instruction takes unsigned or signed data
+(`DotProduct.data`); that of the other kind is moved by 128, with its zero point. The halo holds the zero point. Sums may pass
+32 bits on the way: what they come to fits (`relax/quantized.py`), and integers wrap.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tvm import te, tirx
+from tvm.s_tir import TensorIntrin
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Step, round_up
+from reparam_compiler.lowering.conv.choice import direct_form
+from reparam_compiler.lowering.conv.pointwise import epilogue_operands, epilogue_value
+from reparam_compiler.lowering.conv.scheduled import finished
+from reparam_compiler.lowering.cpu.machine import DotProduct, VectorUnit
+from reparam_compiler.lowering.cpu.packing import WORD
+from reparam_compiler.lowering.cpu.schedules import scheduled_direct, source_pixel, with_halo
+
+OFFSET = 128
+"""Between a signed byte and the unsigned one of the same order."""
+
+
+def has_dots(shape: ConvShape, unit: VectorUnit) -> bool:
+    """Whether a conv of bytes has a kernel here: the channels of a group fill whole words, or there is one group."""
+    return unit.dots is not None and (shape.groups == 1 or shape.group_in % WORD == 0)
+
+
+def words_of(shape: ConvShape) -> ConvShape:
+    """The conv of bytes as one of words: what its tile and blocks are chosen by."""
+    return replace(shape, channels_in=shape.groups * (round_up(shape.group_in, WORD) // WORD))
+
+
+def dots_form(shape: ConvShape, unit: VectorUnit) -> Direct:
+    """The tile and the blocks of the fewest estimated cycles."""
+    return direct_form(words_of(shape), unit)
+
+
+def dots_conv(shape: ConvShape, data: str, algorithm: Direct, epilogue: Sequence[Step], unit: VectorUnit) -> Any:
+    """The PrimFunc: (x `N H W C`, weights `tiles r s k nr 4`, z `1`, totals `O`, operands…) -> `blocks pixels/blocks G O/G`.
+
+    shape: of dtype int32, that of z, of the totals and of the sums. data: the dtype of x, int8 or uint8.
+    """
+    if unit.dots is None:
+        raise ValueError("found a vector unit without dot products of bytes")
+    func = _declared(shape, data, algorithm, epilogue, unit.dots)
+    intrinsic = _registered(unit.dots, unit.lanes(shape.dtype))
+    return finished(scheduled_direct(func, words_of(shape), algorithm, unit, word=WORD, dots=intrinsic))
+
+
+def _declared(shape: ConvShape, data: str, algorithm: Direct, epilogue: Sequence[Step], dots: DotProduct) -> Any:
+    """The same PrimFunc before its schedule."""
+    tile, block, (kh, kw) = algorithm.tile, algorithm.block or shape.pixels, shape.kernel
+    rows, columns, per_group = round_up(block, tile.rows), tile.columns, tile.column_tiles(shape)
+    words, integer = words_of(shape).group_in, shape.dtype
+    x = te.placeholder((shape.batch, shape.height, shape.width, shape.channels_in), data, "x")
+    weights = te.placeholder((shape.groups * per_group, kh, kw, words, columns, WORD), "int8", "weights")
+    zero, totals = te.placeholder((1,), integer, "zero"), te.placeholder((shape.channels_out,), integer, "totals")
+    offset = {"uint8": OFFSET, "int8": -OFFSET}[dots.data] if data != dots.data else 0
+
+    def moved(byte: Any) -> Any:  # its highest bit turned
+        return byte.astype(dots.data) ^ tirx.const(np.int8(-OFFSET).view(dots.data).item(), dots.data)
+
+    inside = (zero[0] + offset).astype(dots.data)
+    source = with_halo(x, shape, shape.groups * words * WORD, inside, moved if offset else None)
+    r, s, k = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s"), te.reduce_axis((0, words), "k")
+    j = te.reduce_axis((0, WORD), "j")
+
+    def product(b: Any, i: Any, g: Any, c: Any) -> Any:
+        n, h, w = source_pixel(b * block + (tirx.min(i, block - 1) if rows != block else i), r, s, shape)
+        byte = source[n, h, w, (g * words + k) * WORD + j].astype(integer)
+        return te.sum(byte * weights[g * per_group + c // columns, r, s, k, c % columns, j].astype(integer), axis=[r, s, k, j])
+
+    sums = te.compute((algorithm.blocks(shape), rows, shape.groups, per_group * columns), product, "sums")
+    size = (algorithm.blocks(shape), block, shape.groups, shape.group_out)
+    operands = epilogue_operands(shape, epilogue, size)
+
+    def value(*at: Any) -> Any:
+        total = sums[at] - (zero[0] + offset) * totals[at[-2] * shape.group_out + at[-1]]
+        return epilogue_value(total, shape, epilogue, operands, at)
+
+    out = te.compute(size, value, "out")
+    return te.create_prim_func([x, weights, zero, totals, *operands, out]).without_attr("global_symbol")
+
+
+@functools.cache
+def _registered(dots: DotProduct, lanes: int) -> str:
+    """The name of the intrinsic, among those that TVM's schedules know."""
+    name = f"reparam.{dots.intrinsic}"
+    TensorIntrin.register(name, _function(dots, lanes, instruction=False), _function(dots, lanes, instruction=True))
+    return name
+
+
+def _function(dots: DotProduct, lanes: int, *, instruction: bool) -> Any:
+    """The sums of a vector: as loops, which a schedule compares with its own, or as the instruction."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            x = T.arg("x", T.buffer((WORD,), dots.data, offset_factor=1))
+            weights = T.arg("weights", T.buffer((lanes, WORD), "int8", offset_factor=1))
+            sums = T.arg("sums", T.buffer((lanes,), "int32", offset_factor=1, scope="local"))
+            with T.sblock("root"):
+                T.reads(sums[0:lanes], x[0:WORD], weights[0:lanes, 0:WORD])
+                T.writes(sums[0:lanes])
+                if instruction:
+                    _instruction(dots, lanes, x, weights, sums)
+                else:
+                    _loops(lanes, x, weights, sums)
+        return builder.get()
+
+
+def _loops(lanes: int, x: Any, weights: Any, sums: Any) -> None:
+    with T.grid(lanes, WORD) as (lane, byte), T.sblock("update"):
+        c, j = T.axis.remap("SR", [lane, byte])
+        T.buffer_store(sums, sums[c] + T.cast(x[j], "int32") * T.cast(weights[c, j], "int32"), [c])
+
+
+def _instruction(dots: DotProduct, lanes: int, x: Any, weights: Any, sums: Any) -> None:
+    word = T.reinterpret("int32", x.vload([0], f"{dots.data}x{WORD}"))
+    bytes_of = f"int8x{lanes * WORD}"
+    operands = (
+        sums.vload([0], f"int32x{lanes}"),
+        T.reinterpret(bytes_of, T.broadcast(word, lanes)),
+        weights.vload([0, 0], bytes_of),
+    )
+    T.buffer_store(sums, T.call_llvm_pure_intrin(f"int32x{lanes}", dots.intrinsic, *operands), [T.ramp(0, 1, lanes)])
