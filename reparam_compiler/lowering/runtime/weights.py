@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 
 from reparam_compiler.lowering.cpu.machine import cores
+from reparam_compiler.lowering.runtime.pages import Pages
 from reparam_compiler.lowering.runtime.stored import ALIGNMENT, Packing, Packings
 
 if TYPE_CHECKING:
@@ -50,11 +51,11 @@ class Weight:
         }
 
 
-def packed(stored: "Array", packing: Packing | None, packings: Packings) -> Weight:
+def packed(stored: "Array", packing: Packing | None, packings: Packings, pages: Pages) -> Weight:
     """The weight of an array that the model has; without a packing the array itself, not copied where kernels may read it."""
     if packing is not None:
         array = packing.of(stored, packings)
-        return Weight(stored, packing, array.shape, str(array.dtype), tvm.runtime.tensor(array))
+        return Weight(stored, packing, array.shape, str(array.dtype), pages.tensor(array))
     aligned = stored.ctypes.data % ALIGNMENT == 0
     value = tvm.runtime.from_dlpack(stored) if aligned else tvm.runtime.tensor(stored)
     return Weight(stored, None, stored.shape, str(stored.dtype), value)
@@ -62,8 +63,9 @@ def packed(stored: "Array", packing: Packing | None, packings: Packings) -> Weig
 
 def all_packed(weights: Sequence[Weight], packings: Packings) -> tuple[Weight, ...]:
     """The same of weights that have no value yet, on every core."""
+    pages = Pages()
     with ThreadPoolExecutor(cores()) as pool:
-        return tuple(pool.map(lambda weight: packed(weight.stored, weight.packing, packings), weights))
+        return tuple(pool.map(lambda weight: packed(weight.stored, weight.packing, packings, pages), weights))
 
 
 class Store:
@@ -72,6 +74,7 @@ class Store:
     def __init__(self) -> None:
         self._arrays: dict[Any, Array] = {}
         self._weights: dict[Any, list[Weight]] = {}
+        self._pages = Pages()
 
     def another(self) -> "Store":
         """A store of the same arrays for kernels that pack them otherwise: those of another target."""
@@ -85,7 +88,7 @@ class Store:
         for weight in held:
             if weight.packing == packing:
                 return weight
-        held.append(packed(self._arrays.setdefault(key, np.ascontiguousarray(array)), packing, packings))
+        held.append(packed(self._arrays.setdefault(key, np.ascontiguousarray(array)), packing, packings, self._pages))
         return held[-1]
 
     def packings_of(self, array: "Array") -> list[Packing | None]:
