@@ -32,6 +32,7 @@ from reparam_compiler.lowering.runtime.executable import Executable, executable_
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.runtime.instruction_sets import best_here
 from reparam_compiler.lowering.runtime.linking import compiler_line
+from reparam_compiler.lowering.runtime.paces import with_paces
 from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.lowering.runtime.weights import Store
 from reparam_compiler.lowering.search.database import check_readable, warn_of_foreign
@@ -104,11 +105,13 @@ def compile_forms(
         imports = [to_relax(form.model, form.example_inputs, input_shapes=form.input_shapes) for form in forms]
         if any_batch:
             check_batches(imports)
-        store, made = Store(), list[Built]()
+        store, made, variants = Store(), list[Built](), list[Variant]()
         for one in targets:
             measured, store = _measured(database, one), store.another()
-            made += [build(imported, one, measured, settings, store) for imported in imports]
-    return executable_of([each.variant for each in made], any_batch, versions(), _together(made))
+            built = [build(imported, one, measured, settings, store) for imported in imports]
+            variants += with_paces([each.variant for each in built])
+            made += built
+    return executable_of(variants, any_batch, versions(), _together(made))
 
 
 def _measured(database: str | os.PathLike[str] | None, target: Target) -> Path | None:
@@ -172,8 +175,15 @@ def build(
             f"main: TVM could not compile the imported model for {describe(target)}: {class_and_line(refusal)}. "
             f"{options.advice}"
         ) from refusal
-    kernels, interface = tuple(_kernels(module)), (imported.inputs, imported.outputs)
-    variant = Variant(describe(target), *interface, kernels, memory_plan(module), library, weights)
+    variant = Variant(
+        describe(target),
+        imported.inputs,
+        imported.outputs,
+        tuple(_kernels(module)),
+        memory_plan(module),
+        library=library,
+        weights=weights,
+    )
     listings = watch.finished() | sources_of(options.sources, imported.module, module, library)
     return Built(variant.made_ready(library), listings)
 

@@ -27,7 +27,15 @@ from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc import model as api
 from reparam_compiler.tvmc.failing import log, log_lines, report
 from reparam_compiler.tvmc.options import parse, target_of
-from reparam_compiler.tvmc.tables import interface_table, kernel_table, memory_line, profile_table, top_table, tuning_table
+from reparam_compiler.tvmc.tables import (
+    batch_line,
+    interface_table,
+    kernel_table,
+    memory_line,
+    profile_table,
+    top_table,
+    tuning_table,
+)
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import CompileOptions, Executable
@@ -92,8 +100,8 @@ def _compile(found: argparse.Namespace) -> None:
         if name.startswith(("before ", "after ", "pass times")):
             _say(f"# {name}\n{text}\n")
     _say(f"{output}  {size / 2**20:.1f} MiB\n{interface_table(made)}")
-    for batch in made.batches:
-        _say(f"\nbatch {batch}\n{kernel_table(made.at(batch))}\n")
+    for variant in made.variants if made.any_batch else ():
+        _say(f"\n{batch_line(made, variant)}\n{kernel_table(made.at(variant.batch))}\n")
     if not made.batches:
         _say(kernel_table(made))
     _say("\n".join((memory_line(made), *made.targets)))

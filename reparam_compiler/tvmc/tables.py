@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reparam_compiler.lowering import Executable, TuneResult
     from reparam_compiler.lowering.runtime.profile import Profile
+    from reparam_compiler.lowering.runtime.variant import Variant
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
@@ -40,6 +41,13 @@ def memory_line(made: "Executable") -> str:
         f"memory: activations {peak} at once (one input and one output: {bound}), {planned} allocated for them; "
         f"scratch {scratch}; weights {weights}"
     )
+
+
+def batch_line(made: "Executable", variant: "Variant") -> str:
+    """A batch, its time for a sample where it was measured, and whether runs of other numbers of samples use it."""
+    pace = "" if variant.seconds is None else f": {variant.seconds / variant.batch * 1e3:.2f} ms a sample here"
+    unused = "" if variant.batch in made.pieces else ", slower than a smaller one, which is taken for any number"
+    return f"batch {variant.batch}{pace}{unused}"
 
 
 def kernel_table(made: "Executable") -> str:

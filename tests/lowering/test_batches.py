@@ -1,7 +1,9 @@
 """Any number of samples is run in pieces of the batches that a model was compiled for, over one copy of its weights."""
 
+import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +21,20 @@ from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct
 from reparam_compiler.lowering.conv.choice import SHARING, candidates, cycles, with_packing
 from reparam_compiler.lowering.cpu.kernels import packing_of
 from reparam_compiler.lowering.cpu.machine import VectorUnit
-from reparam_compiler.lowering.runtime.batches import checked_batches, joined, of_samples, pieces, samples_in, split
+from reparam_compiler.lowering.runtime.batches import (
+    NOISE,
+    checked_batches,
+    joined,
+    of_samples,
+    pieces,
+    samples_in,
+    split,
+    worth_their_size,
+)
 from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.profile import profile
+from reparam_compiler.lowering.runtime.variant import Variant
+from reparam_compiler.tvmc.tables import batch_line
 
 pytestmark = pytest.mark.tvm
 AVX2 = VectorUnit(32, 16, 2)
@@ -92,6 +105,53 @@ def test_any_number_of_samples_comes_out_in_order(samples: int, compiled: loweri
         expected = model(torch.from_numpy(x), torch.tensor(scale))
         for array, wanted in zip(found, expected, strict=True):
             np.testing.assert_allclose(array, wanted.detach().numpy(), **FLOAT32)
+
+
+@given(st.dictionaries(st.integers(1, 64), st.one_of(st.none(), st.floats(1e-3, 1.0)), min_size=1))
+def test_no_batch_is_used_that_is_slower_a_sample_than_a_smaller_one(seconds: dict[int, float | None]) -> None:
+    used = worth_their_size(seconds)
+    assert used[0] == min(seconds)
+    each = {batch: taken / batch for batch, taken in seconds.items() if taken is not None}
+    for batch in seconds:
+        fastest = min((each[other] for other in each if other < batch), default=math.inf)
+        assert (batch in used) == (batch not in each or each[batch] <= (1 + NOISE) * fastest)
+
+
+def measured_as(seconds: dict[int, float], model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> lowering.Executable:
+    """The model for these batches, a run of which takes so long."""
+
+    def measured(variant: Variant, *_: Any) -> tuple[float, ...]:
+        return (seconds[variant.batch],)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Variant, "measured", measured)
+        return compile_forms(forms(model, tuple(seconds)), any_batch=True)
+
+
+def test_a_batch_that_was_measured_to_be_slower_is_kept_and_not_used(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = measured_as({1: 0.010, 3: 0.040}, model, monkeypatch)
+    assert (made.batches, made.pieces, measured_as({1: 0.01, 3: 0.02}, model, monkeypatch).pieces) == ((1, 3), (1,), (1, 3))
+    made.save(tmp_path / "m.tar")
+    loaded = lowering.load(tmp_path / "m.tar")
+    assert ([variant.seconds for variant in loaded.variants], loaded.pieces) == ([0.010, 0.040], (1,))
+    np.testing.assert_allclose(
+        loaded.run(images(4), np.float32(2.0))[0],
+        model(torch.from_numpy(images(4)), torch.tensor(2.0))[0].detach().numpy(),
+        **FLOAT32,
+    )
+    assert loaded.at(3).run(images(3), np.float32(1.0))[0].shape == (3, 4)
+    assert (
+        batch_line(loaded, loaded.variants[1])
+        == "batch 3: 13.33 ms a sample here, slower than a smaller one, which is taken for any number"
+    )
+    assert batch_line(loaded, loaded.variants[0]) == "batch 1: 10.00 ms a sample here"
+
+
+def test_runs_of_less_than_a_millisecond_tell_nothing(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = measured_as({1: 0.0001, 3: 0.01}, model, monkeypatch)
+    assert ([variant.seconds for variant in made.variants], made.pieces) == ([None, None], (1, 3))
 
 
 @pytest.mark.parametrize("batches", [(), [], (0,), (1, -8), (True,), (1.5,), "18", 8, ("1",)])

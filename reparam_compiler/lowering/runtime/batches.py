@@ -7,7 +7,8 @@ It is right where no sample has a part in another's outputs, which is found out 
 axes is given to every piece as it is. No tvm is needed here.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,10 @@ from reparam_compiler.lowering.runtime.description import TensorSpec
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.runtime.description import Array
+
+
+NOISE = 0.05
+"""By how much a batch must be slower a sample than a smaller one to be left out: a measurement of less says nothing."""
 
 
 def checked_batches(batches: Sequence[int]) -> tuple[int, ...]:
@@ -45,6 +50,22 @@ def pieces(samples: int, batches: Sequence[int]) -> list[int]:
         count, samples = divmod(samples, size)
         found += [size] * count
     return [*found, min(batches)] if samples else found
+
+
+def worth_their_size(seconds: Mapping[int, float | None]) -> tuple[int, ...]:
+    """The batches that are not slower a sample than a smaller one, ascending; those that nobody measured too.
+
+    >>> worth_their_size({1: 0.006, 8: 0.060}), worth_their_size({1: 0.006, 8: 0.040}), worth_their_size({1: None, 8: 0.060})
+    ((1,), (1, 8), (1, 8))
+    """
+    found: list[int] = []
+    fastest = math.inf
+    for batch, taken in sorted(seconds.items()):
+        each = fastest if taken is None else taken / batch
+        if each <= (1 + NOISE) * fastest:
+            found.append(batch)
+        fastest = min(fastest, each)
+    return tuple(found)
 
 
 def batch_of(specs: Sequence[TensorSpec]) -> int:

@@ -21,7 +21,7 @@ import tvm
 from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.runtime import saving
 from reparam_compiler.lowering.runtime.archive import ADVICE, LIBRARY, Artifact, Format
-from reparam_compiler.lowering.runtime.batches import joined, samples_in, split
+from reparam_compiler.lowering.runtime.batches import joined, samples_in, split, worth_their_size
 from reparam_compiler.lowering.runtime.description import Kernel, MemoryPlan, TensorSpec, Timing, filled
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.runtime.instruction_sets import best_here, why_none_loads
@@ -103,6 +103,11 @@ class Executable:
         return tuple(variant.batch for variant in self.variants) if self.any_batch else ()
 
     @property
+    def pieces(self) -> tuple[int, ...]:
+        """The batches that `run` puts any number together from: all but those that are slower a sample than a smaller one."""
+        return worth_their_size({variant.batch: variant.seconds for variant in self.variants}) if self.any_batch else ()
+
+    @property
     def runs_here(self) -> bool:
         """Whether this machine has the device and the instructions that the model is compiled for."""
         return self.variants[0].machines is not None
@@ -130,8 +135,8 @@ class Executable:
     def run(self, *arrays: Any, **named: Any) -> "list[Array]":
         """Run the model once. Safe in any number of threads: as many runs at once as there are cores for, others wait.
 
-        Any number of samples is run in pieces of the batches, the largest first, where the model was compiled for any; what is
-        left over in the smallest one, filled up with its last sample, whose further outputs are dropped.
+        Where the model was compiled for any number of samples, they are run in `pieces`, the largest first; what is left over
+        in the smallest one, filled up with its last sample, whose further outputs are dropped.
 
         Args:
             arrays: the inputs in order, as arrays or anything that numpy reads; or all of them by name.
@@ -145,7 +150,7 @@ class Executable:
         self.variants[0].ready()
         samples = samples_in(given, self.inputs)
         of_size = dict(zip(self.batches, self.variants, strict=True))
-        found = [of_size[size].run(piece) for size, piece in split(given, samples, self.batches)]
+        found = [of_size[size].run(piece) for size, piece in split(given, samples, self.pieces)]
         return joined(found, samples, self.outputs, self.batches[0])
 
     def clone(self, *, threads: int | None = None) -> "Executable":
@@ -181,11 +186,11 @@ class Executable:
             self.run(*given)
             return Timing(tuple(self._whole_run(given, number) for _ in range(repeat)), number)
         if not self.any_batch:
-            return Timing(self.variants[0].seconds(given, repeat, number), number)
-        parts = list(split(given, samples_in(given, self.inputs), self.batches))
+            return Timing(self.variants[0].measured(given, repeat, number), number)
+        parts = list(split(given, samples_in(given, self.inputs), self.pieces))
         counts, one_of = Counter(size for size, _ in parts), dict(parts)
         measured = [
-            [counts[size] * seconds for seconds in variant.seconds(one_of[size], repeat, number)]
+            [counts[size] * seconds for seconds in variant.measured(one_of[size], repeat, number)]
             for size, variant in zip(self.batches, self.variants, strict=True)
             if size in one_of
         ]
@@ -309,7 +314,8 @@ def _described(entry: Mapping[str, Any], library: bytes, weights: Sequence[Weigh
     kernels = tuple(Kernel(**{key: kernel[key] for key in kernel if key in known}) for kernel in entry["kernels"])
     memory = MemoryPlan(**entry["memory"]) if entry.get("memory") else None
     own = tuple(weights[place] for place in entry["weights"])
-    return Variant(str(entry["target"]), inputs, outputs, kernels, memory, library, own)
+    about = (str(entry["target"]), inputs, outputs, kernels, memory, entry.get("seconds"))
+    return Variant(*about, library=library, weights=own)
 
 
 def _loaded(variant: Variant, path: Path) -> Any:

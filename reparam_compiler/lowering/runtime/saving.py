@@ -102,6 +102,7 @@ def _described(variants: Sequence[Variant], weights: Sequence[Weight]) -> dict[s
                 "outputs": [asdict(spec) for spec in variant.outputs],
                 "kernels": [asdict(kernel) for kernel in variant.kernels],
                 "memory": None if variant.memory is None else asdict(variant.memory),
+                "seconds": variant.seconds,
                 "weights": [weight_at[id(weight)] for weight in variant.weights],
             }
             for variant in variants

@@ -38,6 +38,7 @@ class Variant:
     target: as JSON, which `compile(target=…)` reads again.
     inputs, outputs: in the order in which `run` takes and gives them.
     memory: what a run needs; None where a size is symbolic, or an older version wrote the artifact.
+    seconds: of a run, where several batches were compiled and measured (`paces`).
     library: what `tvm.compile` made, or the bytes of a linked one. weights: what its `main` takes after the inputs.
     machines: what runs it; None where this machine cannot, or has a better variant.
     """
@@ -47,6 +48,7 @@ class Variant:
     outputs: tuple[TensorSpec, ...]
     kernels: tuple[Kernel, ...] = ()
     memory: MemoryPlan | None = None
+    seconds: float | None = None
     library: Any = field(default=None, repr=False)
     weights: tuple[Weight, ...] = field(default=(), repr=False)
     machines: Machines | None = field(default=None, repr=False)
@@ -79,15 +81,15 @@ class Variant:
         machines, tensors = self.ready(), self._arguments(arrays)
         return machines.call(lambda machine: [_array(leaf, machines.device) for leaf in _leaves(machine["main"](*tensors))])
 
-    def seconds(self, arrays: "Sequence[Array]", repeat: int, number: int) -> tuple[float, ...]:
+    def measured(self, arrays: "Sequence[Array]", repeat: int, number: int) -> tuple[float, ...]:
         """`repeat` measurements: the mean of `number` runs in a row each, after one run that is not counted."""
         machines, tensors = self.ready(), self._arguments(arrays)
 
-        def measured(machine: Any) -> Any:
+        def timed(machine: Any) -> Any:
             machine["main"](*tensors)
             return machine.time_evaluator("main", machines.device, number=number, repeat=repeat)(*tensors)
 
-        return tuple(map(float, machines.call(measured).results))
+        return tuple(map(float, machines.call(timed).results))
 
     def with_machine(self, work: Callable[[Any, list[Any], Any], ResultT], arrays: "Sequence[Array]") -> ResultT:
         """What `work(machine, arguments, device)` gives on a machine of its own."""
