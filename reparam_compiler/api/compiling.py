@@ -125,9 +125,11 @@ class _Opened:
         if not self.sizes:
             model = _at_its_sizes(self.subject, self.source, self.input_shapes)
             return lowering.compile(model, self.source.inputs, input_shapes=self.input_shapes, **how)
-        forms = [at_batch(self.source, self.subject, self.input_shapes, size) for size in self.sizes]
-        sized = [Form(_at_its_sizes(form.model, self.source, form.shapes), form.inputs, form.shapes) for form in forms]
-        return compile_forms(sized, any_batch=True, **how)
+        forms = []
+        for size in self.sizes:
+            form = at_batch(self.source, self.subject, self.input_shapes, size)
+            forms.append(Form(_at_its_sizes(form.model, self.source, form.shapes), form.inputs, form.shapes, size))
+        return compile_forms(forms, any_batch=True, **how)
 
     @cached_property
     def here(self) -> "Executable":

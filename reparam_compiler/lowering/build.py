@@ -20,7 +20,7 @@ from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.backends import backend_for
-from reparam_compiler.lowering.importing.batches import check_batches
+from reparam_compiler.lowering.importing.batches import check_batches, one_size
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.options import CompileOptions, Watch, sources_of
@@ -72,11 +72,24 @@ def compile(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Form:
-    """A model at one size: what `to_relax` takes."""
+    """A model at one size: what `to_relax` takes. batch: of how many samples, where that is one of several."""
 
     model: Any
     example_inputs: Any = None
     input_shapes: Mapping[str, Sequence[int]] | None = None
+    batch: int | None = None
+
+    def imported(self) -> Imported:
+        """The model as Relax. Raises: LoweringError as `to_relax`, with the batch where there is one."""
+        try:
+            return to_relax(self.model, self.example_inputs, input_shapes=self.input_shapes)
+        except LoweringError as refusal:
+            if self.batch is None:
+                raise
+            raise LoweringError(
+                f"{refusal}. That is at a batch of {self.batch}; a model that was exported for one batch may state it within: "
+                f"export it with an open one. {one_size()}"
+            ) from refusal
 
 
 def compile_forms(
@@ -102,7 +115,7 @@ def compile_forms(
     if forgone := best.forgone_here():
         log.warning("code for %s is slower here than code for this machine would be: %s", describe(best.target), forgone)
     with COMPILING:
-        imports = [to_relax(form.model, form.example_inputs, input_shapes=form.input_shapes) for form in forms]
+        imports = [form.imported() for form in forms]
         if any_batch:
             check_batches(imports)
         store, made, variants = Store(), list[Built](), list[Variant]()
@@ -151,11 +164,11 @@ def build(
     store: Store | None = None,
 ) -> Built:
     """The phases after import, for a resolved target. store: the weights of the variants that were built before."""
-    backend, watch = backend_for(target), Watch(options)
+    backend, watch, store = backend_for(target), Watch(options), Store() if store is None else store
     try:
         with COMPILING, target, filter_stderr(), options.context(watch), noted(store) as packed:
             module = backend.lower(imported.module, database=database, max_error=options.max_error)
-            without_weights, weights = lifted(module, packed)
+            without_weights, weights = lifted(module, packed, store if backend.packings else None)
             with backend.toolchain():
                 library = tvm.compile(
                     without_weights,

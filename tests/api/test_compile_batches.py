@@ -158,7 +158,9 @@ def test_an_onnx_model_that_states_its_batch_within_is_refused() -> None:
     stated = onnx.numpy_helper.from_array(np.array(sizes), "sizes")
     opset = [helper.make_opsetid("", 17)]
     made = helper.make_model(helper.make_graph(nodes, "g", [x], [y], [stated]), opset_imports=opset, ir_version=10)
-    with pytest.raises(LoweringError):
+    with pytest.raises(
+        LoweringError, match="That is at a batch of 2; a model that was exported for one batch may state it within"
+    ):
         reparam_compiler.compile(made, batches=(1, 2))
     assert reparam_compiler.compile(made).run(np.ones((1, 140), "float32"))[0].shape == (1, 140)
 

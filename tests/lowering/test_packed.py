@@ -1,5 +1,8 @@
-"""Weights that a pass packs become parameters of the compiled function; every other constant stays where it is."""
+"""Weights that a pass packs, and large tables, become parameters of the compiled function; the rest stays where it is."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +12,8 @@ pytest.importorskip("tvm")
 from tvm import relax
 from tvm.ir import GenericConst
 
+from reparam_compiler import lowering
+from reparam_compiler.lowering.build import Form, compile_forms
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.target import resolve
@@ -44,6 +49,34 @@ def test_a_module_without_packed_weights_is_left_as_it_is() -> None:
         module = lower(to_relax(nn.ReLU().eval(), torch.zeros(2, 6)).module, resolve(None))
     assert not found
     assert lifted(module, found) == (module, ())
+
+
+class Looked(nn.Module):
+    """A table of embeddings, and a dense layer."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.table, self.dense = nn.Embedding(rows, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dense(self.table(x))
+
+
+@pytest.mark.parametrize("rows", [7, 2000])
+def test_a_large_table_is_stored_once_for_all_batches_and_a_small_one_stays(rows: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Looked(rows).eval()
+    inputs = [torch.arange(batch * 5).reshape(batch, 5) % rows for batch in (1, 3)]
+    made = compile_forms([Form(net, x) for x in inputs], any_batch=True)
+    shapes = [[weight.stored.shape for weight in variant.weights] for variant in made.variants]
+    assert shapes == [[(rows, 16)] * (rows > 7) + [(3, 1, 1, 16)]] * 2
+    assert all(left is right for left, right in zip(*(variant.weights for variant in made.variants), strict=True))
+    made.save(tmp_path / "m.tar")
+    made.save(tmp_path / "m.so")
+    for name in ("m.tar", "m.so"):
+        for x in inputs:
+            found = lowering.load(tmp_path / name).run(x)[0]
+            np.testing.assert_allclose(found, net(x).detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_what_nobody_notes_stays_a_constant() -> None:

@@ -3,23 +3,29 @@
     call_tir(conv, x, const(packed W))   --lifted-->   main(x, w): call_tir(conv, x, w)        weights [W]
 
 A pass that packs a weight notes here what it packed and how. So the library holds no weights, and an artifact holds each as the
-model does. A constant that nobody noted, or that a later pass changed, stays a constant of the library.
+model does. A large constant that nobody noted, such as a table of embeddings, is one that is not packed; a small one stays a
+constant of the library.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 from jaxtyping import Shaped
-from numpy import ndarray
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.lowering.runtime.stored import Packing, Packings
+from reparam_compiler.lowering.runtime.variant import PLAIN
 from reparam_compiler.lowering.runtime.weights import Store, Weight
+
+LARGE = 64 * 1024
+"""Bytes of a constant that variants should share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ def noted(store: Store | None = None) -> Iterator[list[Weight]]:
         _NOTED.reset(token)
 
 
-def packed_constant(stored: Shaped[ndarray, "..."], packing: Packing, packings: Packings) -> Any:
+def packed_constant(stored: Shaped[np.ndarray, "..."], packing: Packing, packings: Packings) -> Any:
     """The Relax constant of a weight, packed: once for all that are equal, as those of the steps of an LSTM are."""
     found = _NOTED.get() or _Noted([], Store())
     weight = found.store.packed(stored, packing, packings)
@@ -53,16 +59,19 @@ def packed_constant(stored: Shaped[ndarray, "..."], packing: Packing, packings: 
     return relax.const(weight.value)
 
 
-def packings_of(stored: Shaped[ndarray, "..."]) -> Sequence[Packing | None]:
+def packings_of(stored: Shaped[np.ndarray, "..."]) -> Sequence[Packing | None]:
     """The packings that a weight is in already, which costs no memory to read again."""
     found = _NOTED.get()
     return found.store.packings_of(stored) if found is not None else ()
 
 
-def lifted(module: Any, weights: Iterable[Weight]) -> tuple[Any, tuple[Weight, ...]]:
-    """The module with these constants of `main` as further parameters, and the weights in the order of the parameters."""
+def lifted(module: Any, weights: Iterable[Weight], store: Store | None = None) -> tuple[Any, tuple[Weight, ...]]:
+    """The module with these constants of `main` as further parameters, and the weights in the order of the parameters.
+
+    store: of the model's weights, where large constants are lifted too.
+    """
     at = {_place(weight.value): weight for weight in weights}
-    lifter = _Lifter(module, at)
+    lifter = _Lifter(module, at, store)
     main = module["main"]
     body = lifter.visit_expr(main.body)
     if not lifter.taken:
@@ -78,6 +87,13 @@ def _place(value: Any) -> int:
     return int(value.data_ptr()) if isinstance(value, tvm.runtime.Tensor) else 0
 
 
+def _is_large(value: Any) -> bool:
+    """Whether a constant is a tensor of so many bytes, which numpy has a dtype for."""
+    if not isinstance(value, tvm.runtime.Tensor) or str(value.dtype) not in PLAIN:
+        return False
+    return math.prod(map(int, value.shape)) * np.dtype(str(value.dtype)).itemsize >= LARGE
+
+
 def _with_main(module: Any, main: Any) -> Any:
     module = module.clone()
     module.update_func(module.get_global_var("main"), main)
@@ -86,15 +102,18 @@ def _with_main(module: Any, main: Any) -> Any:
 
 @mutator
 class _Lifter(PyExprMutator):  # type: ignore[misc, unused-ignore]
-    """Puts a variable in place of each constant whose data lies at a known address."""
+    """Puts a variable in place of each constant whose data lies at a known address; of large ones too where there is a store."""
 
-    def __init__(self, module: Any, known: dict[int, Weight]) -> None:
+    def __init__(self, module: Any, known: dict[int, Weight], store: Store | None) -> None:
         super().__init__(module)
         self.known = known
+        self.store = store
         self.taken: dict[int, Any] = {}
 
     def visit_generic_const_(self, op: Any) -> Any:
         place = _place(op.value)
+        if place not in self.known and self.store is not None and _is_large(op.value):
+            self.known[place] = self.store.packed(op.value.numpy(), None, {})
         if place not in self.known:
             return op
         if place not in self.taken:
