@@ -1,6 +1,7 @@
 """The coverage of ops: how a run is counted, and that it goes on behind a model at which its process ends."""
 
 import os
+import time
 from types import ModuleType
 from typing import Any
 
@@ -28,6 +29,10 @@ def broken() -> Any:
     raise KeyError("no such op")
 
 
+def stuck() -> Any:
+    time.sleep(600)
+
+
 def test_every_model_has_a_class_and_the_run_goes_on_behind_the_end_of_a_process(coverage: ModuleType) -> None:
     from benchmarks.op_models import OneOp
 
@@ -36,6 +41,14 @@ def test_every_model_has_a_class_and_the_run_goes_on_behind_the_end_of_a_process
     assert [(one.name, one.found) for one in found] == [("refused", "refused"), ("dead", "crashed"), ("broken", "crashed")]
     assert found[1].words == "its process died"
     assert coverage.counted({"torch": found})[-1] == "| torch | 3 | 0 | 1 | 0 | 0 | 2 | 0.0% |"
+
+
+def test_a_model_that_takes_too_long_is_ended(coverage: ModuleType) -> None:
+    from benchmarks.op_models import OneOp
+
+    found = list(coverage.outcomes([OneOp("stuck", stuck), OneOp("refused", refused)], limit=3))
+    assert [(one.name, one.found) for one in found] == [("stuck", "crashed"), ("refused", "refused")]
+    assert found[0].words == "took more than 3 s"
 
 
 @pytest.mark.tvm
