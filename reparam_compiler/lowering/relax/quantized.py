@@ -152,7 +152,7 @@ class _Arithmetic(PyExprMutator):  # type: ignore[misc, unused-ignore]
             return None if inner is None else inner.moved(value.attrs.axes and [int(axis) for axis in value.attrs.axes])
         if op_name(value) != "relax.dequantize" or str(value.args[0].ty.dtype) not in QUANTIZED:
             return None
-        integers, scale, zero = map(constant_of, value.args)
+        integers, scale, zero = map(self._known, value.args)
         if integers is None or scale is None or zero is None:
             return None
         axis = int(value.attrs.axis)
@@ -200,6 +200,13 @@ class _Arithmetic(PyExprMutator):  # type: ignore[misc, unused-ignore]
             operand if sizes_of(operand) == () or not _is_one(operand) else self.builder_.emit(relax.op.reshape(operand, ()))
         )
         return single if str(operand.ty.dtype) == kind else self.builder_.emit(relax.op.astype(single, kind))
+
+    def _known(self, operand: Any) -> Any:
+        """The array of a constant, or of integers cast; nothing of any other expression."""
+        value = self._bound(operand)
+        if op_name(value) == "relax.astype" and (known := self._known(value.args[0])) is not None and known.dtype.kind in "iu":
+            return known.astype(str(value.ty.dtype))
+        return constant_of(value)
 
     def _bound(self, operand: Any) -> Any:
         return self.values.get(operand, operand) if isinstance(operand, relax.Var) else operand

@@ -20,13 +20,14 @@ from reparam_compiler.lowering.importing.torch_ops import (  # each declares its
     made,
     orders,
     pooling,
+    quantized,
     reductions,
     resampling,
     writing,
 )
 from reparam_compiler.lowering.importing.torch_ops.table import INSTEAD
 
-FAMILIES = (arithmetic, chance, elementary, indexing, layers, made, orders, pooling, reductions, resampling, writing)
+FAMILIES = (arithmetic, chance, elementary, indexing, layers, made, orders, pooling, quantized, reductions, resampling, writing)
 DECOMPOSED = ("grid_sampler_2d", "dist")
 """Packets of aten that are decomposed though core aten holds them: TVM misreads them, or does not know them."""
 
