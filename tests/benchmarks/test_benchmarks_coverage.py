@@ -46,9 +46,8 @@ def test_every_model_has_a_class_and_the_run_goes_on_behind_the_end_of_a_process
 def test_a_model_that_takes_too_long_is_ended(coverage: ModuleType) -> None:
     from benchmarks.op_models import OneOp
 
-    found = list(coverage.outcomes([OneOp("stuck", stuck), OneOp("refused", refused)], limit=3))
-    assert [(one.name, one.found) for one in found] == [("stuck", "crashed"), ("refused", "refused")]
-    assert found[0].words == "took more than 3 s"
+    (found,) = coverage.outcomes([OneOp("stuck", stuck)], limit=3)
+    assert (found.name, found.found, found.words) == ("stuck", "crashed", "took more than 3 s")
 
 
 @pytest.mark.tvm
