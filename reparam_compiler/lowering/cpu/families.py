@@ -31,7 +31,7 @@ class Costs:
 
 ZEN3 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=2, transform=0.11, spill=1.0)
 ZEN4 = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=8, transform=0.17, spill=1.0)
-GOLDEN_COVE = Costs(load=0.25, second_bytes=15, stream_bytes=50, cold_bytes=2.6, transform=0.035, spill=0.2)
+GOLDEN_COVE = Costs(load=0.25, second_bytes=15, stream_bytes=14, cold_bytes=2.6, transform=0.035, spill=0.2)
 """Of servers: measured on Emerald Rapids (AVX-512)."""
 NEON = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=2, transform=0.11, spill=1.0)
 """A guess: no such machine was at hand."""
