@@ -97,10 +97,8 @@ def _iterations(block: Any) -> int:
 
 def _is_padding_of_a_sum(sch: Any, block: Any) -> bool:
     """Whether a block selects (a padding, a dilation) for a reduction, whose inner loop the select would slow down."""
-    selects = "if_then_else" in str(sch.get(block).body)
-    return selects and any(
-        int(axis.iter_type) == REDUCED for reader in sch.get_consumers(block) for axis in sch.get(reader).iter_vars
-    )
+    sums = any(int(axis.iter_type) == REDUCED for reader in sch.get_consumers(block) for axis in sch.get(reader).iter_vars)
+    return sums and "if_then_else" in str(sch.get(block).body)
 
 
 def _schedule_block(sch: Any, block: Any, unit: VectorUnit) -> None:

@@ -168,7 +168,14 @@ def _allocations(main: Any) -> Iterator[int]:
 
 def _scratch(func: Any) -> int:
     """Bytes that a kernel allocates, but for registers: on each thread, where it allocates within a parallel loop."""
+    if not _allocated(func):  # as most; the passes take a second for all kernels of a net
+        return 0
+    buffers = _allocated(COMPACTED(tvm.IRModule({"main": func}))["main"])
+    return sum(_product(buffer.shape) * _item(str(buffer.dtype)) for buffer in buffers)
+
+
+def _allocated(func: Any) -> list[Any]:
+    """The buffers that a kernel allocates, but for registers."""
     found: list[Any] = []
-    compacted = COMPACTED(tvm.IRModule({"main": func}))["main"]
-    tvm_ffi.structural_walk(compacted.body, (s_tir.SBlock, lambda block: found.extend(block.alloc_buffers)))
-    return sum(_product(buffer.shape) * _item(str(buffer.dtype)) for buffer in found if buffer.scope() != REGISTERS)
+    tvm_ffi.structural_walk(func.body, (s_tir.SBlock, lambda block: found.extend(block.alloc_buffers)))
+    return [buffer for buffer in found if buffer.scope() != REGISTERS]
