@@ -11,10 +11,11 @@ pytest.importorskip("tvm")
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.cpu.families import FAMILIES, GOLDEN_COVE, NEON, ZEN3, ZEN4
-from reparam_compiler.lowering.cpu.machine import VectorUnit, forgone_here, missing_here, vector_unit
+from reparam_compiler.lowering.cpu.machine import DOTS, VectorUnit, forgone_here, missing_here, vector_unit
 from reparam_compiler.lowering.target import describe, resolve
 
 pytestmark = pytest.mark.tvm
+VNNI = DOTS["avx512vnni"]
 
 
 def test_default_is_this_machine_with_its_cpu_and_cores() -> None:
@@ -97,13 +98,16 @@ def test_bad_target_is_refused_with_what_was_found(target: object, message: str)
     [
         ("llvm -mcpu=znver3 -num-cores 2", VectorUnit(32, 16, 2, costs=ZEN3)),
         ("llvm -mcpu=skylake-avx512 -num-cores 2", VectorUnit(64, 32, 2, costs=GOLDEN_COVE)),
-        ("llvm -mcpu=emeraldrapids -num-cores 2", VectorUnit(64, 32, 2, l2_bytes=1024 * 1024, costs=GOLDEN_COVE)),
-        ("llvm -mcpu=znver4 -num-cores 2", VectorUnit(64, 32, 2, fmas=1, costs=ZEN4)),
-        ("llvm -mcpu=tigerlake -num-cores 2", VectorUnit(64, 32, 2, fmas=1, l2_bytes=640 * 1024, costs=GOLDEN_COVE)),
+        ("llvm -mcpu=emeraldrapids -num-cores 2", VectorUnit(64, 32, 2, l2_bytes=1024 * 1024, costs=GOLDEN_COVE, dots=VNNI)),
+        ("llvm -mcpu=znver4 -num-cores 2", VectorUnit(64, 32, 2, fmas=1, costs=ZEN4, dots=VNNI)),
+        ("llvm -mcpu=tigerlake -num-cores 2", VectorUnit(64, 32, 2, 1, 640 * 1024, GOLDEN_COVE, VNNI)),
         ("llvm -mcpu=tigerlake -mattr=-avx512f -num-cores 2", VectorUnit(32, 16, 2, l2_bytes=640 * 1024, costs=GOLDEN_COVE)),
         ("llvm -mcpu=x86-64-v4 -num-cores 2", VectorUnit(64, 32, 2, costs=GOLDEN_COVE)),
         ("llvm -mtriple=x86_64-linux-gnu -num-cores 2", VectorUnit(16, 16, 2, costs=ZEN3)),
-        ("llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76 -num-cores 2", VectorUnit(16, 32, 2, costs=NEON)),
+        (
+            "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76 -num-cores 2",
+            VectorUnit(16, 32, 2, costs=NEON, dots=DOTS["dotprod"]),
+        ),
     ],
 )
 def test_vector_unit_follows_the_target(target: str, unit: VectorUnit) -> None:
