@@ -114,6 +114,13 @@ def test_vector_unit_follows_the_target(target: str, unit: VectorUnit) -> None:
     assert vector_unit(resolve(target)) == unit
 
 
+def test_no_cpu_is_of_two_families_and_llvm_knows_each() -> None:
+    cpus = [cpu for family in FAMILIES for cpu in family.cpus]
+    assert len(cpus) == len(set(cpus))
+    for cpu in cpus:
+        resolve(f"llvm -mtriple=x86_64-linux-gnu -mcpu={cpu}")
+
+
 def test_this_machine_runs_its_own_code() -> None:
     assert missing_here(resolve(None)) == ""
     assert forgone_here(resolve(None)) == ""
