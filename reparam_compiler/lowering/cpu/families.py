@@ -65,7 +65,7 @@ FAMILIES = (
 
 
 def family_of(cpu: str, width: int, *, arm: bool) -> Family:
-    """The family of a CPU by LLVM's name of it; of another one what its architecture and its vectors of `width` bytes suggest."""
+    """The family of a CPU by LLVM's name of it; of another what its architecture and its vectors of `width` bytes suggest."""
     for family in FAMILIES:
         if cpu in family.cpus:
             return family

@@ -102,7 +102,7 @@ def _with_main(module: Any, main: Any) -> Any:
 
 @mutator
 class _Lifter(PyExprMutator):  # type: ignore[misc, unused-ignore]
-    """Puts a variable in place of each constant whose data lies at a known address; of large ones too where there is a store."""
+    """Puts a variable in place of each constant whose data lies at a known address; of large ones too, given a store."""
 
     def __init__(self, module: Any, known: dict[int, Weight], store: Store | None) -> None:
         super().__init__(module)
