@@ -18,6 +18,7 @@ from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Step
 from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.measured import MeasuredAlgorithms
+from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.lowering.search.database import (
     CONVS,
     SCHEDULES,
@@ -29,6 +30,7 @@ from reparam_compiler.lowering.search.database import (
     read_convs,
     warn_of_foreign,
 )
+from reparam_compiler.lowering.target import describe
 
 pytestmark = pytest.mark.tvm
 UNIT = VectorUnit(32, 16, 2)
@@ -117,8 +119,9 @@ def test_compile_tells_records_that_decide_nothing(
 ) -> None:
     given: list[Path | None] = []
 
-    def build(imported: Any, target: Any, database: Path | None, options: Any) -> None:
+    def build(_: Any, target: Any, database: Path | None, *others: Any) -> lowering_build.Built:
         given.append(database)
+        return lowering_build.Built(Variant(describe(target), (), ()), {})
 
     monkeypatch.setattr(lowering_build, "to_relax", lambda *_, **__: None)
     monkeypatch.setattr(lowering_build, "build", build)
