@@ -11,7 +11,7 @@ from torch import nn
 
 pytest.importorskip("tvm")
 
-from tvm import te, tirx
+from tvm import te, tirx, topi
 
 from reparam_compiler.lowering import compile
 from reparam_compiler.lowering.cpu.machine import VectorUnit
@@ -110,3 +110,24 @@ def test_the_padding_of_a_sum_stays_a_buffer_and_that_of_a_copy_does_not() -> No
     copied = te.compute((8, 64), lambda i, j: padded[i, j + 2], "out")
     assert 'sblock("padded")' in script(x, window)
     assert 'sblock("padded")' not in script(x, copied)
+
+
+TOTALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "largest": lambda x: x.amax((0, 1, 2)),
+    "least": lambda x: x.amin((0, 1, 2), keepdim=True),
+    "sum": lambda x: x.sum(),
+}
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 16), (1, 6, 8), (3, 5, 7)], ids=["whole vectors", "some", "none"])
+def test_what_is_reduced_to_one_element_goes_by_vectors_of_partial_results(shape: tuple[int, ...]) -> None:
+    class Totals(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple(function(x) for function in TOTALS.values())
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for found, expected in zip(compile(Totals().eval(), (x,)).run(x), Totals()(x), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
+    source = te.placeholder(shape, "float32", "x")
+    reduced = generic_schedule(te.create_prim_func([source, topi.max(source)]), VectorUnit(32, 16, 2))
+    assert ("_rf" in reduced.script()) == (np.prod(shape) % 8 == 0)

@@ -12,6 +12,7 @@ from reparam_compiler.lowering.cpu.machine import SMALL, VectorUnit
 from reparam_compiler.lowering.cpu.pieces import in_pieces
 
 CHEAP = 16  # elements read, up to which an arithmetic expression may be computed more than once
+PARTIAL = (4, 2, 1)  # vectors of partial results, of which the next step waits for none but its own
 FREE_CALLS = ("prim.if_then_else", "prim.likely")
 
 
@@ -106,10 +107,16 @@ def _schedule_block(sch: Any, block: Any, unit: VectorUnit) -> None:
     kinds = [int(axis.iter_type) for axis in sch.get(block).iter_vars]
     spatial = [loop for loop, kind in zip(loops, kinds, strict=False) if kind == SPATIAL]
     reduced = [loop for loop, kind in zip(loops, kinds, strict=False) if kind == REDUCED]
-    if len(loops) != len(kinds) or len(spatial) + len(reduced) != len(kinds) or not spatial or not sch.get(block).writes:
+    if len(loops) != len(kinds) or len(spatial) + len(reduced) != len(kinds) or not loops or not sch.get(block).writes:
         return
     extents = [int(sch.get(loop).extent) for loop in loops]
     lanes = unit.lanes(str(sch.get(block).writes[0].source.dtype))
+    vectors = next((count for count in PARTIAL if math.prod(extents) % (count * lanes) == 0), 0)
+    if vectors and math.prod(int(sch.get(loop).extent) for loop in spatial) == 1:
+        _by_partial_results(sch, block, vectors, lanes)
+        return
+    if not spatial:
+        return
     *outer, last = spatial
     width = int(sch.get(last).extent)
     step = max(size for size in range(1, lanes + 1) if width % size == 0)
@@ -124,3 +131,18 @@ def _schedule_block(sch: Any, block: Any, unit: VectorUnit) -> None:
         sch.vectorize(last)
     if reduced:
         sch.decompose_reduction(block, reduced[0])
+
+
+def _by_partial_results(sch: Any, block: Any, vectors: int, lanes: int) -> None:
+    """Reduce everything to one element: to so many vectors of partial results in registers, and these at last.
+
+    As it stands LLVM writes such a loop out, and may take a quarter of a minute for it.
+    """
+    _, partial = sch.split(sch.fuse(*sch.get_loops(block)), [None, vectors * lanes])
+    results = sch.rfactor(partial, 0)
+    sch.set_scope(results, 0, "local")
+    step, partial = sch.get_loops(results)
+    vector, lane = sch.split(partial, [None, lanes])
+    sch.unroll(vector)
+    sch.vectorize(lane)
+    sch.decompose_reduction(results, step)
