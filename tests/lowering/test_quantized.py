@@ -168,6 +168,27 @@ def test_what_is_pooled_or_moved_between_scales_that_are_one_is_of_bytes() -> No
         np.testing.assert_array_equal(found, expected)
 
 
+def test_a_part_of_a_weight_is_of_bytes() -> None:
+    """As an LSTM of two directions takes them, each with a scale of its own."""
+    net = Quantized((3, 6))
+    image = net.again("x", 0.0213, 7, U8)
+    both = net.add("Transpose", net.weights(2, 5, 6, scale=[0.01, 0.03], zero=[0, 4]), perm=[0, 2, 1])
+    for direction in (0, 1, -1):
+        part = net.add("Gather", both, net.constant(direction, np.int64), axis=0)
+        net.output(net.add("MatMul", image, part))
+    model, feeds = net.model(), feed(net)
+    assert byte_layers(arithmetic(model)) == 3
+    for found, expected in zip(lowering.compile(model).run(**feeds), by_definition(model, feeds), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_module_that_quantizes_nothing_is_left_as_it_is() -> None:
+    net = Quantized((3, 6))
+    net.output(net.add("Relu", "x"))
+    module = to_relax(net.model()).module
+    assert as_arithmetic(module, integers=True) is module
+
+
 def bindings(module: Any) -> list[Any]:
     return [
         binding for block in module["main"].body.blocks for binding in block.bindings if isinstance(binding, relax.VarBinding)

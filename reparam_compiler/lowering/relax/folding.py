@@ -55,8 +55,7 @@ MOVES: dict[str, Callable[..., Any]] = {
 
 def folded(module: Any) -> Any:
     """The module without what constants alone decide."""
-    module = module.clone()
-    module["main"] = _FoldInNumpy(module).visit_expr(module["main"])
+    module = folded_in_numpy(module)
     rest = [relax.transform.FoldConstant()] if _computes_constants(module["main"]) else []
     return Sequential(
         [
@@ -67,6 +66,13 @@ def folded(module: Any) -> Any:
             relax.transform.DeadCodeElimination(),
         ]
     )(module)
+
+
+def folded_in_numpy(module: Any) -> Any:
+    """The module without what numpy computes of constants here, and as it is where TVM would compile a kernel."""
+    module = module.clone()
+    module["main"] = _FoldInNumpy(module).visit_expr(module["main"])
+    return module
 
 
 def _computes_constants(function: Any) -> bool:

@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Shaped
+from jaxtyping import Int, Int32, Shaped
 from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.lowering.relax.canonicalize import op_name
 from reparam_compiler.lowering.relax.epilogues import QUANTIZED, constant_of, sizes_of
+from reparam_compiler.lowering.relax.folding import folded_in_numpy
 from reparam_compiler.lowering.relax.moves import PERMUTE, RESHAPE
 
 CONV, PRODUCT = "relax.nn.conv2d", "relax.matmul"
 BYTEWISE = (PERMUTE, RESHAPE, "relax.nn.max_pool2d")
 """What chooses among numbers and computes none, so that it may come before their scale or after."""
+OPS = ("relax.quantize", "relax.dequantize")
 LARGEST = 255
 """Of what a byte less its zero point may be."""
 EXACT = 2**24
@@ -33,7 +35,9 @@ EXACT = 2**24
 
 def as_arithmetic(module: Any, *, integers: bool) -> Any:
     """The module without quantize and dequantize; with `integers` the layers between them multiply integers."""
-    module = module.clone()
+    if not any(map(_is_quantized, relax.analysis.get_var2val(module["main"]).values())):
+        return module
+    module = folded_in_numpy(module)  # which part of a weight a layer takes
     module["main"] = _Arithmetic(module, integers).visit_expr(module["main"])
     return relax.transform.DeadCodeElimination()(module)
 
@@ -41,8 +45,7 @@ def as_arithmetic(module: Any, *, integers: bool) -> Any:
 def byte_layers(module: Any) -> int:
     """How many layers of `main` multiply integers that were bytes."""
     values = dict(relax.analysis.get_var2val(module["main"]).items())
-    layers = (value for value in values.values() if op_name(value) in (CONV, PRODUCT) and str(value.ty.dtype) == "int32")
-    return sum(byte_data(layer.args[0], values) is not None for layer in layers)
+    return sum(_multiplies_integers(value) and byte_data(value.args[0], values) is not None for value in values.values())
 
 
 def byte_data(operand: Any, values: Mapping[Any, Any]) -> tuple[Any, Any] | None:
@@ -75,6 +78,13 @@ class _Weight:
         value: Shaped[np.ndarray, "..."] = self.integers.astype(self.scale.dtype) * self.scale
         return value
 
+    def taken(self, places: Int[np.ndarray, "..."], axis: int) -> "_Weight":
+        """Those at some places of an axis."""
+        if self.scale.ndim == 0:
+            return _Weight(np.take(self.integers, places, axis), self.scale)
+        of_scale = places if self.scale.shape[axis] > 1 else np.zeros_like(places)
+        return _Weight(np.take(self.integers, places, axis), np.take(self.scale, of_scale, axis))
+
     def moved(self, axes: Any) -> "_Weight":
         scale = self.scale if self.scale.ndim == 0 else np.transpose(self.scale, axes)
         return _Weight(np.transpose(self.integers, axes), scale)
@@ -91,7 +101,7 @@ class _Arithmetic(PyExprMutator):  # type: ignore[misc, unused-ignore]
         name = op_name(call)
         if name in (CONV, PRODUCT) and self.integers and (layer := self._layer(call)) is not None:
             return layer
-        if name in (CONV, PRODUCT) and str(call.ty.dtype) == "int32" and self._is_of_floats(call):
+        if _multiplies_integers(call) and self._is_of_floats(call):
             return self._in_single(self.visit_expr_post_order(call))
         if name == "relax.quantize" and (of_bytes := self._of_bytes(call)) is not None:
             return of_bytes
@@ -145,11 +155,14 @@ class _Arithmetic(PyExprMutator):  # type: ignore[misc, unused-ignore]
         return relax.Call(move.op, [self.visit_expr(before.args[0]), *move.args[1:]], move.attrs)
 
     def _weight(self, operand: Any) -> _Weight | None:
-        """The weight that an operand is, where it is a dequantized constant, transposed or not."""
+        """The weight that an operand is, where it is a dequantized constant, or a part of one, transposed or not."""
         value = self._bound(operand)
         if op_name(value) == PERMUTE:
             inner = self._weight(value.args[0])
             return None if inner is None else inner.moved(value.attrs.axes and [int(axis) for axis in value.attrs.axes])
+        if op_name(value) == "relax.take" and value.attrs.axis is not None:
+            inner, places = self._weight(value.args[0]), self._known(value.args[1])
+            return None if inner is None or places is None else inner.taken(places, int(value.attrs.axis))
         if op_name(value) != "relax.dequantize" or str(value.args[0].ty.dtype) not in QUANTIZED:
             return None
         integers, scale, zero = map(self._known, value.args)
@@ -210,6 +223,14 @@ class _Arithmetic(PyExprMutator):  # type: ignore[misc, unused-ignore]
 
     def _bound(self, operand: Any) -> Any:
         return self.values.get(operand, operand) if isinstance(operand, relax.Var) else operand
+
+
+def _multiplies_integers(value: Any) -> bool:
+    return op_name(value) in (CONV, PRODUCT) and str(value.ty.dtype) == "int32"
+
+
+def _is_quantized(value: Any) -> bool:
+    return op_name(value) in OPS or _multiplies_integers(value)
 
 
 def _fits(call: Any, weight: _Weight) -> bool:
