@@ -7,7 +7,8 @@ Nets     fused RepVGG-A0, -B0, -B1g4 and ResNet-18 at 224 x 224, A0 pruned by 0.
 Engines  the training form in ONNX Runtime; the plain net in ONNX Runtime, OpenVINO, torch (eager, channels last, inductor), MNN
          and ncnn; ours, as `compile` makes it with no search (`lower_engines.py`)
 Timing   for one thread, then for two: each engine in a process of its own, all taking turns of a warming run and two counted
-         ones, in rotating order; the others are stopped meanwhile. Medians and quartiles, from numpy array to numpy array
+         ones, in rotating order; the others are stopped meanwhile. Medians and quartiles, from numpy array to numpy array.
+         A0 on one thread once more while a process on another core copies memory without end
 Errors   the largest difference from float64 (torch) over the largest output
 Roofline where the time of A0 goes in ours, kernel by kernel inside whole runs, one thread (`lower_roofline.py`)
 Dilation one 3x3 conv at equal multiply-adds
@@ -18,13 +19,15 @@ threads for the first net alone.
 
 import argparse
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -33,14 +36,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks import page
-from benchmarks.lower_engines import ENGINES, ONNX_RUNTIME, OURS, TRAINING, Worker
+from benchmarks.lower_engines import ENGINES, MNN, ONNX_RUNTIME, OURS, TRAINING, Worker
 from benchmarks.lower_report import Kernel, Results, Row, goals, named, text
-from benchmarks.lower_subjects import A0, QUICK, SUBJECTS, Subject, dilated_convs, prepare
+from benchmarks.lower_subjects import A0, DISTURBED, QUICK, SUBJECTS, Subject, dilated_convs, prepare
 
 THREADS = (1, 2)
 FAST = (ONNX_RUNTIME, OURS)
 RUNS, LEAST, MOST = 2, 5, 60
 """Counted runs of a turn; rounds."""
+STREAMED = 64 * 2**20
+"""Elements of eight bytes that are copied without end."""
 PACKAGES = ("torch", "onnxruntime", "openvino", "MNN", "ncnn", "pnnx", "apache-tvm", "numpy")
 
 
@@ -65,6 +70,10 @@ def measure(settings: Settings, folder: Path) -> Results:
             _say(f"{subject.name}: {named(threads)}")
             chosen = ENGINES if (subject.name, threads) == (A0, 1) or not settings.quick else FAST
             results.rows += timed(subject.name, place, threads, settings, chosen)
+        if subject.name == A0 and not settings.quick:
+            _say(DISTURBED)
+            with streaming():
+                results.rows += timed(DISTURBED, place, 1, settings, (ONNX_RUNTIME, MNN, OURS))
         if subject.name == A0 and (place / "ours.tar").exists():
             found = alone(1, "net", place / "ours.tar")
             results.kernels = tuple(Kernel(**kernel) for kernel in found["kernels"])
@@ -96,6 +105,25 @@ def timed(subject: str, folder: Path, threads: int, settings: Settings, engines:
     finally:
         for worker in workers:
             worker.close()
+
+
+@contextmanager
+def streaming() -> Iterator[None]:
+    """Meanwhile a process on the last core copies more memory than any cache holds, over and over."""
+    other = multiprocessing.get_context("spawn").Process(target=_stream, daemon=True)
+    other.start()
+    try:
+        yield
+    finally:
+        other.kill()
+        other.join()
+
+
+def _stream() -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    there, back = np.ones(STREAMED), np.ones(STREAMED)
+    while True:
+        np.copyto(there, back)
 
 
 def _row(subject: str, threads: int, worker: Worker, taken: Sequence[float], expected: np.ndarray) -> Row:

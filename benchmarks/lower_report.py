@@ -5,10 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.lower_engines import ENGINES, MNN, NCNN, ONNX_RUNTIME, OURS, PEERS
-from benchmarks.lower_subjects import A0, PRUNED, Built
+from benchmarks.lower_subjects import A0, DISTURBED, PRUNED, Built
 
-SPEED_UP, THREADS_GAIN, PRUNED_GAIN, DILATION_COST, ERROR = 1.7, 1.7, 2.0, 1.2, 1e-5
-"""The goals: over ONNX Runtime, of two threads, of pruning by 0.3, of a dilated conv, and the relative error of A0."""
+THREADS_GAIN, PRUNED_GAIN, DILATION_COST, ERROR = 1.7, 2.0, 1.2, 1e-5
+"""The goals: of two threads, of pruning by 0.3, of a dilated conv, and the relative error of A0."""
+SPEED_UP = {A0: {ONNX_RUNTIME: 1.8, MNN: 1.4, NCNN: 1.0}, DISTURBED: {ONNX_RUNTIME: 1.6, MNN: 1.25}}
+"""How many times as fast as its peers A0 shall be."""
 AHEAD_OF_ALL = ("RepVGG-B0", "RepVGG-B1g4")
 
 
@@ -91,10 +93,11 @@ def goals(results: Results) -> list[str]:
 
 
 def _speed_goals(results: Results) -> Iterator[str]:
-    for threads in results.threads:
-        for peer, factor in ((ONNX_RUNTIME, SPEED_UP), (MNN, 1.0), (NCNN, 1.0)):
-            found = _ratio(results.time(A0, peer, threads), results.time(A0, OURS, threads))
-            yield _verdict(f"{A0}, {named(threads)}, times as fast as {peer}", found, factor)
+    for subject, peers in SPEED_UP.items():
+        counts = results.threads[:1] if subject == DISTURBED else results.threads
+        for threads, (peer, factor) in itertools.product(counts, peers.items()):
+            found = _ratio(results.time(subject, peer, threads), results.time(subject, OURS, threads))
+            yield _verdict(f"{subject}, {named(threads)}, times as fast as {peer}", found, factor)
     for subject in AHEAD_OF_ALL:
         for threads in results.threads:
             times = [t for peer in PEERS if (t := results.time(subject, peer, threads)) is not None]
