@@ -37,11 +37,17 @@ def check_apart(executable: "Executable", *, max_error: float = 0.0, advice: str
         executable: for two batches, or for one above 1, which this machine runs.
         max_error: the relative error that a layer's algorithm may have. advice: what to do.
 
-    Raises: LoweringError, which names the output, where a sample comes out otherwise beside others.
+    Raises: LoweringError, which names the output, where a sample comes out otherwise beside others; or what is of bfloat16.
     """
     from reparam_compiler.lowering.runtime.batches import of_samples
     from reparam_compiler.lowering.runtime.description import filled
 
+    for spec in (*executable.inputs, *executable.outputs):
+        if spec.dtype == "bfloat16":
+            raise LoweringError(
+                f"{spec.name}: found bfloat16, which numpy does not have, so that none can be compared; convert the model "
+                f"to float32 or float16. {advice}"
+            )
     batches, samples = executable.batches, executable.batches[-1]
     inputs = [filled(spec, "random", seed) for seed, spec in enumerate(of_samples(executable.inputs, samples))]
     together = {batch: _rows(executable, batch, [_part(x, 0, batch) for x in inputs]) for batch in batches}

@@ -146,6 +146,11 @@ def test_what_mixes_samples_is_refused_by_the_name_of_its_output(name: str, batc
         reparam_compiler.compile(Called(MIXED[name]).eval(), samples(4), batches=batches, fuse=False)
 
 
+def test_bfloat16_which_nothing_compares_is_refused() -> None:
+    with pytest.raises(LoweringError, match=r"x: found bfloat16, which numpy does not have.*float16.*without batches"):
+        reparam_compiler.compile(Called(lambda x: x * 2).eval(), samples(1).bfloat16(), batches=(1, 2))
+
+
 def test_an_onnx_model_that_states_its_batch_within_is_refused() -> None:
     onnx = pytest.importorskip("onnx")
     helper, sizes = onnx.helper, [1, 1, 2, 70]

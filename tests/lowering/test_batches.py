@@ -243,6 +243,22 @@ def test_an_artifact_holds_all_batches_and_each_weight_once(
             np.testing.assert_array_equal(array, wanted)
 
 
+@pytest.mark.parametrize("name", ["m.tar", "m.so"])
+@pytest.mark.parametrize("batch", [2, 5])
+def test_one_batch_of_what_was_loaded_is_an_archive_and_no_library(
+    compiled: lowering.Executable, batch: int, name: str, tmp_path: Path
+) -> None:
+    compiled.save(tmp_path / name)
+    one = lowering.load(tmp_path / name).at(batch)
+    with pytest.raises(LoweringError, match=rf"describes {2 if batch == 2 else 0} variants, and 1 shall be saved"):
+        one.save(tmp_path / "one.so")
+    assert not (tmp_path / "one.so").exists()
+    one.save(tmp_path / "one.tar")
+    given = images(batch), np.float32(2.0)
+    for found, expected in zip(lowering.load(tmp_path / "one.tar").run(*given), compiled.run(*given), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_a_second_batch_costs_an_archive_its_code_alone(tmp_path: Path) -> None:
     net = nn.Linear(700, 700).eval()
     made = compile_forms([Form(net, torch.zeros(batch, 700)) for batch in (1, 8)], any_batch=True)

@@ -93,3 +93,25 @@ class Attention(nn.Module):
 
 def test_attention_behind_a_conv() -> None:
     check(Attention(), (1, 3, 6, 7))
+
+
+class _Scaled(nn.Module):
+    """A layer, and a number times what it gives, or over it."""
+
+    def __init__(self, layer: nn.Module, number: float, *, over: bool) -> None:
+        super().__init__()
+        self.layer, self.number, self.over = layer, number, over
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        return (self.number / y if self.over else self.number * y) + 1
+
+
+@pytest.mark.parametrize("over", [False, True])
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Linear(6, 8)], ids=["conv", "depthwise", "dense"]
+)
+def test_nothing_times_a_layer_is_nothing(layer: nn.Module, over: bool) -> None:
+    x = torch.randn(1, 8, 5, 6)
+    (found,) = lowering.compile(_Scaled(layer, 0.0, over=over).eval(), (x,)).run(x)
+    np.testing.assert_array_equal(found, np.ones(layer(x).shape, "float32"))

@@ -126,6 +126,15 @@ def test_an_archive_holds_all_and_packs_the_weights_of_one(
     assert loaded.at(2).targets == (loaded.target,)
 
 
+def test_code_that_was_not_loaded_and_targets_that_are_none_are_said(compiled: lowering.Executable, tmp_path: Path) -> None:
+    compiled.save(tmp_path / "m.tar")
+    loaded = lowering.load(tmp_path / "m.tar")
+    with pytest.raises(LoweringError, match=r'the code for .*"x86-64"\} was not loaded, as the file has better'):
+        loaded.taking(describe(resolve("llvm -mcpu=x86-64"))).run(image(1))
+    with pytest.raises(LoweringError, match=r"target: found 'x86-64'; it was compiled for .*x86-64-v2"):
+        loaded.taking("x86-64")
+
+
 def test_further_instruction_sets_cost_an_archive_their_code_alone(tmp_path: Path) -> None:
     wide = nn.Linear(700, 700).eval()
     lowering.compile(wide, torch.zeros(1, 700), target="llvm -mcpu=x86-64-v2,v3,v4").save(tmp_path / "m.tar")

@@ -168,6 +168,18 @@ def test_what_is_pooled_or_moved_between_scales_that_are_one_is_of_bytes() -> No
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("target", [None, WITHOUT_DOTS], ids=["this machine", "no dot products"])
+@pytest.mark.parametrize("scale", [0.0, np.zeros(8)], ids=["of the tensor", "of each channel"])
+@pytest.mark.parametrize("group", [1, 8])
+def test_weights_of_scale_zero_leave_the_bias(group: int, scale: Any, target: Any) -> None:
+    net = Quantized((1, 8, 6, 5))
+    weight = net.weights(8, 8 // group, 3, 3, scale=scale, zero=np.zeros(np.shape(scale)))
+    bias = net.constant(np.arange(8) - 3.5, np.float32)
+    net.output(net.add("Conv", net.again("x", 0.02, 7, U8), weight, bias, group=group))
+    (found,) = lowering.compile(net.model(), target=target).run(**feed(net))
+    np.testing.assert_array_equal(found, np.broadcast_to((np.arange(8) - 3.5).reshape(1, 8, 1, 1), (1, 8, 4, 3)))
+
+
 def test_a_part_of_a_weight_is_of_bytes() -> None:
     """As an LSTM of two directions takes them, each with a scale of its own."""
     net = Quantized((3, 6))

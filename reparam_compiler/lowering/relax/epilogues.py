@@ -155,6 +155,8 @@ def _step(binding: Any, values: Sequence[Any], channels: int) -> tuple[Step | No
         return Step(word, "earlier", source=_unless_last(left, values), other=right, dtype=dtype), ()
     source, swapped = _unless_last(right if left is None else left, values), left is None
     kind, operand = _operand(call.args[0] if swapped else call.args[1], binding.var, channels)
+    if kind == "scalar" and operand == 0 and word == ("div" if swapped else "mul"):
+        return None, ()  # 0 of any value: TVM folds the sums away, which a schedule looks for
     if kind == "scalar":
         return Step(word, kind, swapped, float(operand), source, dtype=dtype), ()
     return (None, ()) if kind == "none" else (Step(word, kind, swapped, source=source, dtype=dtype), (operand,))

@@ -122,9 +122,14 @@ def read(path: Path) -> Artifact:
     return _read_library(path) if elf else _read_tar(path)
 
 
-def holds_manifest(library: bytes) -> bool:
-    """Whether a library describes itself; those of format 1 do not."""
-    return MARK in library
+def variants_described(library: bytes) -> int:
+    """Of how many variants the manifest in a library is; 0 without one, as in format 1 and in further libraries of a file."""
+    found = library.find(MARK)
+    if found < 0:
+        return 0
+    start = found + len(MARK) + 1 + DIGITS
+    manifest = json.loads(library[start : library.index(b"\0", start)])
+    return len(_as_newest(manifest)["variants"])
 
 
 def _read_library(path: Path) -> Artifact:
@@ -200,6 +205,11 @@ def _checked(manifest: Any, path: Path) -> dict[str, Any]:
             f"{path}: found format {manifest['format']}, written by {manifest.get('versions')}; this version "
             f"reads up to {FORMAT}. Upgrade reparam_compiler, or compile the model again"
         )
+    return _as_newest(manifest)
+
+
+def _as_newest(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of any format in the newest one."""
     return manifest if manifest["format"] == FORMAT else _as_one_variant(manifest)
 
 

@@ -82,7 +82,12 @@ class Executable:
         return tuple(dict.fromkeys(variant.target for variant in (*self.variants, *self.others)))
 
     def taking(self, target: str) -> "Executable":
-        """The same with the kernels for another of the targets, which can run only where the model was compiled."""
+        """The same with the kernels for another of `targets`, which can run only where the model was compiled.
+
+        Raises: LoweringError where the model was not compiled for it.
+        """
+        if target not in self.targets:
+            raise LoweringError(f"target: found {target!r}; it was compiled for {', '.join(self.targets)}")
         every = (*self.variants, *self.others)
         own = tuple(variant for variant in every if variant.target == target)
         return replace(self, variants=own, others=tuple(variant for variant in every if variant.target != target))
@@ -231,7 +236,7 @@ class Executable:
             compiler_options: what else it is given.
 
         Raises: LoweringError where the folder or a compiler is missing, linking fails, or a loaded library, which is linked
-        already, shall be linked otherwise; or code for several targets shall be one library.
+        already, shall be linked otherwise, or one of its batches alone; or code for several targets shall be one library.
         """
         about, every = {"versions": self.versions, "any_batch": self.any_batch}, (*self.variants, *self.others)
         saving.save(Path(path), every, about, form=format, compiler=compiler, options=compiler_options)

@@ -22,8 +22,8 @@ from reparam_compiler.lowering.runtime.archive import (
     MAGIC,
     Format,
     format_of,
-    holds_manifest,
     manifest_source,
+    variants_described,
     write_library,
     write_tar,
 )
@@ -65,10 +65,13 @@ def save(
         libraries = [linker.linked(variants[0], manifest), *others]
         if form == "tar":
             write_tar(whole, libraries, manifest, arrays)
-        elif holds_manifest(libraries[0]):
-            write_library(whole, libraries, [weight.value.numpy() for weight in weights])
-        else:
-            raise LoweringError(f"{path}: a library of format 1 does not describe itself; compile the model again")
+            return
+        if (described := variants_described(libraries[0])) != len(variants):  # of one that was loaded, which is linked already
+            raise LoweringError(
+                f"{path}: the library that was loaded describes {described} variants, and {len(variants)} shall be saved; save "
+                "all of what was loaded, write an archive, .tar, or compile the model again"
+            )
+        write_library(whole, libraries, [weight.value.numpy() for weight in weights])
 
 
 def checked_form(path: Path, form: Format | None, targets: int) -> Format:

@@ -99,8 +99,12 @@ class Variant:
     def ready(self) -> Machines:
         """The machines. Raises: LoweringError where there are none."""
         if self.machines is None:
+            if not (reason := self.backend.unrunnable_here()):
+                raise LoweringError(
+                    f"run: the code for {self.target} was not loaded, as the file has better; compile for it alone"
+                )
             raise LoweringError(
-                f"run: this model is compiled for {self.backend.kind}, and {self.backend.unrunnable_here()}; "
+                f"run: this model is compiled for {self.backend.kind}, and {reason}; "
                 "save it and load it where it can run, or compile with target=None"
             )
         return self.machines
