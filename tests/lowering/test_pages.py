@@ -30,7 +30,6 @@ def test_tensors_of_any_shape_and_dtype_hold_the_elements_and_do_not_overlap(kin
     pages, random = Pages(), np.random.default_rng(0)
     arrays = [random.integers(-100, 100, shape).astype(dtype) for dtype, shape in kinds]
     tensors = [pages.tensor(array) for array in arrays]
-    gc.collect()
     for array, tensor in zip(arrays, tensors, strict=True):
         assert tensor.numpy().dtype == array.dtype
         np.testing.assert_array_equal(tensor.numpy(), array)
