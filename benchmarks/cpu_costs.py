@@ -12,12 +12,11 @@ The row for `lowering/cpu/families.py` is printed; whether the choice by it is a
 """
 
 import argparse
-import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from reparam_compiler.lowering.cpu.packing import PACKINGS
 from reparam_compiler.lowering.cpu.peak import measure_peak
 from reparam_compiler.lowering.cpu.registers import TIR_PIPELINE
 from reparam_compiler.lowering.options import CONFIG
+from reparam_compiler.lowering.runtime.stored import aligned
 from reparam_compiler.lowering.target import resolve
 
 ARENA, LINE = 160_000_000, 16
@@ -86,9 +86,7 @@ class _Arena:
     """Weights that are in no cache: the next elements of more memory than caches hold, at addresses for whole vectors."""
 
     def __init__(self) -> None:
-        raw = np.ones(ARENA + LINE, "float32")
-        start = -raw.ctypes.data % (4 * LINE) // 4
-        self._elements, self._next = raw[start : start + ARENA], 0
+        self._elements, self._next = aligned(np.ones(ARENA, "float32")), 0
 
     def take(self, count: int) -> np.ndarray:
         start = self._next if self._next + count <= ARENA else 0
@@ -144,12 +142,21 @@ def _run(shape: ConvShape, algorithm: Algorithm, target: Any, unit: VectorUnit, 
     return run
 
 
+def _estimates(shape: ConvShape, algorithms: Iterable[Algorithm], unit: VectorUnit, hertz: float) -> dict[Algorithm, float]:
+    """Seconds of each kernel by a unit's constants."""
+    return {algorithm: cycles(shape, algorithm, unit) / hertz for algorithm in algorithms}
+
+
+def _least(seconds: Mapping[Algorithm, float]) -> Algorithm:
+    return min(seconds, key=lambda algorithm: seconds[algorithm])
+
+
 def score(times: Times, unit: VectorUnit, hertz: float) -> Score:
     """How a unit's constants choose among the measured kernels. hertz: cycles a second."""
     regrets, errors, lost, best = [], [], 0.0, 0.0
     for shape, seconds in times.items():
-        estimates = {algorithm: cycles(shape, algorithm, unit) / hertz for algorithm in seconds}
-        chosen, least = seconds[min(estimates, key=lambda algorithm: estimates[algorithm])], min(seconds.values())
+        estimates = _estimates(shape, seconds, unit, hertz)
+        chosen, least = seconds[_least(estimates)], min(seconds.values())
         regrets.append(math.log(chosen / least))
         lost, best = lost + chosen - least, best + least
         errors += [math.log(estimates[a] / taken) for a, taken in seconds.items() if taken < LIKELY * least]
@@ -180,8 +187,8 @@ def table(times: Times, unit: VectorUnit, hertz: float) -> str:
     """Of each layer what the constants choose, what is best, and what that costs."""
     lines = ["| layer | chosen | ms | estimate | best | ms |", "| --- | --- | --- | --- | --- | --- |"]
     for shape, seconds in times.items():
-        estimates = {algorithm: cycles(shape, algorithm, unit) / hertz for algorithm in seconds}
-        chosen, best = (min(each, key=lambda algorithm: each[algorithm]) for each in (estimates, seconds))
+        estimates = _estimates(shape, seconds, unit, hertz)
+        chosen, best = _least(estimates), _least(seconds)
         layer = f"{shape.channels_in} → {shape.channels_out} at {shape.height}, {shape.kernel[0]}x{shape.kernel[1]}"
         layer += f", stride {shape.stride[0]}" * (shape.stride != (1, 1)) + f", {shape.groups} groups" * (shape.groups > 1)
         numbers = [f"{1e3 * value:.3f}" for value in (seconds[chosen], estimates[chosen], seconds[best])]
@@ -233,7 +240,7 @@ def main() -> None:
     print(text)
     if options.output:
         record = [{"layer": repr(s), "kernel": repr(a), "seconds": t} for s, found in times.items() for a, t in found.items()]
-        page.write(options.output, text, json.loads(json.dumps(record)))
+        page.write(options.output, text, record)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from reparam_compiler.checking.apart import check_apart
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.build import Form, compile_forms
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
+from tests.support.called import Called
 from tests.support.tvmc_runs import tvmc, write_onnx
 
 pytestmark = pytest.mark.tvm
@@ -38,17 +39,6 @@ class Branches(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.relu(self.norms[0](self.dense(x)) + self.norms[1](self.point(x)))
         return self.head(y.mean((2, 3)))
-
-
-class Called(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
 
 
 @pytest.fixture(scope="module")

@@ -21,21 +21,11 @@ from reparam_compiler import lowering
 from reparam_compiler.checking.compiled import verify_compiled
 from reparam_compiler.errors import VerificationError
 from reparam_compiler.lowering import Executable
+from tests.support.called import Called
 from tests.support.tvmc_runs import tvmc
 
 pytestmark = pytest.mark.tvm
 X = torch.randn(2, 3, 8, 6, generator=torch.Generator().manual_seed(0))
-
-
-class Called(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
 
 
 def called(function: Callable[..., Any]) -> nn.Module:

@@ -35,6 +35,7 @@ from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.profile import profile
 from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.tvmc.tables import batch_line
+from tests.support.called import Called
 
 pytestmark = pytest.mark.tvm
 AVX2 = VectorUnit(32, 16, 2)
@@ -290,17 +291,6 @@ def test_the_tiles_of_a_packing_have_its_columns() -> None:
     assert any(isinstance(form, Direct) for form in found)
 
 
-class Several(nn.Module):
-    """A function of an image as a model."""
-
-    def __init__(self, function: object) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.function(x)
-
-
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -312,7 +302,7 @@ class Several(nn.Module):
     ],
 )
 def test_outputs_that_are_not_of_the_batch_are_named(function: object, message: str) -> None:
-    model = Several(function).eval()
+    model = Called(function).eval()
     with pytest.raises(LoweringError, match=message + ".*compile it for one size, without batches"):
         compile_forms([Form(model, torch.zeros(batch, 5)) for batch in (1, 4)], any_batch=True)
 

@@ -185,7 +185,7 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
     def _chosen(self, site: ConvSite) -> tuple[Algorithm, float | None]:
         """The rule's first algorithm within the bound, or one that shares weights; the direct form where none is within it."""
         found = self.rule(site.shape, self.unit)
-        for algorithm in (self._sharing(site, found), *found):
+        for algorithm in dict.fromkeys((self._sharing(site, found), *found)):
             error = measured_error(site.weight, site.shape, algorithm)
             if error <= self.max_error:
                 return algorithm, error
