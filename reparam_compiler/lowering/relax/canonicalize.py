@@ -13,6 +13,7 @@ sum(stack(a, b)) = a + b; so max, min, mean                  over the axis of th
 dropout(x)       = (x, ones)                                 ConvertLayout fails; compiled models are evaluated, not trained
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -171,8 +172,9 @@ class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
         if len(_sizes(call)) != 4:
             return call
         data = call.args[0]
-        for op, bound in zip((relax.op.maximum, relax.op.minimum), call.args[1:], strict=True):
-            if np.isfinite(value := float(bound.value)):
+        ends = ((relax.op.maximum, -math.inf), (relax.op.minimum, math.inf))
+        for (op, open_end), bound in zip(ends, call.args[1:], strict=True):
+            if (value := float(bound.value)) != open_end:
                 data = self.builder_.emit(op(data, _number(value, call.ty.dtype)))
         return data
 
