@@ -4,7 +4,7 @@ from tvm.target import Target
 
 from reparam_compiler.lowering.backend import Backend
 from reparam_compiler.lowering.cpu.backend import CpuBackend
-from reparam_compiler.lowering.gpu.backend import CudaBackend
+from reparam_compiler.lowering.gpu.cuda.backend import CudaBackend
 
 BACKENDS: dict[str, type[Backend]] = {backend.kind: backend for backend in (CpuBackend, CudaBackend)}
 """By TVM's name of the kind: `BACKENDS["llvm"]` is `CpuBackend`."""

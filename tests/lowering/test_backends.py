@@ -42,12 +42,12 @@ def test_only_backends_name_a_kind_of_target() -> None:
         words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         if found := words & set(BACKENDS):
             named[str(path.relative_to(LOWERING))] = found
-    assert named == {"cpu/machine.py": {"llvm"}, "gpu/backend.py": {"cuda"}}
+    assert named == {"cpu/machine.py": {"llvm"}, "gpu/cuda/backend.py": {"cuda"}}
 
 
 def test_kinds_of_target_share_through_what_is_above_them() -> None:
     for room, other in (("cpu", "gpu"), ("gpu", "cpu"), ("search", "cpu"), ("search", "gpu")):
-        for path in (LOWERING / room).glob("*.py"):
+        for path in (LOWERING / room).rglob("*.py"):
             assert f"lowering.{other}" not in path.read_text(), path
 
 

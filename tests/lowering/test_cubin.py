@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("tvm")
 
-from reparam_compiler.lowering.gpu import cubin
-from reparam_compiler.lowering.gpu.cubin import SETTINGS, cuda_toolchain
+from reparam_compiler.lowering.gpu.cuda import cubin
+from reparam_compiler.lowering.gpu.cuda.cubin import SETTINGS, cuda_toolchain
 
 pytestmark = pytest.mark.tvm
 

@@ -9,7 +9,7 @@ pytest.importorskip("tvm")
 from tvm.ir.transform import PassContext
 
 from reparam_compiler.lowering.backends import backend_for
-from reparam_compiler.lowering.gpu.cuda_graphs import SETTING, has_batch_one
+from reparam_compiler.lowering.gpu.cuda.graphs import SETTING, has_batch_one
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.target import resolve
 from tests.support.lowered import lower

@@ -5,13 +5,14 @@ import pytest
 pytest.importorskip("tvm")
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape
+from reparam_compiler.lowering.gpu.cuda.chips import chip_of
 from reparam_compiler.lowering.gpu.grouped import is_narrow
-from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile, choose_gpu_tile, gpu_cycles
+from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, GpuTile, choose_gpu_tile, gpu_cycles
 from reparam_compiler.lowering.gpu.winograd import choose_gpu_winograd, winograd_gemm
 
 pytestmark = pytest.mark.tvm
 ONES = (1, 1, 1, 1)
-A100 = Chip.of("sm_80")
+A100 = chip_of("sm_80")
 
 
 def test_sums_are_cut_into_pieces_only_where_the_chip_would_idle() -> None:
@@ -23,8 +24,8 @@ def test_sums_are_cut_into_pieces_only_where_the_chip_would_idle() -> None:
 
 
 def test_unknown_architecture_is_taken_for_an_a100() -> None:
-    assert Chip.of("sm_61") == Chip.of("sm_80")
-    assert Chip.of("sm_90a") == Chip.of("sm_90") != Chip.of("sm_80")
+    assert chip_of("sm_61") == chip_of("sm_80")
+    assert chip_of("sm_90a") == chip_of("sm_90") != chip_of("sm_80")
 
 
 @pytest.mark.parametrize("tile", [*FLOAT32_TILES, *TENSOR_TILES], ids=str)

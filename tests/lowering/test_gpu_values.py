@@ -13,10 +13,11 @@ pytest.importorskip("tvm")
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import declare_conv, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
+from reparam_compiler.lowering.gpu.cuda.chips import chip_of
 from reparam_compiler.lowering.gpu.grouped import gpu_grouped_conv, is_narrow
 from reparam_compiler.lowering.gpu.kernels import pack_gemm, pack_grouped
 from reparam_compiler.lowering.gpu.tensor_cores import cheap_stack_frames, scheduled_tensor_conv
-from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, Chip, GpuTile
+from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, GpuTile
 from reparam_compiler.lowering.gpu.winograd import (
     choose_gpu_winograd,
     gpu_winograd_input,
@@ -208,7 +209,7 @@ def test_winograd_matches_torch(name: str, outputs: int) -> None:
 )
 def test_winograd_is_taken_for_large_float32_convs_of_stride_1_alone(change: dict[str, Any], taken: bool) -> None:
     shape = replace(ConvShape(128, 14, 14, 192, 192, (3, 3), padding=SAME), **change)
-    assert bool(choose_gpu_winograd(shape, Chip.of("sm_80"))) == taken
+    assert bool(choose_gpu_winograd(shape, chip_of("sm_80"))) == taken
 
 
 def test_stack_without_source_names_the_same_functions_and_gives_way() -> None:

@@ -1,1 +1,1 @@
-"""Kernels for GPUs."""
+"""Kernels for GPUs, and the kinds of target that run them: `cuda`, `opencl`."""

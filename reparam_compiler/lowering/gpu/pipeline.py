@@ -7,10 +7,9 @@ from typing import Any
 
 from tvm import relax
 from tvm.ir.transform import Sequential
-from tvm.relax.backend.cuda import pipeline
+from tvm.relax.backend.gpu_generic import pipeline
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
-from reparam_compiler.lowering.gpu.cuda_graphs import with_cuda_graphs
 from reparam_compiler.lowering.gpu.kernels import convs_to_gpu_kernels
 from reparam_compiler.lowering.gpu.schedules import schedule_gpu
 from reparam_compiler.lowering.gpu.tiles import Chip
@@ -32,8 +31,3 @@ def lower_gpu(module: Any, target: Any, chip: Chip, max_error: float = MAX_ERROR
     ]
     module = channels_last(simplify(as_arithmetic(module, integers=False)))
     return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(module, chip, max_error)))
-
-
-def vm_passes(target: Any) -> Any:
-    """From calls of scheduled kernels to those of the virtual machine."""
-    return with_cuda_graphs(pipeline.dataflow_lower_passes(target) + pipeline.finalize_passes(target))

@@ -36,20 +36,22 @@ class CudaBackend(Backend):
 
     def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
         """The phases of `gpu.pipeline`; nothing is measured for a GPU, so that no database decides."""
+        from reparam_compiler.lowering.gpu.cuda.chips import chip_of
         from reparam_compiler.lowering.gpu.pipeline import lower_gpu
-        from reparam_compiler.lowering.gpu.tiles import Chip
 
-        return lower_gpu(module, self.target, Chip.of(str(self.target.attrs["arch"])), max_error)
+        return lower_gpu(module, self.target, chip_of(str(self.target.attrs["arch"])), max_error)
 
     def vm_passes(self) -> Any:
         """TVM's passes for a GPU, with CUDA graphs where the model has batch 1."""
-        from reparam_compiler.lowering.gpu.pipeline import vm_passes
+        from tvm.relax.backend.cuda import pipeline
 
-        return vm_passes(self.target)
+        from reparam_compiler.lowering.gpu.cuda.graphs import with_cuda_graphs
+
+        return with_cuda_graphs(pipeline.dataflow_lower_passes(self.target) + pipeline.finalize_passes(self.target))
 
     def toolchain(self) -> contextlib.AbstractContextManager[Any]:
         """nvcc, and a CUDA runtime that loads without a driver."""
-        from reparam_compiler.lowering.gpu.cubin import cuda_toolchain
+        from reparam_compiler.lowering.gpu.cuda.cubin import cuda_toolchain
 
         return cuda_toolchain()
 

@@ -1,0 +1,1 @@
+"""NVIDIA's GPUs: what CUDA alone has, cubins and graphs."""
