@@ -1,6 +1,6 @@
 """What a kind of target is to the rest of `lowering`: how a module is lowered for it, built, run and measured.
 
-    resolve -> backend_for(target) -> lower -> tvm.compile(vm_passes, within toolchain) -> Executable on device
+    resolve -> backend_for(target) -> lower -> compiled: a library -> Executable, which runs it on the backend's machines
 
 Nothing else asks which kind a target is. A new kind is one file with a subclass of `Backend` and one line in
 `backends.BACKENDS`. Running an artifact loads these files too, and needs tvm and numpy alone: what only compiling needs is
@@ -19,6 +19,8 @@ from tvm.target import Target
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Step
+    from reparam_compiler.lowering.runtime.machines import Machines
+    from reparam_compiler.lowering.runtime.weights import Weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,11 @@ class Backend(ABC):
     """A kind of target, bound to one target of that kind.
 
     kind: TVM's name of it ("llvm").
-    device_name: what `tvm.device` calls its devices ("cpu").
+    device_name: of its devices, as `tvm.device` calls them ("cpu").
     code: the listings of `CompileOptions.sources` that show its code, and what TVM calls their format.
     packings: the functions of numpy that pack weights for its kernels, by the names that artifacts keep.
+    weights_from: the bytes from which a constant is a weight, an argument of `main` that variants share; None: none is one.
+    linked: whether a C++ compiler links its libraries; else they are bytes of our own (`to_bytes`).
 
     Example: `backend_for(resolve("llvm")).device_name` is "cpu".
     """
@@ -75,6 +79,8 @@ class Backend(ABC):
     device_name: ClassVar[str]
     code: ClassVar[Mapping[str, str]]
     packings: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    weights_from: ClassVar[int | None] = None
+    linked: ClassVar[bool] = True
 
     @staticmethod
     def completed(config: dict[str, Any]) -> dict[str, Any]:
@@ -96,25 +102,33 @@ class Backend(ABC):
         Raises: LoweringError where a function can have no kernel.
         """
 
-    @abstractmethod
-    def vm_passes(self) -> Any:
-        """The pass of `tvm.compile` that makes calls of the virtual machine of what `lower` gives."""
-
     def tir_pipeline(self) -> str:
-        """The name of the pipeline by which `tvm.compile` makes machine code of kernels."""
+        """The name of the pipeline by which TVM makes code of kernels."""
         return "default"
 
-    def toolchain(self) -> contextlib.AbstractContextManager[Any]:
-        """What `tvm.compile` needs round it to make machine code of kernels."""
-        return contextlib.nullcontext()
+    @abstractmethod
+    def compiled(self, module: Any) -> Any:
+        """The library of what `lower` gave, its weights parameters of `main`: kernels as code, and what calls them."""
 
-    def device(self) -> Any:
-        """This machine's device of this kind, whether it exists or not."""
-        return tvm.device(self.device_name, 0)
+    @abstractmethod
+    def listing(self, library: Any, name: str) -> str:
+        """The code of a library that `compiled` made, as one of `code`; nothing where it holds none."""
+
+    @abstractmethod
+    def loaded(self, content: bytes) -> Any:
+        """A library from the bytes of a file. Raises RuntimeError, OSError or ValueError where this machine cannot load it."""
+
+    @abstractmethod
+    def machines(self, library: Any, weights: "Sequence[Weight]", threads: int) -> "Machines":
+        """What runs a library, loaded or just compiled, on this machine. threads: the cores of one run."""
 
     @abstractmethod
     def unrunnable_here(self) -> str:
         """Why this machine cannot run code for the target; nothing where it can."""
+
+    def lacking_here(self, library: Any) -> str:
+        """What this machine, which runs code for the target, lacks for one library; nothing where it runs it."""
+        return ""
 
     def unloadable_here(self) -> str:
         """Why this machine may not even load a library for the target; nothing where it may."""
@@ -135,3 +149,48 @@ class Backend(ABC):
     def peak(self) -> Peak | None:
         """What this machine's arithmetic units allow, measured; None where nothing measures it."""
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualMachineBackend(Backend):
+    """A kind of target whose models TVM compiles whole, and TVM's virtual machine runs."""
+
+    @abstractmethod
+    def vm_passes(self) -> Any:
+        """The pass of `tvm.compile` that makes calls of the virtual machine of what `lower` gives."""
+
+    def toolchain(self) -> contextlib.AbstractContextManager[Any]:
+        """What `tvm.compile` needs round it to make machine code of kernels."""
+        return contextlib.nullcontext()
+
+    def device(self) -> Any:
+        """This machine's device of this kind, whether it exists or not."""
+        return tvm.device(self.device_name, 0)
+
+    def compiled(self, module: Any) -> Any:
+        """What `tvm.compile` makes of it."""
+        passes, pipeline = self.vm_passes(), self.tir_pipeline()
+        with self.toolchain():
+            return tvm.compile(module, target=self.target, relax_pipeline=passes, tir_pipeline=pipeline)
+
+    def listing(self, library: Any, name: str) -> str:
+        """What TVM shows of the parts of this kind."""
+        texts = [part.inspect_source(self.code[name]) for part in _parts(library.mod) if part.kind == self.kind]
+        return "\n".join(texts)
+
+    def loaded(self, content: bytes) -> Any:
+        """A shared library, by the system's loader."""
+        from reparam_compiler.lowering.runtime.virtual_machines import load_library
+
+        return load_library(content)
+
+    def machines(self, library: Any, weights: "Sequence[Weight]", threads: int) -> "Machines":
+        """TVM's virtual machines."""
+        from reparam_compiler.lowering.runtime.virtual_machines import VirtualMachines
+
+        return VirtualMachines(library, self.device(), threads, [weight.value for weight in weights])
+
+
+def _parts(module: Any) -> list[Any]:
+    """A runtime module and what it imports, in order."""
+    return [module, *(part for child in module.imports for part in _parts(child))]

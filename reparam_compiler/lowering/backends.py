@@ -15,9 +15,9 @@ def backend_for(target: Target) -> Backend:
     return BACKENDS[str(target.kind.name)](target)
 
 
-def code_listings() -> dict[str, tuple[str, str]]:
-    """Of each listing of code: the kind of the runtime module that holds it, and TVM's name of the format.
+def code_listings() -> dict[str, str]:
+    """Of each listing of code the kind of target that has it.
 
-    Example: `code_listings()["asm"]` is `("llvm", "asm")`.
+    Example: `code_listings()["asm"]` is "llvm".
     """
-    return {name: (kind, form) for kind, backend in BACKENDS.items() for name, form in backend.code.items()}
+    return {name: kind for kind, backend in BACKENDS.items() for name in backend.code}

@@ -1,6 +1,6 @@
 """`compile`: from a native model to an Executable.
 
-to_relax -> backend.lower (`cpu/pipeline.py`, `gpu/pipeline.py`) -> tvm.compile(backend.vm_passes) -> Executable
+to_relax -> backend.lower (`cpu/pipeline.py`, `gpu/pipeline.py`) -> backend.compiled -> Executable
 
 A model that takes any batch is imported and built once for each size, over one store of weights.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tvm
 from tvm import tirx
 from tvm.target import Target
 
@@ -168,14 +167,8 @@ def build(
     try:
         with COMPILING, target, filter_stderr(), options.context(watch), noted(store) as packed:
             module = backend.lower(imported.module, database=database, max_error=options.max_error)
-            without_weights, weights = lifted(module, packed, store if backend.packings else None)
-            with backend.toolchain():
-                library = tvm.compile(
-                    without_weights,
-                    target=target,
-                    relax_pipeline=backend.vm_passes(),
-                    tir_pipeline=backend.tir_pipeline(),
-                )
+            without_weights, weights = lifted(module, packed, store, backend.weights_from)
+            library = backend.compiled(without_weights)
     except LoweringError:
         raise
     except Exception as refusal:  # TVM's passes raise InternalError, TypeError, ScheduleError …
@@ -197,7 +190,7 @@ def build(
         library=library,
         weights=weights,
     )
-    listings = watch.finished() | sources_of(options.sources, imported.module, module, library)
+    listings = watch.finished() | sources_of(options.sources, imported.module, module, library, backend)
     return Built(variant.made_ready(library), listings)
 
 

@@ -19,6 +19,7 @@ from tvm.ir.transform import PassContext
 
 from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.backend import Backend
 from reparam_compiler.lowering.backends import code_listings
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
 
@@ -151,12 +152,12 @@ def all_sources() -> tuple[str, ...]:
     return (*MODULES, *code_listings())
 
 
-def sources_of(names: Sequence[str], imported: Any, lowered: Any, library: Any) -> dict[str, str]:
+def sources_of(names: Sequence[str], imported: Any, lowered: Any, library: Any, backend: Backend) -> dict[str, str]:
     """The listings that are asked for.
 
     Args:
         imported, lowered: the Relax modules before and after our passes.
-        library: what `tvm.compile` made.
+        library: what `backend.compiled` made.
     """
     found: dict[str, str] = {}
     for name in names:
@@ -166,17 +167,10 @@ def sources_of(names: Sequence[str], imported: Any, lowered: Any, library: Any) 
             kernels = {var: f for var, f in lowered.functions_items() if isinstance(f, tvm.tirx.PrimFunc)}
             found[name] = tvm.IRModule(kernels).script()
         else:
-            kind, form = code_listings()[name]
-            texts = [part.inspect_source(form) for part in _parts(library.mod) if part.kind == kind]
-            if not texts:
-                raise LoweringError(f"sources: {name!r} asks for {kind} code, and this target has none")
-            found[name] = "\n".join(texts)
+            found[name] = backend.listing(library, name) if name in backend.code else ""
+            if not found[name]:
+                raise LoweringError(f"sources: {name!r} asks for {code_listings()[name]} code, and this target has none")
     return found
-
-
-def _parts(module: Any) -> list[Any]:
-    """A runtime module and what it imports, in order."""
-    return [module, *(part for child in module.imports for part in _parts(child))]
 
 
 def _names(option: str, given: Any) -> tuple[str, ...]:

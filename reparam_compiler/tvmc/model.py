@@ -243,6 +243,7 @@ def compile(
     """
     from reparam_compiler import lowering
     from reparam_compiler.api.compiling import compile as compile_native
+    from reparam_compiler.lowering.backends import backend_for
     from reparam_compiler.lowering.runtime.linking import check_linker
     from reparam_compiler.lowering.runtime.saving import checked_form
     from reparam_compiler.lowering.target import describe, resolve_all
@@ -258,9 +259,10 @@ def compile(
     path = Path(package_path or f"{temporary}/module.tar")
     check_folder(path)
     targets = resolve_all(target)
-    checked_form(path, output_format, len(targets))
+    checked_form(path, output_format, targets)
     for one in targets:
-        check_linker(cross or None, describe(one))
+        if backend_for(one).linked:
+            check_linker(cross or None, describe(one))
     executable = compile_native(
         tvmc_model.native,
         target=target,

@@ -18,7 +18,7 @@ from tvm.relax.backend.gpu_generic import pipeline
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering import CompileOptions
-from reparam_compiler.lowering.backend import Backend
+from reparam_compiler.lowering.backend import VirtualMachineBackend
 from reparam_compiler.lowering.backends import BACKENDS, backend_for, code_listings
 from reparam_compiler.lowering.gpu.schedules import schedule_gpu
 from reparam_compiler.lowering.options import all_sources
@@ -56,7 +56,7 @@ def test_the_command_line_has_options_for_each_kind() -> None:
 
 
 def test_each_listing_of_code_is_of_one_kind() -> None:
-    assert code_listings() == {"ll": ("llvm", "ll"), "asm": ("llvm", "asm"), "cu": ("cuda", "")}
+    assert code_listings() == {"ll": "llvm", "asm": "llvm", "cu": "cuda"}
     assert all_sources() == ("relax", "tir", "ll", "asm", "cu")
 
 
@@ -72,12 +72,12 @@ def test_only_a_cpu_is_measured() -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class OpenCl(Backend):
+class WebGpu(VirtualMachineBackend):
     """A whole backend: TVM's phases for any GPU, each function by the GPU's schedule rules."""
 
-    kind: ClassVar = "opencl"
-    device_name: ClassVar = "opencl"
-    code: ClassVar = {"cl": "cl"}
+    kind: ClassVar = "webgpu"
+    device_name: ClassVar = "webgpu"
+    code: ClassVar = {"wgsl": ""}
 
     def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
         phases = [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()]
@@ -92,15 +92,15 @@ class OpenCl(Backend):
 
 def test_a_third_kind_of_target_is_one_class_and_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model, x = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval(), torch.zeros(1, 3, 9, 8)
-    with pytest.raises(LoweringError, match="'opencl' is neither a kind"):
-        resolve("opencl")
-    monkeypatch.setitem(BACKENDS, OpenCl.kind, OpenCl)
-    target = {"kind": "opencl", "host": {"kind": "llvm"}}
-    compiled = lowering.compile(model, x, target=target, options=CompileOptions(sources=("cl", "tir")))
-    assert compiled.device == "opencl"
-    assert "__kernel void" in compiled.listings["cl"]
+    with pytest.raises(LoweringError, match="'webgpu' is neither a kind"):
+        resolve("webgpu")
+    monkeypatch.setitem(BACKENDS, WebGpu.kind, WebGpu)
+    target = {"kind": "webgpu", "host": {"kind": "llvm"}}
+    compiled = lowering.compile(model, x, target=target, options=CompileOptions(sources=("wgsl", "tir")))
+    assert compiled.device == "webgpu"
+    assert "@compute" in compiled.listings["wgsl"]
     assert not compiled.runs_here
-    with pytest.raises(LoweringError, match="compiled for opencl, and this TVM has no runtime for it"):
+    with pytest.raises(LoweringError, match="compiled for webgpu, and this TVM has no runtime for it"):
         compiled.run(x)
     with pytest.raises(LoweringError, match="expected an llvm target"):
         lowering.tune(model, x, target=target, database=tmp_path)

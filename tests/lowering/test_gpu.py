@@ -29,9 +29,10 @@ from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.build import build
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import gpu_conv
+from reparam_compiler.lowering.gpu.cuda.chips import CHIPS
 from reparam_compiler.lowering.gpu.schedules import schedule_gpu, unbound
 from reparam_compiler.lowering.gpu.tensor_cores import tensor_conv
-from reparam_compiler.lowering.gpu.tiles import CHIPS, FLOAT32_TILES, TENSOR_TILES, GpuTile, choose_gpu_tile
+from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, GpuTile, choose_gpu_tile
 from reparam_compiler.lowering.gpu.winograd import choose_gpu_winograd, winograd_gemm
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported

@@ -15,7 +15,8 @@ from reparam_compiler.lowering.conv.algorithms import ConvShape, Step
 from reparam_compiler.lowering.gpu.conv import declare_conv, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
 from reparam_compiler.lowering.gpu.cuda.chips import chip_of
 from reparam_compiler.lowering.gpu.grouped import gpu_grouped_conv, is_narrow
-from reparam_compiler.lowering.gpu.kernels import pack_gemm, pack_grouped
+from reparam_compiler.lowering.gpu.kernels import gemm_packing, winograd_packing
+from reparam_compiler.lowering.gpu.packing import PACKINGS, pack_grouped
 from reparam_compiler.lowering.gpu.tensor_cores import cheap_stack_frames, scheduled_tensor_conv
 from reparam_compiler.lowering.gpu.tiles import FLOAT32_TILES, TENSOR_TILES, GpuTile
 from reparam_compiler.lowering.gpu.winograd import (
@@ -24,7 +25,6 @@ from reparam_compiler.lowering.gpu.winograd import (
     gpu_winograd_output,
     gpu_winograd_placed,
     gpu_winograd_sums,
-    transformed_weights,
     winograd_form,
     winograd_gemm,
 )
@@ -88,6 +88,11 @@ def expected(shape: ConvShape, x: np.ndarray, weight: np.ndarray, operands: list
     return y.relu().numpy()
 
 
+def packed(weight: np.ndarray, shape: ConvShape, tile: GpuTile) -> np.ndarray:
+    """Weights as the implicit GEMM reads them."""
+    return gemm_packing(shape, tile).of(weight, PACKINGS)
+
+
 def output(shape: ConvShape) -> tuple[tuple[int, ...], str]:
     return (shape.pixels, shape.groups, shape.group_out), shape.dtype
 
@@ -97,7 +102,11 @@ def test_implicit_gemm_matches_torch(name: str) -> None:
     shape = SHAPES[name]
     x, weight, operands = tensors(shape, BIAS_RESIDUAL_RELU, "float32")
     found = run_serially(
-        gpu_conv(shape, SMALL, BIAS_RESIDUAL_RELU), x, pack_gemm(weight, shape, SMALL), *operands, out=output(shape)
+        gpu_conv(shape, SMALL, BIAS_RESIDUAL_RELU),
+        x,
+        packed(weight, shape, SMALL),
+        *operands,
+        out=output(shape),
     )
     np.testing.assert_allclose(found, expected(shape, x, weight, operands, residual=True), **FLOAT32)
 
@@ -106,7 +115,7 @@ def test_implicit_gemm_matches_torch(name: str) -> None:
 def test_each_float32_tile_matches_torch(tile: GpuTile) -> None:
     shape = SHAPES["ragged channels"]
     x, weight, operands = tensors(shape, BIAS_RELU, "float32")
-    found = run_serially(gpu_conv(shape, tile, BIAS_RELU), x, pack_gemm(weight, shape, tile), *operands, out=output(shape))
+    found = run_serially(gpu_conv(shape, tile, BIAS_RELU), x, packed(weight, shape, tile), *operands, out=output(shape))
     np.testing.assert_allclose(found, expected(shape, x, weight, operands, residual=False), **FLOAT32)
 
 
@@ -121,7 +130,7 @@ def test_sum_in_pieces_matches_torch(name: str, pieces: int, dtype: str) -> None
     if dtype == "float16":
         part = scheduled_tensor_conv(declare_conv(shape, tile, None), shape, tile, intrinsics=False).mod["main"]
     scratch = (pieces * shape.groups, rows, columns), "float32"
-    sums = run_serially(part, x, pack_gemm(weight, shape, tile), out=scratch)
+    sums = run_serially(part, x, packed(weight, shape, tile), out=scratch)
     found = run_serially(gpu_sum_of_pieces(shape, tile, BIAS_RESIDUAL_RELU), sums, *operands, out=output(shape))
     tolerance = FLOAT16 if dtype == "float16" else FLOAT32
     np.testing.assert_allclose(found, expected(shape, x, weight, operands, residual=True), **tolerance)
@@ -152,7 +161,7 @@ def test_each_tensor_core_tile_matches_torch(tile: GpuTile) -> None:
 def check_tensor_conv(shape: ConvShape, tile: GpuTile) -> None:
     x, weight, operands = tensors(shape, BIAS_RESIDUAL_RELU, "float16")
     func: Any = scheduled_tensor_conv(declare_conv(shape, tile, BIAS_RESIDUAL_RELU), shape, tile, intrinsics=False).mod["main"]
-    found = run_serially(func, x, pack_gemm(weight, shape, tile), *operands, out=output(shape))
+    found = run_serially(func, x, packed(weight, shape, tile), *operands, out=output(shape))
     np.testing.assert_allclose(found, expected(shape, x, weight, operands, residual=True), **FLOAT16)
 
 
@@ -179,8 +188,8 @@ def test_winograd_matches_torch(name: str, outputs: int) -> None:
     spread, channels = (form.tiles(shape), height.size, width.size), (shape.groups, shape.group_out)
 
     data = run_serially(gpu_winograd_input(shape, form), x, out=((*spread, shape.channels_in), "float32"))
-    packed = pack_gemm(transformed_weights(weight, shape, form), gemm, SMALL)
-    products = run_serially(gpu_conv(gemm, SMALL, ()), data.reshape(gemm.batch, 1, 1, -1), packed, out=output(gemm))
+    weights = winograd_packing(shape, form, SMALL).of(weight, PACKINGS)
+    products = run_serially(gpu_conv(gemm, SMALL, ()), data.reshape(gemm.batch, 1, 1, -1), weights, out=output(gemm))
     products = products.reshape(*spread, *channels)
     size = (shape.batch, shape.out_height, shape.out_width, *channels)
     operands = (bias, residual.reshape(size))

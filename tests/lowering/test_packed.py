@@ -14,12 +14,15 @@ from tvm.ir import GenericConst
 
 from reparam_compiler import lowering
 from reparam_compiler.lowering.build import Form, compile_forms
+from reparam_compiler.lowering.cpu.backend import CpuBackend
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.packed import lifted, noted
+from reparam_compiler.lowering.runtime.weights import Store
 from reparam_compiler.lowering.target import resolve
 from tests.support.lowered import lower
 
 pytestmark = pytest.mark.tvm
+LARGE = CpuBackend.weights_from
 
 
 def test_packed_weights_are_lifted_once_for_all_that_are_equal_and_biases_stay() -> None:
@@ -29,7 +32,7 @@ def test_packed_weights_are_lifted_once_for_all_that_are_equal_and_biases_stay()
         net[0].weight.copy_(net[1].weight)
     with noted() as found:
         module = lower(to_relax(net, torch.zeros(2, 6)).module, resolve(None))
-    made, weights = lifted(module, found)
+    made, weights = lifted(module, found, Store(), LARGE)
     names = [str(parameter.name) for parameter in made["main"].params]
     assert names[1:] == ["weight_0", "weight_1"]
     assert [weight.stored.shape for weight in weights] == [(6, 1, 1, 6), (3, 1, 1, 6)]
@@ -48,7 +51,7 @@ def test_a_module_without_packed_weights_is_left_as_it_is() -> None:
     with noted() as found:
         module = lower(to_relax(nn.ReLU().eval(), torch.zeros(2, 6)).module, resolve(None))
     assert not found
-    assert lifted(module, found) == (module, ())
+    assert lifted(module, found, Store(), LARGE) == (module, ())
 
 
 class Looked(nn.Module):
@@ -84,4 +87,4 @@ def test_what_nobody_notes_stays_a_constant() -> None:
     assert len(module["main"].params) == 1
     with noted() as found:
         pass
-    assert lifted(module, found)[0] is module
+    assert lifted(module, found, Store(), LARGE)[0] is module

@@ -15,6 +15,7 @@ from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.cpu.peak import measure_peak
 from reparam_compiler.lowering.runtime.profile import Layer, Profile, profile
+from reparam_compiler.lowering.runtime.virtual_machines import VirtualMachines
 from reparam_compiler.lowering.target import resolve
 from reparam_compiler.tvmc.tables import profile_table
 
@@ -76,7 +77,7 @@ def test_a_cuda_graph_is_refused_with_the_setting_that_takes_it_apart(
         def __getitem__(self, name: str) -> Callable[..., None]:
             return lambda *_: self.instrument(None, "vm.builtin.cuda_graph.run_or_capture", True, None)
 
-    monkeypatch.setattr(lowering.Executable, "with_machine", lambda _self, work, _arrays: work(Machine(), [], tvm.cpu()))
+    monkeypatch.setattr(VirtualMachines, "with_machine", lambda _self, work, _arrays: work(Machine(), [], tvm.cpu()))
     with pytest.raises(LoweringError, match=r"--pass-config relax\.backend\.use_cuda_graph=0"):
         profile(compiled)
 

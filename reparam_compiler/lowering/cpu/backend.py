@@ -7,19 +7,20 @@ from typing import Any, ClassVar
 import tvm
 from tvm.target import Target
 
-from reparam_compiler.lowering.backend import Backend, Peak, Tuning
+from reparam_compiler.lowering.backend import Peak, Tuning, VirtualMachineBackend
 from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, completed, forgone_here, missing_here, strength
 from reparam_compiler.lowering.cpu.packing import PACKINGS
 
 
 @dataclass(frozen=True, slots=True)
-class CpuBackend(Backend):
+class CpuBackend(VirtualMachineBackend):
     """An llvm target."""
 
     kind: ClassVar = KIND
     device_name: ClassVar = "cpu"
     code: ClassVar = {"ll": "ll", "asm": "asm"}
     packings: ClassVar = PACKINGS
+    weights_from: ClassVar = 64 * 1024
 
     @staticmethod
     def completed(config: dict[str, Any]) -> dict[str, Any]:

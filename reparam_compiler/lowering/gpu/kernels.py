@@ -2,23 +2,19 @@
 
     conv2d(x, W) -> add(b) -> add(residual) -> relu        becomes        call_tir(kernel, x, packed W, b, residual)
 
-The sites are those of `conv_sites.find_conv_sites`. Weights are packed in numpy, once, so that a tile's columns are contiguous
-and no tile needs a guard on them:
-
-    O kh kw Ig -> [pieces G, K'/pieces, O']   zero rows and columns up to whole tiles        implicit GEMM
-    O kh kw Ig -> [kh, kw, Ig, O]                                                          few channels a group
+The sites are those of `conv_sites.find_conv_sites`. Weights are packed in numpy, once (`packing`), so that a tile's columns are
+contiguous and no tile needs a guard on them.
 """
 
 from typing import Any
 
-import numpy as np
-from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Winograd
 from reparam_compiler.lowering.gpu.conv import SUMS, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
 from reparam_compiler.lowering.gpu.grouped import gpu_grouped_conv, is_narrow
+from reparam_compiler.lowering.gpu.packing import PACKINGS
 from reparam_compiler.lowering.gpu.tensor_cores import tensor_conv, tensor_partial_conv
 from reparam_compiler.lowering.gpu.tiles import Chip, GpuTile, choose_gpu_tile
 from reparam_compiler.lowering.gpu.winograd import (
@@ -27,10 +23,11 @@ from reparam_compiler.lowering.gpu.winograd import (
     gpu_winograd_output,
     gpu_winograd_placed,
     gpu_winograd_sums,
-    transformed_weights,
     winograd_gemm,
 )
-from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, Weights, find_conv_sites, rewritten
+from reparam_compiler.lowering.relax.conv_sites import ConvSite, ConvSiteRewriter, find_conv_sites, rewritten
+from reparam_compiler.lowering.relax.packed import packed_constant
+from reparam_compiler.lowering.runtime.stored import Packing
 
 DTYPES = ("float32", "float16")
 FEW_ROWS = 16  # rows of a dense layer below which a matrix-vector kernel reads the weights as fast and wastes no tile
@@ -47,24 +44,20 @@ def convs_to_gpu_kernels(module: Any, chip: Chip, max_error: float = MAX_ERROR) 
     return rewritten(module, ConvsToGpuKernels(module, sites, chip, max_error))
 
 
-def pack_gemm(weight: Weights, shape: ConvShape, tile: GpuTile) -> Weights:
-    """`O kh kw Ig` -> `[pieces G, K'/pieces, O']`, contiguous, padded with zeros to whole tiles."""
-    _, columns, depth = tile.padded(shape)
-    k = shape.kernel[0] * shape.kernel[1] * shape.group_in
-    grouped = weight.reshape(shape.groups, shape.group_out, k).transpose(0, 2, 1)
-    padded = np.pad(grouped, [(0, 0), (0, depth - k), (0, columns - shape.group_out)])
-    by_piece = padded.reshape(shape.groups, tile.pieces, depth // tile.pieces, columns).transpose(1, 0, 2, 3)
-    return np.ascontiguousarray(by_piece.reshape(tile.pieces * shape.groups, depth // tile.pieces, columns))
+def gemm_packing(shape: ConvShape, tile: GpuTile) -> Packing:
+    """How an implicit GEMM reads its weights."""
+    return Packing("gemm", {"groups": shape.groups, "columns": tile.columns, "depth": tile.depth, "pieces": tile.pieces})
 
 
-def pack_grouped(weight: Weights) -> Weights:
-    """`O kh kw Ig` -> `[kh, kw, Ig, O]`, contiguous."""
-    return np.ascontiguousarray(weight.transpose(1, 2, 3, 0))
+def winograd_packing(shape: ConvShape, form: Winograd, tile: GpuTile) -> Packing:
+    """How the product of a Winograd conv reads them. tile: of the product."""
+    of_tile = {"columns": tile.columns, "depth": tile.depth, "pieces": tile.pieces}
+    return Packing("winograd_gemm", {"groups": shape.groups, "outputs": list(form.outputs), **of_tile})
 
 
-def gemm_name(shape: ConvShape, tile: GpuTile) -> str:
+def gemm_name(tile: GpuTile, on_tensor_cores: bool) -> str:
     """What a report calls an implicit GEMM."""
-    name = "implicit GEMM on tensor cores" if shape.dtype == "float16" else "implicit GEMM"
+    name = "implicit GEMM on tensor cores" if on_tensor_cores else "implicit GEMM"
     return name if tile.pieces == 1 else f"{name} in {tile.pieces} pieces"
 
 
@@ -85,12 +78,13 @@ class ConvsToGpuKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         if winograd is not None:
             return self._three_kernels(site, *winograd, data)
         flat = (shape.pixels, shape.groups, shape.group_out)
-        return self._gemm(site, shape, data, site.weight, site.epilogue, self.operands(site, flat))
+        return self._gemm(site, shape, data, site.epilogue, self.operands(site, flat))
 
     def _narrow(self, site: ConvSite, data: Any) -> Any:
         shape, steps, flat = site.shape, site.epilogue, (site.shape.pixels, site.shape.groups, site.shape.group_out)
         kernel = self.kernel(site, (shape, steps), lambda: gpu_grouped_conv(shape, steps), "direct")
-        return self.call(kernel, [data, relax.const(pack_grouped(site.weight)), *self.operands(site, flat)], flat, shape.dtype)
+        weights = packed_constant(site.weight, Packing("grouped", {}), PACKINGS)
+        return self.call(kernel, [data, weights, *self.operands(site, flat)], flat, shape.dtype)
 
     def _winograd(self, site: ConvSite) -> tuple[Winograd, float] | None:
         """The cheapest form that is estimated to beat the GEMM and is within the bound on the site's weights, and its error."""
@@ -108,8 +102,7 @@ class ConvsToGpuKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         transform = self.kernel(site, ("in", shape, form), lambda: gpu_winograd_input(shape, form), suffix="_input")
         source = self.call(transform, [data], (*spread, shape.channels_in), shape.dtype)
         source = self.shaped(source, (gemm.batch, 1, 1, gemm.channels_in))
-        weight = transformed_weights(site.weight, shape, form)
-        products = self._gemm(site, gemm, source, weight, (), [], str(form), error)
+        products = self._gemm(site, gemm, source, (), [], form, error)
         channels = (shape.groups, shape.group_out)
         products = self.shaped(products, (*spread, *channels))
         size = (shape.batch, shape.out_height, shape.out_width, *channels)
@@ -131,23 +124,23 @@ class ConvsToGpuKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         site: ConvSite,
         shape: ConvShape,
         data: Any,
-        weight: Weights,
         steps: tuple[Step, ...],
         operands: list[Any],
-        name: str = "",
+        form: Winograd | None = None,
         error: float | None = None,
     ) -> Any:
-        """The implicit GEMM of `shape`, which is the site's conv or, named by its form, the product of its Winograd conv."""
-        half = shape.dtype == "float16"
-        tile = choose_gpu_tile(shape, self.chip, tensor_cores=half)
-        packed = relax.const(pack_gemm(weight, shape, tile))
-        algorithm = name or gemm_name(shape, tile)
+        """The implicit GEMM of `shape`, which is the site's conv or, given a form, the product of its Winograd conv."""
+        on_tensor_cores = shape.dtype == "float16" and self.chip.tensor_rate > 0
+        tile = choose_gpu_tile(shape, self.chip, tensor_cores=on_tensor_cores)
+        packing = winograd_packing(site.shape, form, tile) if form else gemm_packing(shape, tile)
+        packed = packed_constant(site.weight, packing, PACKINGS)
+        algorithm = str(form) if form else gemm_name(tile, on_tensor_cores)
         size = (shape.pixels, shape.groups, shape.group_out)
         if tile.pieces == 1:
-            whole = tensor_conv if half else gpu_conv
+            whole = tensor_conv if on_tensor_cores else gpu_conv
             kernel = self.kernel(site, (shape, steps, tile), lambda: whole(shape, tile, steps), algorithm, error=error)
             return self.call(kernel, [data, packed, *operands], size, shape.dtype)
-        part = tensor_partial_conv if half else gpu_partial_conv
+        part = tensor_partial_conv if on_tensor_cores else gpu_partial_conv
         kernel = self.kernel(site, (shape, tile), lambda: part(shape, tile), algorithm, error=error)
         rows, columns, _ = tile.padded(shape)
         sums = self.call(kernel, [data, packed], (tile.pieces * shape.groups, rows, columns), SUMS)

@@ -24,7 +24,10 @@ SMALLEST_PIECE = 4  # steps of `depth` that a piece keeps at least
 
 @dataclass(frozen=True, slots=True)
 class Chip:
-    """What the rule must know of a GPU: how many multiprocessors, and the multiply-adds that one does in a cycle."""
+    """What the rule must know of a GPU: how many multiprocessors, and the multiply-adds that one does in a cycle.
+
+    tensor_rate: of float16 on tensor cores; 0 where there are none.
+    """
 
     multiprocessors: int
     float32_rate: int

@@ -12,12 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tvm
-from jaxtyping import Shaped
 from tvm import te, tirx
 
-from reparam_compiler.core import winograd
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, Winograd
 from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.conv.tiles import matrix_element, placed, source_pixel, tile_sums
@@ -60,14 +57,6 @@ def winograd_cycles(shape: ConvShape, form: Winograd, chip: Chip) -> float:
     between = gemm.pixels * (gemm.channels_in + gemm.channels_out)
     outside = shape.batch * shape.height * shape.width * shape.channels_in + shape.pixels * shape.channels_out
     return product + 4 * (2 * between + outside) / (DRAM_BYTES * chip.multiprocessors) + 2 * LAUNCH
-
-
-def transformed_weights(weight: Shaped[np.ndarray, "O kh kw Ig"], shape: ConvShape, form: Winograd) -> Any:
-    """`O kh kw Ig` -> `n^2 O 1 1 Ig`: the weight of `winograd_gemm`, transformed in float64 and rounded once."""
-    height, width = form.transforms(shape)
-    by_point = winograd.kernels(weight.astype(np.float64).transpose(0, 3, 1, 2), height, width)
-    flat = by_point.reshape(-1, 1, 1, shape.group_in)
-    return np.ascontiguousarray(flat.astype(weight.dtype))
 
 
 def gpu_winograd_input(shape: ConvShape, form: Winograd) -> Any:

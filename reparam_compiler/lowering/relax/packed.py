@@ -21,11 +21,8 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.lowering.runtime.stored import Packing, Packings
-from reparam_compiler.lowering.runtime.variant import PLAIN
+from reparam_compiler.lowering.runtime.virtual_machines import PLAIN
 from reparam_compiler.lowering.runtime.weights import Store, Weight
-
-LARGE = 64 * 1024
-"""Bytes of a constant that variants should share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +62,17 @@ def packings_of(stored: Shaped[np.ndarray, "..."]) -> Sequence[Packing | None]:
     return found.store.packings_of(stored) if found is not None else ()
 
 
-def lifted(module: Any, weights: Iterable[Weight], store: Store | None = None) -> tuple[Any, tuple[Weight, ...]]:
-    """The module with these constants of `main` as further parameters, and the weights in the order of the parameters.
+def lifted(module: Any, weights: Iterable[Weight], store: Store, least: int | None) -> tuple[Any, tuple[Weight, ...]]:
+    """The module with its weights as further parameters of `main`, and the weights in the order of the parameters.
 
-    store: of the model's weights, where large constants are lifted too.
+    Args:
+        weights: what was packed. store: of the model's weights.
+        least: the bytes from which another constant is a weight too; None where no constant is one, packed or not.
     """
+    if least is None:
+        return module, ()
     at = {_place(weight.value): weight for weight in weights}
-    lifter = _Lifter(module, at, store)
+    lifter = _Lifter(module, at, store, least)
     main = module["main"]
     body = lifter.visit_expr(main.body)
     if not lifter.taken:
@@ -87,11 +88,11 @@ def _place(value: Any) -> int:
     return int(value.data_ptr()) if isinstance(value, tvm.runtime.Tensor) else 0
 
 
-def _is_large(value: Any) -> bool:
+def _is_large(value: Any, least: int) -> bool:
     """Whether a constant is a tensor of so many bytes, which numpy has a dtype for."""
     if not isinstance(value, tvm.runtime.Tensor) or str(value.dtype) not in PLAIN:
         return False
-    return math.prod(map(int, value.shape)) * np.dtype(str(value.dtype)).itemsize >= LARGE
+    return math.prod(map(int, value.shape)) * np.dtype(str(value.dtype)).itemsize >= least
 
 
 def _with_main(module: Any, main: Any) -> Any:
@@ -102,17 +103,18 @@ def _with_main(module: Any, main: Any) -> Any:
 
 @mutator
 class _Lifter(PyExprMutator):  # type: ignore[misc, unused-ignore]
-    """Puts a variable in place of each constant whose data lies at a known address; of large ones too, given a store."""
+    """Puts a variable in place of each constant whose data lies at a known address, or that has so many bytes."""
 
-    def __init__(self, module: Any, known: dict[int, Weight], store: Store | None) -> None:
+    def __init__(self, module: Any, known: dict[int, Weight], store: Store, least: int) -> None:
         super().__init__(module)
         self.known = known
         self.store = store
+        self.least = least
         self.taken: dict[int, Any] = {}
 
     def visit_generic_const_(self, op: Any) -> Any:
         place = _place(op.value)
-        if place not in self.known and self.store is not None and _is_large(op.value):
+        if place not in self.known and _is_large(op.value, self.least):
             self.known[place] = self.store.packed(op.value.numpy(), None, {})
         if place not in self.known:
             return op

@@ -61,6 +61,15 @@ class Kernel:
 
 
 @dataclass(frozen=True, slots=True)
+class TimedCall:
+    """One call of a kernel in one run: its name, the shape of its output, its seconds."""
+
+    name: str
+    shape: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """Bytes that a run needs; how they are counted is said in `relax/memory_plan.py`.
 

@@ -8,7 +8,6 @@ how they are checked, is said in `archive`. A machine that only runs artifacts n
 
 import logging
 import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -16,14 +15,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import tvm
-
 from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.runtime import saving
-from reparam_compiler.lowering.runtime.archive import ADVICE, LIBRARY, Artifact, Format
+from reparam_compiler.lowering.runtime.archive import ADVICE, Artifact, Format
 from reparam_compiler.lowering.runtime.batches import joined, samples_in, split, worth_their_size
-from reparam_compiler.lowering.runtime.description import Kernel, MemoryPlan, TensorSpec, Timing, filled
-from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
+from reparam_compiler.lowering.runtime.description import Kernel, MemoryPlan, TensorSpec, TimedCall, Timing, filled
 from reparam_compiler.lowering.runtime.instruction_sets import best_here, why_none_loads
 from reparam_compiler.lowering.runtime.stored import Packing
 from reparam_compiler.lowering.runtime.variant import Variant, as_array
@@ -214,6 +210,11 @@ class Executable:
         given = self._given(arrays, {}) if arrays else self._random()
         return self.fitting(given).variants[0].with_machine(work, given)
 
+    def profiled(self, arrays: Sequence[Any], runs: int) -> list[list[TimedCall]]:
+        """The kernels' calls of each of so many runs, in order; inputs as for `with_machine`."""
+        given = self._given(arrays, {}) if arrays else self._random()
+        return self.fitting(given).variants[0].profiled(given, runs)
+
     def fitting(self, arrays: Sequence[Any]) -> "Executable":
         """The kernels that run these inputs as they are: of their batch alone. Raises: LoweringError as `with_machine`."""
         if not self.any_batch:
@@ -325,14 +326,10 @@ def _described(entry: Mapping[str, Any], library: bytes, weights: Sequence[Weigh
 
 def _loaded(variant: Variant, path: Path) -> Any:
     """The library of a variant, loaded. Raises: LoweringError where this machine cannot."""
-    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
-        file = Path(folder) / LIBRARY
-        file.write_bytes(variant.library)
-        try:
-            with filter_stderr():
-                return tvm.runtime.load_module(str(file))
-        except (RuntimeError, OSError, ValueError) as refusal:
-            raise LoweringError(
-                f"{path}: the library in it cannot be loaded here: {first_line(refusal)}. It was compiled for "
-                f"{variant.target}; compile it again for this machine"
-            ) from refusal
+    try:
+        return variant.backend.loaded(variant.library)
+    except (RuntimeError, OSError, ValueError) as refusal:
+        raise LoweringError(
+            f"{path}: the library in it cannot be loaded here: {first_line(refusal)}. It was compiled for "
+            f"{variant.target}; compile it again for this machine"
+        ) from refusal

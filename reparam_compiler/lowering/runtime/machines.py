@@ -1,55 +1,38 @@
-"""The virtual machines of one library: as many as run at once, over one copy of its weights.
+"""What runs a library: machines, as many as run at once, over one copy of its weights.
 
-    call(work) -> a launcher (`launchers`) -> work(a machine that nobody else has)
+    Variant.run -> Machines.run: inputs -> a machine that nobody else has -> outputs
 
-TVM's virtual machine holds the state of a run, and two threads that share one end in a segmentation fault. Another one costs a
-tenth of a millisecond and the activations of a run: weights are arguments of `main`, and constants are the library's.
+TVM's virtual machines (`virtual_machines`) run what TVM compiles whole; a kind of target whose code TVM does not run has
+machines of its own.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import tvm
-from tvm.runtime.vm import VirtualMachine
+from reparam_compiler.lowering.runtime.description import TimedCall
 
-from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
-from reparam_compiler.lowering.runtime.launchers import on_launcher
-
-ResultT = TypeVar("ResultT")
+if TYPE_CHECKING:
+    from reparam_compiler.lowering.runtime.description import Array
 
 
-class Machines:
-    """Gives calls a virtual machine each.
+class Machines(ABC):
+    """Gives each run a machine. threads: how many cores of this machine one run takes."""
 
-    device: what the machines run on. threads: how many cores one call takes. weights: what `main` takes after its inputs.
-    """
+    threads: int
 
-    def __init__(self, library: Any, device: Any, threads: int, weights: Sequence[Any] = ()) -> None:
-        with filter_stderr():
-            self._library = library.jit() if isinstance(library, tvm.runtime.Executable) else library
-        self.device = device
-        self.threads = threads
-        self.weights = weights
-        self._free = [VirtualMachine(self._library, device)]
+    @abstractmethod
+    def run(self, arrays: "Sequence[Array]") -> "list[Array]":
+        """The outputs for inputs of the model's own shapes and dtypes. Any number of threads may call it at once."""
 
-    def call(self, work: Callable[[Any], ResultT]) -> ResultT:
-        """What `work` gives for a machine; one that it fails on is not used again."""
+    @abstractmethod
+    def measured(self, arrays: "Sequence[Array]", repeat: int, number: int) -> tuple[float, ...]:
+        """`repeat` measurements: the mean seconds of `number` runs in a row each, after one run that is not counted."""
 
-        def called() -> ResultT:
-            try:
-                machine = self._free.pop()
-            except IndexError:
-                machine = VirtualMachine(self._library, self.device)
-            result = work(machine)
-            self._free.append(machine)
-            return result
+    @abstractmethod
+    def profiled(self, arrays: "Sequence[Array]", runs: int) -> list[list[TimedCall]]:
+        """The kernels' calls of each of so many runs, in order, after one run that is not counted."""
 
-        return on_launcher(self.threads, called)
-
-    def call_once(self, work: Callable[[Any], ResultT]) -> ResultT:
-        """The same, for a machine that `work` leaves unfit for others, as an instrument does."""
-        return on_launcher(self.threads, lambda: work(VirtualMachine(self._library, self.device)))
-
+    @abstractmethod
     def clone(self, threads: int) -> "Machines":
         """Machines of their own, over the same library and weights."""
-        return Machines(self._library, self.device, threads, self.weights)

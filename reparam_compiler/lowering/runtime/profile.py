@@ -1,18 +1,15 @@
 """Where the time of a run goes: each kernel's, and how much of the machine's peak that is.
 
-    seconds of a call = t(after) - t(before)       told by the virtual machine's instrument; the median over several runs
+    seconds of a call = t(after) - t(before)       told by what runs it (`machines`); the median over several runs
 
-The peak is the backend's (`cpu/peak.py` measures a CPU's). The instrument costs some microseconds a call, which count in no
-kernel; the whole run is timed without it.
+The peak is the backend's (`cpu/peak.py` measures a CPU's). The whole run is timed by itself, as it runs otherwise.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import tvm
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import backend_for
@@ -20,9 +17,6 @@ from reparam_compiler.lowering.runtime.description import Kernel
 from reparam_compiler.lowering.runtime.executable import Executable
 from reparam_compiler.lowering.runtime.launchers import on_launcher
 from reparam_compiler.lowering.target import resolve
-
-BUILTIN = "vm.builtin."
-GRAPH = "vm.builtin.cuda_graph."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +41,7 @@ class Layer:
 class Profile:
     """The calls of one run in their order.
 
-    kernel_seconds: the sum of the calls. run_seconds: the median of whole runs, without the instrument.
+    kernel_seconds: the sum of the calls. run_seconds: the median of whole runs, in which no call is timed.
     peak_flops: float32 operations per second that this machine's registers allow; None where none is measured, as on a GPU.
     threads: of the peak.
     """
@@ -73,7 +67,7 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
     if runs < 1:
         raise LoweringError(f"profile: found runs={runs}; expected 1 or more")
     executable = executable.fitting(arrays)
-    calls = _calls(executable, arrays, runs)
+    calls = executable.profiled(arrays, runs)
     kernels = {kernel.name: kernel for kernel in executable.kernels}
     names, shapes = [call.name for call in calls[0]], [call.shape for call in calls[0]]
     medians = np.median([[call.seconds for call in run] for run in calls], axis=0)
@@ -86,48 +80,3 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
     whole = executable.timing(*arrays, repeat=runs).median
     peak = on_launcher(executable.threads, backend_for(resolve(executable.target)).peak)
     return Profile(tuple(layers), total, whole, runs, peak.flops if peak else None, peak.threads if peak else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    name: str
-    shape: tuple[int, ...]
-    seconds: float
-
-
-def _calls(executable: Executable, arrays: Sequence[Any], runs: int) -> list[list[_Call]]:
-    """The kernels' calls of each run, in order."""
-    kept: list[list[_Call]] = []
-    started: list[float] = []
-
-    def watched(machine: Any, tensors: list[Any], device: Any) -> None:
-        def instrument(_func: Any, symbol: str, before: bool, _result: Any, *arguments: Any) -> int:
-            if symbol.startswith(GRAPH):
-                raise LoweringError(
-                    "profile: the kernels of this model are launched as one CUDA graph; to see each, compile it with "
-                    "--pass-config relax.backend.use_cuda_graph=0"
-                )
-            if symbol.startswith(BUILTIN):
-                return 0
-            device.sync()
-            if before:
-                started.append(time.perf_counter())
-            else:
-                seconds = time.perf_counter() - started.pop()
-                kept[-1].append(_Call(symbol, _shape(arguments), seconds))
-            return 0
-
-        machine["main"](*tensors)
-        machine.set_instrument(instrument)
-        for _ in range(runs):
-            kept.append([])
-            machine["main"](*tensors)
-
-    executable.with_machine(watched, arrays)
-    return kept
-
-
-def _shape(arguments: Sequence[Any]) -> tuple[int, ...]:
-    """The shape of the last tensor among a kernel's arguments, which is its output."""
-    tensors = [argument for argument in arguments if isinstance(argument, tvm.runtime.Tensor)]
-    return tuple(int(size) for size in tensors[-1].shape) if tensors else ()

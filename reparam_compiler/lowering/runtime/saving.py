@@ -15,6 +15,7 @@ from typing import Any
 
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.runtime.archive import (
     FORMAT,
     FORMATS,
@@ -30,6 +31,7 @@ from reparam_compiler.lowering.runtime.archive import (
 from reparam_compiler.lowering.runtime.linking import export_library
 from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.lowering.runtime.weights import Weight, distinct
+from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
 
 def save(
@@ -49,7 +51,7 @@ def save(
 
     Raises: LoweringError as `Executable.save`.
     """
-    form = checked_form(path, form, len({variant.target for variant in variants}))
+    form = checked_form(path, form, [variant.target for variant in variants])
     if any(variant.library is None for variant in variants):
         raise LoweringError(f"{path}: this Executable holds no library to save; make one with compile() or load()")
     if not path.parent.is_dir():
@@ -74,17 +76,23 @@ def save(
         write_library(whole, libraries, [weight.value.numpy() for weight in weights])
 
 
-def checked_form(path: Path, form: Format | None, targets: int) -> Format:
-    """What a file of code for so many targets is written as; asked before a model is compiled, which takes longer.
+def checked_form(path: Path, form: Format | None, targets: Sequence[TargetLike]) -> Format:
+    """What a file of code for these targets is written as; asked before a model is compiled, which takes longer.
 
-    Raises: LoweringError where the format is none, or code for several targets shall be one library.
+    Raises: LoweringError where the format is none, or code for several targets, or code that is not linked, shall be one
+    library.
     """
+    backends = [backend_for(resolve(target)) for target in targets]
     form = format_of(path) if form is None else form
     if form not in FORMATS:
         raise LoweringError(f"{path}: found format {form!r}; expected one of {FORMATS}")
-    if form == "so" and targets > 1:
+    if form == "so" and not all(backend.linked for backend in backends):
         raise LoweringError(
-            f"{path}: found code for {targets} targets; a library holds weights packed for one. Write an archive, .tar, of "
+            f"{path}: found code for {backends[0].kind}, which is not linked: its device compiles it. Write an archive, .tar"
+        )
+    if form == "so" and (count := len({describe(backend.target) for backend in backends})) > 1:
+        raise LoweringError(
+            f"{path}: found code for {count} targets; a library holds weights packed for one. Write an archive, .tar, of "
             "which each machine takes its own, or compile for one target"
         )
     return form
@@ -120,12 +128,14 @@ class _Linker:
         self._folder, self._compiler, self._options = folder, compiler, options
 
     def linked(self, variant: Variant, manifest: dict[str, Any] | None = None) -> bytes:
-        """The bytes of a library, with the manifest in it; of one that was loaded the file's own, with its own manifest."""
-        if isinstance(variant.library, bytes):  # TVM cannot export a loaded library again
+        """The bytes of a library, with the manifest in it where it is linked; of one that was loaded the file's own."""
+        own = not variant.backend.linked
+        if own or isinstance(variant.library, bytes):  # TVM cannot export a loaded library again
             if self._compiler is not None or self._options:
                 found = f"compiler={self._compiler!r}" if self._compiler else f"compiler_options={list(self._options)!r}"
-                raise LoweringError(f"save: found {found}, but the library is linked already; compile the model")
-            return variant.library
+                why = "its device compiles the code" if own else "the library is linked already; compile the model"
+                raise LoweringError(f"save: found {found}, but {why}")
+            return variant.library if isinstance(variant.library, bytes) else bytes(variant.library.to_bytes())
         library, source = self._folder / LIBRARY, self._folder / "manifest.cc"
         if manifest is not None:
             source.write_text(manifest_source(manifest))

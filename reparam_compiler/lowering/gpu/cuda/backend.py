@@ -9,13 +9,13 @@ import tvm
 from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.backend import Backend
+from reparam_compiler.lowering.backend import VirtualMachineBackend
 
 DEFAULT_ARCH = "sm_80"
 
 
 @dataclass(frozen=True, slots=True)
-class CudaBackend(Backend):
+class CudaBackend(VirtualMachineBackend):
     """A cuda target. What schedules must know of it is its `arch`."""
 
     kind: ClassVar = "cuda"
