@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from reparam_compiler.lowering.cpu.machine import DOTS, VectorUnit
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.relax.quantized import as_arithmetic
+from reparam_compiler.lowering.relax.single import in_single
 from tests.support.quantized_models import Quantized
 
 pytestmark = pytest.mark.tvm
@@ -80,19 +81,29 @@ def text(module: Any) -> str:
     return re.sub(r"(?<=\[\]), *", ", ", "\n".join(lines)) + "\n"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_passes_rewrite_as_the_goldens_say(name: str) -> None:
-    model, shape = MODELS[name]
-    torch.manual_seed(0)
-    module = to_relax(model().eval(), torch.zeros(shape)).module
+def check(name: str, module: Any, passes: Mapping[str, Callable[[Any], Any]]) -> None:
+    """The module as each pass in turn leaves it, beside its golden."""
     pages = [f"== imported ==\n{text(module)}"]
-    for title, run in PASSES.items():
+    for title, run in passes.items():
         module = run(module)
         pages.append(f"== {title} ==\n{text(module)}")
     found, golden = "\n".join(pages), GOLDENS / f"{name}.txt"
     if os.environ.get("UPDATE_GOLDENS"):
         golden.write_text(found)
     assert golden.read_text() == found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_passes_rewrite_as_the_goldens_say(name: str) -> None:
+    model, shape = MODELS[name]
+    torch.manual_seed(0)
+    check(name, to_relax(model().eval(), torch.zeros(shape)).module, PASSES)
+
+
+def test_a_model_of_float16_is_rewritten_as_the_golden_says() -> None:
+    torch.manual_seed(0)
+    module = to_relax(Residual().half().eval(), torch.zeros(1, 32, 19, 18).half()).module
+    check("half", module, {"in_single": in_single, **PASSES})
 
 
 BYTES = VectorUnit(64, 32, 2, dots=DOTS["avx512vnni"])
@@ -112,20 +123,12 @@ def quantized() -> Quantized:
 
 
 def test_layers_of_bytes_are_rewritten_as_the_golden_says() -> None:
-    module = to_relax(quantized().model()).module
-    pages = [f"== imported ==\n{text(module)}"]
     passes: dict[str, Callable[[Any], Any]] = {
         "as_arithmetic": lambda module: as_arithmetic(module, integers=True),
         "channels_last": lambda module: channels_last(simplify(module)),
         "convs_to_kernels": lambda module: convs_to_kernels(module, BYTES),
     }
-    for title, run in passes.items():
-        module = run(module)
-        pages.append(f"== {title} ==\n{text(module)}")
-    found, golden = "\n".join(pages), GOLDENS / "quantized.txt"
-    if os.environ.get("UPDATE_GOLDENS"):
-        golden.write_text(found)
-    assert golden.read_text() == found
+    check("quantized", to_relax(quantized().model()).module, passes)
 
 
 class Folded(nn.Module):

@@ -24,7 +24,7 @@ from reparam_compiler.lowering.cpu.rest import schedule_rest
 from reparam_compiler.lowering.cpu.rows import row_legalizations
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.relax.quantized import as_arithmetic, byte_layers
-from reparam_compiler.lowering.relax.single import sums_in_single
+from reparam_compiler.lowering.relax.single import in_single
 from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, read_convs
 from reparam_compiler.lowering.target import describe
 
@@ -43,7 +43,7 @@ def lower_cpu(module: Any, target: Any, database: Path | None = None, max_error:
 
 def prepared(module: Any) -> Any:
     """The phases before kernels are chosen."""
-    return channels_last(simplify(sums_in_single(as_arithmetic(module, integers=True))))
+    return channels_last(simplify(in_single(as_arithmetic(module, integers=True))))
 
 
 def with_kernels(module: Any, target: Any, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
