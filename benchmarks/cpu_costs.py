@@ -8,7 +8,9 @@ Timing    one thread, weights cold (each run reads others, 640 MB in a row), the
 Fit       random steps from several starts, kept where they lessen: what the rule's choice loses against the best kernel, on
           average over the layers and of the sum of their times, and how far estimates lie from times
 
-The row for `lowering/cpu/families.py` is printed; whether the choice by it is any better is what the page says.
+The row for `lowering/cpu/families.py` is printed; whether the choice by it is any better is what the page says. Beside it
+stands what `compile` would count by if the CPU were in no table: what it measures in seconds
+(`lowering/cpu/measured_family.py`), or what it would borrow at worst, the costs of the most different CPU.
 """
 
 import argparse
@@ -16,47 +18,39 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tvm
+from tvm.target import Target
 
 from benchmarks import page
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
 from reparam_compiler.lowering.conv.choice import candidates, cycles
-from reparam_compiler.lowering.cpu.families import Costs
-from reparam_compiler.lowering.cpu.kernels import kernel_of, output_size, packing_of
+from reparam_compiler.lowering.cpu.families import FAMILIES, Costs
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
-from reparam_compiler.lowering.cpu.packing import PACKINGS
+from reparam_compiler.lowering.cpu.measured_family import conv
+from reparam_compiler.lowering.cpu.measured_family import measured as family_measured
 from reparam_compiler.lowering.cpu.peak import measure_peak
-from reparam_compiler.lowering.cpu.registers import TIR_PIPELINE
-from reparam_compiler.lowering.options import CONFIG
-from reparam_compiler.lowering.runtime.stored import aligned
+from reparam_compiler.lowering.cpu.timing import least_seconds
 from reparam_compiler.lowering.target import resolve
 
-ARENA, LINE = 160_000_000, 16
-"""float32 elements that weights are taken from in turn; of a cache line."""
+ARENA = 160_000_000
+"""float32 elements that weights are taken from in turn."""
 LIKELY = 2.0
 """Kernels slower than so many times a layer's best do not count among the errors of estimates: nobody would take them."""
 STARTS = 3
 
-
-def _conv(into: int, out: int, side: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> ConvShape:
-    return ConvShape(1, side, side, into, out, (kernel, kernel), (stride, stride), (1, 1), (kernel // 2,) * 4, groups)
-
-
 SHAPES = (
-    _conv(512, 512, 7), _conv(256, 256, 14), _conv(128, 128, 28), _conv(64, 64, 56), _conv(192, 192, 14), _conv(96, 96, 28),
-    _conv(48, 48, 56), _conv(32, 32, 112), _conv(64, 64, 112), _conv(64, 32, 224), _conv(128, 32, 28), _conv(36, 36, 28),
-    _conv(144, 144, 7), _conv(256, 256, 7), _conv(512, 512, 14),
-    _conv(256, 512, 14, stride=2), _conv(256, 256, 28, stride=2), _conv(128, 128, 56, stride=2), _conv(48, 48, 112, stride=2),
-    _conv(192, 1280, 14, stride=2), _conv(3, 64, 224, 7, 2), _conv(3, 32, 224, stride=2),
-    _conv(64, 256, 56, 1), _conv(256, 64, 56, 1), _conv(512, 128, 28, 1), _conv(1024, 256, 14, 1), _conv(2048, 512, 7, 1),
-    _conv(96, 24, 56, 1), _conv(16, 96, 112, 1), _conv(320, 1280, 7, 1),
-    _conv(24, 24, 56, groups=3), _conv(152, 152, 14, groups=19),
+    conv(512, 512, 7), conv(256, 256, 14), conv(128, 128, 28), conv(64, 64, 56), conv(192, 192, 14), conv(96, 96, 28),
+    conv(48, 48, 56), conv(32, 32, 112), conv(64, 64, 112), conv(64, 32, 224), conv(128, 32, 28), conv(36, 36, 28),
+    conv(144, 144, 7), conv(256, 256, 7), conv(512, 512, 14),
+    conv(256, 512, 14, stride=2), conv(256, 256, 28, stride=2), conv(128, 128, 56, stride=2), conv(48, 48, 112, stride=2),
+    conv(192, 1280, 14, stride=2), conv(3, 64, 224, 7, 2), conv(3, 32, 224, stride=2),
+    conv(64, 256, 56, 1), conv(256, 64, 56, 1), conv(512, 128, 28, 1), conv(1024, 256, 14, 1), conv(2048, 512, 7, 1),
+    conv(96, 24, 56, 1), conv(16, 96, 112, 1), conv(320, 1280, 7, 1),
+    conv(24, 24, 56, groups=3), conv(152, 152, 14, groups=19),
 )  # fmt: skip
 
 
@@ -82,18 +76,6 @@ Times = dict[ConvShape, dict[Algorithm, float]]
 """Seconds of the kernels of each layer."""
 
 
-class _Arena:
-    """Weights that are in no cache: the next elements of more memory than caches hold, at addresses for whole vectors."""
-
-    def __init__(self) -> None:
-        self._elements, self._next = aligned(np.ones(ARENA, "float32")), 0
-
-    def take(self, count: int) -> np.ndarray:
-        start = self._next if self._next + count <= ARENA else 0
-        self._next = start + -(-count // LINE) * LINE
-        return self._elements[start : start + count]
-
-
 def rivals(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
     """The kernels of a layer that constants choose among: by today's, by cheap transforms, by slow memory; blocked and not."""
     others = (
@@ -107,39 +89,14 @@ def rivals(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
     return sorted(found | {replace(algorithm, block=0) for algorithm in found}, key=repr)
 
 
-def measured(shapes: Sequence[ConvShape], target: Any, unit: VectorUnit, rounds: int) -> Times:
+def measured(shapes: Sequence[ConvShape], target: Target, unit: VectorUnit, rounds: int) -> Times:
     """The least seconds of each kernel with weights from memory."""
-    arena = _Arena()
-    runs = {(shape, each): _run(shape, each, target, unit, arena) for shape in shapes for each in rivals(shape, unit)}
-    print(f"{len(runs)} kernels", file=sys.stderr, flush=True)
-    least = dict.fromkeys(runs, math.inf)
-    for _ in range(rounds):
-        for key, run in runs.items():
-            run()
-            least[key] = min(least[key], *(run() for _ in range(3)))
+    kernels = [(shape, each) for shape in shapes for each in rivals(shape, unit)]
+    print(f"{len(kernels)} kernels", file=sys.stderr, flush=True)
     times: Times = {}
-    for (shape, algorithm), seconds in least.items():
+    for (shape, algorithm), seconds in least_seconds(kernels, target, unit, rounds=rounds, arena=ARENA).items():
         times.setdefault(shape, {})[algorithm] = seconds
     return times
-
-
-def _run(shape: ConvShape, algorithm: Algorithm, target: Any, unit: VectorUnit, arena: _Arena) -> Callable[[], float]:
-    """A function that runs the kernel once, with weights that no run before it read, and tells the seconds."""
-    kernel = kernel_of(shape, algorithm, (), unit).with_attr("global_symbol", "main")
-    with tvm.transform.PassContext(opt_level=3, config=CONFIG), target:
-        call = tvm.tirx.build(tvm.IRModule({"main": kernel}), target=target, pipeline=TIR_PIPELINE)["main"]
-    x = tvm.runtime.tensor(np.ones((shape.batch, shape.height, shape.width, shape.channels_in), "float32"))
-    out = tvm.runtime.tensor(np.zeros(output_size(shape, algorithm), "float32"))
-    weight = np.zeros((shape.channels_out, *shape.kernel, shape.group_in), "float32")
-    size = packing_of(shape, algorithm).of(weight, PACKINGS).shape
-
-    def run() -> float:
-        given = tvm.runtime.from_dlpack(arena.take(math.prod(size)).reshape(size))
-        start = time.perf_counter()
-        call(x, given, out)
-        return time.perf_counter() - start
-
-    return run
 
 
 def _estimates(shape: ConvShape, algorithms: Iterable[Algorithm], unit: VectorUnit, hertz: float) -> dict[Algorithm, float]:
@@ -177,6 +134,15 @@ def fitted(times: Times, unit: VectorUnit, hertz: float, steps: int) -> VectorUn
                 now, total = new, other
         found.append((total, seed, now))
     return min(found)[2]
+
+
+def as_if_unknown(target: Target, unit: VectorUnit) -> tuple[VectorUnit, VectorUnit]:
+    """What `compile` would count by if this CPU were in no table: measured in seconds, and borrowed from the most unlike."""
+    others = [family for family in FAMILIES if family.costs != unit.costs]
+    found = family_measured(target, starts=list(dict.fromkeys(family.costs for family in others)))
+    far = max(others, key=lambda family: float(np.abs(np.log(astuple(family.costs)) - np.log(astuple(unit.costs))).sum()))
+    quick, borrowed = (replace(unit, costs=each.costs, l2_bytes=each.l2_bytes, fmas=each.fmas) for each in (found, far))
+    return quick, borrowed
 
 
 def _moved(value: float, random: np.random.Generator) -> float:
@@ -219,6 +185,7 @@ def main() -> None:
     hertz = measure_peak(target, 1) / (2 * unit.lanes("float32") * unit.fmas)
     times = measured(SHAPES, target, unit, options.rounds)
     new = fitted(times, unit, hertz, options.steps)
+    quick, borrowed = as_if_unknown(target, unit)
     print(_row(new))
     about = page.facts(
         f"python -m benchmarks.cpu_costs --rounds {options.rounds} --steps {options.steps}",
@@ -226,10 +193,11 @@ def main() -> None:
         versions=page.versions("apache-tvm", "numpy"),
         took=f"{time.perf_counter() - start:.0f} s",
     )
-    scores = {name: score(times, each, hertz) for name, each in (("shipped", unit), ("fitted here", new))}
+    units = {"shipped": unit, "fitted here": new, "measured in seconds": quick, "borrowed": borrowed}
+    scores = {name: score(times, each, hertz) for name, each in units.items()}
     rows = "\n".join(
-        f"| {name} | {_row(each)} | {math.expm1(s.regret):.1%} | {s.lost:.1%} | {math.expm1(s.spread):.0%} |"
-        for (name, s), each in zip(scores.items(), (unit, new), strict=True)
+        f"| {name} | {_row(units[name])} | {math.expm1(s.regret):.1%} | {s.lost:.1%} | {math.expm1(s.spread):.0%} |"
+        for name, s in scores.items()
     )
     header = "| constants | | slower than the best, mean | of the sum | spread of estimates |\n| --- | --- | --- | --- | --- |"
     summary = f"{header}\n{rows}\n"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reparam_compiler.checking.equivalent import Equivalence
     from reparam_compiler.cost.measure import measure_costs
     from reparam_compiler.cost.model import CostModel
-    from reparam_compiler.lowering import CompileOptions, Executable, TuneResult, load
+    from reparam_compiler.lowering import CompileOptions, CpuFamily, Executable, TuneResult, load, measure_cpu
     from reparam_compiler.models.calibration import PreprocessingWarning
     from reparam_compiler.passes.fusion.registry import LinearRule, register_linear
     from reparam_compiler.passes.pruning.coupling.registry import CouplingRule, register_coupling
@@ -46,6 +46,7 @@ __all__ = [
     "CompileOptions",
     "CostModel",
     "CouplingRule",
+    "CpuFamily",
     "Criterion",
     "Equivalence",
     "Executable",
@@ -77,6 +78,7 @@ __all__ = [
     "inspect",
     "load",
     "measure_costs",
+    "measure_cpu",
     "prune",
     "register_coupling",
     "register_criterion",
@@ -94,7 +96,9 @@ _HOMES = {
     "CostModel": "reparam_compiler.cost.model",
     "Manifest": "reparam_compiler.passes.pruning.manifest",
     "PreprocessingWarning": "reparam_compiler.models.calibration",
-    **dict.fromkeys(("CompileOptions", "Executable", "TuneResult", "load"), "reparam_compiler.lowering"),
+    **dict.fromkeys(
+        ("CompileOptions", "CpuFamily", "Executable", "TuneResult", "load", "measure_cpu"), "reparam_compiler.lowering"
+    ),
     "measure_costs": "reparam_compiler.cost.measure",
     **dict.fromkeys(("CouplingRule", "register_coupling"), "reparam_compiler.passes.pruning.coupling.registry"),
     **dict.fromkeys(("LinearRule", "register_linear"), "reparam_compiler.passes.fusion.registry"),

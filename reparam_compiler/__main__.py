@@ -1,4 +1,4 @@
-"""`python -m reparam_compiler fuse | prune | inspect | compile | run | tune`: the console script `reparam`."""
+"""`python -m reparam_compiler fuse | prune | inspect | compile | run | tune | measure`: the console script `reparam`."""
 
 from reparam_compiler.commands.reparam import main
 

@@ -18,6 +18,7 @@ PUBLIC = [
     "CompileOptions",
     "CostModel",
     "CouplingRule",
+    "CpuFamily",
     "Criterion",
     "Equivalence",
     "Executable",
@@ -49,6 +50,7 @@ PUBLIC = [
     "inspect",
     "load",
     "measure_costs",
+    "measure_cpu",
     "prune",
     "register_coupling",
     "register_criterion",
@@ -57,7 +59,7 @@ PUBLIC = [
 ]
 
 
-NEED_TVM = {"CompileOptions", "Executable", "TuneResult", "compile", "load", "tune"}
+NEED_TVM = {"CompileOptions", "CpuFamily", "Executable", "TuneResult", "compile", "load", "measure_cpu", "tune"}
 TYPES = {"CouplingRule", "Criterion", "LinearRule", "Loss", "Scores"}
 """Aliases of types, which have no docstring of their own: their modules describe them."""
 

@@ -1,4 +1,6 @@
-"""`reparam fuse | prune | inspect | equivalent | compile | run | tune | completion`, also as `python -m reparam_compiler`.
+"""`reparam fuse | prune | inspect | equivalent | compile | run | tune | measure | completion`.
+
+Also as `python -m reparam_compiler`.
 
     reparam inspect repvgg.onnx
     reparam fuse repvgg.onnx -o fused.onnx
@@ -381,6 +383,7 @@ for _name, _help in (
     ("compile", "Compile MODEL to one file (the command of tvmc)."),
     ("run", "Run an artifact (the command of tvmc)."),
     ("tune", "Search better kernels for MODEL on this machine (the command of tvmc)."),
+    ("measure", "Measure what kernels cost on this machine's CPU (the command of tvmc)."),
 ):
     _words = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": list[str]()}
     app.command(_name, help=_help, context_settings=_words, add_help_option=False)(_tvmc)

@@ -17,6 +17,28 @@ UNREADABLE = (
 """What numpy and zipfile raise for an .npy or .npz that is broken, is encrypted, or holds objects."""
 
 
+def cache_folder() -> Path:
+    """The folder of what can be made anew, by the rule of freedesktop.org; it may not exist yet."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(stated) if os.path.isabs(stated) else Path.home() / ".cache") / "reparam_compiler"
+
+
+@contextlib.contextmanager
+def alone(path: str | os.PathLike[str]) -> Iterator[None]:
+    """One process at a time in this block for a file, which is to be written in it; its folder is made.
+
+    Where there is nothing to lock, as in a folder that cannot be written or on a system without locks, nobody waits.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(Path(path).with_suffix(".lock").open("a"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def check_place(path: str | os.PathLike[str]) -> None:
     """Asks before minutes of work what would fail after them.
 

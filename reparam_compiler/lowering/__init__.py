@@ -19,22 +19,37 @@ for package in ("tvm", "tvm_ffi"):
         )
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering.build import compile
+    from reparam_compiler.lowering.build import compile, measure_cpu
+    from reparam_compiler.lowering.cpu.families import CpuFamily
     from reparam_compiler.lowering.options import CompileOptions
     from reparam_compiler.lowering.runtime.description import TensorSpec, Timing
     from reparam_compiler.lowering.runtime.executable import Executable
     from reparam_compiler.lowering.runtime.loading import load
     from reparam_compiler.lowering.search.tuning import TunedTask, TuneResult, tune
 
-__all__ = ["CompileOptions", "Executable", "TensorSpec", "Timing", "TuneResult", "TunedTask", "compile", "load", "tune"]
+__all__ = [
+    "CompileOptions",
+    "CpuFamily",
+    "Executable",
+    "TensorSpec",
+    "Timing",
+    "TuneResult",
+    "TunedTask",
+    "compile",
+    "load",
+    "measure_cpu",
+    "tune",
+]
 
 _HOMES = {
     "CompileOptions": "options",
+    "CpuFamily": "cpu.families",
     "Executable": "runtime.executable",
     "TensorSpec": "runtime.description",
     "Timing": "runtime.description",
     "compile": "build",
     "load": "runtime.loading",
+    "measure_cpu": "build",
     "tune": "search.tuning",
     "TuneResult": "search.tuning",
     "TunedTask": "search.tuning",

@@ -91,6 +91,15 @@ class Backend(ABC):
         """The target. Raises LoweringError where it has an attribute that TVM takes and no compiler knows."""
         return self.target
 
+    def settled(self, *, measure: bool) -> "Backend":
+        """The same, with what its kernels are chosen by. measure: where that is not known of this machine, measure it once."""
+        return self
+
+    @property
+    def chosen_by(self) -> str:
+        """What kernels are chosen by, for reports and artifacts; nothing where that is the same for every target of a kind."""
+        return ""
+
     @abstractmethod
     def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
         """Relax with high-level ops -> Relax that calls scheduled kernels only.

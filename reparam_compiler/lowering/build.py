@@ -19,6 +19,8 @@ from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.backends import backend_for
+from reparam_compiler.lowering.cpu.families import CpuFamily
+from reparam_compiler.lowering.cpu.machine import native
 from reparam_compiler.lowering.importing.batches import check_batches, one_size
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported
@@ -147,6 +149,23 @@ def check(target: TargetLike, database: str | os.PathLike[str] | None, options: 
     return targets
 
 
+def measure_cpu() -> CpuFamily:
+    """What kernels cost on this machine's CPU, measured anew in some ten seconds.
+
+    `compile` takes it where no costs are shipped for the CPU, and measures it itself where nothing is kept of an earlier time:
+    below `$XDG_CACHE_HOME/reparam_compiler`, by the name of the CPU, the width of its vectors and the version of the model.
+
+    >>> measure_cpu().costs.cold_bytes > 0  # doctest: +SKIP
+    True
+
+    Returns: the costs, the rate of multiply-adds and what may be used of the second-level cache.
+    """
+    from reparam_compiler.lowering.cpu.measured_family import measure_now
+
+    with COMPILING:
+        return measure_now(Target(native()))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Built:
     """A variant, and the texts of its compilation that were asked for."""
@@ -163,7 +182,9 @@ def build(
     store: Store | None = None,
 ) -> Built:
     """The phases after import, for a resolved target. store: the weights of the variants that were built before."""
-    backend, watch, store = backend_for(target), Watch(options), Store() if store is None else store
+    watch, store = Watch(options), Store() if store is None else store
+    with COMPILING:
+        backend = backend_for(target).settled(measure=options.measure)
     try:
         with COMPILING, target, filter_stderr(), options.context(watch), noted(store) as packed:
             module = backend.lower(imported.module, database=database, max_error=options.max_error)
@@ -187,6 +208,7 @@ def build(
         imported.outputs,
         tuple(_kernels(module)),
         memory_plan(module),
+        chosen_by=backend.chosen_by,
         library=library,
         weights=weights,
     )

@@ -45,6 +45,8 @@ class CompileOptions:
     sources: which of `all_sources()` to keep as listings.
     before, after: passes whose input or output, as text, is kept as a listing.
     pass_times: keep a listing of the seconds that each pass took.
+    measure: for a CPU of this machine that no costs are shipped for, measure them once, in some ten seconds, and keep them
+        (`measure_cpu`). Without, those of another family decide, so that a target has the same kernels on every machine.
 
     A pass that is named and that no compilation came to is named in a log line: TVM holds no list of its passes.
 
@@ -62,6 +64,7 @@ class CompileOptions:
     before: Sequence[str] = ()
     after: Sequence[str] = ()
     pass_times: bool = False
+    measure: bool = True
 
     def __post_init__(self) -> None:
         for field_name in ("disabled_passes", "sources", "before", "after"):

@@ -1,9 +1,10 @@
-"""`tvmc compile | tune | run`: a model file to an artifact, better kernels for it, and numbers out of it.
+"""`tvmc compile | tune | run | measure`: a model file to an artifact, better kernels for it, and numbers out of it.
 
     tvmc compile repvgg.onnx --target "llvm -mcpu=znver3 -num-cores 2" -o module.tar
     tvmc tune repvgg.onnx --trials 64 -o records
     tvmc compile repvgg.onnx --tuning-records records -o module.tar
     tvmc run module.tar --inputs cat.npz --outputs scores.npz --print-time --print-top 5
+    tvmc measure
 
 Outputs are written whole or not at all. Exit codes: 0 done, 2 a wrong option, 3 the model cannot be read, 4 it cannot be
 lowered or run, 5 tvm is missing, 6 and 7 fusing failed, 1 anything else.
@@ -29,10 +30,12 @@ from reparam_compiler.tvmc.failing import log, log_lines, report
 from reparam_compiler.tvmc.options import parse, target_of
 from reparam_compiler.tvmc.tables import (
     batch_line,
+    costs_table,
     interface_table,
     kernel_table,
     memory_line,
     profile_table,
+    target_lines,
     top_table,
     tuning_table,
 )
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "tvmc") -> int:
         return 0
     if found.command is None:
         parse(["--help"], prog)
-    commands = {"compile": _compile, "run": _run, "tune": _tune}
+    commands = {"compile": _compile, "run": _run, "tune": _tune, "measure": _measure}
     with log_lines(prog, getattr(found, "verbose", 0)):
         for note in found.notes:
             log.warning(note)
@@ -104,7 +107,7 @@ def _compile(found: argparse.Namespace) -> None:
         _say(f"\n{batch_line(made, variant)}\n{kernel_table(made.at(variant.batch))}\n")
     if not made.batches:
         _say(kernel_table(made))
-    _say("\n".join((memory_line(made), *made.targets)))
+    _say("\n".join((memory_line(made), *target_lines(made))))
     _say(f"{'verified' if made.verified else 'not verified'}: {made.verification}")
 
 
@@ -193,6 +196,19 @@ def _tune(found: argparse.Namespace) -> None:
         _say(f"{found.output}: {result.measured} new of {result.total} records\n{tuning_table(result)}")
 
 
+def _measure(found: argparse.Namespace) -> None:
+    from reparam_compiler.lowering import measure_cpu
+    from reparam_compiler.lowering.cpu.machine import native_family
+
+    ours, known = measure_cpu(), native_family()
+    if found.json:
+        _say(json.dumps({"measured": asdict(ours), known.origin: asdict(known)}))
+        return
+    shipped = known.origin == "shipped"
+    _say(f"{'/'.join(ours.cpus)}\n{costs_table(ours, known)}")
+    _say(f"`compile` takes those {'that are shipped' if shipped else 'measured here, which are kept'}")
+
+
 def _loaded(found: argparse.Namespace) -> api.TVMCModel:
     """The model that the words name, in evaluation mode: in training mode it could be neither fused nor compiled."""
     from reparam_compiler.models.io import into_evaluation_mode
@@ -220,6 +236,7 @@ def _options(found: argparse.Namespace) -> "CompileOptions":
         before=found.print_ir_before,
         after=found.print_ir_after,
         pass_times=found.print_pass_times,
+        measure=not found.no_measure,
     )
 
 
@@ -248,6 +265,7 @@ def _interface(made: "Executable") -> dict[str, Any]:
         "outputs": [asdict(spec) for spec in made.outputs],
         "target": json.loads(made.target),
         "targets": [json.loads(target) for target in made.targets],
+        "chosen_by": {variant.target: variant.chosen_by for variant in (*made.variants, *made.others)},
         "kernels": [asdict(kernel) for kernel in made.kernels],
         "by_batch": {batch: [asdict(kernel) for kernel in made.at(batch).kernels] for batch in made.batches},
         "memory": asdict(made.memory) if made.memory else None,

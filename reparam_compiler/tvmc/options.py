@@ -1,4 +1,4 @@
-"""The options of `tvmc compile | run | tune`: those of TVM 0.19's tvmc, by the same names.
+"""The options of `tvmc compile | run | tune | measure`: those of TVM 0.19's tvmc, by the same names.
 
     kept      means what it meant
     without   accepted, and explained on stderr in one line: what it chose is chosen otherwise now, or exists no more
@@ -230,11 +230,12 @@ def _parsers(prog: str) -> tuple[argparse.ArgumentParser, dict[str, argparse.Arg
     parser.add_argument("--version", action="store_true", help="print the versions and exit")
     parser.add_argument("--config", action=Refuse, why="defaults from a file are gone; give the options themselves")
     _verbose(parser)
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="compile | run | tune")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="compile | run | tune | measure")
     for name, add, help_text, example in (
         ("compile", _compile, "a model to one file", "compile repvgg.onnx --target 'llvm -mcpu=znver3' -o module.tar"),
         ("run", _run, "an artifact, on arrays from a file or on filled ones", "run module.tar --print-time --repeat 20"),
         ("tune", _tune, "search better kernels on this machine", "tune repvgg.onnx --trials 64 -o records, and again to go on"),
+        ("measure", _json, "what kernels cost on this machine's CPU, beside what is shipped for it", "measure"),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, epilog=f"Example: tvmc {example}", **style)
         command.set_defaults(notes=[], target_options={})
@@ -266,6 +267,9 @@ def _compile(command: argparse.ArgumentParser) -> None:
     command.add_argument("--print-ir-after", type=names, default=(), metavar="LIST", help="print the IR after these passes")
     command.add_argument(
         "--max-error", type=float, metavar="X", help="relative error that the algorithm of a layer may have (default: 1e-4)"
+    )
+    command.add_argument(
+        "--no-measure", action="store_true", help="take what is shipped for another CPU where none is for this"
     )
     command.add_argument("--no-verify", action="store_true", help="do not compare a run of the result with one of MODEL")
     command.add_argument("--runtime", action=OneOf, others={"crt": MICRO}, default="cpp", help="cpp")

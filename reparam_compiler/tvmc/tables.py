@@ -1,11 +1,12 @@
 """What `tvmc` prints for people: plain columns, which need no package beside numpy."""
 
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import Executable, TuneResult
+    from reparam_compiler.lowering.cpu.families import CpuFamily
     from reparam_compiler.lowering.runtime.profile import Profile
     from reparam_compiler.lowering.runtime.variant import Variant
 
@@ -41,6 +42,22 @@ def memory_line(made: "Executable") -> str:
         f"memory: activations {peak} at once (one input and one output: {bound}), {planned} allocated for them; "
         f"scratch {scratch}; weights {weights}"
     )
+
+
+def target_lines(made: "Executable") -> list[str]:
+    """Each target, and what its kernels were chosen by."""
+    chosen = {variant.target: variant.chosen_by for variant in (*made.variants, *made.others)}
+    return [line for target, by in chosen.items() for line in (target, by) if line]
+
+
+def costs_table(ours: "CpuFamily", known: "CpuFamily") -> str:
+    """The costs of a CPU as they were measured, beside those that are known of it."""
+    sides = [{**asdict(family.costs), "l2_bytes": family.l2_bytes, "fmas": family.fmas} for family in (ours, known)]
+    rows = [
+        (name, f"{value:.3g}" if isinstance(value, float) else str(value), str(sides[1][name]))
+        for name, value in sides[0].items()
+    ]
+    return columns(("cost", "measured", known.origin), rows)
 
 
 def batch_line(made: "Executable", variant: "Variant") -> str:

@@ -1,6 +1,6 @@
 """CPUs, through LLVM: convs by the recipes, a schedule by rule for the rest, measurements of a search where there are any."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,14 +8,24 @@ import tvm
 from tvm.target import Target
 
 from reparam_compiler.lowering.backend import Peak, Tuning, VirtualMachineBackend
-from reparam_compiler.lowering.cpu.machine import KIND, check_cpu, completed, forgone_here, missing_here, strength
+from reparam_compiler.lowering.cpu.families import CpuFamily
+from reparam_compiler.lowering.cpu.machine import (
+    KIND,
+    check_cpu,
+    completed,
+    forgone_here,
+    missing_here,
+    shipped_family,
+    strength,
+)
 from reparam_compiler.lowering.cpu.packing import PACKINGS
 
 
 @dataclass(frozen=True, slots=True)
 class CpuBackend(VirtualMachineBackend):
-    """An llvm target."""
+    """An llvm target. family: what is known of its CPU; None is what is shipped."""
 
+    family: CpuFamily | None = None
     kind: ClassVar = KIND
     device_name: ClassVar = "cpu"
     code: ClassVar = {"ll": "ll", "asm": "asm"}
@@ -32,11 +42,22 @@ class CpuBackend(VirtualMachineBackend):
         check_cpu(self.target)
         return self.target
 
+    def settled(self, *, measure: bool) -> "CpuBackend":
+        """With what is shipped for its cpu; else measured on this machine, if that is it; else borrowed from another family."""
+        from reparam_compiler.lowering.cpu.measured_family import family_for
+
+        return replace(self, family=family_for(self.target, measure=measure))
+
+    @property
+    def chosen_by(self) -> str:
+        """The costs of its cpu, and where they are from."""
+        return f"costs {self.family or shipped_family(self.target)}"
+
     def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
         """The phases of `cpu.pipeline`."""
         from reparam_compiler.lowering.cpu.pipeline import lower_cpu
 
-        return lower_cpu(module, self.target, database, max_error)
+        return lower_cpu(module, self.target, database, max_error, self.family)
 
     def vm_passes(self) -> Any:
         """TVM's passes for a CPU, without its fusion and schedules."""
@@ -70,7 +91,7 @@ class CpuBackend(VirtualMachineBackend):
         """The recipe's knobs for convs, MetaSchedule's generic space for the rest."""
         from reparam_compiler.lowering.cpu.tuning import CpuTuning
 
-        return CpuTuning(self.target)
+        return CpuTuning(self.target, self.family)
 
     def peak(self) -> Peak:
         """Measured on as many threads as kernels run on."""

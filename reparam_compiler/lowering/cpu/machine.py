@@ -23,7 +23,7 @@ from tvm.target.codegen import (
 )
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.cpu.families import ZEN3, Costs, family_of
+from reparam_compiler.lowering.cpu.families import ZEN3, Costs, CpuFamily, family_of
 
 KIND = "llvm"
 SMALL = 4096  # elements below which starting threads costs more than it saves
@@ -79,14 +79,34 @@ DOTS = {
 """By LLVM's feature, of vectors as wide as those of the CPUs that have it."""
 
 
-def vector_unit(target: Target) -> VectorUnit:
-    """The vector registers of an llvm target, from its triple, cpu and attributes; its caches and costs from its family."""
+def vector_unit(target: Target, family: CpuFamily | None = None) -> VectorUnit:
+    """The vector registers of an llvm target, from its triple, cpu and attributes; its caches and costs from its family.
+
+    family: None is the one that is shipped for its cpu, or whose costs it borrows.
+    """
     threads = int(target.attrs.get("num-cores", 0)) or cores()
     width, registers = _registers(target)
-    family = family_of(str(target.attrs.get("mcpu", "")), width, arm=_arm(target))
-    fmas = family.fmas if width == 64 else 2
+    family = family or shipped_family(target)
     dots = next((dots for feature, dots in DOTS.items() if llvm_cpu_has_features(feature, target)), None)
-    return VectorUnit(width, registers, threads, fmas, family.l2_bytes, family.costs, dots)
+    return VectorUnit(width, registers, threads, family.fmas, family.l2_bytes, family.costs, dots)
+
+
+def shipped_family(target: Target) -> CpuFamily:
+    """The family of an llvm target's cpu; of one that is in no table a family with borrowed costs."""
+    return family_of(str(target.attrs.get("mcpu", "")), _registers(target)[0], arm=_arm(target))
+
+
+def native_family() -> CpuFamily:
+    """The family of this machine, as it is shipped."""
+    return shipped_family(Target(native()))
+
+
+def is_native(target: Target) -> bool:
+    """Whether an llvm target is this machine, with all of its vector registers."""
+    here = Target(native())
+    return (
+        target.attrs.get("mcpu") == here.attrs["mcpu"] and not missing_here(target) and _registers(target) == _registers(here)
+    )
 
 
 def _registers(target: Target) -> tuple[int, int]:

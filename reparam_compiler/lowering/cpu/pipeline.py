@@ -16,6 +16,7 @@ from tvm.s_tir import meta_schedule
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
 from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.conv.pointwise import legalizations
+from reparam_compiler.lowering.cpu.families import CpuFamily
 from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.cpu.machine import DOTS, vector_unit
 from reparam_compiler.lowering.cpu.measured import MeasuredAlgorithms
@@ -31,14 +32,16 @@ from reparam_compiler.lowering.target import describe
 log = logging.getLogger(__name__)
 
 
-def lower_cpu(module: Any, target: Any, database: Path | None = None, max_error: float = MAX_ERROR) -> Any:
-    """Relax with high-level ops -> Relax that calls scheduled kernels only."""
+def lower_cpu(
+    module: Any, target: Any, database: Path | None = None, max_error: float = MAX_ERROR, family: CpuFamily | None = None
+) -> Any:
+    """Relax with high-level ops -> Relax that calls scheduled kernels only. family: of the CPU; None is what is shipped."""
     rule = candidates if database is None else MeasuredAlgorithms(read_convs(database), describe(target))
-    module = with_kernels(prepared(module), target, rule, max_error=max_error)
+    module = with_kernels(prepared(module), target, rule, max_error=max_error, family=family)
     if database is not None and (database / SCHEDULES).is_file():
         with meta_schedule.database.JSONDatabase(str(database / WORKLOADS), str(database / SCHEDULES)):
             module = relax.transform.MetaScheduleApplyDatabase()(module)
-    return schedule_rest(module, vector_unit(target))
+    return schedule_rest(module, vector_unit(target, family))
 
 
 def prepared(module: Any) -> Any:
@@ -46,9 +49,16 @@ def prepared(module: Any) -> Any:
     return channels_last(simplify(in_single(as_arithmetic(module, integers=True))))
 
 
-def with_kernels(module: Any, target: Any, rule: AlgorithmRule = candidates, *, max_error: float = MAX_ERROR) -> Any:
+def with_kernels(
+    module: Any,
+    target: Any,
+    rule: AlgorithmRule = candidates,
+    *,
+    max_error: float = MAX_ERROR,
+    family: CpuFamily | None = None,
+) -> Any:
     """Kernels for the convs; what is left, legalized to TIR, has no schedule yet."""
-    unit = vector_unit(target)
+    unit = vector_unit(target, family)
     if unit.dots is None and (layers := byte_layers(module)):
         message = "%s has no dot products of bytes (%s): %d convs and dense layers of bytes are computed in float32"
         log.warning(message, describe(target), ", ".join(DOTS), layers)

@@ -23,6 +23,7 @@ from reparam_compiler.lowering.conv.algorithms import (
     unroll_of,
 )
 from reparam_compiler.lowering.conv.choice import candidate_tiles, candidates
+from reparam_compiler.lowering.cpu.families import CpuFamily
 from reparam_compiler.lowering.cpu.kernels import kernel_of
 from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.pipeline import prepared, with_kernels
@@ -33,9 +34,15 @@ POINTS = 24  # points of one conv that are worth a measurement
 
 @dataclass(frozen=True, slots=True)
 class CpuTuning(Tuning):
-    """The knobs of an llvm target."""
+    """The knobs of an llvm target. family: what is known of its CPU; None is what is shipped."""
 
     target: Target
+    family: CpuFamily | None = None
+
+    @property
+    def unit(self) -> VectorUnit:
+        """The vector unit that kernels are chosen for."""
+        return vector_unit(self.target, self.family)
 
     def prepared(self, module: Any) -> Any:
         """The phases of `cpu.pipeline` before kernels are chosen."""
@@ -43,15 +50,15 @@ class CpuTuning(Tuning):
 
     def points(self, shape: ConvShape) -> list[Algorithm]:
         """Those of the target's vector unit."""
-        return points(shape, vector_unit(self.target))
+        return points(shape, self.unit)
 
     def kernel(self, shape: ConvShape, algorithm: Algorithm, epilogue: Sequence[Step]) -> Any:
         """The recipe's."""
-        return kernel_of(shape, algorithm, epilogue, vector_unit(self.target))
+        return kernel_of(shape, algorithm, epilogue, self.unit)
 
     def with_kernels(self, module: Any) -> Any:
         """The phases of `cpu.pipeline` up to the schedules."""
-        return with_kernels(module, self.target)
+        return with_kernels(module, self.target, family=self.family)
 
     def space(self) -> Any:
         """The generic space, named: chosen by the target it asks for tensor intrinsics wherever there is VNNI."""

@@ -320,7 +320,7 @@ def _described(entry: Mapping[str, Any], library: bytes, weights: Sequence[Weigh
     kernels = tuple(Kernel(**{key: kernel[key] for key in kernel if key in known}) for kernel in entry["kernels"])
     memory = MemoryPlan(**entry["memory"]) if entry.get("memory") else None
     own = tuple(weights[place] for place in entry["weights"])
-    about = (str(entry["target"]), inputs, outputs, kernels, memory, entry.get("seconds"))
+    about = (str(entry["target"]), inputs, outputs, kernels, memory, str(entry.get("chosen_by", "")), entry.get("seconds"))
     return Variant(*about, library=library, weights=own)
 
 

@@ -113,6 +113,7 @@ def _described(variants: Sequence[Variant], weights: Sequence[Weight]) -> dict[s
                 "outputs": [asdict(spec) for spec in variant.outputs],
                 "kernels": [asdict(kernel) for kernel in variant.kernels],
                 "memory": None if variant.memory is None else asdict(variant.memory),
+                "chosen_by": variant.chosen_by,
                 "seconds": variant.seconds,
                 "weights": [weight_at[id(weight)] for weight in variant.weights],
             }

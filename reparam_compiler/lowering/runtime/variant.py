@@ -33,6 +33,7 @@ class Variant:
     target: as JSON, which `compile(target=…)` reads again.
     inputs, outputs: in the order in which `run` takes and gives them.
     memory: what a run needs; None where a size is symbolic, or an older version wrote the artifact.
+    chosen_by: what its kernels were chosen by, which depends on the machine where no costs are shipped for its CPU.
     seconds: of a run, where several batches were compiled and measured (`paces`).
     library: what the backend compiled, or the bytes of one in a file. weights: what its `main` takes after the inputs.
     machines: what runs it; None where this machine cannot, or has a better variant.
@@ -43,6 +44,7 @@ class Variant:
     outputs: tuple[TensorSpec, ...]
     kernels: tuple[Kernel, ...] = ()
     memory: MemoryPlan | None = None
+    chosen_by: str = ""
     seconds: float | None = None
     library: Any = field(default=None, repr=False)
     weights: tuple[Weight, ...] = field(default=(), repr=False)

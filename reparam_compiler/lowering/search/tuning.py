@@ -120,7 +120,7 @@ def check_search(
     Raises: LoweringError where `target` cannot be read, is of a kind that nothing is searched for, or not this machine's;
     a number is too small; or `database` cannot be a folder.
     """
-    backend = backend_for(resolve(target))
+    backend = backend_for(resolve(target)).settled(measure=True)
     if (tuning := backend.tuning()) is None:
         raise LoweringError(
             f"tune: found target {describe(backend.target)}; expected an llvm target, on whose machine this runs"
