@@ -152,6 +152,10 @@ class Direct:
         """How many blocks of pixels there are."""
         return shape.pixels // (self.block or shape.pixels)
 
+    def weight_bytes(self, shape: ConvShape, unit: VectorUnit) -> int:
+        """Bytes of its packed weights."""
+        return math.prod(shape.kernel) * shape.group_in * self.tile.column_bytes(shape, unit)
+
     def gemm(self, shape: ConvShape) -> ConvShape:
         """The conv itself, whose rows are its pixels."""
         return shape
@@ -198,6 +202,12 @@ class Winograd:
         read = math.prod(shape.stride) * round_up(shape.channels_in, lanes)
         written = shape.groups * self.tile.column_tiles(shape) * self.tile.columns
         return rows * height.size * width.size * (read + written) * unit.bytes // lanes
+
+    def weight_bytes(self, shape: ConvShape, unit: VectorUnit) -> int:
+        """Bytes of its packed weights, transformed."""
+        height, width = self.transforms(shape)
+        wide = math.prod(shape.stride) * shape.group_in
+        return height.size * width.size * wide * self.tile.column_bytes(shape, unit)
 
     def gemm(self, shape: ConvShape) -> ConvShape:
         """The product of a block at one point, as the 1x1 conv that it is: a pixel a tile, a channel a phase and channel."""

@@ -9,7 +9,7 @@ from memory. What a byte costs from where is measured, by family of CPU (`cpu.ma
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from reparam_compiler.lowering.conv.algorithms import (
@@ -29,7 +29,6 @@ L1_BYTES = 32 * 1024
 OUTPUTS = (2, 3, 4, 5, 6)  # m; the error grows with it
 LONGEST = 8  # rows or columns of a Winograd tile: beyond it float32 loses too much
 FEWEST_TILES = 8  # of a block: with fewer the weights are read too often
-SHARING = 0.04  # of a conv's cycles: what it may cost to read weights that another variant has packed
 BLOCK_CACHES = 2.0  # second-level caches that a block's scratch may take: it is read once, in order
 
 
@@ -50,17 +49,23 @@ def candidates(shape: ConvShape, unit: VectorUnit, columns: int | None = None) -
 
 
 def with_packing(
-    shape: ConvShape, unit: VectorUnit, chosen: Algorithm, columns: Iterable[int], fits: Callable[[Algorithm], bool]
+    shape: ConvShape, unit: VectorUnit, found: Sequence[Algorithm], columns: Iterable[int], fits: Callable[[Algorithm], bool]
 ) -> Algorithm:
-    """The algorithm of the fewest estimated cycles that reads weights as they are packed already, where that costs little.
+    """The algorithm for weights that another variant has packed already: of the fewest estimated cycles, memory counted.
+
+        cycles  +  bytes of a packing of its own, as if it were read from memory once more
 
     Args:
-        chosen: what is taken where none does, or costs more than `SHARING` of its cycles.
-        columns: of the tiles of those packings. fits: whether an algorithm reads one of them.
+        found: the algorithms that are open, in their best tiles.
+        columns: of the tiles of the packings that are held. fits: whether an algorithm reads one of them.
     """
     alike = [form for width in columns for form in candidates(shape, unit, width) if fits(form)]
-    best = min(alike, key=lambda form: cycles(shape, form, unit), default=chosen)
-    return best if cycles(shape, best, unit) <= (1 + SHARING) * cycles(shape, chosen, unit) else chosen
+
+    def cost(form: Algorithm) -> float:
+        own = 0 if fits(form) else form.weight_bytes(shape, unit)
+        return cycles(shape, form, unit) + own / unit.costs.cold_bytes
+
+    return min((*alike, *found), key=cost)
 
 
 def direct_form(shape: ConvShape, unit: VectorUnit, columns: int | None = None) -> Direct:
@@ -144,7 +149,7 @@ def _direct_cycles(shape: ConvShape, form: Direct, unit: VectorUnit) -> float:
     rows = pixels // shape.out_width if form.block and not shape.pointwise else shape.batch * shape.out_height
     read = item * shape.channels_in * (pixels if shape.pointwise else shape.rows_read(rows) * shape.width)
     times = 1 if read + item * pixels * shape.channels_out <= unit.l2_bytes // 2 else shape.groups * tile.column_tiles(shape)
-    weights = math.prod(shape.kernel) * shape.group_in * tile.column_bytes(shape, unit)
+    weights = form.weight_bytes(shape, unit)
     turns = -(-blocks // unit.threads) * unit.threads / blocks if form.block else 1.0  # of threads that wait for the last block
     again = blocks * read * times + (blocks - 1) * weights
     arithmetic = turns * (blocks * tile_cycles(shape, tile, unit, pixels) + again / costs.stream_bytes)
@@ -167,6 +172,6 @@ def _winograd_cycles(shape: ConvShape, form: Winograd, unit: VectorUnit) -> floa
     transforms = costs.transform * (height.size + width.size) ** 2 * points * vectors
     spilled = max(form.scratch(shape, unit) - unit.l2_bytes, 0)
     arithmetic = blocks * (points * tile_cycles(gemm, tile, unit, gemm.pixels) + spilled * costs.spill)
-    weights = points * gemm.group_in * tile.column_bytes(shape, unit)
+    weights = form.weight_bytes(shape, unit)
     both = _with_weights(arithmetic, weights / costs.cold_bytes, prefetched=not form.block)
     return both + transforms + (blocks - 1) * weights / costs.stream_bytes

@@ -174,13 +174,15 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         return _Plan(name, (shape, epilogue, algorithm), packing, size, make, error)
 
     def _sharing(self, site: ConvSite, found: Sequence[Algorithm]) -> Algorithm:
-        """One that reads the weights as another variant of the model does; the first found where that costs too much."""
+        """The first found; where another variant has packed the weights, one that reads them so or pays for its own packing."""
         if found[0] != min(found, key=lambda form: cycles(site.shape, form, self.unit)):
             return found[0]  # a measurement, and no estimate, says that it is the best
         stored, _ = narrowed(site.weight, Packing("", {}))
         packings = [widened(packing) for packing in packings_of(stored) if packing is not None]
+        if not packings:
+            return found[0]
         columns = sorted({packing.arguments["columns"] for packing in packings})
-        return with_packing(site.shape, self.unit, found[0], columns, lambda form: packing_of(site.shape, form) in packings)
+        return with_packing(site.shape, self.unit, found, columns, lambda form: packing_of(site.shape, form) in packings)
 
     def _chosen(self, site: ConvSite) -> tuple[Algorithm, float | None]:
         """The rule's first algorithm within the bound, or one that shares weights; the direct form where none is within it."""
