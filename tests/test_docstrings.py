@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,12 +72,15 @@ def test_examples_of_public_names_hold(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(NEED_TVM))
 @pytest.mark.tvm
-def test_examples_of_what_needs_tvm_hold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_what_needs_tvm_hold(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("tvm")
+    from reparam_compiler.lowering.cpu import machine, measured_family
     from reparam_compiler.lowering.search import tuning
 
     monkeypatch.setattr(tuning, "measuring", lambda *_: None)  # no process that measures
     monkeypatch.setattr(tuning, "_measure", lambda *_: (1e-3,))
+    monkeypatch.setattr(measured_family, "measured", lambda *_: machine.native_family())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tries, wrong = outcome(examples_of(name))
     assert not wrong, wrong
     assert tries, f"{name} has no example"

@@ -140,7 +140,7 @@ class _Opened:
         from reparam_compiler import lowering
 
         opened = replace(self, sizes=(1, 2)) if self.sizes == (1,) else self
-        return opened.compiled(options=lowering.CompileOptions(max_error=self.max_error))
+        return opened.compiled(options=lowering.CompileOptions(max_error=self.max_error, measure=False))
 
     def check_apart(self, runnable: "Sequence[Executable]") -> None:
         """Raises LoweringError where the model computes a sample otherwise beside others, or nothing here can tell."""

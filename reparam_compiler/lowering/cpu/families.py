@@ -45,6 +45,9 @@ NEON = Costs(load=0.1, second_bytes=20, stream_bytes=16, cold_bytes=2, transform
 class CpuFamily:
     """CPUs that one table of costs serves.
 
+    >>> str(CpuFamily(("znver1", "znver2"), 512 * KIB, ZEN3))[:37]
+    'shipped for znver1/znver2: load=0.1, '
+
     cpus: LLVM's names of them. costs: see there.
     l2_bytes: what a kernel's scratch or weights may take of a core's second-level cache (`usable`).
     fmas: multiply-adds of the widest registers that a core starts each cycle.
