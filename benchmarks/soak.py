@@ -2,8 +2,10 @@
 
     python -m benchmarks.soak [ARTIFACT] [--threads 8] [--seconds 600]
 
-Half of the threads call the Executable, half a clone of it that takes one core a run. Without an ARTIFACT the soak compiles
-RepVGG-A0 at 96 x 96 with random weights. It ends with 1 where an output differed or a run raised.
+Half of the threads call the Executable, half a clone of it that takes one core a run. Of one for any number of samples, runs
+are of 1 to 9, in pieces of its batches. Every other run takes its inputs from tensors of TVM by DLPack, and gives its outputs
+to some. Without an ARTIFACT the soak compiles RepVGG-A0 at 96 x 96 with random weights for batches of 1 and 4. It ends with 1
+where an output differed or a run raised.
 """
 
 import argparse
@@ -14,14 +16,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import tvm
+from jaxtyping import Shaped
 
-from reparam_compiler.lowering import Executable, load
+from reparam_compiler.lowering import Executable, TensorSpec, load
+from reparam_compiler.lowering.runtime.batches import of_samples
 from reparam_compiler.lowering.runtime.description import filled
+from reparam_compiler.lowering.runtime.stored import aligned
 
-INPUTS = 16
+Array: TypeAlias = Shaped[np.ndarray, "..."]
+
+INPUTS = 18
 """How many different inputs the threads take in turn."""
+SAMPLES = 9
+"""Of an input, at most."""
 
 
 @dataclass(slots=True)
@@ -43,16 +54,18 @@ class Soaked:
 
 def soak(executables: Sequence[Executable], threads: int, seconds: float) -> Soaked:
     """Run the executables, which are one model, in so many threads: each on every input at least."""
-    inputs = [[filled(spec, "random", seed) for spec in executables[0].inputs] for seed in range(INPUTS)]
+    inputs = [[filled(spec, "random", seed) for spec in _specs(executables[0], seed)] for seed in range(INPUTS)]
     expected = [executables[0].run(*arrays) for arrays in inputs]
     found, start = Soaked([0] * threads), time.monotonic()
 
     def work(index: int) -> None:
         executable = executables[index % len(executables)]
         while found.runs[index] < INPUTS or time.monotonic() < start + seconds:
-            which = (found.runs[index] + index) % INPUTS
+            which, by_dlpack = (found.runs[index] + index) % INPUTS, found.runs[index] % 2 == 1
             try:
-                outputs = executable.run(*inputs[which])
+                given = map(exchanged, inputs[which]) if by_dlpack else inputs[which]
+                outputs = executable.run(*given)
+                outputs = list(map(exchanged, outputs)) if by_dlpack else outputs
             except Exception as error:  # noqa: BLE001 - whatever it is, it is what a soak is for
                 found.raised.append(f"{type(error).__name__}: {error}")
                 return
@@ -66,6 +79,16 @@ def soak(executables: Sequence[Executable], threads: int, seconds: float) -> Soa
         worker.join()
     found.seconds = time.monotonic() - start
     return found
+
+
+def exchanged(array: Array) -> Array:
+    """A copy that went from numpy to TVM and back by DLPack."""
+    return np.from_dlpack(tvm.runtime.from_dlpack(aligned(array)))
+
+
+def _specs(executable: Executable, seed: int) -> Sequence[TensorSpec]:
+    """The inputs, with a number of samples of their own where a run takes any."""
+    return of_samples(executable.inputs, 1 + seed % SAMPLES) if executable.any_batch else executable.inputs
 
 
 def main() -> int:
@@ -89,7 +112,7 @@ def _compiled() -> Executable:
     from reparam_compiler.zoo import randomise_batch_norm, repvgg_a0
 
     model = randomise_batch_norm(repvgg_a0()).eval()
-    return reparam_compiler.compile(model, torch.zeros(1, 3, 96, 96))
+    return reparam_compiler.compile(model, torch.zeros(1, 3, 96, 96), batches=(1, 4))
 
 
 def _resident() -> float:

@@ -4,22 +4,22 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 from reparam_compiler.api.fusing import fuse_source
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
-from reparam_compiler.checking.apart import check_apart
+from reparam_compiler.checking.apart import check_apart, first_mixing
 from reparam_compiler.checking.compiled import Verdict, verify_compiled
-from reparam_compiler.errors import LoweringError, UnsupportedModelError, VerificationError
+from reparam_compiler.errors import LoweringError, RewriteError, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.torch.module_state import in_training_mode
 from reparam_compiler.ir import ops
 from reparam_compiler.models.at_batch import at_batch, own_batch
 from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
+    from reparam_compiler.lowering import CompileOptions, Executable, TensorSpec, TuneResult
 
 log = logging.getLogger(__name__)
 Shapes = Mapping[str, Sequence[int]]
@@ -148,7 +148,15 @@ class _Opened:
 
         shows = runnable if self.sizes != (1,) else ()
         for executable in shows or (self.here,):
-            check_apart(executable, max_error=self.max_error, advice=one_size())
+            mixing = partial(self._mixing, executable.inputs)
+            check_apart(executable, max_error=self.max_error, advice=one_size(), mixing=mixing)
+
+    def _mixing(self, inputs: "Sequence[TensorSpec]") -> str:
+        """The op that mixes samples, where the model can be read and run on some."""
+        try:
+            return first_mixing(self.source.graph, inputs)
+        except (UnsupportedModelError, RewriteError, ValueError):
+            return ""
 
     def verdict(self, runnable: "Sequence[Executable]", targets: int) -> Verdict:
         """What comparisons say of the code for each target that runs here; where none does, of the same import made for it.

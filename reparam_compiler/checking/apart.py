@@ -6,7 +6,7 @@ A softmax or a mean over the first axis, a Reshape to a constant batch, a norm b
 on random samples. So does a variant that computes something else than the others, whatever made it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,23 +19,30 @@ from reparam_compiler.checking.tolerances import BY_DTYPE, EPS, LAYERS, MARGIN, 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.frontends.torch.tensors import dtype_word
 from reparam_compiler.interpreter.difference import difference
+from reparam_compiler.interpreter.evaluate import evaluate
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import Executable
+    from reparam_compiler.lowering import Executable, TensorSpec
 
 MIXES = (
     "An op of the model mixes samples, such as a softmax or a mean over the first axis, a Reshape to a constant batch, or a "
     "norm by the statistics of its batch"
 )
+FEW, KEPT = 5, 3
+"""Of the samples that a graph is evaluated on: how many, and the one that is the same twice; it is not in the middle, where a
+flip would leave it."""
 Arrays = Sequence["np.ndarray[Any, Any]"]
 
 
-def check_apart(executable: "Executable", *, max_error: float = 0.0, advice: str = "") -> None:
+def check_apart(executable: "Executable", *, max_error: float = 0.0, advice: str = "", mixing: Callable[[], str] = str) -> None:
     """Run each batch of a compiled model on different samples, and the smallest on copies of some of them.
 
     Args:
         executable: for two batches, or for one above 1, which this machine runs.
         max_error: the relative error that a layer's algorithm may have. advice: what to do.
+        mixing: tells the op that mixes samples, where that can be said; asked where some are mixed.
 
     Raises: LoweringError, which names the output, where a sample comes out otherwise beside others; or what is of bfloat16.
     """
@@ -61,8 +68,50 @@ def check_apart(executable: "Executable", *, max_error: float = 0.0, advice: str
                 if not apart <= _bound(executable, sample, executable.outputs.index(spec), apart, max_error):
                     raise LoweringError(
                         f"{spec.name}: sample {place + 1} of a batch of {batch} comes out otherwise than alone "
-                        f"(by {apart:.1g}). {MIXES}. {advice}"
+                        f"(by {apart:.1g}). {_culprit(mixing())}. {advice}"
                     )
+
+
+def first_mixing(graph: Graph, inputs: Sequence["TensorSpec"]) -> str:
+    """The first op by which a sample's values come to depend on other samples; nothing where no such is seen.
+
+    The graph is evaluated twice, on samples of which one is the same. Where an op gives rows of that sample that differ, it is
+    the op, or what it reads that has no rows for each sample, as a mean over all of them.
+
+    Args:
+        graph: the model. inputs: in the order of its own.
+
+    Raises: UnsupportedModelError, RewriteError where it cannot be evaluated on so many samples.
+    """
+    from reparam_compiler.lowering.runtime.batches import of_samples
+    from reparam_compiler.lowering.runtime.description import filled
+
+    specs, ids = of_samples(inputs, FEW), [node.id for node in graph if isinstance(node.op, ops.Input)]
+    first, second = ([torch.from_numpy(filled(spec, "random", seed)) for spec in specs] for seed in range(2))
+    for x, y in zip(first, second, strict=True):
+        kept = KEPT if x.ndim else ...
+        y[kept] = x[kept]
+    wanted = [node.id for node in graph]
+    values = [evaluate(graph, dict(zip(ids, given, strict=True)), wanted=wanted) for given in (first, second)]
+    rows = {node_id: [_rows_of(each[node_id], KEPT) for each in values] for node_id in wanted}
+    for node in graph:
+        one, other = rows[node.id]
+        if one is not None and other is not None and not difference(one, other).max_abs <= EPS["f32"] * (1 + one.abs().max()):
+            whole = (source for source in node.sources if rows[source][0] is None)
+            named = graph[next(whole, node.id)]
+            return f"{named.id} ({named.op.name})"
+    return ""
+
+
+def _rows_of(value: Any, place: int) -> Tensor | None:
+    """What a value has of one of the samples; None where it has no rows for each."""
+    if not isinstance(value, Tensor) or not value.ndim or not value.numel() or value.shape[0] % FEW:
+        return None
+    return value.chunk(FEW)[place].double()
+
+
+def _culprit(op: str) -> str:
+    return f"{op} mixes samples, or what it reads does" if op else MIXES
 
 
 def _part(array: "np.ndarray[Any, Any]", start: int, end: int) -> "np.ndarray[Any, Any]":

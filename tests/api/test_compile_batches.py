@@ -1,6 +1,7 @@
 """`compile(batches=…)`: every kind of model for any number of samples; what mixes samples is refused when it is compiled."""
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,40 @@ MIXED: dict[str, Callable[[Tensor], Any]] = {
 def test_what_mixes_samples_is_refused_by_the_name_of_its_output(name: str, batches: tuple[int, ...]) -> None:
     with pytest.raises(LoweringError, match=r"(: sample \d of a batch of 4 comes out otherwise than alone|norm)"):
         reparam_compiler.compile(Called(MIXED[name]).eval(), samples(4), batches=batches, fuse=False)
+
+
+OPS = {
+    "softmax": "softmax",
+    "mean": "mean",
+    "flip": "flip",
+    "cumsum": "cumsum",
+    "neighbours": "roll",
+    "inner": "softmax",
+    "behind": "softmax",
+}
+
+
+@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("kind", ["module", "onnx"])
+def test_the_op_that_mixes_is_named(name: str, kind: str) -> None:
+    mixed = MIXED | {
+        "inner": lambda x: torch.relu(torch.relu(x).softmax(0)) + 1,
+        "behind": lambda x: torch.relu(x.transpose(0, 1).softmax(1).transpose(0, 1)),
+    }
+    net = Called(mixed[name]).eval()
+    if kind == "onnx" and name in ("flip", "neighbours"):
+        pytest.skip("torch's exporter writes it for one batch")
+    subject = as_onnx(net, dynamic_axes={"x": {0: "n"}}) if kind == "onnx" else net
+    with pytest.raises(LoweringError, match="mixes samples, or what it reads does") as refused:
+        reparam_compiler.compile(subject, None if kind == "onnx" else samples(4), batches=(1, 4), fuse=False)
+    named = re.search(r"\(by \S+\)\. (.+) mixes", str(refused.value))
+    assert named is not None
+    assert OPS[name] in named[1].lower()
+
+
+def test_where_no_op_can_be_named_the_usual_ones_are() -> None:
+    with pytest.raises(LoweringError, match="An op of the model mixes samples, such as a softmax"):
+        reparam_compiler.compile(Called(MIXED["places"]).eval(), samples(4), batches=(1, 4), fuse=False)
 
 
 def test_bfloat16_which_nothing_compares_is_refused() -> None:
