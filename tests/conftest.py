@@ -68,11 +68,15 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def one_process() -> Iterator[None]:
-    """All searches of a run that are asked for the same measurements share a process, which takes seconds to start."""
-    from reparam_compiler.lowering.search import tuning
+    """All searches of a run that are asked for the same measurements share their processes, which take seconds to start."""
+    from reparam_compiler.lowering.search import net_search
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "measuring", functools.cache(tuning.measuring))
+        for name in ("Builders", "Meter", "GenericBuilder", "generic_runner"):
+            kind = getattr(net_search, name)
+            if isinstance(kind, type):
+                patch.setattr(kind, "close", lambda self: None, raising=False)  # TVM wraps its own
+            patch.setattr(net_search, name, functools.cache(kind))
         yield
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Unpack
@@ -19,7 +19,7 @@ from reparam_compiler.models.at_batch import at_batch, own_batch
 from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import CompileOptions, Executable, TensorSpec, TuneResult
+    from reparam_compiler.lowering import CompileOptions, Executable, TensorSpec, TuneResult, TuneStep
 
 log = logging.getLogger(__name__)
 Shapes = Mapping[str, Sequence[int]]
@@ -204,11 +204,17 @@ def tune(
     target: str | Mapping[str, Any] | None = None,
     fuse: bool = True,
     trials: int = 256,
+    early_stopping: int | None = None,
+    max_seconds: float | None = None,
     repeat: int = 3,
     number: int = 1,
+    min_repeat_ms: int = 0,
     timeout: float = 30.0,
+    parallel: int | None = None,
+    tasks: Sequence[str] = (),
     input_shapes: Shapes | None = None,
     progress: bool = True,
+    listener: "Callable[[TuneStep], None] | None" = None,
     **fusing: Unpack[FuseKeywords],
 ) -> "TuneResult":
     """Measures candidates for every kernel of a model on this machine; `compile(database=…)` takes the best of them.
@@ -224,14 +230,21 @@ def tune(
         database: the folder of the records, which is made where it is not there. A search that was killed goes on where it
             stopped: what the folder holds for this model counts towards `trials`.
         target: as for `compile`; one that this machine's cpu runs.
-        trials: measurements in all.
-        repeat, number: measurements of one candidate, with cold caches, and runs in each.
-        timeout: seconds that one candidate may take.
-        progress: draw a progress bar on stderr, where that is a terminal.
+        trials: measurements in all; 0 measures nothing, and lists the kernels.
+        early_stopping: new measurements in a row without a gain, after which the search ends.
+        max_seconds: after which no measurement begins.
+        repeat, number: measurements of one candidate, with cold caches, and runs in each; min_repeat_ms: or as many runs as
+            take so long.
+        timeout: seconds that one candidate may take to run, and as many to be built.
+        parallel: candidates that are built at once; None is one a core. They are measured one at a time.
+        tasks: which kernels: their numbers in the result's list, as "2" or "0-3", or parts of their names; all by default.
+        progress: say how far it is: drawn on stderr where that is a terminal, else in the log.
+        listener: is told of every measurement: a `TuneStep`.
         policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)
 
     Returns:
-        A `TuneResult`: how many points were measured, and the best seconds of each kernel.
+        A `TuneResult`: how many points were measured, the best seconds of each kernel, and those of a run by rule and with
+        what was found. What is taken has beaten the rule in the running net; Ctrl-C ends the search with what is known.
 
     Raises:
         TvmMissingError: apache-tvm is not installed.
@@ -240,10 +253,12 @@ def tune(
         UnsupportedModelError, VerificationError: as `compile`.
     """
     from reparam_compiler import lowering
-    from reparam_compiler.lowering.search.tuning import check_search
+    from reparam_compiler.lowering.search.asked import check_search
 
     how = made(FuseOptions, "tune", fusing)
-    search = check_search(target, database, trials=trials, repeat=repeat, number=number, timeout=timeout)
+    how_long = (trials, early_stopping, max_seconds)
+    options = lowering.SearchOptions(*how_long, repeat, number, min_repeat_ms, timeout, parallel, tuple(tasks))
+    search = check_search(target, database, options)
     source = _open(model, example_inputs, input_shapes)
     subject, unfused = _fused(source, how, verify=True) if fuse else (source.model, "")
     if unfused:
@@ -252,13 +267,11 @@ def tune(
         _at_its_sizes(subject, source, input_shapes),
         source.inputs,
         target=search.backend.target,
-        trials=trials,
         database=search.folder,
-        repeat=repeat,
-        number=number,
-        timeout=timeout,
+        options=search.options,
         input_shapes=input_shapes,
         progress=progress,
+        listener=listener,
     )
 
 

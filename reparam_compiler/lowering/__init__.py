@@ -25,15 +25,19 @@ if TYPE_CHECKING:
     from reparam_compiler.lowering.runtime.description import TensorSpec, Timing
     from reparam_compiler.lowering.runtime.executable import Executable
     from reparam_compiler.lowering.runtime.loading import load
-    from reparam_compiler.lowering.search.tuning import TunedTask, TuneResult, tune
+    from reparam_compiler.lowering.search.asked import SearchOptions, TunedTask, TuneResult
+    from reparam_compiler.lowering.search.progress import TuneStep
+    from reparam_compiler.lowering.search.tuning import tune
 
 __all__ = [
     "CompileOptions",
     "CpuFamily",
     "Executable",
+    "SearchOptions",
     "TensorSpec",
     "Timing",
     "TuneResult",
+    "TuneStep",
     "TunedTask",
     "compile",
     "load",
@@ -51,8 +55,10 @@ _HOMES = {
     "load": "runtime.loading",
     "measure_cpu": "build",
     "tune": "search.tuning",
-    "TuneResult": "search.tuning",
-    "TunedTask": "search.tuning",
+    "SearchOptions": "search.asked",
+    "TuneResult": "search.asked",
+    "TuneStep": "search.progress",
+    "TunedTask": "search.asked",
 }
 
 

@@ -11,16 +11,17 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tvm
 from tvm.target import Target
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Step
+    from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+    from reparam_compiler.lowering.relax.conv_sites import ConvSite
     from reparam_compiler.lowering.runtime.machines import Machines
     from reparam_compiler.lowering.runtime.weights import Weight
+    from reparam_compiler.lowering.search.winners import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Peak:
 class Tuning(ABC):
     """What a search knows of a kind of target: its phases, the points of a conv, the space of what has no recipe.
 
-        prepared -> its conv sites: the kernel of each of their points   -> with_kernels -> what is left: in the space
+        prepared -> its conv sites: each at each of their points   -> with_kernels -> what is left: in the space
 
     A search loads none of TVM's tensor intrinsics: importing them takes a minute.
     """
@@ -44,12 +45,28 @@ class Tuning(ABC):
         """Relax with high-level ops, up to where kernels are chosen: its conv sites are those that `lower` finds."""
 
     @abstractmethod
+    def sites(self, module: Any) -> "list[ConvSite]":
+        """The sites of what `prepared` gave that have points to choose from."""
+
+    @abstractmethod
+    def rule(self, shape: "ConvShape") -> "list[Algorithm]":
+        """What is taken where nothing is measured: the first of these that is exact enough on a layer's weights."""
+
+    @abstractmethod
     def points(self, shape: "ConvShape") -> "list[Algorithm]":
         """The points of a conv that are worth a measurement, the rule's own first."""
 
     @abstractmethod
-    def kernel(self, shape: "ConvShape", algorithm: "Algorithm", epilogue: "Sequence[Step]") -> Any:
-        """The scheduled PrimFunc of a conv at one of its points."""
+    def estimate(self, shape: "ConvShape", algorithm: "Algorithm") -> float:
+        """What the rule counts for a point, in any unit."""
+
+    @abstractmethod
+    def features(self, shape: "ConvShape", algorithm: "Algorithm") -> "tuple[float, ...]":
+        """What a fitted model may tell the points of all convs apart by, beside their estimate."""
+
+    @abstractmethod
+    def lowered(self, module: Any, measured: "Measured") -> Any:
+        """What `prepared` gave, in scheduled kernels only: `Backend.lower` without its first phases."""
 
     @abstractmethod
     def with_kernels(self, module: Any) -> Any:
@@ -101,11 +118,11 @@ class Backend(ABC):
         return ""
 
     @abstractmethod
-    def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
+    def lower(self, module: Any, *, measured: "Measured | None", max_error: float) -> Any:
         """Relax with high-level ops -> Relax that calls scheduled kernels only.
 
         Args:
-            database: a folder of measurements that decide where they are faster than the rule; never where `tuning` gives None.
+            measured: what measurements decide where they are faster than the rule; never where `tuning` gives None.
             max_error: the relative error that the algorithm of a layer may have on the layer's weights.
 
         Raises: LoweringError where a function can have no kernel.

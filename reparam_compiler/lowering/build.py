@@ -25,7 +25,7 @@ from reparam_compiler.lowering.importing.batches import check_batches, one_size
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.options import CompileOptions, Watch, sources_of
-from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS
+from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS, LAYER
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
 from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import Kernel
@@ -36,7 +36,8 @@ from reparam_compiler.lowering.runtime.linking import compiler_line
 from reparam_compiler.lowering.runtime.paces import with_paces
 from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.lowering.runtime.weights import Store
-from reparam_compiler.lowering.search.database import check_readable, warn_of_foreign
+from reparam_compiler.lowering.search.records import check_readable, warn_of_foreign
+from reparam_compiler.lowering.search.winners import Measured, measured_in
 from reparam_compiler.lowering.target import TargetLike, describe, resolve_all
 
 log = logging.getLogger(__name__)
@@ -128,13 +129,13 @@ def compile_forms(
     return executable_of(variants, any_batch, versions(), _together(made))
 
 
-def _measured(database: str | os.PathLike[str] | None, target: Target) -> Path | None:
-    """The measurements that decide for a target; a log line where none of them is for it."""
+def _measured(database: str | os.PathLike[str] | None, target: Target) -> Measured | None:
+    """What the measurements of a folder decide for a target; a log line where none of them is for it."""
     if database is None:
         return None
-    searched = backend_for(target).tuning() is not None
-    warn_of_foreign(Path(database), describe(target), searched=searched)
-    return Path(database) if searched else None
+    tuning = backend_for(target).tuning()
+    warn_of_foreign(Path(database), describe(target), searched=tuning is not None)
+    return None if tuning is None else measured_in(Path(database), describe(target), tuning.rule)
 
 
 def check(target: TargetLike, database: str | os.PathLike[str] | None, options: CompileOptions) -> tuple[Target, ...]:
@@ -177,17 +178,20 @@ class Built:
 def build(
     imported: Imported,
     target: Any,
-    database: Path | None = None,
+    measured: Measured | None = None,
     options: CompileOptions = DEFAULT_OPTIONS,
     store: Store | None = None,
 ) -> Built:
-    """The phases after import, for a resolved target. store: the weights of the variants that were built before."""
+    """The phases after import, for a resolved target.
+
+    measured: what decides where it was faster than the rule. store: the weights of the variants that were built before.
+    """
     watch, store = Watch(options), Store() if store is None else store
     with COMPILING:
         backend = backend_for(target).settled(measure=options.measure)
     try:
         with COMPILING, target, filter_stderr(), options.context(watch), noted(store) as packed:
-            module = backend.lower(imported.module, database=database, max_error=options.max_error)
+            module = backend.lower(imported.module, measured=measured, max_error=options.max_error)
             without_weights, weights = lifted(module, packed, store, backend.weights_from)
             library = backend.compiled(without_weights)
     except LoweringError:
@@ -249,7 +253,8 @@ def _kernel(name: str, attrs: Any) -> Kernel:
     """What the recipe that made a function noted on it."""
     algorithm = str(attrs[ALGORITHM]) if ALGORITHM in attrs else "general"
     flops = int(attrs[FLOPS]) if FLOPS in attrs else 0
-    return Kernel(name, algorithm, flops, _float(attrs[ERROR]) if ERROR in attrs else None)
+    error, layer = _float(attrs[ERROR]) if ERROR in attrs else None, str(attrs[LAYER]) if LAYER in attrs else ""
+    return Kernel(name, algorithm, flops, error, layer)
 
 
 def _float(value: Any) -> float:

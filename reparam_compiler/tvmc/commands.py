@@ -181,19 +181,25 @@ def _without_torch() -> Iterator[None]:
 
 
 def _tune(found: argparse.Namespace) -> None:
-    if found.tasks != "all":
-        raise LoweringError(
-            f"--tasks: found {found.tasks!r}; parts of a model cannot be tuned alone. All kernels are, the costly ones first: "
-            "bound the search with --trials"
-        )
     _check_tvm()
     model = _loaded(found)
-    numbers = {name: getattr(found, name) for name in ("trials", "repeat", "number", "timeout")}
-    result = api.measured(model, target_of(found), found.output, found.tuning_records, progress=not found.json, **numbers)
+    named = ("repeat", "number", "min_repeat_ms", "timeout", "early_stopping", "max_seconds", "parallel")
+    asked: dict[str, Any] = {name: getattr(found, name) for name in named}
+    listed = found.tasks == ("list",)
+    asked |= {"trials": 0 if listed else found.trials, "tasks": () if listed else tuple(t for t in found.tasks if t != "all")}
+    if found.json and not listed:
+        asked["listener"] = lambda step: _say(json.dumps(asdict(step)))
+    result = api.measured(model, target_of(found), found.output, found.tuning_records, progress=not found.json, **asked)
     if found.json:
         _say(json.dumps({"output": found.output, **asdict(result)}))
-    else:
-        _say(f"{found.output}: {result.measured} new of {result.total} records\n{tuning_table(result)}")
+        return
+    _say(f"{found.output}: {result.measured} new of {result.total} records\n{tuning_table(result)}")
+    if result.failed:
+        _say(f"{result.failed} candidates failed; the folder says why")
+    if result.rule_seconds is not None and result.net_seconds is not None:
+        _say(f"a run: {1e3 * result.net_seconds:.3f} ms with these records, {1e3 * result.rule_seconds:.3f} ms without")
+    if result.interrupted:
+        _say("interrupted: the same command goes on from here")
 
 
 def _measure(found: argparse.Namespace) -> None:

@@ -181,6 +181,9 @@ def tune(
     repeat: int = 3,
     number: int = 1,
     timeout: float = 30.0,
+    early_stopping: int | None = None,
+    min_repeat_ms: int = 0,
+    parallel: int | None = None,
 ) -> str:
     """Search better kernels on this machine.
 
@@ -188,15 +191,16 @@ def tune(
         target: as for `compile`; it must be this machine's.
         tuning_records: the folder of the records; None makes one, which stays.
         prior_records: the records of an earlier search, to start from.
-        trials: measurements in all; `repeat`, `number`, `timeout`: of each candidate.
+        trials: measurements in all; `repeat`, `number`, `min_repeat_ms`, `timeout`: of each candidate.
+        early_stopping: measurements without a gain, after which it ends. parallel: candidates that are built at once.
 
     Returns: the folder, for `compile(tuning_records=…)`.
     Raises: LoweringError as `reparam_compiler.tune`, and where there are prior records and others already.
     """
     folder = tuning_records or tempfile.mkdtemp(prefix="reparam-records-")
-    measured(
-        tvmc_model, target, folder, prior_records, trials=trials, repeat=repeat, number=number, timeout=timeout, progress=True
-    )
+    how: dict[str, Any] = {"repeat": repeat, "number": number, "timeout": timeout, "min_repeat_ms": min_repeat_ms}
+    how |= {"trials": trials, "early_stopping": early_stopping, "parallel": parallel, "progress": True}
+    measured(tvmc_model, target, folder, prior_records, **how)
     return folder
 
 
@@ -371,7 +375,7 @@ def check_folder(path: Path) -> None:
 
 def _start_from(prior: Path, folder: Path) -> None:
     """Copy the records of an earlier search into a folder that has none."""
-    from reparam_compiler.lowering.search.database import check_readable
+    from reparam_compiler.lowering.search.records import check_readable
 
     check_readable(prior)
     if folder.is_dir() and any(folder.iterdir()):

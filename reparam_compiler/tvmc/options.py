@@ -119,15 +119,12 @@ OF_TUNE = (
     *OF_MODELS,
     Refused(("--rpc-key", "--rpc-tracker"), RPC),
     Without(("--target-host",), "the host of an llvm target is the target itself"),
-    Without(("--early-stopping",), "a search ends when every kernel's points are measured, or at --trials"),
-    Without(("--min-repeat-ms",), "each measurement starts with cold caches, as kernels in a net do; raise --repeat instead"),
-    Without(("--parallel",), "candidates are measured one at a time, so that they do not disturb each other"),
     Without(("--enable-autoscheduler", "--include-simple-tasks"), "there is one search now, of every kernel", words=False),
     Without(("--log-estimated-latency",), "the best time of each kernel is printed at the end", words=False),
     Without(("--tuner",), "there is one search now: the recipe's points for convs, MetaSchedule for what has no recipe"),
     Without(
         (
-            *("--cache-line-bytes", "--num-cores", "--vector-unit-bytes", "--max-shared-memory-per-block"),
+            *("--cache-line-bytes", "--vector-unit-bytes", "--max-shared-memory-per-block"),
             *("--max-local-memory-per-block", "--max-threads-per-block", "--max-vthread-extent", "--warp-size"),
         ),
         HARDWARE,
@@ -180,6 +177,8 @@ def target_of(found: argparse.Namespace) -> str | dict[str, Any] | None:
     if text is not None and _is_file(text):
         text = _target_file(Path(text))
     options: dict[tuple[str, str], str] = found.target_options
+    if (cores := getattr(found, "num_cores", None)) is not None:
+        options = {**options, ("llvm", "num-cores"): str(cores)}
     if not options:
         return text
     kind, first = next(iter(options))
@@ -307,9 +306,18 @@ def _tune(command: argparse.ArgumentParser) -> None:
     command.add_argument("--trials", type=positive, default=1000, help="measurements in all (default: 1000)")
     command.add_argument("--repeat", type=positive, default=3, help="measurements of each candidate, cold caches (default: 3)")
     command.add_argument("--number", type=positive, default=1, help="runs in a row for each measurement (default: 1)")
+    command.add_argument(
+        "--min-repeat-ms", type=positive, default=0, help="milliseconds of a measurement at least (default: 0)"
+    )
     command.add_argument("--timeout", type=positive, default=30, help="seconds that one candidate may take (default: 30)")
-    command.add_argument("--tuning-records", metavar="PATH", help="records of an earlier search to start from")
-    command.add_argument("--tasks", default="all", help="all; parts of a model cannot be tuned alone")
+    command.add_argument("--early-stopping", type=positive, metavar="N", help="end after N measurements without a gain")
+    command.add_argument("--max-seconds", type=positive, metavar="S", help="begin no measurement after so many seconds")
+    command.add_argument("--parallel", type=positive, metavar="N", help="candidates built at once (default: one a core)")
+    command.add_argument("--num-cores", type=positive, metavar="N", help="of the target: the threads of a kernel")
+    command.add_argument(
+        *("--tuning-records", "--prior-records"), metavar="PATH", help="records of an earlier search to start from"
+    )
+    command.add_argument("--tasks", type=names, default=("all",), metavar="LIST", help="all, list, or parts of kernels' names")
     _old(command, OF_TUNE)
 
 

@@ -17,8 +17,8 @@ import reparam_compiler
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.lowering import CompileOptions, Executable
 from reparam_compiler.lowering.runtime.description import Kernel
-from reparam_compiler.lowering.search import tuning
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
+from tests.support import instant_trials
 
 pytestmark = pytest.mark.tvm
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -195,8 +195,7 @@ def test_what_cannot_be_compiled_for_is_refused_before_the_model_is_fused(
 
 
 def test_tune_fuses_too(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "measuring", lambda *_: None)  # no process that measures
-    monkeypatch.setattr(tuning, "_measure", lambda *_: (1e-3,))
+    instant_trials.install(monkeypatch)
     words = {"trials": 1, "repeat": 1, "progress": False}
     fused = reparam_compiler.tune(model, torch.zeros(1, 6, 7, 5), database=tmp_path / "fused", **words)
     plain = reparam_compiler.tune(model, torch.zeros(1, 6, 7, 5), database=tmp_path / "plain", fuse=False, **words)

@@ -22,8 +22,10 @@ pytest.importorskip("onnx")
 from reparam_compiler.errors import LoweringError, TvmMissingError, VerificationError
 from reparam_compiler.lowering import load
 from reparam_compiler.lowering.cpu.machine import native
-from reparam_compiler.lowering.search import tuning
+from reparam_compiler.lowering.search.measuring import Repeats
 from reparam_compiler.tvmc.commands import read_inputs
+from reparam_compiler.tvmc.options import parse, target_of
+from tests.support import instant_trials
 from tests.support.tvmc_runs import WEIGHT, tvmc, write_onnx
 
 pytestmark = pytest.mark.tvm
@@ -395,28 +397,39 @@ def test_help_teaches_by_example() -> None:
 def test_tuned_records_are_taken_by_compile_and_by_another_search(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = []
-    monkeypatch.setattr(tuning, "measuring", lambda *asked: started.append(asked))  # the tutorial's search measures
-    monkeypatch.setattr(tuning, "_measure", lambda *_: (1e-3,))
-    done = tvmc(
-        "tune", model, "--trials", 2, "-o", tmp_path / "records", "--repeat", 2, "--number", 3, "--timeout", 20, "--json"
-    )
+    asked = instant_trials.install(monkeypatch)
+    words = ["--repeat", 2, "--number", 3, "--min-repeat-ms", 4, "--timeout", 20, "--json"]
+    done = tvmc("tune", model, "--trials", 2, "-o", tmp_path / "records", *words)
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["measured"] == 2
-    assert started == [(3, 2, 20.0)]
+    *steps, result = map(json.loads, done.stdout.splitlines())
+    assert (result["measured"], result["failed"]) == (2, 0)
+    assert steps[0]["doing"].startswith("conv")
+    assert (steps[0]["trial"], steps[0]["trials"]) == (1, 2)
+    assert asked == [Repeats(2, 3, 4, 20)]
     assert tvmc("compile", model, "--tuning-records", tmp_path / "records", "-o", tmp_path / "m.tar").exit_code == 0
     words = ["tune", model, "--trials", 2, "--tuning-records", tmp_path / "records", "--json"]
     again = tvmc(*words, "-o", tmp_path / "more")
-    assert json.loads(again.stdout)["measured"] == 0
+    assert json.loads(again.stdout.splitlines()[-1])["measured"] == 0
     refused = tvmc(*words, "-o", tmp_path / "more")
     assert refused.exit_code == 4
     assert "found records there already" in refused.stderr
 
 
-def test_a_search_for_some_tasks_only_is_refused(model: Path, tmp_path: Path) -> None:
-    refused = tvmc("tune", model, "--tasks", "0,2", "-o", tmp_path / "records")
+def test_tasks_are_listed_and_chosen_by_number_or_name(model: Path, tmp_path: Path) -> None:
+    listed = tvmc("tune", model, "--tasks", "list", "-o", tmp_path / "records", "--json")
+    assert listed.exit_code == 0
+    names = [task["name"] for task in json.loads(listed.stdout)["tasks"]]
+    words = ["tune", model, "-o", tmp_path / "records", "--json", "--trials", 1]
+    chosen = tvmc(*words, "--tasks", "0")
+    assert [task["name"] for task in json.loads(chosen.stdout.splitlines()[-1])["tasks"]] == names[:1]
+    refused = tvmc(*words, "--tasks", "no_such_kernel")
     assert refused.exit_code == 4
-    assert "--trials" in refused.stderr
+    assert f"one of: 0 {names[0]}" in refused.stderr
+
+
+def test_the_cores_of_a_search_are_those_of_its_target() -> None:
+    found = parse(["tune", "m.onnx", "-o", "records", "--num-cores", "3"])
+    assert target_of(found) == {"kind": "llvm", "num-cores": 3}
 
 
 def test_a_failure_under_pass_settings_names_them(model: Path, tmp_path: Path) -> None:

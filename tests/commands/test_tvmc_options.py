@@ -139,7 +139,7 @@ def test_defaults_are_those_of_the_old_tvmc_where_they_mean_the_same() -> None:
     run = parse(["run", "m.tar"])
     assert (run.fill_mode, run.repeat, run.number, run.print_top) == ("random", 1, 1, None)
     tuned = parse(["tune", "m.onnx", "-o", "records"])
-    assert (tuned.trials, tuned.tasks) == (1000, "all")
+    assert (tuned.trials, tuned.tasks) == (1000, ("all",))
 
 
 def test_lists_of_layouts_leave_the_model(tmp_path: Path) -> None:

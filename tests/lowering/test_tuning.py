@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import nn
 
 pytest.importorskip("tvm")
@@ -24,9 +25,11 @@ from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Winograd
 from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
-from reparam_compiler.lowering.cpu.tuning import POINTS, points
-from reparam_compiler.lowering.search import tuning
-from reparam_compiler.lowering.search.database import (
+from reparam_compiler.lowering.cpu.tuning import POINTS, features, points
+from reparam_compiler.lowering.search.asked import SearchOptions
+from reparam_compiler.lowering.search.measuring import Repeats
+from reparam_compiler.lowering.search.progress import TuneStep
+from reparam_compiler.lowering.search.records import (
     CONVS,
     SCHEDULES,
     ConvRecord,
@@ -34,6 +37,8 @@ from reparam_compiler.lowering.search.database import (
     read_convs,
 )
 from reparam_compiler.lowering.target import describe, resolve
+from tests.support import instant_trials
+from tests.support.conv_shapes import conv_shapes
 from tests.support.onnx_models import model_of, normal, run_on
 
 pytestmark = [pytest.mark.tvm, pytest.mark.usefixtures("one_process")]
@@ -41,6 +46,12 @@ FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 UNIT = VectorUnit(32, 16, 2)
 SHAPE = ConvShape(1, 14, 14, 32, 40, (3, 3), padding=(1, 1, 1, 1))
 RULE, OTHER, *_ = candidates(SHAPE, UNIT)
+
+
+def tuned(model: Any, example_inputs: Any = None, *, database: Path, target: Any = None, **asked: Any) -> lowering.TuneResult:
+    heard = {"listener": asked.pop("listener")} if "listener" in asked else {}
+    options = SearchOptions(**asked)
+    return lowering.tune(model, example_inputs, target=target, database=database, options=options, progress=False, **heard)
 
 
 def net() -> nn.Module:
@@ -52,12 +63,25 @@ def test_points_start_with_the_rule_and_move_every_knob() -> None:
     found = points(SHAPE, UNIT)
     assert found[0] == RULE
     assert len(found) == len(set(found)) <= POINTS
-    assert {str(each) for each in candidates(SHAPE, UNIT)} == {str(each) for each in found}
     for knob in ("rows", "columns", "unroll"):
         assert len({getattr(each.tile, knob) for each in found}) > 1
+    winograd = [each for each in found if isinstance(each, Winograd)]
+    assert any(each.outputs[0] != each.outputs[1] for each in winograd)
+    large = points(ConvShape(1, 56, 56, 64, 64, (3, 3), padding=(1, 1, 1, 1)), UNIT)
+    assert len({each.block for each in large}) > 1
     pointwise = points(ConvShape(1, 14, 14, 32, 40, (1, 1)), UNIT)
     assert all(isinstance(each, Direct) for each in pointwise)
     assert {each.tile.order for each in pointwise} == {"weights", "pixels"}
+
+
+@settings(deadline=None, max_examples=20)
+@given(conv_shapes())
+def test_points_have_features_of_their_own(shape: ConvShape) -> None:
+    found = points(shape, UNIT)
+    assert found[0] == candidates(shape, UNIT)[0]
+    rows = {features(shape, each, UNIT) for each in found}
+    assert all(np.isfinite(row).all() for row in rows)
+    assert len(rows) == len(found)
 
 
 def test_every_point_computes_the_same(tmp_path: Path) -> None:
@@ -67,7 +91,8 @@ def test_every_point_computes_the_same(tmp_path: Path) -> None:
     (expected,) = run_on(model, x)
     target = resolve(None)
     rule = candidates(SHAPE, vector_unit(target))[0]
-    chosen = points(SHAPE, vector_unit(target))[1::4]
+    every = points(SHAPE, vector_unit(target))
+    chosen = every[1 :: len(every) // 8]
     assert any(isinstance(each, Winograd) for each in chosen)
     for index, algorithm in enumerate(chosen):
         folder = tmp_path / str(index)
@@ -86,6 +111,9 @@ def test_every_point_computes_the_same(tmp_path: Path) -> None:
         ({"target": "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76"}, "candidates are run here, and it is aarch64"),
         ({"target": "lvm"}, "neither a kind"),
         ({"trials": 0}, "trials=0"),
+        ({"early_stopping": 0}, "early_stopping=0"),
+        ({"min_repeat_ms": -1}, "min_repeat_ms=-1; expected 0 or more"),
+        ({"max_seconds": 0.0}, "max_seconds=0.0; expected more than 0 seconds"),
         ({"timeout": 0.0}, "timeout=0.0; expected more than 0 seconds"),
         ({"database": Path(__file__)}, "records are kept in a folder"),
     ],
@@ -94,18 +122,22 @@ def test_what_cannot_be_searched_is_refused_before_the_model_is_fused(
     asked: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reparam_compiler.api.compiling.fuse_source", lambda *_: pytest.fail("the model was fused first"))
-    for tune in (lowering.tune, reparam_compiler.tune):
+    for tune in (tuned, reparam_compiler.tune):
         with pytest.raises(LoweringError, match=message):
             tune(net(), torch.zeros(1, 3, 8, 7), **{"database": tmp_path, **asked})
 
 
 def test_convs_are_measured_once_and_counted_towards_the_trials(tmp_path: Path) -> None:
     model, x = net(), torch.randn(1, 3, 8, 7)
-    first = lowering.tune(model, x, trials=3, database=tmp_path, progress=False)
-    assert (first.measured, first.total) == (3, 3)
-    assert [task.trials for task in first.tasks[:2]] == [2, 1]
+    steps: list[TuneStep] = []
+    first = tuned(model, x, trials=3, database=tmp_path, listener=steps.append)
+    assert (first.measured, first.total, first.failed) == (3, 3, 0)
+    assert [task.trials >= 1 for task in first.tasks[:2]] == [True, True]
     assert all(0 < task.best_seconds < 1 for task in first.tasks[:2])
-    again = lowering.tune(model, x, trials=4, database=tmp_path, progress=False)
+    assert [step.trial for step in steps[:2]] == [1, 2]
+    assert steps[1].best_seconds <= steps[1].start_seconds
+    assert steps[-1].trial == 3
+    again = tuned(model, x, trials=4, database=tmp_path)
     assert (again.measured, again.total) == (1, 4)
     np.testing.assert_allclose(lowering.compile(model, x, database=tmp_path).run(x)[0], model(x).detach().numpy(), **FLOAT32)
 
@@ -114,27 +146,26 @@ def test_convs_are_measured_once_and_counted_towards_the_trials(tmp_path: Path) 
 def test_ops_without_a_recipe_are_tuned_by_metaschedule_and_compiled_from_records(tmp_path: Path) -> None:
     pool = onnx.helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     model, x = model_of([pool], {"x": (1, 16, 32, 24)}, ["y"]), normal(1, 16, 32, 24)
-    result = lowering.tune(model, trials=6, database=tmp_path, progress=False)
+    result = tuned(model, trials=6, database=tmp_path)
     assert result.total >= 6
     assert (tmp_path / SCHEDULES).read_bytes().count(b"\n") == result.total
     np.testing.assert_allclose(lowering.compile(model, database=tmp_path).run(x)[0], run_on(model, x)[0], **FLOAT32)
-    assert lowering.tune(model, trials=6, database=tmp_path, progress=False).measured == 0
+    assert tuned(model, trials=6, database=tmp_path).measured == 0
 
 
 def test_nothing_starts_where_nothing_is_left_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = {"trials": 1, "database": tmp_path, "repeat": 2, "number": 3, "timeout": 4.0, "progress": False}
-    started = []
-    monkeypatch.setattr(tuning, "measuring", lambda *asked: started.append(asked))
-    monkeypatch.setattr(tuning, "_measure", lambda *_: (1e-3,))
-    assert lowering.tune(onnx_net(), **words).measured == 1
-    assert lowering.tune(onnx_net(), **words).measured == 0
-    assert started == [(3, 2, 4.0)]
+    words = {"trials": 1, "database": tmp_path, "repeat": 2, "number": 3, "min_repeat_ms": 5, "timeout": 4.0}
+    asked = instant_trials.install(monkeypatch)
+    assert tuned(onnx_net(), **words).measured == 1
+    assert tuned(onnx_net(), **words).measured == 0
+    assert asked == [Repeats(2, 3, 5, 4.0)]
 
 
 KILLED = """
 import sys, onnx
 from reparam_compiler import lowering
-lowering.tune(onnx.load(sys.argv[1]), trials=40, database=sys.argv[2], progress=False)
+options = lowering.SearchOptions(trials=400)
+lowering.tune(onnx.load(sys.argv[1]), database=sys.argv[2], options=options, progress=False)
 """
 
 
@@ -154,9 +185,9 @@ def test_search_goes_on_after_kill_nine(tmp_path: Path) -> None:
         file.write('{"shape": {"batch": 1, "hei')  # a kill in the middle of a write
     before = whole_lines(records / CONVS)
     assert before >= 4
-    result = lowering.tune(onnx.load(model), trials=before + 3, database=records, progress=False)
+    result = tuned(onnx.load(model), trials=before + 3, database=records)
     assert (result.measured, result.total) == (3, before + 3)
-    assert len(read_convs(records)) == before + 3
+    assert len([record for record in read_convs(records) if record.where == "alone"]) >= before + 1  # the rest had its share
 
 
 def onnx_net() -> Any:

@@ -81,6 +81,19 @@ class ConvShape:
         return self.kernel == self.stride == (1, 1) and not any(self.padding)
 
     @property
+    def mark(self) -> str:
+        """A line that is another for every other shape.
+
+        >>> ConvShape(1, 14, 14, 8, 16, (3, 3), padding=(1, 1, 1, 1)).mark
+        '1x14x14x8 float32 -> 16, kernel 3x3, stride 1x1, dilation 1x1, padding 1x1x1x1, groups 1'
+        """
+        size = f"{self.batch}x{self.height}x{self.width}x{self.channels_in} {self.dtype} -> {self.channels_out}"
+        knobs = {"kernel": self.kernel, "stride": self.stride, "dilation": self.dilation, "padding": self.padding}
+        return ", ".join(
+            [size, *(f"{name} {'x'.join(map(str, value))}" for name, value in knobs.items()), f"groups {self.groups}"]
+        )
+
+    @property
     def macs(self) -> int:
         return self.pixels * self.channels_out * self.group_in * self.kernel[0] * self.kernel[1]
 

@@ -8,6 +8,7 @@ at least the four cycles of a multiply-add's latency, and no more registers than
 from memory. What a byte costs from where is measured, by family of CPU (`cpu.machine.Costs`).
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -37,15 +38,33 @@ def candidates(shape: ConvShape, unit: VectorUnit, columns: int | None = None) -
 
     columns: of every tile; None leaves them open.
     """
-    found: list[Algorithm] = [direct_form(shape, unit, columns)]
-    split = [size > 1 for size in shape.kernel]
-    if any(split) and not shape.depthwise and (shape.stride == (1, 1) or shape.dilation == (1, 1)):
-        taps = shape.phase_taps
-        for outputs in OUTPUTS:
-            down, across = (outputs if axis else 1 for axis in split)
-            if max(down + taps[0], across + taps[1]) - 1 <= LONGEST:
-                found.append(_winograd_form(shape, (down, across), unit, columns))
+    winograd = [_winograd_form(shape, outputs, unit, columns) for outputs in winograd_outputs(shape) if _square(outputs)]
+    found: list[Algorithm] = [direct_form(shape, unit, columns), *winograd]
     return sorted(found, key=lambda algorithm: cycles(shape, algorithm, unit))
+
+
+def winograd_outputs(shape: ConvShape) -> list[tuple[int, int]]:
+    """Every m_h, m_w of a Winograd conv of the shape; none where it has no such form."""
+    split = [size > 1 for size in shape.kernel]
+    if not any(split) or shape.depthwise or (shape.stride != (1, 1) and shape.dilation != (1, 1)):
+        return []
+    down, across = (
+        [outputs for outputs in OUTPUTS if outputs + taps - 1 <= LONGEST] if axis else [1]
+        for axis, taps in zip(split, shape.phase_taps, strict=True)
+    )
+    return list(itertools.product(down, across))
+
+
+def _square(outputs: tuple[int, int]) -> bool:
+    """Whether a tile is as high as it is wide, or of one row or column."""
+    return outputs[0] == outputs[1] or 1 in outputs
+
+
+def computes(shape: ConvShape, algorithm: Algorithm) -> bool:
+    """Whether an algorithm is one of the shape: a record of another version, or one that is written by hand, may be none."""
+    if isinstance(algorithm, Direct):
+        return algorithm.block in (0, *_pixel_blocks(shape))
+    return algorithm.outputs in winograd_outputs(shape) and algorithm.tiles(shape) % (algorithm.block or 1) == 0
 
 
 def with_packing(
@@ -70,8 +89,13 @@ def with_packing(
 
 def direct_form(shape: ConvShape, unit: VectorUnit, columns: int | None = None) -> Direct:
     """The direct conv in the tile and the blocks of the fewest estimated cycles."""
+    return min(direct_forms(shape, unit, columns), key=lambda form: cycles(shape, form, unit))
+
+
+def direct_forms(shape: ConvShape, unit: VectorUnit, columns: int | None = None) -> list[Direct]:
+    """The direct conv in each of its blocks, in the tile of the fewest estimated cycles."""
     blocked = [Direct(choose_tile(shape, unit, block, columns), block) for block in _pixel_blocks(shape)]
-    return min([Direct(choose_tile(shape, unit, 0, columns)), *blocked], key=lambda form: cycles(shape, form, unit))
+    return [Direct(choose_tile(shape, unit, 0, columns)), *blocked]
 
 
 def _pixel_blocks(shape: ConvShape) -> Iterable[int]:
@@ -84,6 +108,15 @@ def _pixel_blocks(shape: ConvShape) -> Iterable[int]:
 
 def _winograd_form(shape: ConvShape, outputs: tuple[int, int], unit: VectorUnit, columns: int | None = None) -> Winograd:
     """The Winograd conv of those outputs in the tile and the blocks of the fewest estimated cycles."""
+    return min(_in_blocks(shape, outputs, unit, columns), key=lambda form: cycles(shape, form, unit))
+
+
+def winograd_forms(shape: ConvShape, unit: VectorUnit) -> list[Winograd]:
+    """The Winograd conv of every outputs in each of its blocks, in the tile of the fewest estimated cycles."""
+    return [form for outputs in winograd_outputs(shape) for form in _in_blocks(shape, outputs, unit)]
+
+
+def _in_blocks(shape: ConvShape, outputs: tuple[int, int], unit: VectorUnit, columns: int | None = None) -> list[Winograd]:
     tiles = Winograd(outputs, Tile(1, 1)).tiles(shape)
     sizes = [size for size in range(FEWEST_TILES, tiles // 2 + 1) if tiles % size == 0] if shape.dilation == (1, 1) else []
     found = []
@@ -92,7 +125,7 @@ def _winograd_form(shape: ConvShape, outputs: tuple[int, int], unit: VectorUnit,
         form = replace(form, tile=candidate_tiles(form.gemm(shape), unit, shape.group_in, columns=columns)[0])
         if not block or form.scratch(shape, unit) <= BLOCK_CACHES * unit.l2_bytes:
             found.append(form)
-    return min(found, key=lambda form: cycles(shape, form, unit))
+    return found
 
 
 def choose_tile(shape: ConvShape, unit: VectorUnit, pixels: int = 0, columns: int | None = None) -> Tile:

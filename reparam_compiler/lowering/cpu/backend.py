@@ -1,8 +1,7 @@
 """CPUs, through LLVM: convs by the recipes, a schedule by rule for the rest, measurements of a search where there are any."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tvm
 from tvm.target import Target
@@ -17,8 +16,12 @@ from reparam_compiler.lowering.cpu.machine import (
     missing_here,
     shipped_family,
     strength,
+    vector_unit,
 )
 from reparam_compiler.lowering.cpu.packing import PACKINGS
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering.search.winners import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,11 @@ class CpuBackend(VirtualMachineBackend):
         """The costs of its cpu, and where they are from."""
         return f"costs {self.family or shipped_family(self.target)}"
 
-    def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
+    def lower(self, module: Any, *, measured: "Measured | None", max_error: float) -> Any:
         """The phases of `cpu.pipeline`."""
-        from reparam_compiler.lowering.cpu.pipeline import lower_cpu
+        from reparam_compiler.lowering.cpu.pipeline import lowered, prepared
 
-        return lower_cpu(module, self.target, database, max_error, self.family)
+        return lowered(prepared(module), self.target, measured, max_error, self.family)
 
     def vm_passes(self) -> Any:
         """TVM's passes for a CPU, without its fusion and schedules."""
@@ -91,7 +94,7 @@ class CpuBackend(VirtualMachineBackend):
         """The recipe's knobs for convs, MetaSchedule's generic space for the rest."""
         from reparam_compiler.lowering.cpu.tuning import CpuTuning
 
-        return CpuTuning(self.target, self.family)
+        return CpuTuning(self.target, vector_unit(self.target, self.family), self.family)
 
     def peak(self) -> Peak:
         """Measured on as many threads as kernels run on."""

@@ -5,48 +5,57 @@ quantized as arithmetic -> sums in float32 -> simplify -> channels last -> convs
 """
 
 import logging
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvm import relax
 from tvm.ir.transform import Sequential
 from tvm.relax.backend.cpu_generic import pipeline
-from tvm.s_tir import meta_schedule
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
-from reparam_compiler.lowering.conv.choice import candidates
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+from reparam_compiler.lowering.conv.choice import candidates, computes
 from reparam_compiler.lowering.conv.pointwise import legalizations
 from reparam_compiler.lowering.cpu.families import CpuFamily
 from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
 from reparam_compiler.lowering.cpu.machine import DOTS, vector_unit
-from reparam_compiler.lowering.cpu.measured import MeasuredAlgorithms
 from reparam_compiler.lowering.cpu.products import product_legalizations
 from reparam_compiler.lowering.cpu.rest import schedule_rest
 from reparam_compiler.lowering.cpu.rows import row_legalizations
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.relax.quantized import as_arithmetic, byte_layers
 from reparam_compiler.lowering.relax.single import in_single
-from reparam_compiler.lowering.search.database import SCHEDULES, WORKLOADS, read_convs
+from reparam_compiler.lowering.search.rest import with_records
+from reparam_compiler.lowering.search.winners import Measured
 from reparam_compiler.lowering.target import describe
 
 log = logging.getLogger(__name__)
 
 
-def lower_cpu(
-    module: Any, target: Any, database: Path | None = None, max_error: float = MAX_ERROR, family: CpuFamily | None = None
-) -> Any:
-    """Relax with high-level ops -> Relax that calls scheduled kernels only. family: of the CPU; None is what is shipped."""
-    rule = candidates if database is None else MeasuredAlgorithms(read_convs(database), describe(target))
-    module = with_kernels(prepared(module), target, rule, max_error=max_error, family=family)
-    if database is not None and (database / SCHEDULES).is_file():
-        with meta_schedule.database.JSONDatabase(str(database / WORKLOADS), str(database / SCHEDULES)):
-            module = relax.transform.MetaScheduleApplyDatabase()(module)
-    return schedule_rest(module, vector_unit(target, family))
-
-
 def prepared(module: Any) -> Any:
     """The phases before kernels are chosen."""
     return channels_last(simplify(in_single(as_arithmetic(module, integers=True))))
+
+
+def lowered(
+    module: Any,
+    target: Any,
+    measured: Measured | None = None,
+    max_error: float = MAX_ERROR,
+    family: CpuFamily | None = None,
+) -> Any:
+    """What `prepared` gave -> Relax that calls scheduled kernels only. family: of the CPU; None is what is shipped."""
+    found = measured or Measured()
+    module = with_kernels(module, target, chosen(found.convs), max_error=max_error, family=family)
+    return schedule_rest(with_records(module, measured), vector_unit(target, family))
+
+
+def chosen(convs: Mapping[ConvShape, Sequence[Algorithm]]) -> AlgorithmRule:
+    """The rule of a conv's algorithm that prefers what was measured to be faster."""
+    return lambda shape, unit: [
+        *(algorithm for algorithm in convs.get(shape, ()) if computes(shape, algorithm)),
+        *candidates(shape, unit),
+    ]
 
 
 def with_kernels(

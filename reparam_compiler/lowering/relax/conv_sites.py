@@ -23,8 +23,9 @@ from reparam_compiler.lowering.relax.replacing import SiteReplacer
 
 Weights = Shaped[np.ndarray, "..."]
 
-ALGORITHM, FLOPS, ERROR = "reparam.algorithm", "reparam.flops", "reparam.error"
-"""Attributes of kernels: what they compute by, twice the multiply-adds of the direct form, the largest measured error."""
+ALGORITHM, FLOPS, ERROR, LAYER = "reparam.algorithm", "reparam.flops", "reparam.error", "reparam.layer"
+"""Attributes of kernels: what they compute by, twice the multiply-adds of the direct form, the largest measured error, and the
+mark of their layer."""
 
 DTYPES = ("float32", "float64")
 INTEGERS = "int32"
@@ -125,7 +126,7 @@ class ConvSiteRewriter(SiteReplacer):
     ) -> Any:
         """The kernel of that key, made once however often it is called; `algorithm` marks the one that multiplies."""
         if key not in self.kernels:
-            func = make()
+            func = make().with_attr(LAYER, site.shape.mark)
             if algorithm:
                 func = func.with_attrs({ALGORITHM: algorithm, FLOPS: 2 * site.shape.macs})
             self.kernels[key] = self.builder_.add_func(func, f"{site}{suffix}")

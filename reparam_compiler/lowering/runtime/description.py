@@ -52,12 +52,14 @@ class Kernel:
     algorithm: what a recipe made it by ("direct", "winograd 4x4"), or "general": a rule for any op.
     flops: of one call, a multiply-add being two, in the direct form; 0 where no recipe counted them.
     error: the relative error of the algorithm, measured on the layer's own weights against float64.
+    layer: the shape of the conv or dense layer that it computes a part of; "" for any other.
     """
 
     name: str
     algorithm: str
     flops: int = 0
     error: float | None = None
+    layer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,15 @@ class Machines(ABC):
         """The outputs for inputs of the model's own shapes and dtypes. Any number of threads may call it at once."""
 
     @abstractmethod
-    def measured(self, arrays: "Sequence[Array]", repeat: int, number: int) -> tuple[float, ...]:
-        """`repeat` measurements: the mean seconds of `number` runs in a row each, after one run that is not counted."""
+    def measured(
+        self, arrays: "Sequence[Array]", repeat: int, number: int, *, least_ms: int = 0, cold: bool = False
+    ) -> tuple[float, ...]:
+        """`repeat` measurements: the mean seconds of `number` runs in a row each, after one run that is not counted.
+
+        Args:
+            least_ms: milliseconds that the runs in a row take at least: there are more of them then.
+            cold: empty the caches of all weights before each measurement, where a CPU runs them.
+        """
 
     @abstractmethod
     def profiled(self, arrays: "Sequence[Array]", runs: int) -> list[list[TimedCall]]:

@@ -32,6 +32,8 @@ ResultT = TypeVar("ResultT")
 CPU = int(tvm.cpu().dlpack_device_type())
 PLAIN = frozenset(("float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))))
 """The dtypes that numpy gives and takes by DLPack."""
+FLUSH = "cache_flush_cpu_non_first_arg"
+"""TVM's function that empties the caches of all arguments but the first."""
 BUILTIN = "vm.builtin."
 GRAPH = "vm.builtin.cuda_graph."
 
@@ -55,13 +57,17 @@ class VirtualMachines(Machines):
         tensors = self._arguments(arrays)
         return self.call(lambda machine: [_array(leaf, self.device) for leaf in _leaves(machine["main"](*tensors))])
 
-    def measured(self, arrays: "Sequence[Array]", repeat: int, number: int) -> tuple[float, ...]:
+    def measured(
+        self, arrays: "Sequence[Array]", repeat: int, number: int, *, least_ms: int = 0, cold: bool = False
+    ) -> tuple[float, ...]:
         """By TVM's own clock."""
         tensors = self._arguments(arrays)
+        how = {"number": number, "repeat": repeat, "min_repeat_ms": least_ms}
+        flush = FLUSH if cold and _is_cpu(self.device) else ""
 
         def timed(machine: Any) -> Any:
             machine["main"](*tensors)
-            return machine.time_evaluator("main", self.device, number=number, repeat=repeat)(*tensors)
+            return machine.time_evaluator("main", self.device, **how, f_preproc=flush)(*tensors)
 
         return tuple(map(float, self.call(timed).results))
 

@@ -2,14 +2,16 @@
 
 import contextlib
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import tvm
 from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backend import VirtualMachineBackend
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering.search.winners import Measured
 
 DEFAULT_ARCH = "sm_80"
 
@@ -34,8 +36,8 @@ class CudaBackend(VirtualMachineBackend):
             raise LoweringError(f"target: arch {arch!r} is no CUDA architecture; expected one like {DEFAULT_ARCH!r}")
         return self.target
 
-    def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
-        """The phases of `gpu.pipeline`; nothing is measured for a GPU, so that no database decides."""
+    def lower(self, module: Any, *, measured: "Measured | None", max_error: float) -> Any:
+        """The phases of `gpu.pipeline`; nothing is measured for a GPU, so that no measurement decides."""
         from reparam_compiler.lowering.gpu.cuda.chips import chip_of
         from reparam_compiler.lowering.gpu.pipeline import lower_gpu
 

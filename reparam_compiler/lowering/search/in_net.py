@@ -1,0 +1,154 @@
+"""The last choice, made in the running net: a layer alone is not a layer in a net.
+
+    net 0        every layer as the rule has it
+    net k        every layer in its k-th best point of those measured alone, and the rest from MetaSchedule's records
+    chosen       every layer as it was fastest in any of these nets, which are run by turns
+
+The net of what was chosen is run beside net 0 at the end: only where it is faster does anything of it count.
+"""
+
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from reparam_compiler.lowering.build import build
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+from reparam_compiler.lowering.importing.shapes import Imported
+from reparam_compiler.lowering.runtime.description import filled
+from reparam_compiler.lowering.runtime.executable import Executable, executable_of
+from reparam_compiler.lowering.search.asked import Search
+from reparam_compiler.lowering.search.planner import Planner, State
+from reparam_compiler.lowering.search.records import ConvRecord, RestRecord, append_conv, append_rest
+from reparam_compiler.lowering.search.rest import Generic
+from reparam_compiler.lowering.search.winners import Measured, faster_functions, winners
+from reparam_compiler.lowering.target import describe
+
+NETS = 3  # beside the rule's
+WINDOW = 1.15  # times a layer's best time alone, up to which a point is tried in the net
+ROUNDS = 5
+RUNS = 3  # of each net in a round, the fastest of which counts
+
+
+@dataclass(slots=True, eq=False)
+class Timed:
+    """A net and what its layers took.
+
+    points: of its convs. seconds: of all calls of a layer in a run, by the layer's mark, one a round.
+    """
+
+    executable: Executable
+    points: Mapping[ConvShape, Algorithm]
+    seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+
+class Contest:
+    """The nets of one search."""
+
+    def __init__(self, search: Search, imported: Imported, planner: Planner, generic: Generic) -> None:
+        self._search, self._imported, self._planner, self._generic = search, imported, planner, generic
+        self._arrays = [filled(spec, "random") for spec in imported.inputs]
+        self._target = describe(search.backend.target)
+
+    @functools.cached_property
+    def _by_rule(self) -> Executable:
+        return self._built({}, frozenset())
+
+    def rest_share(self) -> float:
+        """Of a run by rule, the share of the functions without a recipe."""
+        net, codes = Timed(self._by_rule, {}), {str(each.code) for each in self._generic.functions}
+        run_by_turns([net], self._arrays, rounds=1)
+        took = {layer: sum(seconds) for layer, seconds in net.seconds.items()}
+        return sum(took[layer] for layer in took if layer in codes) / (sum(took.values()) or 1.0)
+
+    def decided(self) -> tuple[float, float] | None:
+        """Keeps what is fastest in the net; seconds of a run by rule, and of one with that. None where there is no choice."""
+        codes, (rule, *others) = self._generic.codes, choices(self._planner.states)
+        if not others and not codes:
+            return None
+        nets = [Timed(self._by_rule, rule), *(Timed(self._built(each, codes), each) for each in others or [rule])]
+        run_by_turns(nets, self._arrays)
+        convs = [record for state in self._planner.states for record in self._conv_records(state, nets)]
+        called = [each for each in self._generic.functions if each.code in codes and nets[0].seconds[str(each.code)]]
+        rest = [self._rest_record(each.name, each.code, nets) for each in called]  # a reshape became none
+        faster, functions = winners(convs, self._target, self._search.tuning.rule), faster_functions(rest, self._target)
+        chosen = self._built({shape: points[0] for shape, points in faster.items()}, functions)
+        by_rule, best = whole_runs([self._by_rule, chosen], self._arrays)
+        if best >= by_rule:  # layer by layer it was faster, and as a whole it is not
+            convs = [record for record in convs if record.algorithm == rule.get(record.shape)]
+            rest, best = [_undone(record) for record in rest], by_rule
+        for conv in convs:
+            append_conv(self._search.folder, conv)
+        for each in rest:
+            append_rest(self._search.folder, each)
+        return by_rule, best
+
+    def _built(self, points: Mapping[ConvShape, Algorithm], functions: frozenset[int]) -> Executable:
+        folder = self._search.folder if functions else None
+        measured = Measured({shape: (point,) for shape, point in points.items()}, folder, functions)
+        return executable_of([build(self._imported, self._search.backend.target, measured).variant], False, {})
+
+    def _conv_records(self, state: State, nets: Iterable[Timed]) -> list[ConvRecord]:
+        """What a layer took in each point that it had in a net, by call."""
+        shape, took = state.layer.shape, defaultdict[Algorithm, list[float]](list)
+        for net in nets:
+            if shape in net.points:
+                took[net.points[shape]] += [seconds / state.layer.count for seconds in net.seconds[shape.mark]]
+        return [
+            ConvRecord(shape, state.layer.site.epilogue, point, self._target, tuple(seconds), "net")
+            for point, seconds in took.items()
+        ]
+
+    def _rest_record(self, name: str, code: int, nets: Sequence[Timed]) -> RestRecord:
+        """What a function took by rule and by MetaSchedule's record."""
+        first, *others = (net.seconds[str(code)] for net in nets)
+        found = [seconds for net in others for seconds in net]
+        return RestRecord(code, name, self._target, float(np.median(first)), float(np.median(found)))
+
+
+def _undone(record: RestRecord) -> RestRecord:
+    """A record by which the rule stays."""
+    return RestRecord(record.function, record.name, record.target, record.rule, math.inf)
+
+
+def choices(states: Sequence[State]) -> list[dict[ConvShape, Algorithm]]:
+    """The points of each net, the rule's first."""
+    ranked = {state.layer.shape: _ranked(state) for state in states if state.points and state.points[0] in state.measured}
+    most = max((len(points) - 1 for points in ranked.values()), default=0)
+    return [
+        {shape: points[min(rank, len(points) - 1)] for shape, points in ranked.items()} for rank in range(1 + min(NETS, most))
+    ]
+
+
+def _ranked(state: State) -> list[Algorithm]:
+    """The rule's point, then the fastest others."""
+    rule, bound = state.points[0], WINDOW * state.best
+    others = [point for point, seconds in state.measured.items() if point != rule and seconds <= bound]
+    return [rule, *sorted(others, key=lambda point: state.measured[point])]
+
+
+def run_by_turns(nets: Sequence[Timed], arrays: Sequence[Any], rounds: int = ROUNDS) -> None:
+    """Times the layers of each net, round by round."""
+    for _ in range(rounds):
+        for net in nets:
+            marks = {kernel.name: kernel.layer for kernel in net.executable.kernels}
+            runs = [_by_layer(calls, marks) for calls in net.executable.profiled(arrays, RUNS)]
+            for layer in runs[0]:
+                net.seconds[layer].append(min(run[layer] for run in runs))
+
+
+def _by_layer(calls: Sequence[Any], marks: Mapping[str, str]) -> dict[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for call in calls:
+        found[marks.get(call.name, "")] += call.seconds
+    return found
+
+
+def whole_runs(nets: Sequence[Executable], arrays: Sequence[Any], rounds: int = 7) -> list[float]:
+    """Median seconds of a run of each net, run by turns."""
+    times = [[net.timing(*arrays, repeat=3).median for net in nets] for _ in range(rounds)]
+    return [float(each) for each in np.median(times, axis=0)]

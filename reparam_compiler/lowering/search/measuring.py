@@ -1,0 +1,229 @@
+"""The processes of a search: some build candidates, one measures them, and none of them takes the search with it.
+
+    Layer module + algorithm --lowered, here--> kernels --Builders--> library --Meter--> seconds, or why there are none
+
+A process takes seconds to start, for it imports TVM, so it starts for the first candidate that it is to have, and stays. One
+that crashes or does not come back is ended, and the next candidate has another.
+"""
+
+import contextlib
+import itertools
+import sys
+import tempfile
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from tvm.ir.utils import derived_object
+from tvm.s_tir import meta_schedule
+from tvm.s_tir.meta_schedule.builder import BuilderResult
+from tvm.s_tir.meta_schedule.builder.local_builder import default_build, default_export
+from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
+
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.backends import backend_for
+from reparam_compiler.lowering.runtime.description import TensorSpec, filled
+from reparam_compiler.lowering.runtime.launchers import default_threads
+from reparam_compiler.lowering.runtime.linking import export_library
+from reparam_compiler.lowering.runtime.stored import Packing
+from reparam_compiler.lowering.runtime.weights import Weight, all_packed
+from reparam_compiler.lowering.target import resolve
+
+INTRINSICS = "tvm.s_tir.tensor_intrin"
+BUILD_TIMEOUT = 30.0
+"""Seconds that a candidate may take to build, as TVM has it."""
+BUILDS = 64
+"""Candidates that a process builds before another takes its place: TVM says that it loses memory with each."""
+TOLERANCE = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-6}
+"""What a candidate may differ by from the rule's kernel, of the largest output: one that is wrong differs by far more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """How a candidate is measured; as in `asked.SearchOptions`."""
+
+    repeat: int
+    number: int
+    min_repeat_ms: int
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What is to be built: a Relax module in scheduled kernels, for a target, as JSON."""
+
+    module: Any
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be measured.
+
+    library: the path of it. inputs: what `main` takes first, filled at random, always the same. weights: what it takes then:
+        the path of an array as the model has it, and how that is packed.
+    expected: the path of the output that the rule's kernels gave; written by the first job where it is not there.
+    """
+
+    library: str
+    target: str
+    inputs: tuple[TensorSpec, ...]
+    weights: tuple[tuple[str, Packing | None], ...]
+    expected: str
+    repeats: Repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Seconds of each measurement, or why there are none."""
+
+    seconds: tuple[float, ...] = ()
+    failure: str = ""
+
+
+class Builders:
+    """Builds the libraries of candidates, in as many processes as are asked for."""
+
+    def __init__(self, parallel: int | None, timeout: float) -> None:
+        self._names = itertools.count()
+        self._pool = PopenPoolExecutor(parallel, timeout, initializer=skip_intrinsics, maximum_process_uses=BUILDS)
+
+    def build(self, kernels: Sequence[Kernels], folder: Path) -> list[str | Outcome]:
+        """The path of each library, in `folder`; or an Outcome that says why there is none."""
+        given = [(each, str(folder / f"{next(self._names)}.so")) for each in kernels]
+        return [_value(each, "building") for each in self._pool.map_with_error_catching(_built, given)]
+
+    def close(self) -> None:
+        """Ends its processes."""
+        self._pool.shutdown()
+
+
+class Meter:
+    """Measures on this machine, one candidate at a time, so that they do not disturb each other."""
+
+    def __init__(self, repeats: Repeats) -> None:
+        self.repeats = repeats
+        self._pool = PopenPoolExecutor(1, repeats.timeout, initializer=skip_intrinsics)
+
+    def measure(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """What each took, or why it did not."""
+        found = (_value(each, "running") for each in self._pool.map_with_error_catching(measured, jobs))
+        return [each if isinstance(each, Outcome) else Outcome(each) for each in found]
+
+    def close(self) -> None:
+        """Ends its process."""
+        self._pool.shutdown()
+
+
+def _value(found: "MapResult", doing: str) -> Any:
+    """What a process gave; an Outcome that says what went wrong."""
+    if found.status == StatusKind.COMPLETE:
+        return found.value
+    if found.status == StatusKind.TIMEOUT:
+        return Outcome(failure=f"{doing} it took too long")
+    lines = str(found.value).strip().splitlines() or [type(found.value).__name__]
+    return Outcome(failure=f"{doing} it failed: {lines[-1].strip()}")  # the last line of a process's traceback
+
+
+def _built(given: tuple[Kernels, str]) -> str:
+    """In a process of its own: the library at a path."""
+    kernels, path = given
+    backend = backend_for(resolve(kernels.target))
+    with backend.target:
+        library = backend.compiled(kernels.module)
+    if backend.linked:
+        export_library(library, Path(path))
+    else:
+        Path(path).write_bytes(library.to_bytes())
+    return path
+
+
+def measured(job: Job) -> tuple[float, ...]:
+    """In a process of its own: the seconds of each measurement.
+
+    Raises: LoweringError where the output is not what the rule's kernels give.
+    """
+    backend, repeats = backend_for(resolve(job.target)), job.repeats
+    stored = [Weight(np.load(path), packing, (), "") for path, packing in job.weights]
+    weights = all_packed(stored, backend.packings)
+    machines = backend.machines(backend.loaded(Path(job.library).read_bytes()), weights, default_threads())
+    arrays = [filled(spec, "random") for spec in job.inputs]
+    _check(machines.run(arrays)[0], Path(job.expected))
+    return machines.measured(arrays, repeats.repeat, repeats.number, least_ms=repeats.min_repeat_ms, cold=True)
+
+
+def _check(found: Shaped[np.ndarray, "..."], path: Path) -> None:
+    """Raises LoweringError where an output is not the expected one; the first is what the others are to be."""
+    if not path.is_file():
+        np.save(path, found)
+        return
+    expected = np.load(path)
+    largest, tolerance = float(np.abs(expected).max(initial=0)), TOLERANCE[str(expected.dtype)]
+    error = float(np.abs(found.astype(np.float64) - expected).max(initial=0))
+    if not error <= tolerance * largest:
+        raise LoweringError(f"its output differs from the rule's by {error:.2g}; expected at most {tolerance * largest:.2g}")
+
+
+@derived_object
+class GenericBuilder(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
+    """MetaSchedule's builder, in a process for each core that stays: its own starts them anew for each round of candidates."""
+
+    def __init__(self, parallel: int | None = None) -> None:
+        super().__init__()
+        self.pool = PopenPoolExecutor(parallel, BUILD_TIMEOUT, initializer=skip_intrinsics, maximum_process_uses=BUILDS)
+
+    def build(self, build_inputs: Sequence[Any]) -> list[Any]:
+        """The library of each candidate, or why there is none."""
+        given = [(each.mod, each.target) for each in build_inputs]
+        return [
+            BuilderResult(found.value, None)
+            if found.status == StatusKind.COMPLETE
+            else BuilderResult(None, f"{type(found.value).__name__}: {found.value}")
+            for found in self.pool.map_with_error_catching(_generic_built, given)
+        ]
+
+    def close(self) -> None:
+        """Ends its processes."""
+        self.pool.shutdown()
+
+
+def _generic_built(given: tuple[Any, Any]) -> str:
+    """The path of the library of a module for a target."""
+    module, target = given
+    return str(default_export(default_build(module, target, None)))
+
+
+def generic_runner(repeats: Repeats) -> Any:
+    """MetaSchedule's runner, which measures kernels in a process of its own, with cold caches."""
+    config = meta_schedule.runner.EvaluatorConfig(
+        repeats.number, repeats.repeat, repeats.min_repeat_ms, enable_cpu_cache_flush=True
+    )
+    return meta_schedule.runner.LocalRunner(repeats.timeout, config, initializer=skip_intrinsics)
+
+
+def skip_intrinsics() -> None:
+    """Stand in for TVM's module of tensor intrinsics, which no `Tuning` needs and which takes 40 s to import."""
+    sys.modules.setdefault(INTRINSICS, types.ModuleType(INTRINSICS))
+
+
+@contextlib.contextmanager
+def without_intrinsics() -> Iterator[None]:
+    """`skip_intrinsics` in this process, for as long as the block runs: a GPU target of a later call needs the real one."""
+    absent = INTRINSICS not in sys.modules
+    skip_intrinsics()
+    try:
+        yield
+    finally:
+        if absent:
+            sys.modules.pop(INTRINSICS, None)
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for libraries and weights, gone after the block."""
+    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
+        yield Path(folder)

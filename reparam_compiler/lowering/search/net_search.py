@@ -1,0 +1,114 @@
+"""The search of one net: its convs, what has no recipe, and the last choice in the running net."""
+
+import contextlib
+import itertools
+import math
+
+from reparam_compiler.lowering.importing.shapes import Imported
+from reparam_compiler.lowering.search.asked import Search, TunedTask, TuneResult, selected
+from reparam_compiler.lowering.search.in_net import Contest
+from reparam_compiler.lowering.search.layers import layers_of
+from reparam_compiler.lowering.search.measuring import Builders, GenericBuilder, Meter, generic_runner, scratch_folder
+from reparam_compiler.lowering.search.planner import Planner
+from reparam_compiler.lowering.search.progress import Clock
+from reparam_compiler.lowering.search.records import ConvRecord, append_conv, read_convs
+from reparam_compiler.lowering.search.rest import Generic, functions_of
+from reparam_compiler.lowering.search.trials import Trials
+from reparam_compiler.lowering.target import describe
+
+SMALL_SHARE = 0.05
+"""Of a net's time that its functions without a recipe take, below which no trial is spent on them."""
+
+
+class NetSearch:
+    """Measures, keeps what it measures, and says what came of it."""
+
+    def __init__(self, search: Search, imported: Imported, clock: Clock, open_: contextlib.ExitStack) -> None:
+        """open_: closes what the search starts."""
+        self.search, self.clock, self._open = search, clock, open_
+        tuning, self._target = search.tuning, describe(search.backend.target)
+        module = tuning.prepared(imported.module)
+        self._main = module["main"]
+        records = [each for each in read_convs(search.folder) if each.target == self._target]
+        layers, functions = layers_of(tuning.sites(module)), functions_of(tuning.with_kernels(module))
+        wanted = selected([*map(str, layers), *(each.name for each in functions)], search.options.tasks)
+        layers = list(itertools.compress(layers, wanted))
+        functions = list(itertools.compress(functions, wanted[-len(functions) :])) if functions else []
+        alone = [each for each in records if each.where == "alone"]
+        self.planner = Planner(layers, tuning, alone, max_error=search.options.max_error)
+        self.generic = Generic(functions, search.backend.target, tuning, search.folder)
+        self.contest = Contest(search, imported, self.planner, self.generic)
+        shapes = {layer.shape for layer in layers}
+        self._chosen_before = any(each.where == "net" and each.shape in shapes for each in records)
+        self._before = self._measured
+        self._since_gain = 0
+        clock.known(min(self._before, search.options.trials))
+
+    def tuned(self) -> TuneResult:
+        """All of it."""
+        times, interrupted = None, False
+        try:
+            if (left := self.search.options.trials - self._before) > 0:
+                share = self.contest.rest_share() if self.generic.functions else 0.0
+                rest = round(share * left) if share >= SMALL_SHARE else 0
+                self._convs(left - rest)
+                self._rest(self.search.options.trials - self._measured if share >= SMALL_SHARE else 0)
+            if self.search.options.trials and (self._measured > self._before or not self._chosen_before):
+                self.clock.told("choosing in the running net")
+                times = self.contest.decided()
+        except KeyboardInterrupt:
+            interrupted = True
+        return self._result(times, interrupted)
+
+    @property
+    def _measured(self) -> int:
+        """On record: of the layers of this net, and of the folder's functions without a recipe."""
+        return self.planner.measured + self.generic.measured
+
+    @property
+    def _stopped(self) -> bool:
+        most = self.search.options.early_stopping
+        return self.clock.over or (most is not None and self._since_gain >= most)
+
+    def _convs(self, trials: int) -> None:
+        """Up to so many points of convs."""
+        bench: Trials | None = None
+        most = self.planner.measured + trials
+        while (left := most - self.planner.measured) > 0 and not self._stopped and (found := self.planner.next(left)):
+            state, points = found
+            bench = bench or self._bench()
+            for point, outcome in zip(points, bench.measure(state.layer, points, state.points[0]), strict=True):
+                site, known = state.layer.site, math.isfinite(state.best)
+                record = ConvRecord(site.shape, site.epilogue, point, self._target, outcome.seconds, failure=outcome.failure)
+                append_conv(self.search.folder, record)
+                state.note(point, record.median)
+                self._since_gain = self._since_gain + 1 if known and state.since else 0
+                self.clock.counted(failed=bool(outcome.failure))
+                self.clock.told(str(state.layer), (self.planner.rule_seconds, self.planner.seconds))
+
+    def _bench(self) -> Trials:
+        options = self.search.options
+        folder = self._open.enter_context(scratch_folder())
+        builders = self._open.enter_context(contextlib.closing(Builders(options.parallel, options.timeout)))
+        meter = self._open.enter_context(contextlib.closing(Meter(options.repeats)))
+        return Trials(self.search.backend, self.search.tuning, self._main, builders, meter, folder)
+
+    def _rest(self, trials: int) -> None:
+        """Up to so many points of what has no recipe."""
+        if trials < 1 or not self.generic.functions or self._stopped:
+            return
+        self.clock.told("what has no recipe")
+        options, before = self.search.options, self.generic.measured
+        builder = self._open.enter_context(contextlib.closing(GenericBuilder(options.parallel)))
+        self.generic.measure(trials, builder, generic_runner(options.repeats))
+        self.clock.counted(self.generic.measured - before)
+
+    def _result(self, times: tuple[float, float] | None, interrupted: bool) -> TuneResult:
+        convs = [
+            TunedTask(str(state.layer), len(state.measured), state.best, state.layer.count) for state in self.planner.states
+        ]
+        rest = [TunedTask(each.name, *self.generic.trials(each), each.count) for each in self.generic.functions]
+        rule, net = times or (None, None)
+        return TuneResult(
+            self._measured - self._before, self._measured, (*convs, *rest), self.clock.failed, rule, net, interrupted
+        )

@@ -1,0 +1,132 @@
+"""Which points of which layer are measured next: where the net's time is, and where there is still something to gain.
+
+    score(layer) = count x best seconds x max(gain that the surrogate sees, hope / (1 + measurements since the last gain))
+
+Every layer's first point is the rule's own. Then the layer of the highest score has a batch measured: those that the surrogate
+thinks the fastest, and one at random, so that it does not only learn what it believes already.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from reparam_compiler.lowering.backend import Tuning
+from reparam_compiler.lowering.conv.algorithms import Algorithm
+from reparam_compiler.lowering.search.layers import Layer
+from reparam_compiler.lowering.search.records import ConvRecord
+from reparam_compiler.lowering.search.surrogate import Surrogate
+
+BATCH = 6  # points of a layer between two looks at the others
+HOPE = 0.1  # of a layer's time: what may be gained although the surrogate does not see it
+GAIN = 0.005  # of a layer's time, below which a measurement is no gain
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """A layer and what is known of it.
+
+    points: what may be measured, the rule's own first; none where even that is too inexact for the weights.
+    since: measurements since the best time last fell.
+    """
+
+    layer: Layer
+    points: list[Algorithm]
+    measured: dict[Algorithm, float] = field(default_factory=dict)
+    since: int = 0
+
+    @property
+    def best(self) -> float:
+        """Seconds of the fastest point; infinite before any."""
+        return min(self.measured.values(), default=math.inf)
+
+    @property
+    def left(self) -> list[Algorithm]:
+        """The points that are not measured."""
+        return [point for point in self.points if point not in self.measured]
+
+    def note(self, algorithm: Algorithm, seconds: float) -> None:
+        """What a measurement gave; infinite where it failed."""
+        gained = seconds < (1 - GAIN) * self.best
+        self.since = 0 if gained else self.since + 1
+        self.measured[algorithm] = min(seconds, self.measured.get(algorithm, math.inf))
+
+
+class Planner:
+    """Chooses what is measured next."""
+
+    def __init__(self, layers: Iterable[Layer], tuning: Tuning, known: Iterable[ConvRecord], *, max_error: float) -> None:
+        """known: the records of layers measured alone, for this target."""
+        self._max_error = max_error
+        self._borne: dict[tuple[Layer, str], bool] = {}
+        self.states = [self._started(layer, tuning) for layer in layers]
+        self._surrogate = Surrogate(tuning)
+        self._random = random.Random(0)
+        by_shape = {state.layer.shape: state for state in self.states}
+        for record in known:
+            if (state := by_shape.get(record.shape)) is not None:
+                state.note(record.algorithm, record.median)
+
+    def _started(self, layer: Layer, tuning: Tuning) -> State:
+        first = next((point for point in tuning.rule(layer.shape) if self._bears(layer, point)), None)
+        return State(layer, [] if first is None else list(dict.fromkeys([first, *tuning.points(layer.shape)])))
+
+    def _bears(self, layer: Layer, point: Algorithm) -> bool:
+        """Whether a point is exact enough on the layer's weights: its tile and blocks have no part in that."""
+        if (layer, str(point)) not in self._borne:
+            self._borne[layer, str(point)] = layer.bears(point, self._max_error)
+        return self._borne[layer, str(point)]
+
+    @property
+    def measured(self) -> int:
+        """Points of these layers that are known."""
+        return sum(len(state.measured) for state in self.states)
+
+    @property
+    def seconds(self) -> float:
+        """Of all convs of a run, each at its best; infinite before every layer has one."""
+        return sum(state.layer.count * state.best for state in self.states if state.points)
+
+    @property
+    def rule_seconds(self) -> float:
+        """The same with each at the rule's point."""
+        return sum(state.layer.count * state.measured.get(state.points[0], math.inf) for state in self.states if state.points)
+
+    def next(self, most: int) -> tuple[State, list[Algorithm]] | None:
+        """A layer and up to so many of its points; None where nothing is left."""
+        for state in self.states:
+            if state.points and state.points[0] not in state.measured:
+                return state, state.points[:1]
+        self._learn()
+        scored = [(self._score(state, left), state, left) for state in self.states if (left := state.left)]
+        for _, state, left in sorted(scored, key=lambda each: -each[0]):
+            if batch := self._batch(state, left, min(most, BATCH)):
+                return state, batch
+        return None
+
+    def _learn(self) -> None:
+        pairs = [((s.layer.shape, point), seconds) for s in self.states for point, seconds in s.measured.items()]
+        self._surrogate.fit(pairs)
+
+    def _score(self, state: State, left: Sequence[Algorithm]) -> float:
+        if not math.isfinite(state.best):
+            return 0.0
+        fastest = math.exp(float(self._surrogate.log_seconds([(state.layer.shape, point) for point in left]).min()))
+        seen = 1 - fastest / state.best
+        return state.layer.count * state.best * max(seen, HOPE / (1 + state.since))
+
+    def _batch(self, state: State, left: Sequence[Algorithm], most: int) -> list[Algorithm]:
+        """The likeliest points and a random one, of those that are exact enough; the others are struck off."""
+        order = self._surrogate.log_seconds([(state.layer.shape, point) for point in left]).argsort()
+        ranked = [left[index] for index in order]
+        if len(ranked) > most > 1:
+            ranked.insert(most - 1, ranked.pop(self._random.randrange(most - 1, len(ranked))))
+        batch: list[Algorithm] = []
+        for point in ranked:
+            if len(batch) == most:
+                break
+            if self._bears(state.layer, point):
+                batch.append(point)
+            else:
+                state.points.remove(point)
+        return batch

@@ -1,0 +1,199 @@
+"""What searches measured, kept in a folder, for whichever target.
+
+    convs.jsonl                     a line a measured point of a conv: shape, epilogue, algorithm, target, seconds
+    rest.jsonl                      a line a function without a recipe: by rule and from MetaSchedule's record, in the net
+    database_workload.json,         MetaSchedule's own database
+    database_tuning_record.json
+
+All are appended a whole line at a time, under a lock, so that several searches may share a folder, and one that is killed
+leaves at worst a torn line. A line that cannot be read is left out and said; what the others hold counts.
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, Winograd
+
+log = logging.getLogger(__name__)
+RecordT = TypeVar("RecordT")
+
+CONVS, REST, LOCK = "convs.jsonl", "rest.jsonl", ".lock"
+WORKLOADS, SCHEDULES = "database_workload.json", "database_tuning_record.json"
+NO_RECORD = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+"""What reading a line raises that holds something else."""
+Where = Literal["alone", "net"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvRecord:
+    """One measured point.
+
+    seconds: empty where the candidate failed, so that it is not tried again; `failure` says how.
+    where: whether the layer ran alone, with cold caches, or in a running net.
+    """
+
+    shape: ConvShape
+    epilogue: tuple[Step, ...]
+    algorithm: Algorithm
+    target: str
+    seconds: tuple[float, ...] = field(default=())
+    where: Where = "alone"
+    failure: str = ""
+
+    @property
+    def median(self) -> float:
+        """Median seconds; infinite where the candidate failed."""
+        return float(np.median(self.seconds)) if self.seconds else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class RestRecord:
+    """One function without a recipe, as MetaSchedule's best record has it, in a running net.
+
+    function: its structural hash before it is scheduled. rule, found: median seconds by the rule, and by the record.
+    """
+
+    function: int
+    name: str
+    target: str
+    rule: float
+    found: float
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, or mend it: MetaSchedule's files are cut at their last newlines, for TVM reads no torn line.
+
+    Raises: LoweringError where `folder` is a file or cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as refusal:
+        raise LoweringError(f"{folder}: records are kept in a folder, and it cannot be made: {refusal}") from refusal
+    with _locked(folder):
+        for name in (WORKLOADS, SCHEDULES):
+            if (path := folder / name).is_file() and (cut := cut_torn_tail(path)):
+                log.warning("%s: its last line was torn; %d bytes of it are cut off", path, cut)
+
+
+def cut_torn_tail(path: Path) -> int:
+    """Cut `path` after its last newline; the bytes that were cut off."""
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+    return len(content) - whole
+
+
+def read_convs(folder: Path) -> list[ConvRecord]:
+    """Every record of a conv, in order; a line of the log for those that are none."""
+    return _read(folder / CONVS, conv_record)
+
+
+def read_rest(folder: Path) -> list[RestRecord]:
+    """Every record of a function without a recipe, in order; a line of the log for those that are none."""
+    return _read(folder / REST, lambda line: RestRecord(**line))
+
+
+def append_conv(folder: Path, record: ConvRecord) -> None:
+    """Append one record. Raises: LoweringError where the disk is full or the folder cannot be written."""
+    _append(folder, CONVS, conv_line(record))
+
+
+def append_rest(folder: Path, record: RestRecord) -> None:
+    """Append one record. Raises as `append_conv`."""
+    _append(folder, REST, asdict(record))
+
+
+def check_readable(folder: Path) -> Path:
+    """The folder, where it holds records.
+
+    Raises: LoweringError where it holds none, or none that can be read.
+    """
+    if not folder.is_dir() or not any((folder / name).is_file() for name in (CONVS, SCHEDULES)):
+        raise LoweringError(f"{folder}: found no tuning records; expected a folder that tune() or `tvmc tune` wrote")
+    if (folder / CONVS).is_file() and not read_convs(folder) and (folder / CONVS).stat().st_size:
+        raise LoweringError(f"{folder / CONVS}: found no line that is a record; remove the file, or tune anew")
+    return folder
+
+
+def warn_of_foreign(folder: Path, target: str, *, searched: bool) -> None:
+    """A log line where none of the records decides anything for a target; it would be compiled by rule without a word.
+
+    Args:
+        target: as `describe` gives it. searched: whether anything is searched for its kind.
+    """
+    records = read_convs(folder)
+    schedules = folder / SCHEDULES
+    rest = schedules.read_bytes().count(b"\n") if schedules.is_file() else 0
+    if not searched:
+        log.warning("%s: 0 of %d records are for %s: nothing is measured for its kind", folder, len(records) + rest, target)
+    elif records and not any(record.target == target for record in records):
+        others = ", ".join(sorted({record.target for record in records}))
+        log.warning(
+            "%s: 0 of %d records of convs are for %s, so the rule decides; they are for %s. Compile for that, or tune anew",
+            *(folder, len(records), target, others),
+        )
+
+
+def conv_line(record: ConvRecord) -> dict[str, Any]:
+    """A record as JSON has it."""
+    return {**asdict(record), "algorithm": {"outputs": None, **asdict(record.algorithm)}}
+
+
+def conv_record(line: Mapping[str, Any]) -> ConvRecord:
+    """The record that `conv_line` wrote. Raises one of `NO_RECORD` where it did not."""
+    shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in line["shape"].items()}
+    epilogue = tuple(Step(**step) for step in line["epilogue"])
+    tile, outputs = Tile(**line["algorithm"]["tile"]), line["algorithm"]["outputs"]
+    block = int(line["algorithm"].get("block", 0))  # records of earlier versions have none
+    algorithm = Direct(tile, block) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile, block)
+    seconds, more = tuple(map(float, line["seconds"])), {name: line[name] for name in ("where", "failure") if name in line}
+    return ConvRecord(ConvShape(**shape), epilogue, algorithm, str(line["target"]), seconds, **more)
+
+
+def _read(path: Path, record: Callable[[dict[str, Any]], RecordT]) -> list[RecordT]:
+    found = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+        try:
+            found.append(record(json.loads(line)))
+        except NO_RECORD as refusal:
+            log.warning("%s: line %d is no record (%r) and is left out", path, number, refusal)
+    return found
+
+
+def _append(folder: Path, name: str, line: Mapping[str, Any]) -> None:
+    """One line, whole or not at all; after one that another search left torn."""
+    path = folder / name
+    try:
+        with _locked(folder), path.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            torn = end > 0 and (file.seek(end - 1), file.read(1))[1] != b"\n"
+            content = memoryview(b"\n" * torn + json.dumps(line).encode() + b"\n")
+            try:
+                while content:  # a disk that fills up takes a part, and refuses the next
+                    content = content[file.write(content) :]
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as refusal:
+        raise LoweringError(f"{path}: the record cannot be kept: {refusal}. What it held before is whole") from refusal
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Held by one process at a time; the system gives it back where that is killed."""
+    with (folder / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

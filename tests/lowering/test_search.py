@@ -1,0 +1,277 @@
+"""A search measures where the time is, learns from what it measured, and bears candidates that fail, hang or are wrong."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("tvm")
+pytest.importorskip("onnx")
+
+import onnx
+
+from reparam_compiler.lowering.backends import backend_for
+from reparam_compiler.lowering.build import build
+from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Winograd
+from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.importing.shapes import Imported
+from reparam_compiler.lowering.runtime.description import TensorSpec
+from reparam_compiler.lowering.runtime.executable import executable_of
+from reparam_compiler.lowering.search.in_net import choices
+from reparam_compiler.lowering.search.layers import Layer, layers_of, module_of
+from reparam_compiler.lowering.search.measuring import Builders, Kernels, Meter, Outcome, Repeats
+from reparam_compiler.lowering.search.planner import BATCH, Planner, State
+from reparam_compiler.lowering.search.progress import Clock, TuneStep
+from reparam_compiler.lowering.search.records import ConvRecord
+from reparam_compiler.lowering.search.surrogate import Surrogate
+from reparam_compiler.lowering.search.trials import Trials
+from reparam_compiler.lowering.target import describe, resolve
+from tests.support.onnx_models import model_of, normal, run_on
+
+pytestmark = [pytest.mark.tvm, pytest.mark.usefixtures("one_process")]
+HERE = backend_for(resolve(None))
+TUNING = HERE.tuning()
+assert TUNING is not None
+TARGET = describe(HERE.target)
+
+
+def residual() -> Any:
+    """Two 3x3 convs of one shape, the second with a residual sum and a ReLU behind it, and a 1x1 conv."""
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "a"], ["p"], pads=[1] * 4),
+        onnx.helper.make_node("Relu", ["p"], ["q"]),
+        onnx.helper.make_node("Conv", ["q", "b"], ["r"], pads=[1] * 4),
+        onnx.helper.make_node("Add", ["r", "q"], ["s"]),
+        onnx.helper.make_node("Relu", ["s"], ["t"]),
+        onnx.helper.make_node("Conv", ["t", "c"], ["y"]),
+    ]
+    weights = {"a": 0.1 * normal(16, 16, 3, 3), "b": 0.1 * normal(16, 16, 3, 3), "c": 0.1 * normal(24, 16, 1, 1)}
+    return model_of(nodes, {"x": (1, 16, 12, 10)}, ["y"], weights)
+
+
+@pytest.fixture(scope="module")
+def net() -> tuple[Any, list[Layer]]:
+    module = TUNING.prepared(to_relax(residual()).module)
+    return module["main"], layers_of(TUNING.sites(module))
+
+
+def planner(layers: list[Layer], known: list[ConvRecord] | None = None) -> Planner:
+    return Planner(layers, TUNING, known or [], max_error=MAX_ERROR)
+
+
+def true_seconds(layer: Layer, point: Algorithm) -> float:
+    """A machine on which Winograd's transforms cost twice what the rule thinks, and unrolling pays."""
+    penalty = 2.0 if isinstance(point, Winograd) else 1.0
+    return 1e-9 * penalty * TUNING.estimate(layer.shape, point) * (1.3 if point.tile.unroll < 4 else 1.0)
+
+
+def test_layers_are_distinct_and_counted(net: tuple[Any, list[Layer]]) -> None:
+    _, layers = net
+    assert [(str(layer), layer.count) for layer in layers] == [("conv_3x3_16_16_at_12x10", 2), ("conv_1x1_16_24_at_12x10", 1)]
+
+
+def test_a_layer_cut_out_of_a_net_computes_what_it_does_in_the_net() -> None:
+    """The second conv, whose input is read again by the sum behind it."""
+    module = TUNING.prepared(to_relax(residual()).module)
+    layer = Layer(TUNING.sites(module)[1], 1)
+    q_spec, y_spec = (TensorSpec(name, (1, 12, 10, 16), "float32") for name in "qy")
+    cut = Imported(module_of(layer, module["main"]), (q_spec,), (y_spec,))
+    made, q = executable_of([build(cut, HERE.target).variant], False, {}), normal(1, 12, 10, 16)
+    nodes = [
+        onnx.helper.make_node("Conv", ["q", "b"], ["r"], pads=[1] * 4),
+        onnx.helper.make_node("Add", ["r", "q"], ["s"]),
+        onnx.helper.make_node("Relu", ["s"], ["y"]),
+    ]
+    weight = layer.site.weight.transpose(0, 3, 1, 2)
+    conv = model_of(nodes, {"q": (1, 16, 12, 10)}, ["y"], {"b": weight})
+    expected = run_on(conv, q.transpose(0, 3, 1, 2))[0].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(made.run(q)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_rules_point_of_every_layer_comes_first(net: tuple[Any, list[Layer]]) -> None:
+    _, layers = net
+    plan = planner(layers)
+    for layer in layers:
+        state, points = plan.next(100)
+        assert (state.layer, points) == (layer, [TUNING.rule(layer.shape)[0]])
+        state.note(points[0], 1e-3)
+    assert plan.seconds == plan.rule_seconds == pytest.approx(3e-3)
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(1, 30))
+def test_a_plan_never_measures_twice_nor_more_than_it_may(most: int) -> None:
+    module = TUNING.prepared(to_relax(residual()).module)
+    plan = planner(layers_of(TUNING.sites(module)))
+    seen: set[tuple[ConvShape, Algorithm]] = set()
+    for _ in range(12):
+        if (found := plan.next(most)) is None:
+            break
+        state, points = found
+        assert 1 <= len(points) <= min(most, BATCH)
+        for point in points:
+            assert (state.layer.shape, point) not in seen
+            seen.add((state.layer.shape, point))
+            state.note(point, true_seconds(state.layer, point))
+
+
+def test_a_plan_that_learns_finds_the_best_point_among_hundreds(net: tuple[Any, list[Layer]]) -> None:
+    _, layers = net
+    plan = planner(layers)
+    for _ in range(12):
+        state, points = plan.next(100)
+        for point in points:
+            state.note(point, true_seconds(state.layer, point))
+    for state in plan.states:
+        best = min(true_seconds(state.layer, point) for point in state.points)
+        assert len(state.points) > 40
+        assert state.best <= 1.02 * best
+        assert best < 0.97 * true_seconds(state.layer, state.points[0]) or state.best == best
+
+
+def test_time_goes_where_the_nets_time_is(net: tuple[Any, list[Layer]]) -> None:
+    _, layers = net
+    plan = planner(layers)
+    for state in plan.states:
+        state.note(state.points[0], 1e-3 if state.layer is layers[0] else 1e-7)
+    measured = dict.fromkeys(layers, 0)
+    for _ in range(4):
+        state, points = plan.next(100)
+        measured[state.layer] += len(points)
+        for point in points:
+            state.note(point, state.best)
+    assert measured[layers[0]] == sum(measured.values())
+
+
+def test_what_earlier_searches_measured_is_not_measured_again(net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    points = TUNING.points(layer.shape)
+    known = [ConvRecord(layer.shape, (), point, TARGET, (true_seconds(layer, point),)) for point in points[:-2]]
+    plan = planner([layer], known)
+    assert plan.measured == len(points) - 2
+    state, left = plan.next(100)
+    assert set(left) <= set(points[-2:])
+    for point in left:
+        state.note(point, math.inf)
+    assert plan.next(100) is None or set(plan.next(100)[1]) <= set(points[-2:]) - set(left)
+
+
+def test_points_that_are_too_inexact_are_never_measured(net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    plan = Planner([layer], TUNING, [], max_error=0.0)
+    assert plan.next(5) is None
+    exact = Planner([layer], TUNING, [], max_error=1e-7)
+    for _ in range(5):
+        if (found := exact.next(5)) is None:
+            break
+        assert not any(isinstance(point, Winograd) for point in found[1])
+        for point in found[1]:
+            found[0].note(point, 1e-3)
+
+
+def test_before_anything_is_measured_the_estimate_orders(net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    points = TUNING.points(layer.shape)
+    found = Surrogate(TUNING).log_seconds([(layer.shape, point) for point in points])
+    estimates = [TUNING.estimate(layer.shape, point) for point in points]
+    np.testing.assert_allclose(found, np.log(estimates))
+
+
+def test_failures_teach_a_surrogate_nothing(net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    points = [(layer.shape, point) for point in TUNING.points(layer.shape)[:20]]
+    sound = [(point, true_seconds(layer, point[1])) for point in points[::2]]
+    first, second = Surrogate(TUNING), Surrogate(TUNING)
+    first.fit(sound)
+    second.fit([*sound, *((point, math.inf) for point in points[1::2])])
+    np.testing.assert_array_equal(first.log_seconds(points), second.log_seconds(points))
+
+
+@pytest.fixture
+def bench(net: tuple[Any, list[Layer]], tmp_path: Path) -> Iterator[Trials]:
+    repeats = Repeats(2, 1, 0, 60.0)
+    builders, meter = Builders(1, 60.0), Meter(repeats)
+    yield Trials(HERE, TUNING, net[0], builders, meter, tmp_path)
+    builders.close()
+    meter.close()
+
+
+@pytest.mark.slow
+def test_every_candidate_is_measured_and_a_wrong_one_costs_itself(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    rule, *others = TUNING.points(layer.shape)[:3]
+    found = bench.measure(layer, others, rule)
+    assert all(len(each.seconds) == 2 and not each.failure for each in found)
+    (expected,) = bench.folder.glob("*-*.npy")
+    np.save(expected, 1 + np.load(expected))
+    (wrong,) = bench.measure(layer, [rule], rule)
+    assert not wrong.seconds
+    assert "its output differs from the rule's by 1" in wrong.failure
+
+
+@pytest.mark.slow
+def test_what_cannot_be_built_or_run_costs_itself(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    rule = TUNING.rule(layer.shape)[0]
+    absent = Kernels(module_of(layer, net[0]), "no such target")
+    assert "building it failed" in bench.builders.build([absent], bench.folder)[0].failure
+    (measured,) = bench.measure(layer, [rule], rule)
+    assert measured.seconds
+    job = bench._lowered(layer, rule, bench.folder / "expected.npy")[1]
+    (lost,) = bench.meter.measure([job])
+    assert "running it failed" in lost.failure
+    assert bench.measure(layer, [rule], rule)[0].seconds
+
+
+@pytest.mark.slow
+def test_a_candidate_that_does_not_come_back_is_ended(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    kernels, job = bench._lowered(layer, TUNING.rule(layer.shape)[0], bench.folder / "expected.npy")
+    (library,) = bench.builders.build([kernels], bench.folder)
+    endless = replace(job, library=library, repeats=Repeats(1, 10**9, 0, 6.0))
+    with contextlib.closing(Meter(endless.repeats)) as meter:
+        hung, sound = meter.measure([endless, replace(endless, repeats=bench.meter.repeats)])
+    assert hung == Outcome(failure="running it took too long")
+    assert len(sound.seconds) == 2
+
+
+def state_of(layer: Layer, seconds: list[float]) -> State:
+    points = TUNING.points(layer.shape)[: len(seconds)]
+    return State(layer, points, dict(zip(points, seconds, strict=True)))
+
+
+def test_the_nets_of_the_last_choice_start_with_the_rules_and_take_what_is_near_the_best(net: tuple[Any, list[Layer]]) -> None:
+    _, (first, second) = net
+    states = [state_of(first, [1.0, 0.8, 0.81, 5.0, math.inf]), state_of(second, [1.0])]
+    points = states[0].points
+    assert [each[first.shape] for each in choices(states)] == points[:3]
+    assert {each[second.shape] for each in choices(states)} == {states[1].points[0]}
+    assert choices([state_of(first, [1.0])]) == [{first.shape: points[0]}]
+
+
+def test_a_clock_says_where_a_search_is() -> None:
+    heard: list[TuneStep] = []
+    clock = Clock(10, None, (heard.append,))
+    clock.known(4)
+    clock.told("starting")
+    clock.counted()
+    clock.counted(failed=True)
+    clock.told("conv", (2e-3, 1e-3))
+    clock.told("conv", (2e-3, math.inf))
+    assert [(step.doing, step.trial, step.failed, step.best_seconds) for step in heard] == [
+        ("starting", 4, 0, None),
+        ("conv", 6, 1, 1e-3),
+        ("conv", 6, 1, None),
+    ]
+    assert heard[0].left is None
+    assert heard[1].left is not None
+    assert not clock.over
+    assert Clock(10, 1e-9, ()).over
