@@ -27,7 +27,8 @@ from benchmarks import page
 from reparam_compiler.lowering import load
 from reparam_compiler.lowering.runtime.description import filled
 from reparam_compiler.lowering.runtime.executable import Executable
-from reparam_compiler.lowering.runtime.profile import BUILTIN, profile
+from reparam_compiler.lowering.runtime.profile import profile
+from reparam_compiler.lowering.runtime.virtual_machines import BUILTIN
 
 RUNS = 31
 VECTOR = 2**24

@@ -15,7 +15,7 @@ import tvm
 from tvm.target import Target
 
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Step
-from reparam_compiler.lowering.cpu.dots import dots_conv, dots_form, has_dots
+from reparam_compiler.lowering.cpu.dots import dots_conv, dots_form, has_dots, offset_of, totals_of
 from reparam_compiler.lowering.cpu.kernels import output_size
 from reparam_compiler.lowering.cpu.machine import VectorUnit, missing_here, vector_unit
 from reparam_compiler.lowering.cpu.packing import pack_words
@@ -47,15 +47,21 @@ def built(shape: ConvShape, data: str, form: Direct, epilogue: Sequence[Step], t
     return tvm.compile(tvm.IRModule({"main": func}), target=target, tir_pipeline=TIR_PIPELINE)
 
 
+def start_of(x: np.ndarray, weight: np.ndarray, zero: int, shape: ConvShape, form: Direct) -> np.ndarray:
+    """What the sums start from."""
+    start: np.ndarray = -(zero + offset_of(str(x.dtype), unit_of(resolve(None)))) * totals_of(weight, shape, form.tile)
+    return start
+
+
 def computed(
     x: np.ndarray, weight: np.ndarray, zero: int, shape: ConvShape, target: Target, form: Direct | None = None
 ) -> np.ndarray:
     """The sums of the kernel, `N H W O`."""
     form = form or dots_form(shape, unit_of(target))
     packed = pack_words(weight, groups=shape.groups, columns=form.tile.columns)
-    totals = weight.sum((1, 2, 3), dtype=np.int32)
+    start = start_of(x, weight, zero, shape, form)
     out = tvm.runtime.tensor(np.zeros(output_size(shape, form), np.int32))
-    arguments = [tvm.runtime.tensor(array) for array in (x, packed, np.array([zero], np.int32), totals)]
+    arguments = [tvm.runtime.tensor(array) for array in (x, packed, np.array([zero], np.int32), start)]
     built(shape, str(x.dtype), form, (), target)["main"](*arguments, out)
     return out.numpy().reshape(shape.batch, shape.out_height, shape.out_width, shape.channels_out)
 
@@ -137,7 +143,7 @@ def test_an_epilogue_quantizes() -> None:
     scale = np.exp2(-np.arange(5, 11)).astype(np.float32)  # powers of two: halves are ties
     out = tvm.runtime.tensor(np.zeros(output_size(shape, form), np.uint8))
     packed = pack_words(weight, groups=1, columns=form.tile.columns)
-    arguments = (x, packed, np.array([3], np.int32), weight.sum((1, 2, 3), dtype=np.int32), scale)
+    arguments = (x, packed, np.array([3], np.int32), start_of(x, weight, 3, shape, form), scale)
     built(shape, "int8", form, steps, target)["main"](*map(tvm.runtime.tensor, arguments), out)
     wanted = np.clip(np.round(expected(x, weight, 3, shape) * scale), 0, 255)
     np.testing.assert_array_equal(out.numpy().reshape(wanted.shape), wanted)

@@ -61,6 +61,19 @@ def evaluated(name: str, x: np.ndarray) -> np.ndarray:
     return result.numpy()[: x.size]
 
 
+def test_the_nearest_integer_is_that_next_to_a_number_and_of_two_the_even_one() -> None:
+    halves, most = np.arange(-600, 600) + 0.5, 2.0**22 - 1
+    x = np.concatenate([np.linspace(-512, 512, 40001), halves, np.nextafter(np.float32(halves), 0), [most, -most]]).astype(
+        "float32"
+    )
+    data, out = np.zeros(SIZE, "float32"), tvm.runtime.tensor(np.zeros(SIZE, "int32"))
+    data[: x.size] = x
+    tvm.compile(tvm.IRModule({"main": kernel("nearest", "float32")}), target=resolve(None))["nearest"](
+        tvm.runtime.tensor(data), out
+    )
+    np.testing.assert_array_equal(out.numpy()[: x.size], np.rint(x).astype("int32"))
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_float32_is_as_exact_as_it_says(name: str) -> None:
     x = np.concatenate([np.linspace(-12, 12, 40000), np.linspace(-1e-3, 1e-3, 2000), np.linspace(-87, 88.5, 2000)]).astype(

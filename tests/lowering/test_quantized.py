@@ -101,6 +101,54 @@ def test_a_cpu_without_dot_products_stores_bytes_and_says_that_it_multiplies_flo
     assert line.endswith("(avx512vnni, avxvnni, dotprod): 9 convs and dense layers of bytes are computed in float32")
 
 
+def residuals(dtype: Any) -> Quantized:
+    """Sums of what a layer gives, as bytes, and of other bytes: the input's, those of another layer, of another sign."""
+    net, zero = Quantized((2, 8, 9, 7)), 9 if dtype == U8 else -13
+    image, other = net.again("x", 0.02, zero + 100, dtype), net.again("x", 0.03, -5, S8)
+
+    def layer(x: str, *sizes: int, **options: Any) -> str:
+        bias = net.constant(net.source.standard_normal(sizes[0]), np.float32)
+        return net.again(net.add("Conv", x, net.weights(*sizes), bias, **options), 0.04, zero, dtype)
+
+    def summed(*values: str, relu: bool = True) -> None:
+        y = net.add("Add", *values)
+        net.output(net.bytes_of(net.add("Relu", y) if relu else y, 0.05, zero, dtype))
+
+    summed(layer(image, 8, 8, 1, 1), image)
+    summed(other, layer(image, 8, 8, 3, 3, pads=PADS), relu=False)
+    summed(layer(image, 12, 8, 3, 3, pads=PADS), layer(image, 12, 8, 1, 1))
+    summed(layer(image, 8, 1, 3, 3, pads=PADS, group=8), image)
+    return net
+
+
+@pytest.mark.parametrize("target", [None, WITHOUT_DOTS], ids=["this machine", "no dot products"])
+@pytest.mark.parametrize("dtype", [U8, S8])
+def test_a_residual_sum_of_bytes_is_computed_where_the_layer_is(dtype: Any, target: Any) -> None:
+    net = residuals(dtype)
+    model, feeds = net.model(), feed(net)
+    compiled = lowering.compile(model, target=target)
+    others = [kernel.name for kernel in compiled.kernels if kernel.algorithm == "general" and "round" in kernel.name]
+    assert len(others) == 2, others  # of the input, by each of its scales
+    for each, expected in zip(compiled.run(**feeds), by_definition(model, feeds), strict=True):
+        apart = np.abs(each.astype(int) - expected.astype(int))
+        assert apart.max() <= 1
+        assert (apart > 0).mean() < 1e-3
+        assert np.ptp(expected.astype(int)) > 20
+
+
+def test_bytes_that_are_an_output_too_are_written_and_summed_behind() -> None:
+    net = Quantized((1, 8, 9, 7))
+    image = net.again("x", 0.02, 120, U8)
+    point = net.constant(0.04, np.float32), net.constant(128, U8)
+    made = net.output(net.add("QuantizeLinear", net.add("Conv", image, net.weights(8, 8, 1, 1)), *point))
+    net.output(net.bytes_of(net.add("Add", net.add("DequantizeLinear", made, *point), image), 0.05, 128, U8))
+    model, feeds = net.model(), feed(net)
+    compiled = lowering.compile(model)
+    assert sum("round" in kernel.name for kernel in compiled.kernels) == 2
+    for each, expected in zip(compiled.run(**feeds), by_definition(model, feeds), strict=True):
+        assert np.abs(each.astype(int) - expected.astype(int)).max() <= 1
+
+
 def one_conv(change: Callable[[Quantized], str]) -> ModelProto:
     net = Quantized((1, 8, 6, 5))
     net.output(change(net))

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 
 LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4
@@ -79,6 +80,12 @@ def gelu_tanh(x: Any) -> Any:
     """The same by tanh: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
     half, scale, cubic = (_number(value, _dtype(x)) for value in (0.5, math.sqrt(2 / math.pi), 0.044715))
     return named(x, lambda x: x * (half + half * tanh(scale * (x + cubic * x * x * x))))
+
+
+def nearest(x: Any) -> Any:
+    """The integer next to a float32 of less than 2^22, ties to even: the last bits of x + 1.5 2^23, whose unit is 1."""
+    magic = 1.5 * 2.0**23
+    return tirx.reinterpret("int32", x + _number(magic)) - tirx.const(np.float32(magic).view(np.int32).item(), "int32")
 
 
 def _odd_rational(x: Any, coefficients: tuple[Sequence[float], Sequence[float]], limit: float, one: float) -> Any:

@@ -71,6 +71,12 @@ POINTWISE: dict[str, Pointwise] = {
 }
 """By the vocabulary's name: `POINTWISE["sub"].expression(a, b)` is `a - b`."""
 
+STEPS = POINTWISE | {
+    "read": Pointwise("", "value", lambda _, other: other, fused=False),
+    "nearest": Pointwise("", "nothing", lambda value, _: elementary.nearest(value), fused=False),
+}
+"""Those, and what a pass of ours makes of several: a tensor beside the sums, an integer of 32 bits."""
+
 FUSED = {f"relax.{row.relax}": name for name, row in POINTWISE.items() if row.fused}
 """Of each Relax op that an epilogue can compute, its row: `FUSED["relax.subtract"]` is "sub"."""
 
@@ -101,7 +107,7 @@ def epilogue_value(
         step = epilogue[len(values) - 1]
         value = values[-1] if step.source is None else values[step.source]
         other = _other(step, values, next(rest) if step.operand in READ else None)
-        return following(values, POINTWISE[step.op].expression(*((other, value) if step.swapped else (value, other))))
+        return following(values, STEPS[step.op].expression(*((other, value) if step.swapped else (value, other))))
 
     def _other(step: Step, values: tuple[Any, ...], operand: Any) -> Any:
         kind = step.dtype or dtype

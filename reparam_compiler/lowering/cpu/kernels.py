@@ -9,20 +9,21 @@ direct form. How its weights are packed for it is said in `packing`.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tvm import relax
 from tvm.relax.expr_functor import mutator
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile
 from reparam_compiler.lowering.conv.choice import candidates, cycles, direct_form, with_packing
 from reparam_compiler.lowering.cpu.depthwise import depthwise_columns, depthwise_conv
-from reparam_compiler.lowering.cpu.dots import dots_conv, dots_form, has_dots
-from reparam_compiler.lowering.cpu.integer_sites import in_single, of_bytes, split, with_one_product
+from reparam_compiler.lowering.cpu.dots import dots_conv, dots_form, has_dots, offset_of, totals_of
+from reparam_compiler.lowering.cpu.integer_sites import in_single, of_bytes, split
 from reparam_compiler.lowering.cpu.machine import VectorUnit
 from reparam_compiler.lowering.cpu.packing import PACKINGS, narrowed, widened
+from reparam_compiler.lowering.cpu.requantized import requantized
 from reparam_compiler.lowering.cpu.schedules import direct_conv
 from reparam_compiler.lowering.cpu.winograd import winograd_conv
 from reparam_compiler.lowering.relax.conv_sites import (
@@ -89,7 +90,8 @@ class _Plan:
     """How one site is computed.
 
     key: what its kernel depends on. size: of the kernel's output. make: builds the kernel.
-    reads: of bytes what the kernel reads behind the weights; where that is nothing it reads floats.
+    reads: whether the kernel reads bytes, with their zero point behind the weights; else it reads floats.
+    tile: of dot products, whose columns have a start of their sums behind that.
     """
 
     algorithm: str
@@ -98,7 +100,8 @@ class _Plan:
     size: tuple[int, ...]
     make: Callable[[], Any]
     error: float | None = None
-    reads: tuple[Literal["zero", "totals"], ...] = ()
+    reads: bool = False
+    tile: Tile | None = None
 
 
 @mutator
@@ -112,7 +115,7 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         self.max_error = max_error
 
     def calls(self, site: ConvSite) -> Any:
-        return self._of_integers(with_one_product(site)) if site.shape.dtype == INTEGERS else self._called(site)
+        return self._of_integers(requantized(site)) if site.shape.dtype == INTEGERS else self._called(site)
 
     def _of_integers(self, site: ConvSite) -> Any:
         """By dot products, where there is an instruction; else as floats, whose sums below 2^24 are as exact."""
@@ -134,23 +137,34 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         stored, packing = (site.weight.astype(np.int8), plan.packing) if bytes_of else narrowed(site.weight, plan.packing)
         if str(data.ty.dtype) != site.shape.dtype and not plan.reads:
             data = self._centred(data, site)
-        parameters = [packed_constant(stored, packing, PACKINGS), *(self._parameter(name, site) for name in plan.reads)]
+        parameters = [packed_constant(stored, packing, PACKINGS)]
+        if plan.reads:
+            parameters.append(self._zero(site))
+        if plan.tile is not None:
+            parameters.append(self._start(site, plan.tile, str(data.ty.dtype)))
         return self.call(kernel, [data, *parameters, *self.operands(site, plan.size)], plan.size, dtype or site.dtype)
 
     def _centred(self, data: Any, site: ConvSite) -> Any:
         """Bytes less their zero point, as floats."""
         floats = self.builder_.emit(relax.op.astype(data, site.shape.dtype))
-        return floats if site.zero is None else self.builder_.emit(relax.op.subtract(floats, self._parameter("zero", site)))
+        return floats if site.zero is None else self.builder_.emit(relax.op.subtract(floats, self._zero(site)))
 
-    def _parameter(self, name: Literal["zero", "totals"], site: ConvSite) -> Any:
-        """The zero point of a site's bytes, or the sum of the weights of each output."""
+    def _zero(self, site: ConvSite) -> Any:
+        """The zero point of a site's bytes."""
         dtype = site.shape.dtype
-        if name == "totals":
-            return relax.const(site.weight.sum((1, 2, 3), dtype=dtype))
         known = np.zeros(1) if site.zero is None else constant_of(site.zero)
         if known is not None:
             return relax.const(known.reshape(1).astype(dtype))
         return self.shaped(self.builder_.emit(relax.op.astype(self.visit_expr(site.zero), dtype)), (1,))
+
+    def _start(self, site: ConvSite, tile: Tile, data: str) -> Any:
+        """What the sums of each output start from."""
+        zero, offset = self._zero(site), np.array([offset_of(data, self.unit)], INTEGERS)
+        totals = totals_of(site.weight, site.shape, tile)
+        if (known := constant_of(zero)) is not None:
+            return relax.const(-(known + offset) * totals)
+        moved = self.builder_.emit(relax.op.add(zero, relax.const(offset)))
+        return self.builder_.emit(relax.op.multiply(moved, relax.const(-totals)))
 
     def _plan(self, site: ConvSite, data: str) -> _Plan:
         """data: the dtype of the site's input."""
@@ -160,13 +174,13 @@ class ConvsToKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
             whole = (shape.batch, shape.out_height, shape.out_width, shape.channels_out, 1)
             kind = "" if data == shape.dtype else data
             make = functools.partial(depthwise_conv, shape, epilogue, unit, kind)
-            return _Plan("depthwise", (shape, epilogue, kind), packing, whole, make, reads=("zero",) if kind else ())
+            return _Plan("depthwise", (shape, epilogue, kind), packing, whole, make, reads=bool(kind))
         if shape.dtype == INTEGERS:
             form = dots_form(shape, unit)
             packing = Packing("words", {"groups": shape.groups, "columns": form.tile.columns})
             make = functools.partial(dots_conv, shape, data, form, epilogue, unit)
             key = (shape, epilogue, form, data)
-            return _Plan(DOTS, key, packing, output_size(shape, form), make, 0.0, ("zero", "totals"))
+            return _Plan(DOTS, key, packing, output_size(shape, form), make, 0.0, reads=True, tile=form.tile)
         algorithm, error = self._chosen(site)
         packing, size = packing_of(shape, algorithm), output_size(shape, algorithm)
         name = "gemm" if shape.pointwise and isinstance(algorithm, Direct) else str(algorithm)

@@ -90,6 +90,7 @@ def find_conv_sites(main: Any, dtypes: Sequence[str] = DTYPES, *, casts: bool = 
             else replace(start, epilogue=behind.steps, operands=behind.operands, absorbed=behind.absorbed, result=behind.result)
         )
         taken.update([*site.absorbed, site.result])
+        graph.reads(site.operands)
         sites.append(site)
     return sites
 

@@ -3,12 +3,16 @@
     y = conv2d(x, W);  a = y + b;  e = erf(a / sqrt 2) + 1;  z = a * e        a, e and z are computed where y is: one result, z
 
 Values may be read again, so that x sigmoid(x) and the like are found in any spelling; what others read too ends the epilogue.
+
+    p = quantize(y, s);  z = quantize(dequantize(p, s) + dequantize(q, t), u)         q: bytes, which the epilogue reads as such
+
+What is quantized is written, unless all that follows it up to other bytes, such as a residual sum, can be computed at once.
 """
 
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +20,7 @@ from tvm import relax, tirx
 from tvm.ir import GenericConst
 
 from reparam_compiler.lowering.conv.algorithms import Operand, Step
-from reparam_compiler.lowering.conv.pointwise import FUSED, POINTWISE
+from reparam_compiler.lowering.conv.pointwise import FUSED, POINTWISE, STEPS
 from reparam_compiler.lowering.relax.canonicalize import op_name
 
 QUANTIZED = ("int8", "uint8")
@@ -24,6 +28,8 @@ CASTS = ("float32", "int32", *QUANTIZED)
 """To what a step may cast."""
 OF_INTEGERS = ("add", "sub", "mul", "maximum", "minimum", "relu", "to")
 """Steps that mean the same for integers."""
+DEQUANTIZING = ("relax.astype", "relax.subtract", "relax.multiply")
+"""What makes numbers of bytes (`relax/quantized.py`)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,11 +48,15 @@ class Epilogue:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pointwise:
-    """The bindings of a function, and who reads what: how often each variable is read, by which bindings (their positions)."""
+    """The bindings of a function, and who reads what: how often each variable is read, by which bindings (their positions).
+
+    by_variable: the binding of each.
+    """
 
     bindings: Sequence[Any]
     uses: Counter[Any]
     readers: dict[Any, list[int]]
+    by_variable: dict[Any, Any]
 
     @staticmethod
     def of(main: Any) -> "Pointwise":
@@ -57,7 +67,7 @@ class Pointwise:
             for variable in _read_by(binding.value):
                 uses[variable] += 1
                 readers[variable].append(position)
-        return Pointwise(bindings, uses, readers)
+        return Pointwise(bindings, uses, readers, {binding.var: binding for binding in bindings})
 
     def epilogue(
         self, start: Any, channels: int, taken: Collection[Any] = (), *, tensors: bool = True, casts: bool = False
@@ -66,31 +76,59 @@ class Pointwise:
 
         taken: variables that are computed elsewhere and may not be steps.
         tensors: whether steps may read other tensors.
-        casts: whether steps may give another dtype; what is quantized to 8 bits is written.
+        casts: whether steps may give another dtype, and read bytes for the numbers that those stand for.
         """
         found: Epilogue | None = None
         values, steps, inside = [start], list[Step](), Counter[Any]()
-        operands: list[Any] = []
+        operands, quantized = list[Any](), False
         for binding in self._readers_in_order(values):
             step, operand = (None, ()) if binding.var in taken else _step(binding, values, channels)
             if step is None or _nested(step, steps) or (step.operand == "tensor" and not tensors):
                 break
             if str(binding.var.ty.dtype) != str(start.ty.dtype) and not casts:
                 break
+            if casts and step.operand == "tensor" and (read := self._from_bytes(operand[0], channels)) is not None:
+                source = len(values) - 1 if step.source is None else step.source
+                values += [None] * len(read.steps)
+                steps += read.steps
+                operand = read.operands
+                step = replace(step, operand="earlier", source=source, other=len(values) - 1)
             steps.append(step)
             operands += operand
             inside.update(_read_by(binding.value))
-            if all(self.uses[value] == inside[value] for value in values):
-                found = Epilogue(tuple(steps), tuple(operands), tuple(values), binding.var)
-            if str(binding.var.ty.dtype) in QUANTIZED:
-                break
+            is_of_bytes, known = str(binding.var.ty.dtype) in QUANTIZED, [value for value in values if value is not None]
+            if all(self.uses[value] == inside[value] for value in known) and (is_of_bytes or not quantized):
+                found = Epilogue(tuple(steps), tuple(operands), tuple(known), binding.var)
+            quantized = quantized or is_of_bytes
             values.append(binding.var)
         return found
+
+    def reads(self, operands: Sequence[Any]) -> None:
+        """Counts the tensors that a kernel will read beside what the bindings do, so that no other epilogue takes them in."""
+        self.uses.update(operand for operand in operands if isinstance(operand, relax.Var))
+
+    def _from_bytes(self, tensor: Any, channels: int) -> Epilogue | None:
+        """The steps from bytes to a tensor of numbers that they stand for; nothing of a tensor that is none."""
+        steps: list[Step] = []
+        while tensor in self.by_variable and str(tensor.ty.dtype) not in QUANTIZED:
+            binding = self.by_variable[tensor]
+            call = binding.value
+            if op_name(call) not in DEQUANTIZING:
+                return None
+            step, _ = _step(binding, [call.args[0]], channels)
+            if step is None or step.operand not in ("none", "scalar"):
+                return None
+            steps.append(replace(step, dtype=str(tensor.ty.dtype)))
+            tensor = call.args[0]
+        dtype = str(tensor.ty.dtype)
+        if dtype not in QUANTIZED or not steps:
+            return None
+        return Epilogue((Step("read", "tensor", dtype=dtype), *reversed(steps)), (tensor,), (), tensor)
 
     def _readers_in_order(self, values: list[Any]) -> Iterator[Any]:
         """The bindings that read any of the values, in order; the values grow as they are taken."""
         last = -1
-        while positions := [at for value in values for at in self.readers[value] if at > last]:
+        while positions := [at for value in values if value is not None for at in self.readers[value] if at > last]:
             last = min(positions)
             yield self.bindings[last]
 
@@ -124,7 +162,7 @@ def _read_by(expr: Any) -> list[Any]:
 
 def _nested(step: Step, before: Sequence[Step]) -> bool:
     """Whether the step is a function behind a function; nested ones compile in time that grows exponentially."""
-    return POINTWISE[step.op].function is not None and any(POINTWISE[each.op].function is not None for each in before)
+    return STEPS[step.op].function is not None and any(STEPS[each.op].function is not None for each in before)
 
 
 def _step(binding: Any, values: Sequence[Any], channels: int) -> tuple[Step | None, tuple[Any, ...]]:
@@ -164,7 +202,7 @@ def _step(binding: Any, values: Sequence[Any], channels: int) -> tuple[Step | No
 
 def _position(operand: Any, values: Sequence[Any]) -> int | None:
     """Which of the values an operand is."""
-    return next((index for index, value in enumerate(values) if operand.same_as(value)), None)
+    return next((index for index, value in enumerate(values) if value is not None and operand.same_as(value)), None)
 
 
 def _unless_last(position: int | None, values: Sequence[Any]) -> int | None:
