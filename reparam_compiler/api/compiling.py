@@ -53,9 +53,9 @@ def compile(
     Args:
         model: as for `fuse`.
         example_inputs: for models that do not know their input shapes, or leave some sizes open.
-        target: None and "llvm" are this machine; or "cuda", "llvm -mcpu=x86-64" (any x86-64, and slower: a log line says how),
-            "llvm -mcpu=x86-64-v2,v3,v4" (code for each, of which `load` takes what its machine runs best), another old-style
-            string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict.
+        target: None and "llvm" are this machine; or "cuda", "opencl", "llvm -mcpu=x86-64" (any x86-64, and slower: a log line
+            says how), "llvm -mcpu=x86-64-v2,v3,v4" (code for each, of which `load` takes what its machine runs best), another
+            old-style string ("llvm -mcpu=znver3 -num-cores 2"), a tag or a dict.
         fuse: fuse the model first. A model that `fuse` cannot read is compiled as it is, and a log line says so.
         policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)
         database: a folder that `tune` wrote; a log line says where none of its records is for the target.

@@ -5,8 +5,9 @@ from tvm.target import Target
 from reparam_compiler.lowering.backend import Backend
 from reparam_compiler.lowering.cpu.backend import CpuBackend
 from reparam_compiler.lowering.gpu.cuda.backend import CudaBackend
+from reparam_compiler.lowering.gpu.opencl.backend import OpenClBackend
 
-BACKENDS: dict[str, type[Backend]] = {backend.kind: backend for backend in (CpuBackend, CudaBackend)}
+BACKENDS: dict[str, type[Backend]] = {backend.kind: backend for backend in (CpuBackend, CudaBackend, OpenClBackend)}
 """By TVM's name of the kind: `BACKENDS["llvm"]` is `CpuBackend`."""
 
 

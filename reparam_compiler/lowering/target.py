@@ -1,7 +1,7 @@
 """What a person calls a target -> `tvm.target.Target`.
 
     None, "native"                        this machine: its triple, its cpu, its cores
-    "llvm", "cuda"                        a kind, on this machine: the same with "llvm" as None
+    "llvm", "cuda", "opencl"              a kind, on this machine: the same with "llvm" as None
     "llvm -mcpu=znver3 -num-cores 2"      the strings of the old tvmc, which TVM itself no longer reads
     "llvm -mcpu=x86-64"                   the baseline of an architecture, which runs on each of its machines
     "llvm -mcpu=x86-64-v2,v3,v4"          several cpus of it: code for each, of which a machine takes its best

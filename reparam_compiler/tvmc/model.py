@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 FillMode = Literal["random", "ones", "zeros"]
 Shapes = Mapping[str, Sequence[int]]
 Target = str | Mapping[str, Any] | None
+DEVICES = {"cl": "opencl"}
+"""Kinds of device by the names that they had."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -238,7 +240,7 @@ def compile(
         package_path: the file; None makes one that lives as long as the package.
         cross, cross_options: the compiler that links the library, and what else it is given.
         output_format: "tar" or "so"; None goes by the name of the file.
-        dump_code: of "relax", "tir", "ll", "asm", "cu"; each is written beside the file as `<package_path>.<name>`.
+        dump_code: of "relax", "tir", "ll", "asm", "cu", "cl"; each is written beside the file as `<package_path>.<name>`.
         batches: the numbers of samples to compile for, of which any number is put together; see `reparam_compiler.compile`.
         options: more settings of TVM's passes; the listings that they ask for are in `package.executable.listings`.
         verify: compare one run of it with one of the model in its own runtime, where this machine can run both.
@@ -303,7 +305,7 @@ def run(
 
     Args:
         tvmc_package: what `compile` gave, or the path of an artifact.
-        device: "cpu" or "cuda"; None is what it was compiled for.
+        device: "cpu", "cuda", or "opencl", which was "cl" once; None is what it was compiled for.
         inputs: arrays by name; those that are missing are filled.
         fill_mode: what with: "random", "ones" or "zeros".
         batch: how many samples, where the model takes any number and none are given; None is the smallest batch.
@@ -317,7 +319,7 @@ def run(
 
     executable = loading.load(tvmc_package) if isinstance(tvmc_package, str) else tvmc_package.executable
     kind = executable.device
-    if device not in (None, kind):
+    if DEVICES.get(str(device), device) not in (None, kind):
         raise LoweringError(f"--device: found {device!r}; this artifact was compiled for {kind!r}. Compile it again for it")
     given = dict(inputs or {})
     names = [spec.name for spec in executable.inputs]

@@ -47,6 +47,11 @@ TARGET_OPTIONS = {
         *("arch", "mcpu", "max_shared_memory_per_block", "max_threads_per_block", "thread_warp_size", "registers_per_block"),
         *("l2_cache_size_bytes", "max_num_threads", "keys", "libs", "device", "model", "tag"),
     ),
+    "opencl": (
+        *("max_threads_per_block", "max_shared_memory_per_block", "max_num_threads", "thread_warp_size", "max_function_args"),
+        *("texture_spatial_limit", "texture_depth_limit", "image_base_address_alignment"),
+        *("keys", "libs", "device", "model", "tag"),
+    ),
 }
 KINDS = tuple(TARGET_OPTIONS)
 EXECUTORS = {
@@ -162,7 +167,7 @@ def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
     parser, _ = _parsers(prog)
     found, unknown = parser.parse_known_args(list(_joined(arguments)))
     if foreign := [word for word in unknown if word.startswith("--target-")]:
-        parser.error(f"{foreign[0]}: targets are of the kinds {' and '.join(KINDS)}; of these, see tvmc compile --help")
+        parser.error(f"{foreign[0]}: targets are of the kinds {', '.join(KINDS)}; of these, see tvmc compile --help")
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return found
@@ -257,7 +262,7 @@ def _compile(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batches", type=sizes, metavar="LIST", help="compile for these batches, as 1,8, and run any number")
     command.add_argument("--cross-compiler", default="", help="what links the library, such as aarch64-linux-gnu-g++")
     command.add_argument("--cross-compiler-options", default="", help="what else it is given, such as '-mfpu=neon-vfpv4'")
-    command.add_argument("--dump-code", default="", metavar="FORMAT", help="write relax, tir, ll, asm, cu beside the output")
+    command.add_argument("--dump-code", default="", metavar="FORMAT", help="write relax, tir, ll, asm, cu, cl beside it")
     command.add_argument("-O", "--opt-level", type=int, choices=range(4), default=3, metavar="[0-3]", help="(default: 3)")
     command.add_argument("--pass-config", action="append", default=[], metavar="name=value", help="a setting of one pass")
     command.add_argument("--disabled-pass", type=names, default=(), metavar="LIST", help="passes to leave out, by comma")
@@ -278,7 +283,9 @@ def _compile(command: argparse.ArgumentParser) -> None:
 def _run(command: argparse.ArgumentParser) -> None:
     command.add_argument("PATH", help="an artifact of `tvmc compile`")
     command.add_argument(
-        "--device", choices=("cpu", "cuda", "cl", "metal", "vulkan", "rocm", "micro"), help="default: what it was compiled for"
+        "--device",
+        choices=("cpu", "cuda", "opencl", "cl", "metal", "vulkan", "rocm", "micro"),
+        help="default: what it was compiled for; which OpenCL device, PYOPENCL_CTX=platform[:device] says",
     )
     command.add_argument(
         "--fill-mode",
@@ -334,7 +341,8 @@ def _model(command: argparse.ArgumentParser) -> None:
 
 def _target(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--target", help="llvm, cuda, 'llvm -mcpu=znver3 -num-cores 2', a tag, JSON, or a JSON file (default: this machine)"
+        "--target",
+        help="llvm, cuda, opencl, 'llvm -mcpu=znver3 -num-cores 2', a tag, JSON, or a JSON file (default: this machine)",
     )
     group = command.add_argument_group("options of the target, the same as inside --target")
     for kind, attributes in TARGET_OPTIONS.items():

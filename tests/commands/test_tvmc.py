@@ -26,6 +26,7 @@ from reparam_compiler.lowering.search.measuring import Repeats
 from reparam_compiler.tvmc.commands import read_inputs
 from reparam_compiler.tvmc.options import parse, target_of
 from tests.support import instant_trials
+from tests.support.opencl_device import needs_opencl
 from tests.support.tvmc_runs import WEIGHT, tvmc, write_onnx
 
 pytestmark = pytest.mark.tvm
@@ -230,6 +231,22 @@ def test_run_prints_times_and_the_largest_values(artifact: Path) -> None:
     assert text.exit_code == 0
     assert re.search(r"mean \(ms\) +median \(ms\) +max \(ms\) +min \(ms\) +std \(ms\)", text.stdout)
     assert "largest of y" in text.stdout
+
+
+@needs_opencl
+def test_opencl_is_compiled_and_run_on_its_device_by_either_name(model: Path, inputs: Path, tmp_path: Path) -> None:
+    archive, written = tmp_path / "m.tar", tmp_path / "out.npz"
+    made = tvmc("compile", model, "--target", "opencl", "--target-opencl-max_threads_per_block", "256", "-o", archive)
+    assert made.exit_code == 0, made.output
+    assert "verified: one run gives what the model gives" in made.stdout
+    assert '"max_threads_per_block": 256' in made.stdout
+    ran = tvmc("run", archive, "--device", "cl", "-i", inputs, "-o", written, "--profile", "--print-time")
+    assert ran.exit_code == 0, ran.output
+    assert "implicit GEMM" in ran.stdout
+    with np.load(inputs) as given, np.load(written) as found:
+        np.testing.assert_allclose(found["output_0"], expected(given["x"]), rtol=1e-4, atol=1e-5)
+    assert tvmc("run", archive, "--device", "opencl").exit_code == 0
+    assert "this artifact was compiled for 'opencl'" in tvmc("run", archive, "--device", "cuda").stderr
 
 
 def test_end_to_end_counts_the_copies(artifact: Path) -> None:

@@ -103,7 +103,7 @@ def test_an_explanation_is_one_line_on_stderr_and_the_work_is_done(tmp_path: Pat
         (["compile", "m.onnx", "--runtime", "crt"], "microTVM left TVM in 0.20"),
         (["compile", "m.onnx", "--opt-level", "4"], "invalid choice"),
         (["compile", "m.onnx", "--input-shapes", "x=1,3"], "cannot read the input shapes 'x=1,3'"),
-        (["compile", "m.onnx", "--target-opencl-device", "mali"], "targets are of the kinds llvm and cuda"),
+        (["compile", "m.onnx", "--target-vulkan-device", "mali"], "targets are of the kinds llvm, cuda, opencl"),
         (["compile", "m.onnx", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["compile"], "required: MODEL"),
         (["run", "m.tar", "--fill-mode", "sevens"], "invalid choice"),

@@ -30,7 +30,11 @@ LOWERING = Path(lowering.__file__).parent
 
 
 def test_a_target_has_the_backend_of_its_kind() -> None:
-    assert {kind: backend_for(resolve(kind)).device_name for kind in BACKENDS} == {"llvm": "cpu", "cuda": "cuda"}
+    assert {kind: backend_for(resolve(kind)).device_name for kind in BACKENDS} == {
+        "llvm": "cpu",
+        "cuda": "cuda",
+        "opencl": "opencl",
+    }
     assert [kind for kind in BACKENDS if backend_for(resolve(kind)).tuning() is not None] == ["llvm"]
     assert backend_for(resolve("nvidia/nvidia-a100")).kind == "cuda"
     assert backend_for(resolve("cuda -arch=sm_90")).kind == "cuda"
@@ -42,11 +46,14 @@ def test_only_backends_name_a_kind_of_target() -> None:
         words = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
         if found := words & set(BACKENDS):
             named[str(path.relative_to(LOWERING))] = found
-    assert named == {"cpu/machine.py": {"llvm"}, "gpu/cuda/backend.py": {"cuda"}}
+    assert named == {"cpu/machine.py": {"llvm"}, "gpu/cuda/backend.py": {"cuda"}, "gpu/opencl/backend.py": {"opencl"}}
 
 
 def test_kinds_of_target_share_through_what_is_above_them() -> None:
-    for room, other in (("cpu", "gpu"), ("gpu", "cpu"), ("search", "cpu"), ("search", "gpu")):
+    for room, other in (
+        *(("cpu", "gpu"), ("gpu", "cpu"), ("search", "cpu"), ("search", "gpu")),
+        *(("gpu/cuda", "gpu.opencl"), ("gpu/opencl", "gpu.cuda")),
+    ):
         for path in (LOWERING / room).rglob("*.py"):
             assert f"lowering.{other}" not in path.read_text(), path
 
@@ -56,8 +63,8 @@ def test_the_command_line_has_options_for_each_kind() -> None:
 
 
 def test_each_listing_of_code_is_of_one_kind() -> None:
-    assert code_listings() == {"ll": "llvm", "asm": "llvm", "cu": "cuda"}
-    assert all_sources() == ("relax", "tir", "ll", "asm", "cu")
+    assert code_listings() == {"ll": "llvm", "asm": "llvm", "cu": "cuda", "cl": "opencl"}
+    assert all_sources() == ("relax", "tir", "ll", "asm", "cu", "cl")
 
 
 def test_only_foreign_cpus_refuse_to_load() -> None:
@@ -79,7 +86,7 @@ class WebGpu(VirtualMachineBackend):
     device_name: ClassVar = "webgpu"
     code: ClassVar = {"wgsl": ""}
 
-    def lower(self, module: Any, *, database: Path | None, max_error: float) -> Any:
+    def lower(self, module: Any, *, measured: Any, max_error: float) -> Any:
         phases = [relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps()]
         return schedule_gpu(Sequential([*phases, relax.transform.FuseTIR()])(module))
 

@@ -74,7 +74,7 @@ def test_description_is_read_back() -> None:
     ("target", "message"),
     [
         ("lvm", "neither a kind .* Did you mean 'llvm'"),
-        ("opencl", "neither a kind"),
+        ("vulkan", "neither a kind"),
         ("", "found ''"),
         (7, "found 7"),
         ("llvm -mcpu=znver33", "mcpu 'znver33' is unknown .* znver3"),

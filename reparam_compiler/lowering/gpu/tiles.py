@@ -27,11 +27,13 @@ class Chip:
     """What the rule must know of a GPU: how many multiprocessors, and the multiply-adds that one does in a cycle.
 
     tensor_rate: of float16 on tensor cores; 0 where there are none.
+    shared_memory: bytes of it that a block of threads may have.
     """
 
     multiprocessors: int
     float32_rate: int
     tensor_rate: int
+    shared_memory: int = 48 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,11 @@ class GpuTile:
     def workers(self) -> int:
         """Threads of a block in float32, warps on tensor cores."""
         return (self.rows // self.thread_rows) * (self.columns // self.thread_columns)
+
+    @property
+    def shared_bytes(self) -> int:
+        """What a block stages in float32: rows are four numbers longer than the tile's."""
+        return 4 * self.depth * (self.rows + 4 + self.columns)
 
     def padded(self, shape: ConvShape) -> tuple[int, int, int]:
         """Pixels, channels of a group, and k, each rounded up to whole tiles (and k to whole pieces)."""
@@ -96,7 +103,7 @@ def choose_gpu_tile(shape: ConvShape, chip: Chip, *, tensor_cores: bool) -> GpuT
 
     Pieces are tried only where whole sums would leave multiprocessors idle, not to even out the last of many waves.
     """
-    tiles = TENSOR_TILES if tensor_cores else FLOAT32_TILES
+    tiles = TENSOR_TILES if tensor_cores else [tile for tile in FLOAT32_TILES if tile.shared_bytes <= chip.shared_memory]
     k = shape.kernel[0] * shape.kernel[1] * shape.group_in
     choices = [
         replace(tile, pieces=pieces)

@@ -44,6 +44,11 @@ def default_threads() -> int:
     return cores()
 
 
+def at_once(threads: int) -> int:
+    """How many runs of so many threads each go on at once: as many as there are cores for."""
+    return max(1, cores() // threads)
+
+
 def on_launcher(threads: int, work: Callable[[], ResultT]) -> ResultT:
     """What `work` gives, called on a thread that has so many threads for its kernels; raises what it raises.
 
@@ -52,7 +57,7 @@ def on_launcher(threads: int, work: Callable[[], ResultT]) -> ResultT:
     with _MAKING:
         launchers = _LAUNCHERS.get(threads)
         if launchers is None:
-            launchers = _LAUNCHERS[threads] = _Launchers(threads, max(1, cores() // threads))
+            launchers = _LAUNCHERS[threads] = _Launchers(threads, at_once(threads))
     return launchers.call(work)
 
 

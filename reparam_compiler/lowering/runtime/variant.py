@@ -97,7 +97,7 @@ class Variant:
     def ready(self) -> Machines:
         """The machines. Raises: LoweringError where there are none."""
         if self.machines is None:
-            if not (reason := self.backend.unrunnable_here() or self.backend.lacking_here(self.library)):
+            if not (reason := self.backend.unrunnable_here() or (self.library and self.backend.lacking_here(self.library))):
                 raise LoweringError(
                     f"run: the code for {self.target} was not loaded, as the file has better; compile for it alone"
                 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from reparam_compiler.lowering.runtime.stored import Array
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Weight:
     """One weight.
 
