@@ -58,7 +58,9 @@ def rule(shape: ConvShape) -> list[Algorithm]:
 
 
 def record(algorithm: Algorithm, *seconds: float) -> ConvRecord:
-    return ConvRecord(SHAPE, (Step("relu"),), algorithm, "here", seconds)
+    """Of a point that was run beside the rule's, which took a second."""
+    against = {} if algorithm == RULE else {"against": RULE, "beside": (1.0,) * len(seconds)}
+    return ConvRecord(SHAPE, (Step("relu"),), algorithm, "here", seconds, **against)
 
 
 def test_record_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -146,19 +148,26 @@ def test_what_is_faster_alone_and_not_in_the_net_loses() -> None:
     assert winners([*alone, *in_net[:2]], "here", rule) == {}
 
 
-def test_the_rule_is_the_first_of_its_algorithms_that_was_measured() -> None:
-    """The very first may be too inexact for the weights, so that no net has it."""
-    assert winners([record(OTHER, 1.0), record(THIRD, 0.5)], "here", rule) == {SHAPE: (THIRD,)}
-    assert winners([record(OTHER), record(THIRD, 0.5)], "here", rule) == {}
+def test_what_was_run_beside_another_rule_does_not_count() -> None:
+    """The very first of the rule's algorithms may be too inexact for the weights, so that no net has it."""
+    exact = [replace(record(OTHER, 1.0), against=None, beside=()), replace(record(THIRD, 0.5), against=OTHER)]
+    assert winners(exact, "here", rule) == {SHAPE: (THIRD,)}
+    assert winners([*exact, record(RULE, 1.0)], "here", rule) == {}
+    assert winners([record(RULE), record(THIRD, 0.5)], "here", rule) == {}
 
 
-@given(st.dictionaries(st.integers(0, 5), st.floats(1e-6, 1.0), min_size=1))
+def test_the_pairs_decide_where_the_machine_was_slow_for_a_while() -> None:
+    slow = replace(record(OTHER, 1.6, 0.8, 0.8), beside=(2.0, 1.0, 1.0))
+    assert slow.ratio == pytest.approx(0.8)
+    assert winners([record(RULE, 1.0), slow, record(THIRD, 0.9)], "here", rule) == {SHAPE: (OTHER, THIRD)}
+
+
+@given(st.dictionaries(st.integers(1, 5), st.floats(1e-6, 2.0)))
 def test_winners_come_in_order_and_each_beats_the_rule_by_more_than_the_noise(seconds: dict[int, float]) -> None:
     every = candidates(SHAPE, UNIT)
     times = {every[index]: value for index, value in seconds.items() if index < len(every)}
-    found = winners([record(each, value) for each, value in times.items()], "here", rule).get(SHAPE, ())
-    taken = next((times[each] for each in every if each in times), 0.0)
-    assert [times[each] for each in found] == sorted(value for value in times.values() if value < (1 - MARGIN["alone"]) * taken)
+    found = winners([record(RULE, 1.0), *(record(*each) for each in times.items())], "here", rule).get(SHAPE, ())
+    assert [times[each] for each in found] == sorted(value for value in times.values() if value < 1 - MARGIN["alone"])
 
 
 def test_records_leave_the_rule_to_fall_back_on_where_an_algorithm_is_too_inexact() -> None:

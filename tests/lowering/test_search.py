@@ -73,6 +73,14 @@ def true_seconds(layer: Layer, point: Algorithm) -> float:
     return 1e-9 * penalty * TUNING.estimate(layer.shape, point) * (1.3 if point.tile.unroll < 4 else 1.0)
 
 
+def timed(state: State, point: Algorithm, seconds: float) -> ConvRecord:
+    """The record of a point that takes so long where the rule's takes what it took first."""
+    record = ConvRecord(state.layer.shape, (), point, TARGET, (seconds,))
+    if point == state.rule:
+        return record
+    return replace(record, against=state.rule, beside=(state.measured[state.rule],))
+
+
 def test_layers_are_distinct_and_counted(net: tuple[Any, list[Layer]]) -> None:
     _, layers = net
     assert [(str(layer), layer.count) for layer in layers] == [("conv_3x3_16_16_at_12x10", 2), ("conv_1x1_16_24_at_12x10", 1)]
@@ -102,7 +110,7 @@ def test_the_rules_point_of_every_layer_comes_first(net: tuple[Any, list[Layer]]
     for layer in layers:
         state, points = plan.next(100)
         assert (state.layer, points) == (layer, [TUNING.rule(layer.shape)[0]])
-        state.note(points[0], 1e-3)
+        state.note(timed(state, points[0], 1e-3))
     assert plan.seconds == plan.rule_seconds == pytest.approx(3e-3)
 
 
@@ -120,7 +128,7 @@ def test_a_plan_never_measures_twice_nor_more_than_it_may(most: int) -> None:
         for point in points:
             assert (state.layer.shape, point) not in seen
             seen.add((state.layer.shape, point))
-            state.note(point, true_seconds(state.layer, point))
+            state.note(timed(state, point, true_seconds(state.layer, point)))
 
 
 def test_a_plan_that_learns_finds_the_best_point_among_hundreds(net: tuple[Any, list[Layer]]) -> None:
@@ -129,7 +137,7 @@ def test_a_plan_that_learns_finds_the_best_point_among_hundreds(net: tuple[Any, 
     for _ in range(12):
         state, points = plan.next(100)
         for point in points:
-            state.note(point, true_seconds(state.layer, point))
+            state.note(timed(state, point, true_seconds(state.layer, point)))
     for state in plan.states:
         best = min(true_seconds(state.layer, point) for point in state.points)
         assert len(state.points) > 40
@@ -141,26 +149,27 @@ def test_time_goes_where_the_nets_time_is(net: tuple[Any, list[Layer]]) -> None:
     _, layers = net
     plan = planner(layers)
     for state in plan.states:
-        state.note(state.points[0], 1e-3 if state.layer is layers[0] else 1e-7)
+        state.note(timed(state, state.rule, 1e-3 if state.layer is layers[0] else 1e-7))
     measured = dict.fromkeys(layers, 0)
     for _ in range(4):
         state, points = plan.next(100)
         measured[state.layer] += len(points)
         for point in points:
-            state.note(point, state.best)
+            state.note(timed(state, point, state.best))
     assert measured[layers[0]] == sum(measured.values())
 
 
 def test_what_earlier_searches_measured_is_not_measured_again(net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
     points = TUNING.points(layer.shape)
-    known = [ConvRecord(layer.shape, (), point, TARGET, (true_seconds(layer, point),)) for point in points[:-2]]
+    started = State(layer, points, {points[0]: true_seconds(layer, points[0])})
+    known = [timed(started, point, true_seconds(layer, point)) for point in points[:-2]]
     plan = planner([layer], known)
     assert plan.measured == len(points) - 2
     state, left = plan.next(100)
     assert set(left) <= set(points[-2:])
     for point in left:
-        state.note(point, math.inf)
+        state.note(replace(timed(state, point, 1.0), seconds=(), beside=()))
     assert plan.next(100) is None or set(plan.next(100)[1]) <= set(points[-2:]) - set(left)
 
 
@@ -174,7 +183,7 @@ def test_points_that_are_too_inexact_are_never_measured(net: tuple[Any, list[Lay
             break
         assert not any(isinstance(point, Winograd) for point in found[1])
         for point in found[1]:
-            found[0].note(point, 1e-3)
+            found[0].note(timed(found[0], point, 1e-3))
 
 
 def test_before_anything_is_measured_the_estimate_orders(net: tuple[Any, list[Layer]]) -> None:
@@ -208,37 +217,38 @@ def bench(net: tuple[Any, list[Layer]], tmp_path: Path) -> Iterator[Trials]:
 def test_every_candidate_is_measured_and_a_wrong_one_costs_itself(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
     rule, *others = TUNING.points(layer.shape)[:3]
-    found = bench.measure(layer, others, rule)
-    assert all(len(each.seconds) == 2 and not each.failure for each in found)
-    (expected,) = bench.folder.glob("*-*.npy")
-    np.save(expected, 1 + np.load(expected))
-    (wrong,) = bench.measure(layer, [rule], rule)
-    assert not wrong.seconds
-    assert "its output differs from the rule's by 1" in wrong.failure
+    by_rule, *found = bench.measure(layer, [rule, *others], rule)
+    assert len(by_rule.seconds) == 2
+    assert not by_rule.beside
+    assert all(len(each.seconds) == len(each.beside) == 2 and not each.failure for each in found)
+    right, wrong = bench._jobs(layer, others)
+    altered = bench.folder / "altered.npy"
+    np.save(altered, 1 + np.load(wrong.candidate.weights[0][0]))
+    ((_, packing),) = wrong.candidate.weights
+    wrong = replace(wrong, rule=right.candidate, candidate=replace(wrong.candidate, weights=((str(altered), packing),)))
+    first, second = bench.meter.measure([wrong, replace(right, rule=right.candidate)])
+    assert "its output differs from the rule's by" in first.failure
+    assert len(second.seconds) == 2
 
 
 @pytest.mark.slow
 def test_what_cannot_be_built_or_run_costs_itself(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
-    rule = TUNING.rule(layer.shape)[0]
-    absent = Kernels(module_of(layer, net[0]), "no such target")
-    assert "building it failed" in bench.builders.build([absent], bench.folder)[0].failure
-    (measured,) = bench.measure(layer, [rule], rule)
-    assert measured.seconds
-    job = bench._lowered(layer, rule, bench.folder / "expected.npy")[1]
-    (lost,) = bench.meter.measure([job])
+    rule, other = TUNING.points(layer.shape)[:2]
+    assert "building it failed" in bench.builders.build([Kernels(None, "no such target")], bench.folder)[0].failure
+    (job,) = bench._jobs(layer, [rule])
+    (lost,) = bench.meter.measure([replace(job, candidate=replace(job.candidate, library="absent"))])
     assert "running it failed" in lost.failure
-    assert bench.measure(layer, [rule], rule)[0].seconds
+    assert bench.measure(layer, [other], rule)[0].seconds
 
 
 @pytest.mark.slow
 def test_a_candidate_that_does_not_come_back_is_ended(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
-    kernels, job = bench._lowered(layer, TUNING.rule(layer.shape)[0], bench.folder / "expected.npy")
-    (library,) = bench.builders.build([kernels], bench.folder)
-    endless = replace(job, library=library, repeats=Repeats(1, 10**9, 0, 6.0))
+    (job,) = bench._jobs(layer, [TUNING.rule(layer.shape)[0]])
+    endless = replace(job, repeats=Repeats(1, 10**9, 0, 6.0))
     with contextlib.closing(Meter(endless.repeats)) as meter:
-        hung, sound = meter.measure([endless, replace(endless, repeats=bench.meter.repeats)])
+        hung, sound = meter.measure([endless, job])
     assert hung == Outcome(failure="running it took too long")
     assert len(sound.seconds) == 2
 

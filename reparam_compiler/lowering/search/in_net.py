@@ -10,8 +10,8 @@ The net of what was chosen is run beside net 0 at the end: only where it is fast
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -92,16 +92,19 @@ class Contest:
         measured = Measured({shape: (point,) for shape, point in points.items()}, folder, functions)
         return executable_of([build(self._imported, self._search.backend.target, measured).variant], False, {})
 
-    def _conv_records(self, state: State, nets: Iterable[Timed]) -> list[ConvRecord]:
-        """What a layer took in each point that it had in a net, by call."""
-        shape, took = state.layer.shape, defaultdict[Algorithm, list[float]](list)
+    def _conv_records(self, state: State, nets: Sequence[Timed]) -> list[ConvRecord]:
+        """What a layer took in each point that it had in a net, by call, beside the rule's in the same round."""
+        shape, found = state.layer.shape, defaultdict[Algorithm, list[tuple[float, float]]](list)
         for net in nets:
             if shape in net.points:
-                took[net.points[shape]] += [seconds / state.layer.count for seconds in net.seconds[shape.mark]]
-        return [
-            ConvRecord(shape, state.layer.site.epilogue, point, self._target, tuple(seconds), "net")
-            for point, seconds in took.items()
-        ]
+                found[net.points[shape]] += zip(net.seconds[shape.mark], nets[0].seconds[shape.mark], strict=True)
+        return [self._conv_record(state, point, pairs) for point, pairs in found.items()]
+
+    def _conv_record(self, state: State, point: Algorithm, pairs: Sequence[tuple[float, float]]) -> ConvRecord:
+        site, count = state.layer.site, state.layer.count
+        seconds, beside = (tuple(each / count for each in side) for side in zip(*pairs, strict=True))
+        record = ConvRecord(site.shape, site.epilogue, point, self._target, seconds, where="net")
+        return record if point == state.rule else replace(record, against=state.rule, beside=beside)
 
     def _rest_record(self, name: str, code: int, nets: Sequence[Timed]) -> RestRecord:
         """What a function took by rule and by MetaSchedule's record."""
@@ -117,7 +120,7 @@ def _undone(record: RestRecord) -> RestRecord:
 
 def choices(states: Sequence[State]) -> list[dict[ConvShape, Algorithm]]:
     """The points of each net, the rule's first."""
-    ranked = {state.layer.shape: _ranked(state) for state in states if state.points and state.points[0] in state.measured}
+    ranked = {state.layer.shape: _ranked(state) for state in states if state.points and state.rule in state.measured}
     most = max((len(points) - 1 for points in ranked.values()), default=0)
     return [
         {shape: points[min(rank, len(points) - 1)] for shape, points in ranked.items()} for rank in range(1 + min(NETS, most))
@@ -126,9 +129,9 @@ def choices(states: Sequence[State]) -> list[dict[ConvShape, Algorithm]]:
 
 def _ranked(state: State) -> list[Algorithm]:
     """The rule's point, then the fastest others."""
-    rule, bound = state.points[0], WINDOW * state.best
-    others = [point for point, seconds in state.measured.items() if point != rule and seconds <= bound]
-    return [rule, *sorted(others, key=lambda point: state.measured[point])]
+    bound = WINDOW * state.best
+    others = [point for point, seconds in state.measured.items() if point != state.rule and seconds <= bound]
+    return [state.rule, *sorted(others, key=lambda point: state.measured[point])]
 
 
 def run_by_turns(nets: Sequence[Timed], arrays: Sequence[Any], rounds: int = ROUNDS) -> None:

@@ -4,17 +4,20 @@
 
 A process takes seconds to start, for it imports TVM, so it starts for the first candidate that it is to have, and stays. One
 that crashes or does not come back is ended, and the next candidate has another.
+
+A measurement is one of a pair: the rule's kernels, then the candidate, so that what slows the machine for a while slows both.
 """
 
 import contextlib
+import functools
 import itertools
 import sys
 import tempfile
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -29,9 +32,13 @@ from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.runtime.description import TensorSpec, filled
 from reparam_compiler.lowering.runtime.launchers import default_threads
 from reparam_compiler.lowering.runtime.linking import export_library
+from reparam_compiler.lowering.runtime.machines import Machines
 from reparam_compiler.lowering.runtime.stored import Packing
 from reparam_compiler.lowering.runtime.weights import Weight, all_packed
 from reparam_compiler.lowering.target import resolve
+
+if TYPE_CHECKING:
+    from reparam_compiler.lowering.runtime.description import Array
 
 INTRINSICS = "tvm.s_tir.tensor_intrin"
 BUILD_TIMEOUT = 30.0
@@ -61,27 +68,39 @@ class Kernels:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """What is to be measured.
+class Runnable:
+    """A built candidate.
 
-    library: the path of it. inputs: what `main` takes first, filled at random, always the same. weights: what it takes then:
-        the path of an array as the model has it, and how that is packed.
-    expected: the path of the output that the rule's kernels gave; written by the first job where it is not there.
+    library: the path of it. weights: what `main` takes after the inputs: the path of an array as the model has it, and how that
+        is packed.
     """
 
     library: str
+    weights: tuple[tuple[str, Packing | None], ...] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is to be measured.
+
+    inputs: what `main` takes first, filled at random, always the same.
+    rule: the rule's kernels for the same layer, which give the right output and are run by turns with the candidate; None: the
+        candidate is the rule's itself.
+    """
+
+    candidate: Runnable
+    rule: Runnable | None
     target: str
     inputs: tuple[TensorSpec, ...]
-    weights: tuple[tuple[str, Packing | None], ...]
-    expected: str
     repeats: Repeats
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Seconds of each measurement, or why there are none."""
+    """Seconds of each measurement, or why there are none. beside: of the rule's kernels, each run just before."""
 
     seconds: tuple[float, ...] = ()
+    beside: tuple[float, ...] = ()
     failure: str = ""
 
 
@@ -111,8 +130,7 @@ class Meter:
 
     def measure(self, jobs: Sequence[Job]) -> list[Outcome]:
         """What each took, or why it did not."""
-        found = (_value(each, "running") for each in self._pool.map_with_error_catching(measured, jobs))
-        return [each if isinstance(each, Outcome) else Outcome(each) for each in found]
+        return [_value(each, "running") for each in self._pool.map_with_error_catching(measured, jobs)]
 
     def close(self) -> None:
         """Ends its process."""
@@ -142,26 +160,37 @@ def _built(given: tuple[Kernels, str]) -> str:
     return path
 
 
-def measured(job: Job) -> tuple[float, ...]:
-    """In a process of its own: the seconds of each measurement.
+def measured(job: Job) -> Outcome:
+    """In a process of its own: what a candidate takes.
 
-    Raises: LoweringError where the output is not what the rule's kernels give.
+    Raises: LoweringError where its output is not what the rule's kernels give.
     """
-    backend, repeats = backend_for(resolve(job.target)), job.repeats
-    stored = [Weight(np.load(path), packing, (), "") for path, packing in job.weights]
-    weights = all_packed(stored, backend.packings)
-    machines = backend.machines(backend.loaded(Path(job.library).read_bytes()), weights, default_threads())
-    arrays = [filled(spec, "random") for spec in job.inputs]
-    _check(machines.run(arrays)[0], Path(job.expected))
-    return machines.measured(arrays, repeats.repeat, repeats.number, least_ms=repeats.min_repeat_ms, cold=True)
+    arrays, repeats = [filled(spec, "random") for spec in job.inputs], job.repeats
+    candidate = _machines(job.candidate, job.target)
+    if job.rule is None:
+        return Outcome(tuple(_seconds(candidate, arrays, repeats) for _ in range(repeats.repeat)))
+    rule = _machines(job.rule, job.target)
+    _check(candidate.run(arrays)[0], rule.run(arrays)[0])
+    pairs = [(_seconds(rule, arrays, repeats), _seconds(candidate, arrays, repeats)) for _ in range(repeats.repeat)]
+    return Outcome(tuple(seconds for _, seconds in pairs), tuple(seconds for seconds, _ in pairs))
 
 
-def _check(found: Shaped[np.ndarray, "..."], path: Path) -> None:
-    """Raises LoweringError where an output is not the expected one; the first is what the others are to be."""
-    if not path.is_file():
-        np.save(path, found)
-        return
-    expected = np.load(path)
+def _seconds(machines: Machines, arrays: "Sequence[Array]", repeats: Repeats) -> float:
+    """Of one measurement."""
+    return machines.measured(arrays, 1, repeats.number, least_ms=repeats.min_repeat_ms, cold=True)[0]
+
+
+@functools.lru_cache(maxsize=2)
+def _machines(runnable: Runnable, target: str) -> Machines:
+    """What runs a candidate; those of a layer come one after the other, each beside the same rule's."""
+    backend = backend_for(resolve(target))
+    stored = [Weight(np.load(path), packing, (), "") for path, packing in runnable.weights]
+    library = backend.loaded(Path(runnable.library).read_bytes())
+    return backend.machines(library, all_packed(stored, backend.packings), default_threads())
+
+
+def _check(found: Shaped[np.ndarray, "..."], expected: Shaped[np.ndarray, "..."]) -> None:
+    """Raises LoweringError where an output is not the expected one."""
     largest, tolerance = float(np.abs(expected).max(initial=0)), TOLERANCE[str(expected.dtype)]
     error = float(np.abs(found.astype(np.float64) - expected).max(initial=0))
     if not error <= tolerance * largest:

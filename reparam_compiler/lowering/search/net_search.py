@@ -4,12 +4,20 @@ import contextlib
 import itertools
 import math
 
+from reparam_compiler.lowering.conv.algorithms import Algorithm
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.search.asked import Search, TunedTask, TuneResult, selected
 from reparam_compiler.lowering.search.in_net import Contest
 from reparam_compiler.lowering.search.layers import layers_of
-from reparam_compiler.lowering.search.measuring import Builders, GenericBuilder, Meter, generic_runner, scratch_folder
-from reparam_compiler.lowering.search.planner import Planner
+from reparam_compiler.lowering.search.measuring import (
+    Builders,
+    GenericBuilder,
+    Meter,
+    Outcome,
+    generic_runner,
+    scratch_folder,
+)
+from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.progress import Clock
 from reparam_compiler.lowering.search.records import ConvRecord, append_conv, read_convs
 from reparam_compiler.lowering.search.rest import Generic, functions_of
@@ -77,14 +85,18 @@ class NetSearch:
         while (left := most - self.planner.measured) > 0 and not self._stopped and (found := self.planner.next(left)):
             state, points = found
             bench = bench or self._bench()
-            for point, outcome in zip(points, bench.measure(state.layer, points, state.points[0]), strict=True):
-                site, known = state.layer.site, math.isfinite(state.best)
-                record = ConvRecord(site.shape, site.epilogue, point, self._target, outcome.seconds, failure=outcome.failure)
+            for point, outcome in zip(points, bench.measure(state.layer, points, state.rule), strict=True):
+                record, known = self._record(state, point, outcome), math.isfinite(state.best)
                 append_conv(self.search.folder, record)
-                state.note(point, record.median)
+                state.note(record)
                 self._since_gain = self._since_gain + 1 if known and state.since else 0
                 self.clock.counted(failed=bool(outcome.failure))
                 self.clock.told(str(state.layer), (self.planner.rule_seconds, self.planner.seconds))
+
+    def _record(self, state: State, point: Algorithm, outcome: Outcome) -> ConvRecord:
+        site, against = state.layer.site, None if point == state.rule else state.rule
+        seconds, beside, failure = outcome.seconds, outcome.beside, outcome.failure
+        return ConvRecord(site.shape, site.epilogue, point, self._target, seconds, against, beside, failure=failure)
 
     def _bench(self) -> Trials:
         options = self.search.options

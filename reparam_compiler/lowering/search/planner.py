@@ -45,11 +45,18 @@ class State:
         """The points that are not measured."""
         return [point for point in self.points if point not in self.measured]
 
-    def note(self, algorithm: Algorithm, seconds: float) -> None:
-        """What a measurement gave; infinite where it failed."""
+    @property
+    def rule(self) -> Algorithm:
+        """The point of the rule."""
+        return self.points[0]
+
+    def note(self, record: ConvRecord) -> None:
+        """What a measurement gave. Of another point than the rule's it is the ratio of both that counts."""
+        rule = self.measured.get(self.rule, math.inf)
+        seconds = record.median if record.against is None else record.ratio * rule
         gained = seconds < (1 - GAIN) * self.best
         self.since = 0 if gained else self.since + 1
-        self.measured[algorithm] = min(seconds, self.measured.get(algorithm, math.inf))
+        self.measured[record.algorithm] = seconds
 
 
 class Planner:
@@ -62,10 +69,10 @@ class Planner:
         self.states = [self._started(layer, tuning) for layer in layers]
         self._surrogate = Surrogate(tuning)
         self._random = random.Random(0)
-        by_shape = {state.layer.shape: state for state in self.states}
-        for record in known:
-            if (state := by_shape.get(record.shape)) is not None:
-                state.note(record.algorithm, record.median)
+        by_shape = {state.layer.shape: state for state in self.states if state.points}
+        for record in sorted(known, key=lambda each: each.against is not None):  # the rule's first
+            if (state := by_shape.get(record.shape)) is not None and record.against in (None, state.rule):
+                state.note(record)
 
     def _started(self, layer: Layer, tuning: Tuning) -> State:
         first = next((point for point in tuning.rule(layer.shape) if self._bears(layer, point)), None)
@@ -90,12 +97,12 @@ class Planner:
     @property
     def rule_seconds(self) -> float:
         """The same with each at the rule's point."""
-        return sum(state.layer.count * state.measured.get(state.points[0], math.inf) for state in self.states if state.points)
+        return sum(state.layer.count * state.measured.get(state.rule, math.inf) for state in self.states if state.points)
 
     def next(self, most: int) -> tuple[State, list[Algorithm]] | None:
         """A layer and up to so many of its points; None where nothing is left."""
         for state in self.states:
-            if state.points and state.points[0] not in state.measured:
+            if state.points and state.rule not in state.measured:
                 return state, state.points[:1]
         self._learn()
         scored = [(self._score(state, left), state, left) for state in self.states if (left := state.left)]

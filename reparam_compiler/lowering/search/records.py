@@ -1,6 +1,6 @@
 """What searches measured, kept in a folder, for whichever target.
 
-    convs.jsonl                     a line a measured point of a conv: shape, epilogue, algorithm, target, seconds
+    convs.jsonl                     a line a measured point of a conv: shape, epilogue, algorithm, target, seconds, the rule's
     rest.jsonl                      a line a function without a recipe: by rule and from MetaSchedule's record, in the net
     database_workload.json,         MetaSchedule's own database
     database_tuning_record.json
@@ -16,7 +16,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -40,6 +40,7 @@ class ConvRecord:
     """One measured point.
 
     seconds: empty where the candidate failed, so that it is not tried again; `failure` says how.
+    against: the rule's point, which was run by turns with it, and took `beside`; None where this is that point.
     where: whether the layer ran alone, with cold caches, or in a running net.
     """
 
@@ -47,9 +48,18 @@ class ConvRecord:
     epilogue: tuple[Step, ...]
     algorithm: Algorithm
     target: str
-    seconds: tuple[float, ...] = field(default=())
+    seconds: tuple[float, ...] = ()
+    against: Algorithm | None = None
+    beside: tuple[float, ...] = ()
     where: Where = "alone"
     failure: str = ""
+
+    @property
+    def ratio(self) -> float:
+        """Its time by that of the rule's point: the median of the pairs; infinite where it failed, 1 of the rule's itself."""
+        if not self.seconds:
+            return math.inf
+        return float(np.median(np.divide(self.seconds, self.beside))) if self.against is not None else 1.0
 
     @property
     def median(self) -> float:
@@ -149,18 +159,33 @@ def warn_of_foreign(folder: Path, target: str, *, searched: bool) -> None:
 
 def conv_line(record: ConvRecord) -> dict[str, Any]:
     """A record as JSON has it."""
-    return {**asdict(record), "algorithm": {"outputs": None, **asdict(record.algorithm)}}
+    against = None if record.against is None else _algorithm_line(record.against)
+    return {**asdict(record), "algorithm": _algorithm_line(record.algorithm), "against": against}
 
 
 def conv_record(line: Mapping[str, Any]) -> ConvRecord:
     """The record that `conv_line` wrote. Raises one of `NO_RECORD` where it did not."""
     shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in line["shape"].items()}
-    epilogue = tuple(Step(**step) for step in line["epilogue"])
-    tile, outputs = Tile(**line["algorithm"]["tile"]), line["algorithm"]["outputs"]
-    block = int(line["algorithm"].get("block", 0))  # records of earlier versions have none
-    algorithm = Direct(tile, block) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile, block)
-    seconds, more = tuple(map(float, line["seconds"])), {name: line[name] for name in ("where", "failure") if name in line}
-    return ConvRecord(ConvShape(**shape), epilogue, algorithm, str(line["target"]), seconds, **more)
+    return ConvRecord(
+        ConvShape(**shape),
+        tuple(Step(**step) for step in line["epilogue"]),
+        _algorithm(line["algorithm"]),
+        str(line["target"]),
+        tuple(map(float, line["seconds"])),
+        None if line["against"] is None else _algorithm(line["against"]),
+        tuple(map(float, line["beside"])),
+        line["where"],
+        str(line["failure"]),
+    )
+
+
+def _algorithm_line(algorithm: Algorithm) -> dict[str, Any]:
+    return {"outputs": None, **asdict(algorithm)}
+
+
+def _algorithm(line: Mapping[str, Any]) -> Algorithm:
+    tile, outputs, block = Tile(**line["tile"]), line["outputs"], int(line["block"])
+    return Direct(tile, block) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile, block)
 
 
 def _read(path: Path, record: Callable[[dict[str, Any]], RecordT]) -> list[RecordT]:

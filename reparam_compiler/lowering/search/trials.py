@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +16,52 @@ from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.weights import Store, Weight
 from reparam_compiler.lowering.search.layers import Layer, module_of
-from reparam_compiler.lowering.search.measuring import Builders, Job, Kernels, Meter, Outcome
+from reparam_compiler.lowering.search.measuring import Builders, Job, Kernels, Meter, Outcome, Runnable
 from reparam_compiler.lowering.search.winners import Measured
 from reparam_compiler.lowering.target import describe
 
 
-@dataclass(slots=True, eq=False)
 class Trials:
-    """Measures points of the layers of one net.
+    """Measures points of the layers of one net, each beside the rule's."""
 
-    main: of the net, as `Tuning.prepared` gave it. folder: for libraries, weights and outputs.
-    """
-
-    backend: Backend
-    tuning: Tuning
-    main: Any
-    builders: Builders
-    meter: Meter
-    folder: Path
+    def __init__(self, backend: Backend, tuning: Tuning, main: Any, builders: Builders, meter: Meter, folder: Path) -> None:
+        """main: of the net, as `Tuning.prepared` gave it. folder: for libraries and weights."""
+        self.backend, self.builders, self.meter, self.folder = backend, builders, meter, folder
+        self._tuning, self._main, self._target = tuning, main, describe(backend.target)
+        self._rules: dict[Layer, Job | Outcome] = {}
 
     def measure(self, layer: Layer, points: Sequence[Algorithm], rule: Algorithm) -> list[Outcome]:
-        """What each point takes. Its output must be that of the rule's point, which is run first where it was not yet."""
-        expected = self.folder / f"{_digest(layer.site.weight)}-{abs(hash(layer.shape))}.npy"
-        if not expected.is_file() and list(points) != [rule]:
-            (first,) = self._outcomes(layer, [rule], expected)
-            if first.failure:
-                return [Outcome(failure=f"there is nothing to compare it with: of the rule's kernel, {first.failure}")] * len(
-                    points
-                )
-        return self._outcomes(layer, points, expected)
+        """What each point takes. Its output must be that of the rule's point, which is built first where it was not yet."""
+        if layer not in self._rules:
+            (self._rules[layer],) = self._jobs(layer, [rule])
+        first = self._rules[layer]
+        if isinstance(first, Outcome):
+            return [Outcome(failure=f"there is nothing to compare it with: of the rule's kernel, {first.failure}")] * len(
+                points
+            )
+        others = iter(self._jobs(layer, [point for point in points if point != rule]))
+        jobs = [first if point == rule else _beside(next(others), first) for point in points]
+        return [each if isinstance(each, Outcome) else self.meter.measure([each])[0] for each in jobs]
 
-    def _outcomes(self, layer: Layer, points: Sequence[Algorithm], expected: Path) -> list[Outcome]:
-        lowered = [self._lowered(layer, point, expected) for point in points]
+    def _jobs(self, layer: Layer, points: Sequence[Algorithm]) -> list[Job | Outcome]:
+        """Points, built."""
+        lowered = [self._lowered(layer, point) for point in points]
         made = [each for each in lowered if not isinstance(each, Outcome)]
         built = iter(self.builders.build([kernels for kernels, _ in made], self.folder))
-        found: list[Outcome] = []
-        for each in lowered:
-            if isinstance(each, Outcome):
-                found.append(each)
-                continue
-            library = next(built)
-            job = each[1]
-            found += [library] if isinstance(library, Outcome) else self.meter.measure([replace(job, library=library)])
-        return found
+        return [each if isinstance(each, Outcome) else _with_library(each[1], next(built)) for each in lowered]
 
-    def _lowered(self, layer: Layer, point: Algorithm, expected: Path) -> tuple[Kernels, Job] | Outcome:
-        target = describe(self.backend.target)
+    def _lowered(self, layer: Layer, point: Algorithm) -> tuple[Kernels, Job] | Outcome:
         store = Store()
         try:
             with noted(store) as packed:
-                module = self.tuning.lowered(module_of(layer, self.main), Measured({layer.shape: (point,)}))
+                module = self._tuning.lowered(module_of(layer, self._main), Measured({layer.shape: (point,)}))
                 module, weights = lifted(module, packed, store, self.backend.weights_from)
         except Exception as refusal:  # noqa: BLE001 - whatever a schedule raises costs this point alone
             return Outcome(failure=f"scheduling it failed: {class_and_line(refusal)}")
         parameters = module["main"].params
         inputs = tuple(map(_spec, parameters[: len(parameters) - len(weights)]))
         kept = tuple((str(self._kept(weight)), weight.packing) for weight in weights)
-        return Kernels(module, target), Job("", target, inputs, kept, str(expected), self.meter.repeats)
+        return Kernels(module, self._target), Job(Runnable("", kept), None, self._target, inputs, self.meter.repeats)
 
     def _kept(self, weight: Weight) -> Path:
         """The file of an array, written once."""
@@ -80,6 +69,14 @@ class Trials:
         if not path.is_file():
             np.save(path, weight.stored)
         return path
+
+
+def _with_library(job: Job, library: str | Outcome) -> Job | Outcome:
+    return library if isinstance(library, Outcome) else replace(job, candidate=replace(job.candidate, library=library))
+
+
+def _beside(job: Job | Outcome, rule: Job) -> Job | Outcome:
+    return job if isinstance(job, Outcome) else replace(job, rule=rule.candidate)
 
 
 def _digest(array: Shaped[np.ndarray, "..."]) -> str:

@@ -4,22 +4,20 @@
     measured alone only    the fastest, where it beats the rule's choice alone by `MARGIN`: a layer in a net is another thing
     neither                the rule
 
-What is faster alone and not in the net loses: the net is what is run. The rule's own choice is measured beside every other, and
-a record of a version whose rule was another counts only where today's choice was measured too.
+What is faster alone and not in the net loses: the net is what is run. The rule's own choice is run by turns with every other;
+what was run beside the choice of a version whose rule was another does not count.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
-from reparam_compiler.lowering.search.records import SCHEDULES, ConvRecord, RestRecord, Where, read_convs, read_rest
+from reparam_compiler.lowering.search.records import SCHEDULES, ConvRecord, RestRecord, read_convs, read_rest
 
 MARGIN = {"alone": 0.03, "net": 0.01}
 """By how much of the rule's time a measurement must beat it: a net's are medians of interleaved runs."""
-Times = Mapping[Algorithm, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +44,22 @@ def winners(
     records: Iterable[ConvRecord], target: str, rule: Callable[[ConvShape], Sequence[Algorithm]]
 ) -> dict[ConvShape, tuple[Algorithm, ...]]:
     """Of each shape that was measured for a target the algorithms that beat the rule's, the best first."""
-    found: dict[ConvShape, dict[Where, dict[Algorithm, float]]] = defaultdict(lambda: {"alone": {}, "net": {}})
+    by_shape = defaultdict[ConvShape, list[ConvRecord]](list)
     for record in records:
         if record.target == target:
-            times = found[record.shape][record.where]
-            times[record.algorithm] = min(record.median, times.get(record.algorithm, math.inf))
-    return {shape: chosen for shape, times in found.items() if (chosen := _faster(times, rule(shape)))}
+            by_shape[record.shape].append(record)
+    return {shape: chosen for shape, found in by_shape.items() if (chosen := _faster(found, rule(shape)))}
 
 
-def _faster(times: Mapping[Where, Times], rule: Sequence[Algorithm]) -> tuple[Algorithm, ...]:
+def _faster(records: Sequence[ConvRecord], rule: Sequence[Algorithm]) -> tuple[Algorithm, ...]:
     """Against the first of the rule's algorithms that was measured: one that is too inexact for the weights never is."""
-    where: Where = "net" if any(each in times["net"] for each in rule) else "alone"
-    taken = next((each for each in rule if math.isfinite(times[where].get(each, math.inf))), None)
-    if taken is None:
-        return ()
-    bound = (1 - MARGIN[where]) * times[where][taken]
-    faster = [algorithm for algorithm, seconds in times[where].items() if seconds < bound]
-    return tuple(sorted(faster, key=lambda algorithm: times[where][algorithm]))
+    in_net = [record for record in records if record.where == "net"]
+    counted = in_net or records
+    measured = {record.algorithm for record in counted if record.against is None and record.seconds}
+    taken = next((each for each in rule if each in measured), None)
+    ratios = {record.algorithm: record.ratio for record in counted if taken is not None and record.against == taken}
+    bound = 1 - MARGIN["net" if in_net else "alone"]
+    return tuple(sorted((each for each in ratios if ratios[each] < bound), key=lambda each: ratios[each]))
 
 
 def faster_functions(records: Iterable[RestRecord], target: str) -> frozenset[int]:
