@@ -97,8 +97,8 @@ def test_every_point_computes_the_same(tmp_path: Path) -> None:
     for index, algorithm in enumerate(chosen):
         folder = tmp_path / str(index)
         folder.mkdir()
-        for each, seconds in ((rule, 1.0), (algorithm, 0.1)):
-            append_conv(folder, ConvRecord(SHAPE, (), each, describe(target), (seconds,)))
+        append_conv(folder, ConvRecord(SHAPE, (), rule, describe(target), (1.0,)))
+        append_conv(folder, ConvRecord(SHAPE, (), algorithm, describe(target), (0.1,), against=rule, beside=(1.0,)))
         compiled = lowering.compile(model, database=folder)
         assert str(algorithm) in {kernel.algorithm for kernel in compiled.kernels}
         np.testing.assert_allclose(compiled.run(x)[0], expected, **FLOAT32)
@@ -110,7 +110,7 @@ def test_every_point_computes_the_same(tmp_path: Path) -> None:
         ({"target": "cuda"}, "expected an llvm target"),
         ({"target": "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76"}, "candidates are run here, and it is aarch64"),
         ({"target": "lvm"}, "neither a kind"),
-        ({"trials": 0}, "trials=0"),
+        ({"trials": -1}, "trials=-1; expected 0 or more"),
         ({"early_stopping": 0}, "early_stopping=0"),
         ({"min_repeat_ms": -1}, "min_repeat_ms=-1; expected 0 or more"),
         ({"max_seconds": 0.0}, "max_seconds=0.0; expected more than 0 seconds"),
