@@ -85,6 +85,7 @@ class Backend(ABC):
     device_name: of its devices, as `tvm.device` calls them ("cpu").
     code: the listings of `CompileOptions.sources` that show its code, and what TVM calls their format.
     packings: the functions of numpy that pack weights for its kernels, by the names that artifacts keep.
+    idle_passes: those of TVM that do nothing for its kernels and take time, by name.
     weights_from: the bytes from which a constant is a weight, an argument of `main` that variants share; None: none is one.
     linked: whether a C++ compiler links its libraries; else they are bytes of our own (`to_bytes`).
 
@@ -96,6 +97,7 @@ class Backend(ABC):
     device_name: ClassVar[str]
     code: ClassVar[Mapping[str, str]]
     packings: ClassVar[Mapping[str, Callable[..., Any]]] = {}
+    idle_passes: ClassVar[Sequence[str]] = ()
     weights_from: ClassVar[int | None] = None
     linked: ClassVar[bool] = True
 

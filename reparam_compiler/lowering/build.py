@@ -190,7 +190,7 @@ def build(
     with COMPILING:
         backend = backend_for(target).settled(measure=options.measure)
     try:
-        with COMPILING, target, filter_stderr(), options.context(watch), noted(store) as packed:
+        with COMPILING, target, filter_stderr(), options.context(watch, backend.idle_passes), noted(store) as packed:
             module = backend.lower(imported.module, measured=measured, max_error=options.max_error)
             without_weights, weights = lifted(module, packed, store, backend.weights_from)
             library = backend.compiled(without_weights)

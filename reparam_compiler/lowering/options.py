@@ -92,12 +92,12 @@ class CompileOptions:
             raise LoweringError(f"sources: found {', '.join(unknown)}; expected some of {', '.join(all_sources())}")
         self._config()
 
-    def context(self, watch: "Watch") -> PassContext:
-        """The PassContext that a compilation runs in. Raises as `check`."""
+    def context(self, watch: "Watch", idle: Sequence[str] = ()) -> PassContext:
+        """The PassContext that a compilation runs in. idle: passes that it leaves out in any case. Raises as `check`."""
         self.check()
         named = self.disabled_passes or self.before or self.after
         watched = [watch.instrument] if named or self.pass_times else []  # a call of Python for each pass
-        return PassContext(opt_level=self.opt_level, instruments=watched, config=self._config())
+        return PassContext(opt_level=self.opt_level, disabled_pass=list(idle), instruments=watched, config=self._config())
 
     def _config(self) -> dict[str, Any]:
         return {**CONFIG, **{name: _value(name, value) for name, value in self.pass_config.items()}}

@@ -23,6 +23,22 @@ from reparam_compiler.lowering.cpu.packing import PACKINGS
 if TYPE_CHECKING:
     from reparam_compiler.lowering.search.winners import Measured
 
+IDLE_PASSES = (
+    "s_tir.LowerCrossThreadReduction",
+    "s_tir.LiftThreadBinding",
+    "s_tir.UnifyThreadBinding",
+    "s_tir.InjectVirtualThread",
+    "s_tir.ThreadSync",
+    "s_tir.InferFragment",
+    "s_tir.LowerThreadAllreduce",
+    "s_tir.MergeSharedMemoryAllocations",
+    "s_tir.HoistIfThenElse",
+    "tirx.RemoveNoOp",
+    "tirx.CommonSubexprElim",
+)
+"""What only a GPU's threads need, and the last three, which LLVM does again: a third of the time of a U-Net's kernels. Without
+all but the last one machine code is the same; without that one nets are as fast."""
+
 
 @dataclass(frozen=True, slots=True)
 class CpuBackend(VirtualMachineBackend):
@@ -33,6 +49,7 @@ class CpuBackend(VirtualMachineBackend):
     device_name: ClassVar = "cpu"
     code: ClassVar = {"ll": "ll", "asm": "asm"}
     packings: ClassVar = PACKINGS
+    idle_passes: ClassVar = IDLE_PASSES
     weights_from: ClassVar = 64 * 1024
 
     @staticmethod

@@ -61,11 +61,19 @@ def folded(module: Any) -> Any:
         [
             relax.transform.CanonicalizeBindings(),
             *rest,
-            relax.transform.EliminateCommonSubexpr(),
-            relax.transform.CanonicalizeBindings(),
             relax.transform.DeadCodeElimination(),
         ]
     )(module)
+
+
+def shared(module: Any) -> Any:
+    """The module with what is computed twice computed once. It reads all weights: once for a module, not after every pass."""
+    passes = [
+        relax.transform.EliminateCommonSubexpr(),
+        relax.transform.CanonicalizeBindings(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    return Sequential(passes)(module)
 
 
 def folded_in_numpy(module: Any) -> Any:

@@ -17,7 +17,7 @@ from tvm.ir.transform import Sequential
 
 from reparam_compiler.errors import first_line
 from reparam_compiler.lowering.relax.canonicalize import canonicalized, op_name
-from reparam_compiler.lowering.relax.folding import folded
+from reparam_compiler.lowering.relax.folding import folded, shared
 from reparam_compiler.lowering.relax.moves import without_idle_moves
 from reparam_compiler.lowering.relax.norms import with_scales
 from reparam_compiler.lowering.relax.transposed_convs import with_plain_convs
@@ -40,7 +40,7 @@ def _is_single(module: Any) -> bool:
 def channels_last(module: Any) -> Any:
     """NHWC inside: every conv2d reads and writes NHWC, its weight is `O kh kw Ig`, and what lies between follows."""
     converted = folded(_converted(relax.transform.CanonicalizeBindings()(canonicalized(module))))
-    return folded(without_idle_moves(with_plain_convs(converted)))
+    return shared(folded(without_idle_moves(with_plain_convs(converted))))
 
 
 def _converted(module: Any) -> Any:

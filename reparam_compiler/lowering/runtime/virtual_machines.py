@@ -3,10 +3,12 @@
     call(work) -> a launcher (`launchers`) -> work(a machine that nobody else has)
 
 TVM's virtual machine holds the state of a run, and two threads that share one end in a segmentation fault. Another one costs a
-tenth of a millisecond and the activations of a run: weights are arguments of `main`, and constants are the library's.
+tenth of a millisecond and the activations of a run: weights are arguments of `main`, and constants are the library's. The first
+one of what was compiled in this process makes its machine code, a tenth of a build: who saves the model needs none.
 """
 
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -50,7 +52,8 @@ class VirtualMachines(Machines):
         self.device = device
         self.threads = threads
         self.weights = weights
-        self._free = [VirtualMachine(self._library, device)]
+        self._free: list[Any] = []
+        self._making = threading.Lock()
 
     def run(self, arrays: "Sequence[Array]") -> "list[Array]":
         """The outputs, flattened, on a launcher."""
@@ -108,7 +111,7 @@ class VirtualMachines(Machines):
     def with_machine(self, work: Callable[[Any, list[Any], Any], ResultT], arrays: "Sequence[Array]") -> ResultT:
         """What `work(machine, arguments, device)` gives for a machine that it may leave unfit for others."""
         tensors = self._arguments(arrays)
-        return on_launcher(self.threads, lambda: work(VirtualMachine(self._library, self.device), tensors, self.device))
+        return on_launcher(self.threads, lambda: work(self._another(), tensors, self.device))
 
     def call(self, work: Callable[[Any], ResultT]) -> ResultT:
         """What `work` gives for a machine; one that it fails on is not used again."""
@@ -117,7 +120,7 @@ class VirtualMachines(Machines):
             try:
                 machine = self._free.pop()
             except IndexError:
-                machine = VirtualMachine(self._library, self.device)
+                machine = self._another()
             result = work(machine)
             self._free.append(machine)
             return result
@@ -127,6 +130,11 @@ class VirtualMachines(Machines):
     def clone(self, threads: int) -> "VirtualMachines":
         """Machines of their own, over the same library and weights."""
         return VirtualMachines(self._library, self.device, threads, self.weights)
+
+    def _another(self) -> Any:
+        """One more machine; one at a time is made, of which the first may have to make code."""
+        with self._making:
+            return VirtualMachine(self._library, self.device)
 
     def _arguments(self, arrays: "Sequence[Array]") -> list[Any]:
         """Those of `main`: the inputs on the device, then the weights."""

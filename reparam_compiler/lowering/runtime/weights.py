@@ -75,6 +75,7 @@ class Store:
         self._arrays: dict[Any, Array] = {}
         self._weights: dict[Any, list[Weight]] = {}
         self._pages = Pages()
+        self._last: tuple[Array, Any] | None = None
 
     def another(self) -> "Store":
         """A store of the same arrays for kernels that pack them otherwise: those of another target."""
@@ -84,7 +85,7 @@ class Store:
 
     def packed(self, array: "Array", packing: Packing | None, packings: Packings) -> Weight:
         """The weight of an array in a packing, made where it is not held."""
-        held = self._weights.setdefault(key := _key(array), [])
+        held = self._weights.setdefault(key := self._key(array), [])
         for weight in held:
             if weight.packing == packing:
                 return weight
@@ -93,7 +94,13 @@ class Store:
 
     def packings_of(self, array: "Array") -> list[Packing | None]:
         """The packings that an array is held in."""
-        return [weight.packing for weight in self._weights.get(_key(array), ())]
+        return [weight.packing for weight in self._weights.get(self._key(array), ())]
+
+    def _key(self, array: "Array") -> Any:
+        """That of `_key`; a layer asks how its weights are held and then packs them, and they are read for it once."""
+        if self._last is None or self._last[0] is not array:
+            self._last = array, _key(array)
+        return self._last[1]
 
 
 def _key(array: "Array") -> tuple[Any, ...]:

@@ -93,10 +93,9 @@ def identify(
         raise NotFusable("a region without spatial axes")
     run = _runner(nodes, source)
     recorded = _recorded(known, rank)
-    sizes, batch = _sizes(run, nodes, channels, rank, recorded, fixed=fixed)
+    sizes, batch, at_zero = _sizes(run, nodes, channels, rank, recorded, fixed=fixed)
     if channels * channels * prod(sizes) > LARGEST_PROBE:
         raise NotFusable(f"{channels} channels at {'x'.join(map(str, sizes))} are too many to probe")
-    at_zero = run(torch.zeros(batch, channels, *sizes, dtype=torch.float64))
     if at_zero.ndim != rank + 2 or at_zero.shape[0] != batch or not at_zero.numel():
         raise NotFusable(f"it gives a value of shape {tuple(at_zero.shape)} for one of {(batch, channels, *sizes)}")
     bias, tolerance = _same_everywhere(at_zero, rounding)
@@ -186,8 +185,8 @@ def _recorded(known: TensorType | None, rank: int) -> Ints | None:
 
 def _sizes(
     run: Run, nodes: Sequence[Node], channels: int, rank: int, recorded: Ints | None, *, fixed: bool
-) -> tuple[Ints, int]:
-    """Small sizes that the region runs on, or those that it was recorded with; and the batch.
+) -> tuple[Ints, int, Tensor]:
+    """Small sizes that the region runs on, or those that it was recorded with; the batch; and its response to zero there.
 
     A batch of two shows what mixes samples; only where every run has the recorded one may it be another.
     """
@@ -201,10 +200,10 @@ def _sizes(
     tries = [(2, small), (2, recorded[1:] if recorded else small)]
     if recorded and fixed:
         tries.append((recorded[0], recorded[1:]))
-    for batch, sizes in tries:
+    for batch, sizes in dict.fromkeys(tries):
         y = _tried(run, torch.zeros(batch, channels, *sizes, dtype=torch.float64))
         if y is not None and y.shape[:1] == (batch,):
-            return sizes, batch
+            return sizes, batch, y
     raise NotFusable("it does not run on its own, or not on every batch alike")
 
 
@@ -248,19 +247,20 @@ class _Responses:
 
     def one(self, place: Ints) -> Tensor:
         """To a random vector of channels at a place."""
-        x = torch.zeros(self.batch, self.channels, *self.sizes, dtype=torch.float64)
         random = torch.Generator().manual_seed(1)
-        at: tuple[slice | int, ...] = (slice(None), *place)
-        x[0][at] = torch.randn(self.channels, dtype=torch.float64, generator=random)
-        return (self.run(x) - self.at_zero)[0]
+        return self._first((slice(None), *place), torch.randn(self.channels, dtype=torch.float64, generator=random))
 
     def weights(self, stride: Ints) -> int:
         """About how many weights the operator has: a channel's responses that are not zero, for all channels."""
-        x = torch.zeros(self.batch, self.channels, *self.sizes, dtype=torch.float64)
-        x[0, self.channels // 2][self.heard[0]] = 1.0
-        response = (self.run(x) - self.at_zero)[0].abs()
+        response = self._first((self.channels // 2, *self.heard[0]), 1.0).abs()
         heard = int((response > _NOISE * response.max()).sum())
         return heard * prod(stride) * self.channels
+
+    def _first(self, at: tuple[slice | int, ...], impulse: Tensor | float) -> Tensor:
+        """Of the first sample, which has an impulse there; alone where the region takes any batch."""
+        x = torch.zeros(1 if self.free_batch else self.batch, self.channels, *self.sizes, dtype=torch.float64)
+        x[0][at] = impulse
+        return self.run(x)[0] - self.at_zero[0]
 
     def each_channel(self, place: Ints) -> Iterator[tuple[int, Tensor]]:
         """(channel, response) for a 1 in each channel."""
