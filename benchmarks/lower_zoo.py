@@ -57,7 +57,7 @@ class Net:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """How ours was made. seconds: of CPU, from file to library. bytes: of the artifact, and of the weights in the file."""
+    """How ours was made. seconds: of CPU, from file to artifact, but for the linker. artifact, weights: bytes of each."""
 
     seconds: float
     artifact: int
@@ -149,8 +149,8 @@ def prepare(net: Net, folder: Path, batch: int) -> Built | str:
         executable = reparam_compiler.compile(model, (x,), verify=False)
     except reparam_compiler.ReparamError as refusal:
         return f"{type(refusal).__name__}: {refusal}"[:200]
-    seconds = time.process_time() - start
     executable.save(folder / "ours.tar")
+    seconds = time.process_time() - start
     return Built(seconds, (folder / "ours.tar").stat().st_size, _bytes_of_weights(model.graph))
 
 

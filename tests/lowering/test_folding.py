@@ -14,7 +14,7 @@ pytest.importorskip("tvm")
 from tvm import relax, tirx
 from tvm.ir import GenericConst
 
-from reparam_compiler.lowering.relax.folding import folded
+from reparam_compiler.lowering.relax.folding import folded, shared
 
 pytestmark = pytest.mark.tvm
 FLOAT = relax.TensorType((2, 3, 4), "float32")
@@ -96,3 +96,13 @@ def test_what_numpy_computes_otherwise_for_integers_is_left_to_tvm(
 ) -> None:
     found = result(folded(module_of(lambda _, emit: emit(op(constant(7, -7), constant(2, 2))))))
     assert isinstance(found, np.ndarray) is here
+
+
+def test_what_is_computed_twice_is_computed_once() -> None:
+    def twice(x: Any, emit: Callable[[Any], Any]) -> Any:
+        return relax.op.multiply(emit(relax.op.exp(x)), emit(relax.op.exp(x)))
+
+    module = module_of(twice)
+    for changed, calls in ((folded(module), 3), (shared(module), 2)):
+        (block,) = changed["main"].body.blocks
+        assert len(block.bindings) == calls

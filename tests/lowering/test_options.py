@@ -14,6 +14,7 @@ from tvm.ir.transform import module_pass
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.cpu.backend import CpuBackend
 from reparam_compiler.lowering.options import CompileOptions, Watch, all_sources
 
 pytestmark = pytest.mark.tvm
@@ -43,6 +44,27 @@ def test_a_text_is_one_name_and_not_its_letters() -> None:
     for names in (3, (3,), None):
         with pytest.raises(LoweringError, match=r"disabled_passes: found .*; expected names of passes or listings"):
             CompileOptions(disabled_passes=names)  # type: ignore[arg-type]
+
+
+CHANGES_CODE = "tirx.CommonSubexprElim"
+"""Among the idle passes the one whose work LLVM does in another order."""
+
+
+def test_idle_passes_are_passes_of_tvm_and_but_for_one_the_machine_code_is_the_same_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    idle = CpuBackend.idle_passes
+    net = nn.Sequential(
+        nn.Conv2d(16, 16, 3, padding=1), nn.Hardswish(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(784, 3)
+    ).eval()
+    options, listings = CompileOptions(sources="asm", pass_times=True), []
+    for left_out in ((), [name for name in idle if name != CHANGES_CODE]):
+        monkeypatch.setattr(CpuBackend, "idle_passes", left_out)
+        listings.append(lowering.compile(net, torch.zeros(1, 16, 14, 14), options=options).listings)
+    every, fewer = listings
+    assert [name for name in idle if name not in every["pass times"]] == []
+    assert "tirx.RemoveNoOp" not in fewer["pass times"]
+    assert every["asm"] == fewer["asm"]
 
 
 def test_disabled_passes_are_left_out_and_those_that_never_came_are_named(caplog: pytest.LogCaptureFixture) -> None:

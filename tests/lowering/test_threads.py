@@ -56,6 +56,25 @@ def test_every_thread_gets_the_outputs_of_its_inputs(compiled: lowering.Executab
     assert (found.wrong, found.raised) == (0, [])
 
 
+def test_a_compiled_model_has_no_machine_before_it_runs(array: np.ndarray) -> None:
+    executable = lowering.compile(nn.Conv2d(3, 8, 3).eval(), torch.zeros(1, 3, 16, 16))
+    assert executable.runs_here
+    (made,) = (variant.machines for variant in executable.variants)
+    assert made is not None
+    assert not made._free
+    executable.run(array)
+    executable.run(array)
+    assert len(made._free) == 1
+
+
+def test_the_first_runs_of_several_threads_make_the_code_once_between_them(array: np.ndarray) -> None:
+    executable = lowering.compile(nn.Conv2d(3, 8, 3).eval(), torch.zeros(1, 3, 16, 16))
+    found: list[np.ndarray] = []
+    together(8, lambda: found.append(executable.run(array)[0]))
+    assert len(found) == 8
+    assert all(np.array_equal(each, found[0]) for each in found)
+
+
 def test_a_clone_computes_the_same_bits_on_its_own_number_of_cores(compiled: lowering.Executable, array: np.ndarray) -> None:
     more = compiled.clone(threads=3)
     assert (more.threads, more.clone().threads, more.inputs) == (3, 3, compiled.inputs)
