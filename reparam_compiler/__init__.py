@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from reparam_compiler.checking.equivalent import Equivalence
     from reparam_compiler.cost.measure import measure_costs
     from reparam_compiler.cost.model import CostModel
-    from reparam_compiler.lowering import CompileOptions, CpuFamily, Executable, TuneResult, load, measure_cpu
+    from reparam_compiler.lowering import CompileOptions, CpuFamily, Executable, Rpc, TuneResult, load, measure_cpu
     from reparam_compiler.models.calibration import PreprocessingWarning
     from reparam_compiler.passes.fusion.registry import LinearRule, register_linear
     from reparam_compiler.passes.pruning.coupling.registry import CouplingRule, register_coupling
@@ -63,6 +63,7 @@ __all__ = [
     "PruneReport",
     "ReparamError",
     "RewriteError",
+    "Rpc",
     "Scores",
     "Scoring",
     "TrainingModeWarning",
@@ -97,7 +98,7 @@ _HOMES = {
     "Manifest": "reparam_compiler.passes.pruning.manifest",
     "PreprocessingWarning": "reparam_compiler.models.calibration",
     **dict.fromkeys(
-        ("CompileOptions", "CpuFamily", "Executable", "TuneResult", "load", "measure_cpu"), "reparam_compiler.lowering"
+        ("CompileOptions", "CpuFamily", "Executable", "Rpc", "TuneResult", "load", "measure_cpu"), "reparam_compiler.lowering"
     ),
     "measure_costs": "reparam_compiler.cost.measure",
     **dict.fromkeys(("CouplingRule", "register_coupling"), "reparam_compiler.passes.pruning.coupling.registry"),

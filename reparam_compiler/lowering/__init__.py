@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from reparam_compiler.lowering.build import compile, measure_cpu
     from reparam_compiler.lowering.cpu.families import CpuFamily
     from reparam_compiler.lowering.options import CompileOptions
+    from reparam_compiler.lowering.rpc.address import Rpc
     from reparam_compiler.lowering.runtime.description import TensorSpec, Timing
     from reparam_compiler.lowering.runtime.executable import Executable
     from reparam_compiler.lowering.runtime.loading import load
@@ -33,6 +34,7 @@ __all__ = [
     "CompileOptions",
     "CpuFamily",
     "Executable",
+    "Rpc",
     "SearchOptions",
     "TensorSpec",
     "Timing",
@@ -49,6 +51,7 @@ _HOMES = {
     "CompileOptions": "options",
     "CpuFamily": "cpu.families",
     "Executable": "runtime.executable",
+    "Rpc": "rpc.address",
     "TensorSpec": "runtime.description",
     "Timing": "runtime.description",
     "compile": "build",

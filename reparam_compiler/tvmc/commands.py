@@ -1,4 +1,4 @@
-"""`tvmc compile | tune | run | measure`: a model file to an artifact, better kernels for it, and numbers out of it.
+"""`tvmc compile | tune | run | measure | tracker | server`: a model file to an artifact, better kernels for it, numbers of it.
 
     tvmc compile repvgg.onnx --target "llvm -mcpu=znver3 -num-cores 2" -o module.tar
     tvmc tune repvgg.onnx --trials 64 -o records
@@ -27,6 +27,7 @@ from reparam_compiler.core.files import UNREADABLE
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc import model as api
 from reparam_compiler.tvmc.failing import log, log_lines, report
+from reparam_compiler.tvmc.fleet import rpc_of, serve, track
 from reparam_compiler.tvmc.options import parse, target_of
 from reparam_compiler.tvmc.tables import (
     batch_line,
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = "tvmc") -> int:
         return 0
     if found.command is None:
         parse(["--help"], prog)
-    commands = {"compile": _compile, "run": _run, "tune": _tune, "measure": _measure}
+    commands = {"compile": _compile, "run": _run, "tune": _tune, "measure": _measure, "tracker": _track, "server": _serve}
     with log_lines(prog, getattr(found, "verbose", 0)):
         for note in found.notes:
             log.warning(note)
@@ -164,7 +165,7 @@ def _artifact(found: argparse.Namespace) -> "Executable":
         what = f"an .npz with an array for each input of {found.PATH}"
         raise LoweringError(f"{found.inputs}: no such file; --inputs takes {what}")
     with _without_torch():
-        return load(found.PATH)
+        return load(found.PATH, rpc=rpc_of(found))
 
 
 @contextlib.contextmanager
@@ -200,6 +201,16 @@ def _tune(found: argparse.Namespace) -> None:
         _say(f"a run: {1e3 * result.net_seconds:.3f} ms with these records, {1e3 * result.rule_seconds:.3f} ms without")
     if result.interrupted:
         _say("interrupted: the same command goes on from here")
+
+
+def _track(found: argparse.Namespace) -> None:
+    with _without_torch():
+        track(found)
+
+
+def _serve(found: argparse.Namespace) -> None:
+    with _without_torch():
+        serve(found)
 
 
 def _measure(found: argparse.Namespace) -> None:

@@ -25,7 +25,7 @@ from reparam_compiler.tvmc.options import GONE_FORMATS
 from reparam_compiler.tvmc.words import ONE_SIZE
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import CompileOptions, Executable, TensorSpec, TuneResult
+    from reparam_compiler.lowering import CompileOptions, Executable, Rpc, TensorSpec, TuneResult
     from reparam_compiler.lowering.runtime.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -292,6 +292,7 @@ def run(
     tvmc_package: "TVMCPackage | str",
     device: str | None = None,
     *,
+    rpc: "Rpc | None" = None,
     inputs: Mapping[str, Any] | None = None,
     fill_mode: FillMode = "random",
     batch: int | None = None,
@@ -306,6 +307,7 @@ def run(
     Args:
         tvmc_package: what `compile` gave, or the path of an artifact.
         device: "cpu", "cuda", or "opencl", which was "cl" once; None is what it was compiled for.
+        rpc: devices far away, one of which runs it; see `reparam_compiler.load`.
         inputs: arrays by name; those that are missing are filled.
         fill_mode: what with: "random", "ones" or "zeros".
         batch: how many samples, where the model takes any number and none are given; None is the smallest batch.
@@ -317,7 +319,10 @@ def run(
     from reparam_compiler.lowering.runtime import loading
     from reparam_compiler.lowering.runtime.description import filled
 
-    executable = loading.load(tvmc_package) if isinstance(tvmc_package, str) else tvmc_package.executable
+    if isinstance(tvmc_package, str):
+        executable = loading.load(tvmc_package, rpc=rpc)
+    else:
+        executable = tvmc_package.executable if rpc is None else loading.load(tvmc_package.package_path, rpc=rpc)
     kind = executable.device
     if DEVICES.get(str(device), device) not in (None, kind):
         raise LoweringError(f"--device: found {device!r}; this artifact was compiled for {kind!r}. Compile it again for it")

@@ -1,4 +1,4 @@
-"""The options of `tvmc compile | run | tune | measure`: those of TVM 0.19's tvmc, by the same names.
+"""The options of `tvmc compile | run | tune | measure | tracker | server`: those of TVM 0.19's tvmc, by the same names.
 
     kept      means what it meant
     without   accepted, and explained on stderr in one line: what it chose is chosen otherwise now, or exists no more
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.tvmc.fleet import rpc_options, server_options, tracker_options
 from reparam_compiler.tvmc.words import MICRO, names, output_format, positive, shapes, sizes
 
 LAYOUT_OR_OP = re.compile(r"[A-Z][A-Za-z0-9]*(:[A-Za-z0-9]+)?|default|(nn|qnn|image)\.[\w.]+")
@@ -90,7 +91,7 @@ class Refused:
 
 
 LAYOUT = "the layout inside is chosen for the target (NHWC on a CPU); inputs and outputs keep the model's"
-RPC = "nothing is run or measured on another machine any more; copy the artifact there and run it there"
+RPC = "candidates are measured on this machine; compile with the records there"
 HARDWARE = "what the search must know of the machine is read from the target, such as --target-llvm-num-cores"
 OF_MODELS = (
     Without(("--desired-layout", "--desired-layout-ops"), LAYOUT),
@@ -116,7 +117,6 @@ OF_COMPILE = (
     ),
 )
 OF_RUN = (
-    Refused(("--rpc-key", "--rpc-tracker"), RPC),
     Refused(("--list-options",), MICRO, words=False),
     Refused(("--project-option",), MICRO),
 )
@@ -234,12 +234,26 @@ def _parsers(prog: str) -> tuple[argparse.ArgumentParser, dict[str, argparse.Arg
     parser.add_argument("--version", action="store_true", help="print the versions and exit")
     parser.add_argument("--config", action=Refuse, why="defaults from a file are gone; give the options themselves")
     _verbose(parser)
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="compile | run | tune | measure")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="compile | run | tune | measure | tracker | server"
+    )
     for name, add, help_text, example in (
         ("compile", _compile, "a model to one file", "compile repvgg.onnx --target 'llvm -mcpu=znver3' -o module.tar"),
         ("run", _run, "an artifact, on arrays from a file or on filled ones", "run module.tar --print-time --repeat 20"),
         ("tune", _tune, "search better kernels on this machine", "tune repvgg.onnx --trials 64 -o records, and again to go on"),
         ("measure", _json, "what kernels cost on this machine's CPU, beside what is shipped for it", "measure"),
+        (
+            "tracker",
+            tracker_options,
+            "know the devices of a fleet, and lend them to whoever asks",
+            "tracker --host 192.168.1.10",
+        ),
+        (
+            "server",
+            server_options,
+            "lend this machine through a tracker",
+            "server --tracker 192.168.1.10:9190 --key pi4 --host 0.0.0.0",
+        ),
     ):
         command = commands.add_parser(name, help=help_text, description=help_text, epilog=f"Example: tvmc {example}", **style)
         command.set_defaults(notes=[], target_options={})
@@ -303,6 +317,7 @@ def _run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repeat", type=positive, default=1, metavar="N", help="measurements (default: 1)")
     command.add_argument("--number", type=positive, default=1, metavar="N", help="runs in a row for each (default: 1)")
     _json(command)
+    rpc_options(command)
     _old(command, OF_RUN)
 
 

@@ -41,3 +41,10 @@ def positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
     return int(text)
+
+
+def port_number(text: str) -> int:
+    """The number of a port; 0 is any that is free."""
+    if not text.isdecimal() or int(text) >= 1 << 16:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a port, 0 to 65535")
+    return int(text)

@@ -271,16 +271,7 @@ def from_artifact(artifact: Artifact, path: Path) -> Executable:
 
     Raises: LoweringError where the manifest is not whole, or this machine cannot load the library.
     """
-    manifest = artifact.manifest
-    try:
-        weights = _weights(artifact)
-        described = [
-            _described(entry, library, weights) for entry, library in zip(manifest["variants"], artifact.libraries, strict=True)
-        ]
-        versions, any_batch = dict(manifest["versions"]), bool(manifest["any_batch"])
-        made = executable_of(described, any_batch, versions)
-    except (KeyError, TypeError, ValueError, IndexError) as refusal:
-        raise LoweringError(f"{path}: the manifest in it is not whole ({refusal!r}); {ADVICE}") from refusal
+    made = described(artifact, path)
     if reason := why_none_loads(made.targets):
         raise LoweringError(f"{path}: the library in it cannot run here: {reason}. Compile the model again for this machine")
     if made.others:
@@ -289,6 +280,22 @@ def from_artifact(artifact: Artifact, path: Path) -> Executable:
     ready = dict(zip(map(id, own), all_packed(own, made.variants[0].backend.packings), strict=True))
     variants = (replace(each, weights=tuple(ready[id(weight)] for weight in each.weights)) for each in made.variants)
     return replace(made, variants=tuple(variant.made_ready(_loaded(variant, path)) for variant in variants))
+
+
+def described(artifact: Artifact, path: Path) -> Executable:
+    """What a file holds, nothing of it loaded, taking what this machine would run best. path: as for `from_artifact`.
+
+    Raises: LoweringError where the manifest is not whole.
+    """
+    manifest = artifact.manifest
+    try:
+        weights = _weights(artifact)
+        variants = [
+            _described(entry, library, weights) for entry, library in zip(manifest["variants"], artifact.libraries, strict=True)
+        ]
+        return executable_of(variants, bool(manifest["any_batch"]), dict(manifest["versions"]))
+    except (KeyError, TypeError, ValueError, IndexError) as refusal:
+        raise LoweringError(f"{path}: the manifest in it is not whole ({refusal!r}); {ADVICE}") from refusal
 
 
 def executable_of(

@@ -8,7 +8,7 @@ machines of its own.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from reparam_compiler.lowering.runtime.description import TimedCall
 
@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 
 class Machines(ABC):
-    """Gives each run a machine. threads: how many cores of this machine one run takes."""
+    """Gives each run a machine.
+
+    threads: how many cores one run takes. here: whether it runs on this machine.
+    """
 
     threads: int
+    here: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, arrays: "Sequence[Array]") -> "list[Array]":

@@ -42,7 +42,8 @@ class Profile:
     """The calls of one run in their order.
 
     kernel_seconds: the sum of the calls. run_seconds: the median of whole runs, in which no call is timed.
-    peak_flops: float32 operations per second that this machine's registers allow; None where none is measured, as on a GPU.
+    peak_flops: float32 operations per second that this machine's registers allow; None where none is measured, as on a GPU or
+        on a machine far away.
     threads: of the peak.
     """
 
@@ -55,7 +56,7 @@ class Profile:
 
 
 def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 11) -> Profile:
-    """Time each kernel of a compiled model on this machine.
+    """Time each kernel of a compiled model, where it runs.
 
     Args:
         arrays: the inputs in order, of one of the batches; random ones of the smallest where none are given.
@@ -78,5 +79,6 @@ def profile(executable: Executable, arrays: Sequence[Any] = (), *, runs: int = 1
         share = float(seconds) / total if total else 0.0
         layers.append(Layer(name, kernel.algorithm, shape, float(seconds), share, kernel.flops, kernel.error))
     whole = executable.timing(*arrays, repeat=runs).median
-    peak = on_launcher(executable.threads, backend_for(resolve(executable.target)).peak)
+    here = executable.variants[0].ready().here
+    peak = on_launcher(executable.threads, backend_for(resolve(executable.target)).peak) if here else None
     return Profile(tuple(layers), total, whole, runs, peak.flops if peak else None, peak.threads if peak else 0)
