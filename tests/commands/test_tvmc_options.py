@@ -12,17 +12,8 @@ pytest.importorskip("onnx")
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.target import resolve, typed
-from reparam_compiler.tvmc.options import (
-    KINDS,
-    OF_COMPILE,
-    OF_RUN,
-    OF_TUNE,
-    TARGET_OPTIONS,
-    Refused,
-    Without,
-    parse,
-    target_of,
-)
+from reparam_compiler.tvmc.old_options import OF_COMPILE, OF_RUN, OF_TUNE, Refused, Without
+from reparam_compiler.tvmc.options import KINDS, TARGET_OPTIONS, parse, target_of
 from tests.support.tvmc_runs import tvmc, write_onnx
 
 pytestmark = pytest.mark.tvm
