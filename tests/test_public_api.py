@@ -35,6 +35,7 @@ PUBLIC = [
     "PruneReport",
     "ReparamError",
     "RewriteError",
+    "Rpc",
     "Scores",
     "Scoring",
     "TrainingModeWarning",
