@@ -11,17 +11,23 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import tvm
 from tvm.target import Target
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+    from reparam_compiler.lowering.conv.algorithms import ConvShape
     from reparam_compiler.lowering.relax.conv_sites import ConvSite
     from reparam_compiler.lowering.runtime.machines import Machines
     from reparam_compiler.lowering.runtime.weights import Weight
     from reparam_compiler.lowering.search.winners import Measured
+
+
+PointT = TypeVar("PointT")
+"""How a kind of target computes a conv (`conv.algorithms.Point`)."""
+PointKind: TypeAlias = tuple[Callable[..., Any], Callable[..., Any]]
+"""A class of points, and that of the tile among its knobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,10 @@ class Peak:
     threads: int
 
 
-class Tuning(ABC):
+class Tuning(ABC, Generic[PointT]):
     """What a search knows of a kind of target: its phases, the points of a conv, the space of what has no recipe.
 
-        prepared -> its conv sites: each at each of their points   -> with_kernels -> what is left: in the space
+        prepared -> its conv sites: each at each of their points       prepared -> rest: what has no recipe, in the space
 
     A search loads none of TVM's tensor intrinsics: importing them takes a minute.
     """
@@ -49,32 +55,32 @@ class Tuning(ABC):
         """The sites of what `prepared` gave that have points to choose from."""
 
     @abstractmethod
-    def rule(self, shape: "ConvShape") -> "list[Algorithm]":
+    def rule(self, shape: "ConvShape") -> list[PointT]:
         """What is taken where nothing is measured: the first of these that is exact enough on a layer's weights."""
 
     @abstractmethod
-    def points(self, shape: "ConvShape") -> "list[Algorithm]":
+    def points(self, shape: "ConvShape") -> list[PointT]:
         """The points of a conv that are worth a measurement, the rule's own first."""
 
     @abstractmethod
-    def estimate(self, shape: "ConvShape", algorithm: "Algorithm") -> float:
+    def estimate(self, shape: "ConvShape", point: PointT) -> float:
         """What the rule counts for a point, in any unit."""
 
     @abstractmethod
-    def features(self, shape: "ConvShape", algorithm: "Algorithm") -> "tuple[float, ...]":
+    def features(self, shape: "ConvShape", point: PointT) -> "tuple[float, ...]":
         """What a fitted model may tell the points of all convs apart by, beside their estimate."""
 
     @abstractmethod
     def lowered(self, module: Any, measured: "Measured") -> Any:
         """What `prepared` gave, in scheduled kernels only: `Backend.lower` without its first phases."""
 
-    @abstractmethod
-    def with_kernels(self, module: Any) -> Any:
-        """What `prepared` gave, with the rule's kernels for the convs; the rest in TIR, without a schedule."""
+    def rest(self, module: Any) -> Any:
+        """What `prepared` gave, with the rule's kernels for convs, the rest in TIR without a schedule; None: it keeps it."""
+        return None
 
-    @abstractmethod
     def space(self) -> Any:
         """MetaSchedule's generic space for a function without a recipe."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +176,12 @@ class Backend(ABC):
         """What a machine that runs code for several targets takes the best of: the largest."""
         return ()
 
-    def tuning(self) -> "Tuning | None":
+    @staticmethod
+    def points() -> "Sequence[PointKind]":
+        """What a search's points of this kind are, as records hold them."""
+        return ()
+
+    def tuning(self) -> "Tuning[Any] | None":
         """What `tune` moves for this target; None where nothing is searched for its kind."""
         return None
 

@@ -10,6 +10,7 @@ from torch import nn
 pytest.importorskip("tvm")
 
 from reparam_compiler.lowering.gpu import kernels as gpu_kernels
+from reparam_compiler.lowering.gpu import plans as gpu_plans
 from reparam_compiler.lowering.gpu.conv import declare_conv
 from reparam_compiler.lowering.gpu.tensor_cores import scheduled_tensor_conv
 from reparam_compiler.lowering.gpu.winograd import winograd_form
@@ -124,7 +125,7 @@ class Dilated(nn.Module):
 
 
 def test_winograd_net_matches_torch_and_reports_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_kernels, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
+    monkeypatch.setattr(gpu_plans, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
     module = check(Dilated(), (2, 8, 11, 9))
     funcs = {str(variable.name_hint): func for variable, func in module.functions_items()}
     marked = {name: func for name, func in funcs.items() if func.attrs and "reparam.algorithm" in func.attrs}
@@ -135,7 +136,7 @@ def test_winograd_net_matches_torch_and_reports_its_error(monkeypatch: pytest.Mo
 
 
 def test_winograd_beyond_the_bound_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_kernels, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
+    monkeypatch.setattr(gpu_plans, "choose_gpu_winograd", lambda shape, chip: [winograd_form(4)])
     target, model, x = resolve("cuda"), Dilated().eval(), torch.zeros(1, 8, 11, 9)
     with target:
         module = lower(to_relax(model, x).module, target, max_error=0.0)

@@ -11,8 +11,9 @@ conv takes, in which tile and blocks, `choice.py` says.
 """
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from reparam_compiler.core.winograd import Transform, transform
 from reparam_compiler.lowering.cpu.machine import VectorUnit
@@ -161,6 +162,11 @@ class Direct:
     def __str__(self) -> str:
         return "direct"
 
+    @property
+    def arithmetic(self) -> "Direct":
+        """Itself."""
+        return self
+
     def blocks(self, shape: ConvShape) -> int:
         """How many blocks of pixels there are."""
         return shape.pixels // (self.block or shape.pixels)
@@ -189,6 +195,11 @@ class Winograd:
 
     def __str__(self) -> str:
         return f"winograd {self.outputs[0]}x{self.outputs[1]}"
+
+    @property
+    def arithmetic(self) -> "Winograd":
+        """Itself."""
+        return self
 
     def transforms(self, shape: ConvShape) -> tuple[Transform, Transform]:
         """Those of the rows and of the columns: of a strided kernel, one phase."""
@@ -230,6 +241,15 @@ class Winograd:
 
 
 Algorithm: TypeAlias = Direct | Winograd
+
+
+class Point(Hashable, Protocol):
+    """How a kind of target computes a conv, with all its knobs: what a search measures. A CPU's are algorithms."""
+
+    @property
+    def arithmetic(self) -> Algorithm:
+        """What it is as exact as."""
+        ...
 
 
 def round_up(size: int, multiple: int) -> int:

@@ -1,12 +1,13 @@
 """CPUs, through LLVM: convs by the recipes, a schedule by rule for the rest, measurements of a search where there are any."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tvm
 from tvm.target import Target
 
-from reparam_compiler.lowering.backend import Peak, Tuning, VirtualMachineBackend
+from reparam_compiler.lowering.backend import Peak, PointKind, Tuning, VirtualMachineBackend
 from reparam_compiler.lowering.cpu.families import CpuFamily
 from reparam_compiler.lowering.cpu.machine import (
     KIND,
@@ -107,7 +108,14 @@ class CpuBackend(VirtualMachineBackend):
         """The width of its vectors, then how many features it has."""
         return strength(self.target)
 
-    def tuning(self) -> Tuning:
+    @staticmethod
+    def points() -> Sequence[PointKind]:
+        """The algorithms."""
+        from reparam_compiler.lowering.conv.algorithms import Direct, Tile, Winograd
+
+        return ((Direct, Tile), (Winograd, Tile))
+
+    def tuning(self) -> Tuning[Any]:
         """The recipe's knobs for convs, MetaSchedule's generic space for the rest."""
         from reparam_compiler.lowering.cpu.tuning import CpuTuning
 

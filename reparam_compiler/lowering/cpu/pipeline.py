@@ -13,7 +13,7 @@ from tvm.ir.transform import Sequential
 from tvm.relax.backend.cpu_generic import pipeline
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+from reparam_compiler.lowering.conv.algorithms import ConvShape
 from reparam_compiler.lowering.conv.choice import candidates, computes
 from reparam_compiler.lowering.conv.pointwise import legalizations
 from reparam_compiler.lowering.cpu.families import CpuFamily
@@ -50,7 +50,7 @@ def lowered(
     return schedule_rest(with_records(module, measured), vector_unit(target, family))
 
 
-def chosen(convs: Mapping[ConvShape, Sequence[Algorithm]]) -> AlgorithmRule:
+def chosen(convs: Mapping[ConvShape, Sequence[Any]]) -> AlgorithmRule:
     """The rule of a conv's algorithm that prefers what was measured to be faster."""
     return lambda shape, unit: [
         *(algorithm for algorithm in convs.get(shape, ()) if computes(shape, algorithm)),

@@ -30,7 +30,7 @@ POINTS = 400  # of one conv
 
 
 @dataclass(frozen=True, slots=True)
-class CpuTuning(Tuning):
+class CpuTuning(Tuning[Algorithm]):
     """The knobs of an llvm target, whose cores have `unit`. family: what is known of its CPU; None is what is shipped."""
 
     target: Target
@@ -53,19 +53,19 @@ class CpuTuning(Tuning):
         """Those of the target's vector unit."""
         return points(shape, self.unit)
 
-    def estimate(self, shape: ConvShape, algorithm: Algorithm) -> float:
+    def estimate(self, shape: ConvShape, point: Algorithm) -> float:
         """Cycles of one core."""
-        return cycles(shape, algorithm, self.unit)
+        return cycles(shape, point, self.unit)
 
-    def features(self, shape: ConvShape, algorithm: Algorithm) -> tuple[float, ...]:
+    def features(self, shape: ConvShape, point: Algorithm) -> tuple[float, ...]:
         """Sizes and knobs, what is padded in vain, and what of the caches is taken."""
-        return features(shape, algorithm, self.unit)
+        return features(shape, point, self.unit)
 
     def lowered(self, module: Any, measured: Measured) -> Any:
         """The phases of `cpu.pipeline` from there on."""
         return lowered(module, self.target, measured, family=self.family)
 
-    def with_kernels(self, module: Any) -> Any:
+    def rest(self, module: Any) -> Any:
         """The phases of `cpu.pipeline` up to the schedules."""
         return with_kernels(module, self.target, family=self.family)
 

@@ -10,15 +10,16 @@ from typing import Any
 
 from tvm.relax.expr_functor import mutator
 
+from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR, measured_error
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Winograd
 from reparam_compiler.lowering.gpu.conv import SUMS, gpu_conv, gpu_partial_conv, gpu_sum_of_pieces
 from reparam_compiler.lowering.gpu.grouped import gpu_grouped_conv, is_narrow
 from reparam_compiler.lowering.gpu.packing import PACKINGS
+from reparam_compiler.lowering.gpu.plans import GpuPlan, GpuRule, WinogradGemm, has_tensor_cores
 from reparam_compiler.lowering.gpu.tensor_cores import tensor_conv, tensor_partial_conv
-from reparam_compiler.lowering.gpu.tiles import Chip, GpuTile, choose_gpu_tile
+from reparam_compiler.lowering.gpu.tiles import Chip, GpuTile
 from reparam_compiler.lowering.gpu.winograd import (
-    choose_gpu_winograd,
     gpu_winograd_input,
     gpu_winograd_output,
     gpu_winograd_placed,
@@ -33,15 +34,19 @@ DTYPES = ("float32", "float16")
 FEW_ROWS = 16  # rows of a dense layer below which a matrix-vector kernel reads the weights as fast and wastes no tile
 
 
-def convs_to_gpu_kernels(module: Any, chip: Chip, max_error: float = MAX_ERROR) -> Any:
+def convs_to_gpu_kernels(module: Any, chip: Chip, rule: GpuRule, max_error: float = MAX_ERROR) -> Any:
     """Replace each site of `main` by calls of its scheduled kernels.
 
+    rule: gives the plans of a shape, best first.
     max_error: the relative error that a Winograd form may have on a layer's weights; the implicit GEMM where none is within it.
     """
-    sites = [site for site in find_conv_sites(module["main"], DTYPES) if not _is_vector(site)]
-    if not sites:
-        return module
-    return rewritten(module, ConvsToGpuKernels(module, sites, chip, max_error))
+    sites = gpu_sites(module["main"])
+    return rewritten(module, ConvsToGpuKernels(module, sites, chip, rule, max_error)) if sites else module
+
+
+def gpu_sites(main: Any) -> list[ConvSite]:
+    """The sites that a kernel of ours computes."""
+    return [site for site in find_conv_sites(main, DTYPES) if not _is_vector(site)]
 
 
 def gemm_packing(shape: ConvShape, tile: GpuTile) -> Packing:
@@ -65,20 +70,21 @@ def gemm_name(tile: GpuTile, on_tensor_cores: bool) -> str:
 class ConvsToGpuKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
     """One kernel call a site, or several."""
 
-    def __init__(self, module: Any, sites: list[ConvSite], chip: Chip, max_error: float) -> None:
+    def __init__(self, module: Any, sites: list[ConvSite], chip: Chip, rule: GpuRule, max_error: float) -> None:
         super().__init__(module, sites)
         self.chip = chip
+        self.rule = rule
         self.max_error = max_error
 
     def calls(self, site: ConvSite) -> Any:
         shape, data = site.shape, self.data(site)
         if is_narrow(shape):
             return self._narrow(site, data)
-        winograd = self._winograd(site)
-        if winograd is not None:
-            return self._three_kernels(site, *winograd, data)
+        plan, error = self._chosen(site)
+        if isinstance(plan, WinogradGemm):
+            return self._three_kernels(site, plan, error, data)
         flat = (shape.pixels, shape.groups, shape.group_out)
-        return self._gemm(site, shape, data, site.epilogue, self.operands(site, flat))
+        return self._gemm(site, shape, data, plan, site.epilogue, self.operands(site, flat))
 
     def _narrow(self, site: ConvSite, data: Any) -> Any:
         shape, steps, flat = site.shape, site.epilogue, (site.shape.pixels, site.shape.groups, site.shape.group_out)
@@ -86,23 +92,26 @@ class ConvsToGpuKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         weights = packed_constant(site.weight, Packing("grouped", {}), PACKINGS)
         return self.call(kernel, [data, weights, *self.operands(site, flat)], flat, shape.dtype)
 
-    def _winograd(self, site: ConvSite) -> tuple[Winograd, float] | None:
-        """The cheapest form that is estimated to beat the GEMM and is within the bound on the site's weights, and its error."""
-        for form in choose_gpu_winograd(site.shape, self.chip):
-            error = measured_error(site.weight, site.shape, form)
+    def _chosen(self, site: ConvSite) -> tuple[GpuPlan, float | None]:
+        """The rule's first plan that is within the bound on the site's weights, and its error; a GEMM sums in float32."""
+        for plan in self.rule(site.shape):
+            if not isinstance(plan, WinogradGemm):
+                return plan, None
+            error = measured_error(site.weight, site.shape, plan.arithmetic)
             if error <= self.max_error:
-                return form, error
-        return None
+                return plan, error
+        raise LoweringError(f"{site}: found no plan that is a GEMM; expected one behind those by Winograd's transforms")
 
-    def _three_kernels(self, site: ConvSite, form: Winograd, error: float, data: Any) -> Any:
+    def _three_kernels(self, site: ConvSite, plan: WinogradGemm, error: float | None, data: Any) -> Any:
         """Transform, GEMM, transform; of a dilated conv, whose outputs lie scattered, one more that puts them in place."""
-        shape, steps, gemm = site.shape, site.epilogue, winograd_gemm(site.shape, form)
+        shape, steps, form = site.shape, site.epilogue, plan.arithmetic
+        gemm = winograd_gemm(shape, form)
         height, width = form.transforms(shape)
         spread = (gemm.pixels, height.size, width.size)
         transform = self.kernel(site, ("in", shape, form), lambda: gpu_winograd_input(shape, form), suffix="_input")
         source = self.call(transform, [data], (*spread, shape.channels_in), shape.dtype)
         source = self.shaped(source, (gemm.batch, 1, 1, gemm.channels_in))
-        products = self._gemm(site, gemm, source, (), [], form, error)
+        products = self._gemm(site, gemm, source, plan, (), [], error)
         channels = (shape.groups, shape.group_out)
         products = self.shaped(products, (*spread, *channels))
         size = (shape.batch, shape.out_height, shape.out_width, *channels)
@@ -124,17 +133,18 @@ class ConvsToGpuKernels(ConvSiteRewriter):  # type: ignore[misc, unused-ignore]
         site: ConvSite,
         shape: ConvShape,
         data: Any,
+        plan: GpuPlan,
         steps: tuple[Step, ...],
         operands: list[Any],
-        form: Winograd | None = None,
         error: float | None = None,
     ) -> Any:
-        """The implicit GEMM of `shape`, which is the site's conv or, given a form, the product of its Winograd conv."""
-        on_tensor_cores = shape.dtype == "float16" and self.chip.tensor_rate > 0
-        tile = choose_gpu_tile(shape, self.chip, tensor_cores=on_tensor_cores)
-        packing = winograd_packing(site.shape, form, tile) if form else gemm_packing(shape, tile)
+        """The implicit GEMM of `shape`, which is the site's conv or the product of its Winograd conv."""
+        on_tensor_cores, tile = has_tensor_cores(shape, self.chip), plan.tile
+        if isinstance(plan, WinogradGemm):
+            packing, algorithm = winograd_packing(site.shape, plan.arithmetic, tile), str(plan)
+        else:
+            packing, algorithm = gemm_packing(shape, tile), gemm_name(tile, on_tensor_cores)
         packed = packed_constant(site.weight, packing, PACKINGS)
-        algorithm = str(form) if form else gemm_name(tile, on_tensor_cores)
         size = (shape.pixels, shape.groups, shape.group_out)
         if tile.pieces == 1:
             whole = tensor_conv if on_tensor_cores else gpu_conv

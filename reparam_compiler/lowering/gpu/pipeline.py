@@ -10,15 +10,23 @@ from tvm.ir.transform import Sequential
 from tvm.relax.backend.gpu_generic import pipeline
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
+from reparam_compiler.lowering.conv.algorithms import ConvShape
 from reparam_compiler.lowering.gpu.kernels import convs_to_gpu_kernels
+from reparam_compiler.lowering.gpu.plans import plans
 from reparam_compiler.lowering.gpu.schedules import schedule_gpu
 from reparam_compiler.lowering.gpu.tiles import Chip
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.relax.quantized import as_arithmetic
+from reparam_compiler.lowering.search.winners import Measured
 
 
-def lower_gpu(module: Any, target: Any, chip: Chip, max_error: float = MAX_ERROR) -> Any:
-    """Relax with high-level ops -> Relax that calls scheduled kernels only."""
+def prepared(module: Any) -> Any:
+    """The phases before kernels are chosen."""
+    return channels_last(simplify(as_arithmetic(module, integers=False)))
+
+
+def lowered(module: Any, target: Any, chip: Chip, measured: Measured | None = None, max_error: float = MAX_ERROR) -> Any:
+    """What `prepared` gave -> Relax that calls scheduled kernels only."""
     passes = [
         *pipeline.library_dispatch_passes(target),
         relax.transform.LegalizeOps(),
@@ -29,5 +37,9 @@ def lower_gpu(module: Any, target: Any, chip: Chip, max_error: float = MAX_ERROR
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),
     ]
-    module = channels_last(simplify(as_arithmetic(module, integers=False)))
-    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(module, chip, max_error)))
+    convs = (measured or Measured()).convs
+
+    def rule(shape: ConvShape) -> list[Any]:
+        return [*convs.get(shape, ()), *plans(shape, chip)]
+
+    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(module, chip, rule, max_error)))

@@ -18,7 +18,7 @@ from tvm import te, tirx
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Step, Tile, Winograd
 from reparam_compiler.lowering.conv.scheduled import finished
 from reparam_compiler.lowering.conv.tiles import matrix_element, placed, source_pixel, tile_sums
-from reparam_compiler.lowering.gpu.tiles import DRAM_BYTES, LAUNCH, Chip, choose_gpu_tile, gpu_cycles
+from reparam_compiler.lowering.gpu.tiles import DRAM_BYTES, LAUNCH, Chip, GpuTile, choose_gpu_tile, gpu_cycles
 
 THREADS = 128
 MARGIN = 0.85  # of the GEMM's estimate that a form must stay below: the counts are rough, and three kernels are not one
@@ -43,17 +43,23 @@ def choose_gpu_winograd(shape: ConvShape, chip: Chip) -> list[Winograd]:
 
     Counted: the GEMM's cycles, the bytes that both transforms read and write, and two more launches.
     """
-    if shape.stride != (1, 1) or shape.kernel != (3, 3) or shape.dtype != "float32":
+    if not takes_winograd(shape):
         return []
     direct = gpu_cycles(shape, choose_gpu_tile(shape, chip, tensor_cores=False), chip, tensor_cores=False)
     costs = {form: winograd_cycles(shape, form, chip) for form in map(winograd_form, OUTPUTS)}
     return sorted((form for form in costs if costs[form] < MARGIN * direct), key=costs.__getitem__)
 
 
-def winograd_cycles(shape: ConvShape, form: Winograd, chip: Chip) -> float:
-    """Cycles of all three kernels."""
+def takes_winograd(shape: ConvShape) -> bool:
+    """Whether a conv has such a form."""
+    return shape.stride == (1, 1) and shape.kernel == (3, 3) and shape.dtype == "float32"
+
+
+def winograd_cycles(shape: ConvShape, form: Winograd, chip: Chip, tile: GpuTile | None = None) -> float:
+    """Cycles of all three kernels. tile: of the product; None is its best one."""
     gemm = winograd_gemm(shape, form)
-    product = gpu_cycles(gemm, choose_gpu_tile(gemm, chip, tensor_cores=False), chip, tensor_cores=False)
+    tile = tile or choose_gpu_tile(gemm, chip, tensor_cores=False)
+    product = gpu_cycles(gemm, tile, chip, tensor_cores=False)
     between = gemm.pixels * (gemm.channels_in + gemm.channels_out)
     outside = shape.batch * shape.height * shape.width * shape.channels_in + shape.pixels * shape.channels_out
     return product + 4 * (2 * between + outside) / (DRAM_BYTES * chip.multiprocessors) + 2 * LAUNCH

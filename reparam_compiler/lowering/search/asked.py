@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backend import Backend, Tuning
@@ -123,7 +124,7 @@ class Search:
     """A search that can be made: for which target, of what, how, and the folder of its records."""
 
     backend: Backend
-    tuning: Tuning
+    tuning: Tuning[Any]
     folder: Path
     options: SearchOptions
 
@@ -137,7 +138,7 @@ def check_search(target: TargetLike, database: str | os.PathLike[str], options: 
     backend = backend_for(resolve(target)).settled(measure=True)
     if (tuning := backend.tuning()) is None:
         raise LoweringError(
-            f"tune: found target {describe(backend.target)}; expected an llvm target, on whose machine this runs"
+            f"tune: found target {describe(backend.target)}; nothing is searched for its kind, whose kernels are chosen by rule"
         )
     if reason := backend.unrunnable_here():
         raise LoweringError(f"tune: found target {describe(backend.target)}; candidates are run here, and {reason}")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from reparam_compiler.lowering.build import build
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.runtime.description import filled
 from reparam_compiler.lowering.runtime.executable import Executable, executable_of
@@ -42,7 +42,7 @@ class Timed:
     """
 
     executable: Executable
-    points: Mapping[ConvShape, Algorithm]
+    points: Mapping[ConvShape, Point]
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -79,7 +79,7 @@ class Contest:
         chosen = self._built({shape: points[0] for shape, points in faster.items()}, functions)
         by_rule, best = whole_runs([self._by_rule, chosen], self._arrays)
         if best >= by_rule:  # layer by layer it was faster, and as a whole it is not
-            convs = [record for record in convs if record.algorithm == rule.get(record.shape)]
+            convs = [record for record in convs if record.point == rule.get(record.shape)]
             rest, best = [_undone(record) for record in rest], by_rule
         for conv in convs:
             append_conv(self._search.folder, conv)
@@ -87,20 +87,20 @@ class Contest:
             append_rest(self._search.folder, each)
         return by_rule, best
 
-    def _built(self, points: Mapping[ConvShape, Algorithm], functions: frozenset[int]) -> Executable:
+    def _built(self, points: Mapping[ConvShape, Point], functions: frozenset[int]) -> Executable:
         folder = self._search.folder if functions else None
         measured = Measured({shape: (point,) for shape, point in points.items()}, folder, functions)
         return executable_of([build(self._imported, self._search.backend.target, measured).variant], False, {})
 
     def _conv_records(self, state: State, nets: Sequence[Timed]) -> list[ConvRecord]:
         """What a layer took in each point that it had in a net, by call, beside the rule's in the same round."""
-        shape, found = state.layer.shape, defaultdict[Algorithm, list[tuple[float, float]]](list)
+        shape, found = state.layer.shape, defaultdict[Point, list[tuple[float, float]]](list)
         for net in nets:
             if shape in net.points:
                 found[net.points[shape]] += zip(net.seconds[shape.mark], nets[0].seconds[shape.mark], strict=True)
         return [self._conv_record(state, point, pairs) for point, pairs in found.items()]
 
-    def _conv_record(self, state: State, point: Algorithm, pairs: Sequence[tuple[float, float]]) -> ConvRecord:
+    def _conv_record(self, state: State, point: Point, pairs: Sequence[tuple[float, float]]) -> ConvRecord:
         site, count = state.layer.site, state.layer.count
         seconds, beside = (tuple(each / count for each in side) for side in zip(*pairs, strict=True))
         record = ConvRecord(site.shape, site.epilogue, point, self._target, seconds, where="net")
@@ -118,7 +118,7 @@ def _undone(record: RestRecord) -> RestRecord:
     return RestRecord(record.function, record.name, record.target, record.rule, math.inf)
 
 
-def choices(states: Sequence[State]) -> list[dict[ConvShape, Algorithm]]:
+def choices(states: Sequence[State]) -> list[dict[ConvShape, Point]]:
     """The points of each net, the rule's first."""
     ranked = {state.layer.shape: _ranked(state) for state in states if state.points and state.rule in state.measured}
     most = max((len(points) - 1 for points in ranked.values()), default=0)
@@ -127,7 +127,7 @@ def choices(states: Sequence[State]) -> list[dict[ConvShape, Algorithm]]:
     ]
 
 
-def _ranked(state: State) -> list[Algorithm]:
+def _ranked(state: State) -> list[Point]:
     """The rule's point, then the fastest others."""
     bound = WINDOW * state.best
     others = [point for point, seconds in state.measured.items() if point != state.rule and seconds <= bound]

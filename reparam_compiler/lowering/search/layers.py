@@ -14,7 +14,7 @@ from tvm import relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 
 from reparam_compiler.lowering.conv.accuracy import measured_error
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
 from reparam_compiler.lowering.relax.conv_sites import ConvSite
 
 
@@ -32,9 +32,9 @@ class Layer:
     def __str__(self) -> str:
         return str(self.site)
 
-    def bears(self, algorithm: Algorithm, max_error: float) -> bool:
-        """Whether an algorithm is exact enough on the weights: one that is not would be refused when the net is compiled."""
-        return measured_error(self.site.weight, self.shape, algorithm) <= max_error
+    def bears(self, point: Point, max_error: float) -> bool:
+        """Whether a point is exact enough on the weights: one that is not would be refused when the net is compiled."""
+        return measured_error(self.site.weight, self.shape, point.arithmetic) <= max_error
 
 
 def layers_of(sites: Sequence[ConvSite]) -> list[Layer]:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import math
 
-from reparam_compiler.lowering.conv.algorithms import Algorithm
+from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.search.asked import Search, TunedTask, TuneResult, selected
 from reparam_compiler.lowering.search.in_net import Contest
@@ -38,7 +38,8 @@ class NetSearch:
         module = tuning.prepared(imported.module)
         self._main = module["main"]
         records = [each for each in read_convs(search.folder) if each.target == self._target]
-        layers, functions = layers_of(tuning.sites(module)), functions_of(tuning.with_kernels(module))
+        layers, rest = layers_of(tuning.sites(module)), tuning.rest(module)
+        functions = [] if rest is None else functions_of(rest)
         wanted = selected([*map(str, layers), *(each.name for each in functions)], search.options.tasks)
         layers = list(itertools.compress(layers, wanted))
         functions = list(itertools.compress(functions, wanted[-len(functions) :])) if functions else []
@@ -93,7 +94,7 @@ class NetSearch:
                 self.clock.counted(failed=bool(outcome.failure))
                 self.clock.told(str(state.layer), (self.planner.rule_seconds, self.planner.seconds))
 
-    def _record(self, state: State, point: Algorithm, outcome: Outcome) -> ConvRecord:
+    def _record(self, state: State, point: Point, outcome: Outcome) -> ConvRecord:
         site, against = state.layer.site, None if point == state.rule else state.rule
         seconds, beside, failure = outcome.seconds, outcome.beside, outcome.failure
         return ConvRecord(site.shape, site.epilogue, point, self._target, seconds, against, beside, failure=failure)

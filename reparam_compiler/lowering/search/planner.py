@@ -10,9 +10,10 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from reparam_compiler.lowering.backend import Tuning
-from reparam_compiler.lowering.conv.algorithms import Algorithm
+from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.search.layers import Layer
 from reparam_compiler.lowering.search.records import ConvRecord
 from reparam_compiler.lowering.search.surrogate import Surrogate
@@ -31,8 +32,8 @@ class State:
     """
 
     layer: Layer
-    points: list[Algorithm]
-    measured: dict[Algorithm, float] = field(default_factory=dict)
+    points: list[Point]
+    measured: dict[Point, float] = field(default_factory=dict)
     since: int = 0
 
     @property
@@ -41,12 +42,12 @@ class State:
         return min(self.measured.values(), default=math.inf)
 
     @property
-    def left(self) -> list[Algorithm]:
+    def left(self) -> list[Point]:
         """The points that are not measured."""
         return [point for point in self.points if point not in self.measured]
 
     @property
-    def rule(self) -> Algorithm:
+    def rule(self) -> Point:
         """The point of the rule."""
         return self.points[0]
 
@@ -56,13 +57,13 @@ class State:
         seconds = record.median if record.against is None else record.ratio * rule
         gained = seconds < (1 - GAIN) * self.best
         self.since = 0 if gained else self.since + 1
-        self.measured[record.algorithm] = seconds
+        self.measured[record.point] = seconds
 
 
 class Planner:
     """Chooses what is measured next."""
 
-    def __init__(self, layers: Iterable[Layer], tuning: Tuning, known: Iterable[ConvRecord], *, max_error: float) -> None:
+    def __init__(self, layers: Iterable[Layer], tuning: Tuning[Any], known: Iterable[ConvRecord], *, max_error: float) -> None:
         """known: the records of layers measured alone, for this target."""
         self._max_error = max_error
         self._borne: dict[tuple[Layer, str], bool] = {}
@@ -74,11 +75,11 @@ class Planner:
             if (state := by_shape.get(record.shape)) is not None and record.against in (None, state.rule):
                 state.note(record)
 
-    def _started(self, layer: Layer, tuning: Tuning) -> State:
+    def _started(self, layer: Layer, tuning: Tuning[Any]) -> State:
         first = next((point for point in tuning.rule(layer.shape) if self._bears(layer, point)), None)
         return State(layer, [] if first is None else list(dict.fromkeys([first, *tuning.points(layer.shape)])))
 
-    def _bears(self, layer: Layer, point: Algorithm) -> bool:
+    def _bears(self, layer: Layer, point: Point) -> bool:
         """Whether a point is exact enough on the layer's weights: its tile and blocks have no part in that."""
         if (layer, str(point)) not in self._borne:
             self._borne[layer, str(point)] = layer.bears(point, self._max_error)
@@ -99,7 +100,7 @@ class Planner:
         """The same with each at the rule's point."""
         return sum(state.layer.count * state.measured.get(state.rule, math.inf) for state in self.states if state.points)
 
-    def next(self, most: int) -> tuple[State, list[Algorithm]] | None:
+    def next(self, most: int) -> tuple[State, list[Point]] | None:
         """A layer and up to so many of its points; None where nothing is left."""
         for state in self.states:
             if state.points and state.rule not in state.measured:
@@ -115,20 +116,20 @@ class Planner:
         pairs = [((s.layer.shape, point), seconds) for s in self.states for point, seconds in s.measured.items()]
         self._surrogate.fit(pairs)
 
-    def _score(self, state: State, left: Sequence[Algorithm]) -> float:
+    def _score(self, state: State, left: Sequence[Point]) -> float:
         if not math.isfinite(state.best):
             return 0.0
         fastest = math.exp(float(self._surrogate.log_seconds([(state.layer.shape, point) for point in left]).min()))
         seen = 1 - fastest / state.best
         return state.layer.count * state.best * max(seen, HOPE / (1 + state.since))
 
-    def _batch(self, state: State, left: Sequence[Algorithm], most: int) -> list[Algorithm]:
+    def _batch(self, state: State, left: Sequence[Point], most: int) -> list[Point]:
         """The likeliest points and a random one, of those that are exact enough; the others are struck off."""
         order = self._surrogate.log_seconds([(state.layer.shape, point) for point in left]).argsort()
         ranked = [left[index] for index in order]
         if len(ranked) > most > 1:
             ranked.insert(most - 1, ranked.pop(self._random.randrange(most - 1, len(ranked))))
-        batch: list[Algorithm] = []
+        batch: list[Point] = []
         for point in ranked:
             if len(batch) == most:
                 break

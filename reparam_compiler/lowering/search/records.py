@@ -1,6 +1,6 @@
 """What searches measured, kept in a folder, for whichever target.
 
-    convs.jsonl                     a line a measured point of a conv: shape, epilogue, algorithm, target, seconds, the rule's
+    convs.jsonl                     a line a measured point of a conv: shape, epilogue, point, target, seconds, the rule's
     rest.jsonl                      a line a function without a recipe: by rule and from MetaSchedule's record, in the net
     database_workload.json,         MetaSchedule's own database
     database_tuning_record.json
@@ -18,12 +18,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Step, Tile, Winograd
+from reparam_compiler.lowering.backends import point_kinds
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Point, Step
 
 log = logging.getLogger(__name__)
 RecordT = TypeVar("RecordT")
@@ -46,10 +47,10 @@ class ConvRecord:
 
     shape: ConvShape
     epilogue: tuple[Step, ...]
-    algorithm: Algorithm
+    point: Point
     target: str
     seconds: tuple[float, ...] = ()
-    against: Algorithm | None = None
+    against: Point | None = None
     beside: tuple[float, ...] = ()
     where: Where = "alone"
     failure: str = ""
@@ -159,8 +160,8 @@ def warn_of_foreign(folder: Path, target: str, *, searched: bool) -> None:
 
 def conv_line(record: ConvRecord) -> dict[str, Any]:
     """A record as JSON has it."""
-    against = None if record.against is None else _algorithm_line(record.against)
-    return {**asdict(record), "algorithm": _algorithm_line(record.algorithm), "against": against}
+    against = None if record.against is None else _point_line(record.against)
+    return {**asdict(record), "point": _point_line(record.point), "against": against}
 
 
 def conv_record(line: Mapping[str, Any]) -> ConvRecord:
@@ -169,23 +170,26 @@ def conv_record(line: Mapping[str, Any]) -> ConvRecord:
     return ConvRecord(
         ConvShape(**shape),
         tuple(Step(**step) for step in line["epilogue"]),
-        _algorithm(line["algorithm"]),
+        _point(line["point"]),
         str(line["target"]),
         tuple(map(float, line["seconds"])),
-        None if line["against"] is None else _algorithm(line["against"]),
+        None if line["against"] is None else _point(line["against"]),
         tuple(map(float, line["beside"])),
         line["where"],
         str(line["failure"]),
     )
 
 
-def _algorithm_line(algorithm: Algorithm) -> dict[str, Any]:
-    return {"outputs": None, **asdict(algorithm)}
+def _point_line(point: Point) -> dict[str, Any]:
+    """With the name of its class, which says what the rest means."""
+    return {"kind": type(point).__name__, **asdict(cast(Any, point))}
 
 
-def _algorithm(line: Mapping[str, Any]) -> Algorithm:
-    tile, outputs, block = Tile(**line["tile"]), line["outputs"], int(line["block"])
-    return Direct(tile, block) if outputs is None else Winograd((int(outputs[0]), int(outputs[1])), tile, block)
+def _point(line: Mapping[str, Any]) -> Point:
+    knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in line.items() if name != "kind"}
+    kind, tile = point_kinds()[line["kind"]]
+    point: Point = kind(**{**knobs, "tile": tile(**line["tile"])})
+    return point
 
 
 def _read(path: Path, record: Callable[[dict[str, Any]], RecordT]) -> list[RecordT]:

@@ -90,7 +90,7 @@ def _applied(module: Any, folder: Path) -> Any:
 class Generic:
     """MetaSchedule's search of the functions of one net, in the database of a folder."""
 
-    def __init__(self, functions: list[Function], target: Any, tuning: Tuning, folder: Path) -> None:
+    def __init__(self, functions: list[Function], target: Any, tuning: Tuning[Any], folder: Path) -> None:
         self.functions = functions
         self._target = target
         self._tuning = tuning

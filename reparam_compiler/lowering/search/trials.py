@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 
 from reparam_compiler.errors import class_and_line
 from reparam_compiler.lowering.backend import Backend, Tuning
-from reparam_compiler.lowering.conv.algorithms import Algorithm
+from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.weights import Store, Weight
@@ -24,13 +24,15 @@ from reparam_compiler.lowering.target import describe
 class Trials:
     """Measures points of the layers of one net, each beside the rule's."""
 
-    def __init__(self, backend: Backend, tuning: Tuning, main: Any, builders: Builders, meter: Meter, folder: Path) -> None:
+    def __init__(
+        self, backend: Backend, tuning: Tuning[Any], main: Any, builders: Builders, meter: Meter, folder: Path
+    ) -> None:
         """main: of the net, as `Tuning.prepared` gave it. folder: for libraries and weights."""
         self.backend, self.builders, self.meter, self.folder = backend, builders, meter, folder
         self._tuning, self._main, self._target = tuning, main, describe(backend.target)
         self._rules: dict[Layer, Job | Outcome] = {}
 
-    def measure(self, layer: Layer, points: Sequence[Algorithm], rule: Algorithm) -> list[Outcome]:
+    def measure(self, layer: Layer, points: Sequence[Point], rule: Point) -> list[Outcome]:
         """What each point takes. Its output must be that of the rule's point, which is built first where it was not yet."""
         if layer not in self._rules:
             (self._rules[layer],) = self._jobs(layer, [rule])
@@ -43,14 +45,14 @@ class Trials:
         jobs = [first if point == rule else _beside(next(others), first) for point in points]
         return [each if isinstance(each, Outcome) else self.meter.measure([each])[0] for each in jobs]
 
-    def _jobs(self, layer: Layer, points: Sequence[Algorithm]) -> list[Job | Outcome]:
+    def _jobs(self, layer: Layer, points: Sequence[Point]) -> list[Job | Outcome]:
         """Points, built."""
         lowered = [self._lowered(layer, point) for point in points]
         made = [each for each in lowered if not isinstance(each, Outcome)]
         built = iter(self.builders.build([kernels for kernels, _ in made], self.folder))
         return [each if isinstance(each, Outcome) else _with_library(each[1], next(built)) for each in lowered]
 
-    def _lowered(self, layer: Layer, point: Algorithm) -> tuple[Kernels, Job] | Outcome:
+    def _lowered(self, layer: Layer, point: Point) -> tuple[Kernels, Job] | Outcome:
         store = Store()
         try:
             with noted(store) as packed:

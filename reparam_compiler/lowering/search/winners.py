@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
 from reparam_compiler.lowering.search.records import SCHEDULES, ConvRecord, RestRecord, read_convs, read_rest
 
 MARGIN = {"alone": 0.03, "net": 0.01}
@@ -28,12 +28,12 @@ class Measured:
     folder: of MetaSchedule's database, where it holds one; functions: the hashes of those whose record beats the rule.
     """
 
-    convs: Mapping[ConvShape, tuple[Algorithm, ...]] = field(default_factory=dict)
+    convs: Mapping[ConvShape, tuple[Point, ...]] = field(default_factory=dict)
     folder: Path | None = None
     functions: frozenset[int] = frozenset()
 
 
-def measured_in(folder: Path, target: str, rule: Callable[[ConvShape], Sequence[Algorithm]]) -> Measured:
+def measured_in(folder: Path, target: str, rule: Callable[[ConvShape], Sequence[Point]]) -> Measured:
     """What the records of a folder decide for a target. rule: gives what is taken where nothing is measured, best first."""
     convs = winners(read_convs(folder), target, rule)
     functions = faster_functions(read_rest(folder), target)
@@ -41,8 +41,8 @@ def measured_in(folder: Path, target: str, rule: Callable[[ConvShape], Sequence[
 
 
 def winners(
-    records: Iterable[ConvRecord], target: str, rule: Callable[[ConvShape], Sequence[Algorithm]]
-) -> dict[ConvShape, tuple[Algorithm, ...]]:
+    records: Iterable[ConvRecord], target: str, rule: Callable[[ConvShape], Sequence[Point]]
+) -> dict[ConvShape, tuple[Point, ...]]:
     """Of each shape that was measured for a target the algorithms that beat the rule's, the best first."""
     by_shape = defaultdict[ConvShape, list[ConvRecord]](list)
     for record in records:
@@ -51,13 +51,13 @@ def winners(
     return {shape: chosen for shape, found in by_shape.items() if (chosen := _faster(found, rule(shape)))}
 
 
-def _faster(records: Sequence[ConvRecord], rule: Sequence[Algorithm]) -> tuple[Algorithm, ...]:
+def _faster(records: Sequence[ConvRecord], rule: Sequence[Point]) -> tuple[Point, ...]:
     """Against the first of the rule's algorithms that was measured: one that is too inexact for the weights never is."""
     in_net = [record for record in records if record.where == "net"]
     counted = in_net or records
-    measured = {record.algorithm for record in counted if record.against is None and record.seconds}
+    measured = {record.point for record in counted if record.against is None and record.seconds}
     taken = next((each for each in rule if each in measured), None)
-    ratios = {record.algorithm: record.ratio for record in counted if taken is not None and record.against == taken}
+    ratios = {record.point: record.ratio for record in counted if taken is not None and record.against == taken}
     bound = 1 - MARGIN["net" if in_net else "alone"]
     return tuple(sorted((each for each in ratios if ratios[each] < bound), key=lambda each: ratios[each]))
 

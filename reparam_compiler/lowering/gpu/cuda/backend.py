@@ -1,6 +1,7 @@
 """NVIDIA's GPUs, through CUDA: convs by rule, TVM's fusion and a schedule for the rest, one CUDA graph at batch 1."""
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -8,7 +9,7 @@ import tvm
 from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.backend import VirtualMachineBackend
+from reparam_compiler.lowering.backend import PointKind, Tuning, VirtualMachineBackend
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.search.winners import Measured
@@ -37,11 +38,25 @@ class CudaBackend(VirtualMachineBackend):
         return self.target
 
     def lower(self, module: Any, *, measured: "Measured | None", max_error: float) -> Any:
-        """The phases of `gpu.pipeline`; nothing is measured for a GPU, so that no measurement decides."""
+        """The phases of `gpu.pipeline`."""
         from reparam_compiler.lowering.gpu.cuda.chips import chip_of
-        from reparam_compiler.lowering.gpu.pipeline import lower_gpu
+        from reparam_compiler.lowering.gpu.pipeline import lowered, prepared
 
-        return lower_gpu(module, self.target, chip_of(str(self.target.attrs["arch"])), max_error)
+        return lowered(prepared(module), self.target, chip_of(str(self.target.attrs["arch"])), measured, max_error)
+
+    @staticmethod
+    def points() -> Sequence[PointKind]:
+        """The plans of any GPU."""
+        from reparam_compiler.lowering.gpu.plans import POINTS
+
+        return POINTS
+
+    def tuning(self) -> Tuning[Any]:
+        """The knobs of the implicit GEMMs."""
+        from reparam_compiler.lowering.gpu.cuda.chips import chip_of
+        from reparam_compiler.lowering.gpu.tuning import GpuTuning
+
+        return GpuTuning(self.target, chip_of(str(self.target.attrs["arch"])), int(self.target.attrs["max_num_threads"]))
 
     def vm_passes(self) -> Any:
         """TVM's passes for a GPU, with CUDA graphs where the model has batch 1."""

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tvm.target import Target
 
 from reparam_compiler.errors import LoweringError
-from reparam_compiler.lowering.backend import Backend
+from reparam_compiler.lowering.backend import Backend, PointKind, Tuning
 from reparam_compiler.lowering.gpu.opencl.devices import LEAST, device_here, why_none
 from reparam_compiler.lowering.gpu.opencl.program import Program
 from reparam_compiler.lowering.gpu.packing import PACKINGS
 
 if TYPE_CHECKING:
+    from reparam_compiler.lowering.gpu.tiles import Chip
     from reparam_compiler.lowering.runtime.machines import Machines
     from reparam_compiler.lowering.runtime.weights import Weight
     from reparam_compiler.lowering.search.winners import Measured
@@ -42,13 +43,30 @@ class OpenClBackend(Backend):
         return self.target
 
     def lower(self, module: Any, *, measured: "Measured | None", max_error: float) -> Any:
-        """The phases of `gpu.pipeline`; nothing is measured, so that no measurement decides."""
-        from reparam_compiler.lowering.gpu.pipeline import lower_gpu
+        """The phases of `gpu.pipeline`."""
+        from reparam_compiler.lowering.gpu.pipeline import lowered, prepared
+
+        return lowered(prepared(module), self.target, self._chip(), measured, max_error)
+
+    @staticmethod
+    def points() -> Sequence[PointKind]:
+        """The plans of any GPU."""
+        from reparam_compiler.lowering.gpu.plans import POINTS
+
+        return POINTS
+
+    def tuning(self) -> Tuning[Any]:
+        """The knobs of the implicit GEMMs."""
+        from reparam_compiler.lowering.gpu.tuning import GpuTuning
+
+        return GpuTuning(self.target, self._chip(), int(self.target.attrs["max_threads_per_block"]))
+
+    def _chip(self) -> "Chip":
+        """An integrated GPU, middling, with the target's local memory."""
         from reparam_compiler.lowering.gpu.tiles import Chip
 
         shared = int(self.target.attrs["max_shared_memory_per_block"])
-        middling = Chip(multiprocessors=16, float32_rate=64, tensor_rate=0, shared_memory=shared)  # an integrated GPU
-        return lower_gpu(module, self.target, middling, max_error)
+        return Chip(multiprocessors=16, float32_rate=64, tensor_rate=0, shared_memory=shared)
 
     def compiled(self, module: Any) -> Program:
         """The program of it."""
