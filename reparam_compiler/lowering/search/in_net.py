@@ -22,6 +22,7 @@ from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.runtime.description import filled
 from reparam_compiler.lowering.runtime.executable import Executable, executable_of
 from reparam_compiler.lowering.search.asked import Search
+from reparam_compiler.lowering.search.measuring import threads_of
 from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.records import ConvRecord, RestRecord, append_conv, append_rest
 from reparam_compiler.lowering.search.rest import Generic
@@ -90,7 +91,8 @@ class Contest:
     def _built(self, points: Mapping[ConvShape, Point], functions: frozenset[int]) -> Executable:
         folder = self._search.folder if functions else None
         measured = Measured({shape: (point,) for shape, point in points.items()}, folder, functions)
-        return executable_of([build(self._imported, self._search.backend.target, measured).variant], False, {})
+        target = self._search.backend.target
+        return executable_of([build(self._imported, target, measured).variant], False, {}).clone(threads=threads_of(target))
 
     def _conv_records(self, state: State, nets: Sequence[Timed]) -> list[ConvRecord]:
         """What a layer took in each point that it had in a net, by call, beside the rule's in the same round."""

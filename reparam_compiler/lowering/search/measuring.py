@@ -84,6 +84,7 @@ class Job:
     """What is to be measured.
 
     inputs: what `main` takes first, filled at random, always the same.
+    threads: of this machine's, that a run takes.
     rule: the rule's kernels for the same layer, which give the right output and are run by turns with the candidate; None: the
         candidate is the rule's itself.
     """
@@ -91,6 +92,7 @@ class Job:
     candidate: Runnable
     rule: Runnable | None
     target: str
+    threads: int
     inputs: tuple[TensorSpec, ...]
     repeats: Repeats
 
@@ -102,6 +104,11 @@ class Outcome:
     seconds: tuple[float, ...] = ()
     beside: tuple[float, ...] = ()
     failure: str = ""
+
+
+def threads_of(target: Any) -> int:
+    """How many threads what is compiled for a target is measured on: the target's cores, or as many as a run takes here."""
+    return int(target.attrs.get("num-cores", 0)) or default_threads()
 
 
 class Builders:
@@ -166,10 +173,10 @@ def measured(job: Job) -> Outcome:
     Raises: LoweringError where its output is not what the rule's kernels give.
     """
     arrays, repeats = [filled(spec, "random") for spec in job.inputs], job.repeats
-    candidate = _machines(job.candidate, job.target)
+    candidate = _machines(job.candidate, job.target, job.threads)
     if job.rule is None:
         return Outcome(tuple(_seconds(candidate, arrays, repeats) for _ in range(repeats.repeat)))
-    rule = _machines(job.rule, job.target)
+    rule = _machines(job.rule, job.target, job.threads)
     _check(candidate.run(arrays)[0], rule.run(arrays)[0])
     pairs = [(_seconds(rule, arrays, repeats), _seconds(candidate, arrays, repeats)) for _ in range(repeats.repeat)]
     return Outcome(tuple(seconds for _, seconds in pairs), tuple(seconds for seconds, _ in pairs))
@@ -181,12 +188,12 @@ def _seconds(machines: Machines, arrays: "Sequence[Array]", repeats: Repeats) ->
 
 
 @functools.lru_cache(maxsize=2)
-def _machines(runnable: Runnable, target: str) -> Machines:
+def _machines(runnable: Runnable, target: str, threads: int) -> Machines:
     """What runs a candidate; those of a layer come one after the other, each beside the same rule's."""
     backend = backend_for(resolve(target))
     stored = [Weight(np.load(path), packing, (), "") for path, packing in runnable.weights]
     library = backend.loaded(Path(runnable.library).read_bytes())
-    return backend.machines(library, all_packed(stored, backend.packings), default_threads())
+    return backend.machines(library, all_packed(stored, backend.packings), threads)
 
 
 def _check(found: Shaped[np.ndarray, "..."], expected: Shaped[np.ndarray, "..."]) -> None:

@@ -16,7 +16,7 @@ from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.weights import Store, Weight
 from reparam_compiler.lowering.search.layers import Layer, module_of
-from reparam_compiler.lowering.search.measuring import Builders, Job, Kernels, Meter, Outcome, Runnable
+from reparam_compiler.lowering.search.measuring import Builders, Job, Kernels, Meter, Outcome, Runnable, threads_of
 from reparam_compiler.lowering.search.winners import Measured
 from reparam_compiler.lowering.target import describe
 
@@ -30,6 +30,7 @@ class Trials:
         """main: of the net, as `Tuning.prepared` gave it. folder: for libraries and weights."""
         self.backend, self.builders, self.meter, self.folder = backend, builders, meter, folder
         self._tuning, self._main, self._target = tuning, main, describe(backend.target)
+        self._threads = threads_of(backend.target)
         self._rules: dict[Layer, Job | Outcome] = {}
 
     def measure(self, layer: Layer, points: Sequence[Point], rule: Point) -> list[Outcome]:
@@ -63,7 +64,8 @@ class Trials:
         parameters = module["main"].params
         inputs = tuple(map(_spec, parameters[: len(parameters) - len(weights)]))
         kept = tuple((str(self._kept(weight)), weight.packing) for weight in weights)
-        return Kernels(module, self._target), Job(Runnable("", kept), None, self._target, inputs, self.meter.repeats)
+        job = Job(Runnable("", kept), None, self._target, self._threads, inputs, self.meter.repeats)
+        return Kernels(module, self._target), job
 
     def _kept(self, weight: Weight) -> Path:
         """The file of an array, written once."""
