@@ -125,7 +125,8 @@ class Passing(nn.Module):
         self.register_buffer("constant", torch.arange(6.0).reshape(2, 3))
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return x, y.reshape(3, 2), torch.split(x + 1, 1)[1], self.constant * 2, y.long() + 3
+        masked = torch.where(torch.tensor([[True, False, True]]), x, 0.5), x > 0
+        return x, y.reshape(3, 2), torch.split(x + 1, 1)[1], self.constant * 2, y.long() + 3, *masked
 
 
 @needs_opencl

@@ -88,3 +88,21 @@ def test_what_nobody_notes_stays_a_constant() -> None:
     with noted() as found:
         pass
     assert lifted(module, found, Store(), LARGE)[0] is module
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(300, 300, dtype=torch.bool).tril())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.masked_fill(self.mask, 0.5)
+
+
+def test_a_large_mask_is_a_weight_too(tmp_path: Path) -> None:
+    model, x = Masked().eval(), torch.randn(300, 300)
+    made = lowering.compile(model, x)
+    assert [weight.dtype for weight in made.variants[0].weights] == ["bool"]
+    for name in ("m.tar", "m.so"):
+        made.save(tmp_path / name)
+        np.testing.assert_array_equal(lowering.load(tmp_path / name).run(x)[0], model(x).numpy())

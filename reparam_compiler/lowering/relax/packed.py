@@ -24,6 +24,9 @@ from reparam_compiler.lowering.runtime.stored import Packing, Packings
 from reparam_compiler.lowering.runtime.virtual_machines import PLAIN
 from reparam_compiler.lowering.runtime.weights import Store, Weight
 
+STORED = PLAIN | {"bool"}
+"""The dtypes of constants that may be weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Noted:
@@ -90,7 +93,7 @@ def _place(value: Any) -> int:
 
 def _is_large(value: Any, least: int) -> bool:
     """Whether a constant is a tensor of so many bytes, which numpy has a dtype for."""
-    if not isinstance(value, tvm.runtime.Tensor) or str(value.dtype) not in PLAIN:
+    if not isinstance(value, tvm.runtime.Tensor) or str(value.dtype) not in STORED:
         return False
     return math.prod(map(int, value.shape)) * np.dtype(str(value.dtype)).itemsize >= least
 

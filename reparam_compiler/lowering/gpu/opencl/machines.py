@@ -190,10 +190,11 @@ def _built(program: Program, opened: Opened) -> Any:
             warnings.simplefilter("ignore", pyopencl.CompilerWarning)
             kernels = pyopencl.Program(opened.context, program.source).build()
     except pyopencl.RuntimeError as refusal:
-        said = [line for line in str(refusal).splitlines() if line.strip()]
+        said = [line.strip() for line in str(refusal).splitlines() if line.strip()]
+        telling = [line for line in said if "error" in line] or said
         raise LoweringError(
-            f"main: the compiler of {opened.name} refuses the kernels: {' | '.join(said[:LOG_LINES])}. It is a defect of the "
-            "driver or of this package: report the model, with its code (sources='cl')"
+            f"main: the compiler of {opened.name} refuses the kernels: {' | '.join(telling[:LOG_LINES])}. It is a defect of "
+            "that driver or of this package: report the model, with its code (sources='cl')"
         ) from refusal
     for launch in program.launches:
         kernel = pyopencl.Kernel(kernels, launch.function)

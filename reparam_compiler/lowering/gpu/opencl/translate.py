@@ -10,6 +10,7 @@ them. Each must be of sizes that are known now; what else a host would have to d
 import importlib
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +29,11 @@ from reparam_compiler.lowering.relax.canonicalize import op_name
 from reparam_compiler.lowering.relax.memory_plan import VIEWS
 
 SPLIT = "tirx.SplitHostDevice"
+OF_C = re.compile(
+    r"\b(?P<name>acosh?|asinh?|atan[2h]?|copysign|cosh|erfc?|exp10|exp2|expm1|fmod|hypot|ldexp|log10|log1p|log2|nearbyint|nextafter"
+    r"|rint|round|sinh|tan|trunc)f?\("
+)
+IN_OPENCL = {"nearbyint": "rint"}
 WRITTEN_OUT = "pragma_unroll_explicit"
 HOST = Target({"kind": "c"})
 """Of which no code is made."""
@@ -103,7 +109,12 @@ def _built(kernels: dict[str, Any], target: Target) -> tuple[str, dict[str, _Hos
     make = tvm.get_global_func(f"target.build.{target.kind.name}")
     source = "\n".join(make(part, target).inspect_source("cl") for part in parts)
     found = {str(var.name_hint): func for var, func in split[0].functions_items()}
-    return source, {name: _host(name, found[name]) for name in kernels}
+    return _in_opencl(source), {name: _host(name, found[name]) for name in kernels}
+
+
+def _in_opencl(source: str) -> str:
+    """The source with OpenCL's names of the functions that TVM calls as C does: `tanf(x)` is `tan(x)` of any dtype."""
+    return OF_C.sub(lambda call: f"{IN_OPENCL.get(call['name'], call['name'])}(", source)
 
 
 def _rolled(func: Any) -> Any:
