@@ -88,6 +88,21 @@ def test_elementary_functions_match_torch() -> None:
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-6)
 
 
+class Chained(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(30):
+            x = torch.tanh(torch.sin(x) * 0.5)
+        return x
+
+
+def test_a_kernel_of_many_ops_has_a_name_that_a_file_may_have() -> None:
+    x = torch.linspace(-1, 1, 12)
+    compiled = lowering.compile(Chained().eval(), x, target="opencl")
+    ((call,),) = [variant.library.calls for variant in compiled.variants]
+    assert len(call.kernel) > 255 > max(len(launch.function) for launch in call.launches) * 2
+    np.testing.assert_allclose(compiled.run(x)[0], Chained()(x).numpy(), rtol=1e-5, atol=1e-6)
+
+
 class Level(nn.Module):
     """A level of a U-Net: two convs, the levels below at half the size, and their result beside its own."""
 

@@ -34,6 +34,9 @@ OF_C = re.compile(
     r"|rint|round|sinh|tan|trunc)f?\("
 )
 IN_OPENCL = {"nearbyint": "rint"}
+LONGEST = 100
+"""Letters of a function's name: TVM's has those of all that is fused. PoCL makes a file's name of it, and ends the process
+where that is too long."""
 WRITTEN_OUT = "pragma_unroll_explicit"
 HOST = Target({"kind": "c"})
 """Of which no code is made."""
@@ -94,7 +97,8 @@ def _built(kernels: dict[str, Any], target: Target) -> tuple[str, dict[str, _Hos
                 split.append(module)
 
     bound = target.with_host(HOST)
-    funcs = {name: _rolled(func).with_attr("global_symbol", name) for name, func in kernels.items()}
+    short = {name: name if len(name) <= LONGEST else f"{name[:LONGEST]}_{number}" for number, name in enumerate(kernels)}
+    funcs = {short[name]: _rolled(func).with_attr("global_symbol", short[name]) for name, func in kernels.items()}
     lower, _, finish = tirx.get_default_tir_pipeline(bound)
     context = PassContext.current()
     with PassContext(
@@ -109,7 +113,7 @@ def _built(kernels: dict[str, Any], target: Target) -> tuple[str, dict[str, _Hos
     make = tvm.get_global_func(f"target.build.{target.kind.name}")
     source = "\n".join(make(part, target).inspect_source("cl") for part in parts)
     found = {str(var.name_hint): func for var, func in split[0].functions_items()}
-    return _in_opencl(source), {name: _host(name, found[name]) for name in kernels}
+    return _in_opencl(source), {name: _host(name, found[short[name]]) for name in kernels}
 
 
 def _in_opencl(source: str) -> str:
