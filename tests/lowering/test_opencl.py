@@ -139,6 +139,14 @@ def test_inputs_views_parts_and_other_dtypes_are_given_back() -> None:
 
 
 @needs_opencl
+@pytest.mark.parametrize("target", ["qcom/adreno-opencl", "opencl -device=mali -max_shared_memory_per_block=16384"])
+def test_code_for_a_smaller_chip_runs_here_too(target: str, x: torch.Tensor) -> None:
+    made = lowering.compile(NET.eval(), x, target=target)
+    with torch.no_grad():
+        np.testing.assert_allclose(made.run(x)[0], NET(x).numpy(), rtol=1e-4, atol=1e-6)
+
+
+@needs_opencl
 def test_limits_are_the_devices_and_code_for_larger_ones_is_not_run(x: torch.Tensor) -> None:
     here = resolve("opencl").attrs
     assert {name: int(here[name]) for name in LEAST} == dict(device_here().limits)
@@ -163,6 +171,15 @@ def test_half_precision_is_compiled_and_run_where_the_device_has_it(x: torch.Ten
         for executable in (made, lowering.load(tmp_path / "m.tar")):
             with pytest.raises(LoweringError, match="lacks cl_khr_fp16"):
                 executable.run(half)
+
+
+@needs_opencl
+def test_double_precision_is_run_where_the_device_has_it() -> None:
+    x = torch.randn(3, 50, dtype=torch.float64)
+    made = lowering.compile(nn.Softmax(1).eval(), x, target="opencl")
+    assert made.runs_here == ("cl_khr_fp64" in device_here().extensions)
+    if made.runs_here:
+        np.testing.assert_allclose(made.run(x)[0], torch.softmax(x, 1).numpy(), rtol=1e-12)
 
 
 @needs_opencl
@@ -279,6 +296,6 @@ def test_sizes_that_are_not_known_and_calls_of_the_host_are_refused() -> None:
 
 def test_a_program_knows_the_extensions_that_it_needs() -> None:
     line = "#pragma OPENCL EXTENSION cl_khr_fp16 : enable\n"
-    program = Program(line * 2 + line.replace("fp16", "fp64"), (), 0, (), ())
+    program = Program(line * 2 + line.replace("fp16", "fp64") + line.replace("khr", "amd"), (), 0, (), ())
     assert program.extensions == ("cl_khr_fp16", "cl_khr_fp64")
     assert replace(program, source="").extensions == ()

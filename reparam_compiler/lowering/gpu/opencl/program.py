@@ -12,7 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-EXTENSION = re.compile(r"#pragma OPENCL EXTENSION (\w+)\s*:\s*enable")
+EXTENSION = re.compile(r"#pragma OPENCL EXTENSION (cl_khr_\w+)\s*:\s*enable")
+"""Beside these TVM names the ones that AMD had before, in another branch of the same condition."""
 Size = tuple[int, int, int]
 
 

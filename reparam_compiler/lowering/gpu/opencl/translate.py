@@ -99,7 +99,7 @@ def _built(kernels: dict[str, Any], target: Target) -> tuple[str, dict[str, _Hos
     bound = target.with_host(HOST)
     short = {name: name if len(name) <= LONGEST else f"{name[:LONGEST]}_{number}" for number, name in enumerate(kernels)}
     funcs = {short[name]: _rolled(func).with_attr("global_symbol", short[name]) for name, func in kernels.items()}
-    lower, _, finish = tirx.get_default_tir_pipeline(bound)
+    lower, _, finish = tirx.get_tir_pipeline("s_tir")
     context = PassContext.current()
     with PassContext(
         opt_level=context.opt_level,
