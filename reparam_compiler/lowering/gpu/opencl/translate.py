@@ -30,8 +30,8 @@ from reparam_compiler.lowering.relax.memory_plan import VIEWS
 
 SPLIT = "tirx.SplitHostDevice"
 OF_C = re.compile(
-    r"\b(?P<name>acosh?|asinh?|atan[2h]?|copysign|cosh|erfc?|exp10|exp2|expm1|fmod|hypot|ldexp|log10|log1p|log2|nearbyint|nextafter"
-    r"|rint|round|sinh|tan|trunc)f?\("
+    r"\b(?P<name>acosh?|asinh?|atan[2h]?|cbrt|ceil|copysign|cosh?|erfc?|exp|exp10|exp2|expm1|fabs|fdim|floor|fma|fmax|fmin"
+    r"|fmod|hypot|ldexp|lgamma|log|log10|log1p|log2|logb|nearbyint|nextafter|pow|remainder|rint|round|sinh?|sqrt|tanh?|tgamma|trunc)f?\("
 )
 IN_OPENCL = {"nearbyint": "rint"}
 LONGEST = 100
