@@ -206,7 +206,7 @@ def tune(
     trials: int = 256,
     early_stopping: int | None = None,
     max_seconds: float | None = None,
-    repeat: int = 3,
+    repeat: int = 5,
     number: int = 1,
     min_repeat_ms: int = 0,
     timeout: float = 30.0,

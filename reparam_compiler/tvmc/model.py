@@ -180,7 +180,7 @@ def tune(
     prior_records: str | None = None,
     *,
     trials: int = 1000,
-    repeat: int = 3,
+    repeat: int = 5,
     number: int = 1,
     timeout: float = 30.0,
     early_stopping: int | None = None,

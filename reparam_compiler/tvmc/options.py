@@ -253,7 +253,7 @@ def _tune(command: argparse.ArgumentParser) -> None:
     _target(command)
     command.add_argument("-o", "--output", required=True, help="the folder of the records; what it holds already counts")
     command.add_argument("--trials", type=positive, default=1000, help="measurements in all (default: 1000)")
-    command.add_argument("--repeat", type=positive, default=3, help="measurements of each candidate, cold caches (default: 3)")
+    command.add_argument("--repeat", type=positive, default=5, help="measurements of each candidate, cold caches (default: 5)")
     command.add_argument("--number", type=positive, default=1, help="runs in a row for each measurement (default: 1)")
     command.add_argument(
         "--min-repeat-ms", type=positive, default=0, help="milliseconds of a measurement at least (default: 0)"

@@ -59,7 +59,7 @@ class SearchOptions:
     tasks: which kernels: their numbers in the list, as "2" or "0-3", or parts of their names; all where none are named.
     early_stopping: new measurements in a row without a gain, after which it ends.
     max_seconds: after which no measurement begins.
-    repeat: measurements of a candidate, of which the median counts. number: runs in a row for each; min_repeat_ms: or as many
+    repeat: measurements of a candidate, of which the least counts. number: runs in a row for each; min_repeat_ms: or as many
         as take so long. timeout: seconds that all of it may take, and as many again to build it.
     parallel: candidates that are built at once; None is one a core.
     max_error: the relative error that an algorithm may have on a layer's weights.
@@ -68,7 +68,7 @@ class SearchOptions:
     trials: int = 256
     early_stopping: int | None = None
     max_seconds: float | None = None
-    repeat: int = 3
+    repeat: int = 5
     number: int = 1
     min_repeat_ms: int = 0
     timeout: float = 30.0

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from reparam_compiler.lowering.build import build
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
 from reparam_compiler.lowering.importing.shapes import Imported
@@ -31,7 +29,8 @@ from reparam_compiler.lowering.target import describe
 
 NETS = 3  # beside the rule's
 WINDOW = 1.15  # times a layer's best time alone, up to which a point is tried in the net
-ROUNDS = 5
+WHOLE = 0.005  # of a run by rule, that the net of all winners must gain
+ROUNDS = 7
 RUNS = 3  # of each net in a round, the fastest of which counts
 
 
@@ -79,7 +78,7 @@ class Contest:
         faster, functions = winners(convs, self._target, self._search.tuning.rule), faster_functions(rest, self._target)
         chosen = self._built({shape: points[0] for shape, points in faster.items()}, functions)
         by_rule, best = whole_runs([self._by_rule, chosen], self._arrays)
-        if best >= by_rule:  # layer by layer it was faster, and as a whole it is not
+        if best > (1 - WHOLE) * by_rule:  # layer by layer it was faster, and as a whole it is not
             convs = [record for record in convs if record.point == rule.get(record.shape)]
             rest, best = [_undone(record) for record in rest], by_rule
         for conv in convs:
@@ -110,9 +109,8 @@ class Contest:
 
     def _rest_record(self, name: str, code: int, nets: Sequence[Timed]) -> RestRecord:
         """What a function took by rule and by MetaSchedule's record."""
-        first, *others = (net.seconds[str(code)] for net in nets)
-        found = [seconds for net in others for seconds in net]
-        return RestRecord(code, name, self._target, float(np.median(first)), float(np.median(found)))
+        first, *others = (min(net.seconds[str(code)]) for net in nets)
+        return RestRecord(code, name, self._target, first, min(others))
 
 
 def _undone(record: RestRecord) -> RestRecord:
@@ -153,7 +151,7 @@ def _by_layer(calls: Sequence[Any], marks: Mapping[str, str]) -> dict[str, float
     return found
 
 
-def whole_runs(nets: Sequence[Executable], arrays: Sequence[Any], rounds: int = 7) -> list[float]:
-    """Median seconds of a run of each net, run by turns."""
-    times = [[net.timing(*arrays, repeat=3).median for net in nets] for _ in range(rounds)]
-    return [float(each) for each in np.median(times, axis=0)]
+def whole_runs(nets: Sequence[Executable], arrays: Sequence[Any], rounds: int = 15) -> list[float]:
+    """The least seconds of a run of each net, run by turns."""
+    times = [[min(net.timing(*arrays, repeat=3).seconds) for net in nets] for _ in range(rounds)]
+    return [min(column) for column in zip(*times, strict=True)]

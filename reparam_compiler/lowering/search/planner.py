@@ -54,7 +54,7 @@ class State:
     def note(self, record: ConvRecord) -> None:
         """What a measurement gave. Of another point than the rule's it is the ratio of both that counts."""
         rule = self.measured.get(self.rule, math.inf)
-        seconds = record.median if record.against is None else record.ratio * rule
+        seconds = record.least if record.against is None else record.ratio * rule
         gained = seconds < (1 - GAIN) * self.best
         self.since = 0 if gained else self.since + 1
         self.measured[record.point] = seconds

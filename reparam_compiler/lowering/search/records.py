@@ -20,8 +20,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-import numpy as np
-
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import point_kinds
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Point, Step
@@ -57,22 +55,25 @@ class ConvRecord:
 
     @property
     def ratio(self) -> float:
-        """Its time by that of the rule's point: the median of the pairs; infinite where it failed, 1 of the rule's itself."""
+        """Its least time by that of the rule's point; infinite where it failed, 1 of the rule's itself.
+
+        What disturbs a run only ever adds to it, and both were run by turns.
+        """
         if not self.seconds:
             return math.inf
-        return float(np.median(np.divide(self.seconds, self.beside))) if self.against is not None else 1.0
+        return min(self.seconds) / min(self.beside) if self.against is not None else 1.0
 
     @property
-    def median(self) -> float:
-        """Median seconds; infinite where the candidate failed."""
-        return float(np.median(self.seconds)) if self.seconds else math.inf
+    def least(self) -> float:
+        """The least seconds; infinite where the candidate failed."""
+        return min(self.seconds, default=math.inf)
 
 
 @dataclass(frozen=True, slots=True)
 class RestRecord:
     """One function without a recipe, as MetaSchedule's best record has it, in a running net.
 
-    function: its structural hash before it is scheduled. rule, found: median seconds by the rule, and by the record.
+    function: its structural hash before it is scheduled. rule, found: the least seconds by the rule, and by the record.
     """
 
     function: int
