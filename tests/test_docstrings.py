@@ -75,10 +75,9 @@ def test_examples_of_public_names_hold(name: str) -> None:
 def test_examples_of_what_needs_tvm_hold(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("tvm")
     from reparam_compiler.lowering.cpu import machine, measured_family
-    from reparam_compiler.lowering.search import tuning
+    from tests.support import instant_trials
 
-    monkeypatch.setattr(tuning, "measuring", lambda *_: None)  # no process that measures
-    monkeypatch.setattr(tuning, "_measure", lambda *_: (1e-3,))
+    instant_trials.install(monkeypatch)  # no process that measures
     monkeypatch.setattr(measured_family, "measured", lambda *_: machine.native_family())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     tries, wrong = outcome(examples_of(name))

@@ -222,8 +222,8 @@ def tune(
     >>> import tempfile, torch
     >>> with tempfile.TemporaryDirectory() as records:
     ...     result = tune(torch.nn.Conv2d(3, 8, 1).eval(), torch.zeros(1, 3, 4, 4), database=records, trials=2, progress=False)
-    >>> result.measured, result.tasks[0].trials
-    (2, 2)
+    >>> result.measured
+    2
 
     Args:
         model, example_inputs, fuse, input_shapes: as for `compile`.
