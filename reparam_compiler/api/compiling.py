@@ -19,7 +19,7 @@ from reparam_compiler.models.at_batch import at_batch, own_batch
 from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import CompileOptions, Executable, TensorSpec, TuneResult, TuneStep
+    from reparam_compiler.lowering import CompileOptions, Executable, Rpc, TensorSpec, TuneResult, TuneStep
 
 log = logging.getLogger(__name__)
 Shapes = Mapping[str, Sequence[int]]
@@ -213,6 +213,7 @@ def tune(
     parallel: int | None = None,
     tasks: Sequence[str] = (),
     input_shapes: Shapes | None = None,
+    rpc: "Rpc | None" = None,
     progress: bool = True,
     listener: "Callable[[TuneStep], None] | None" = None,
     **fusing: Unpack[FuseKeywords],
@@ -229,7 +230,7 @@ def tune(
         model, example_inputs, fuse, input_shapes: as for `compile`.
         database: the folder of the records, which is made where it is not there. A search that was killed goes on where it
             stopped: what the folder holds for this model counts towards `trials`.
-        target: as for `compile`; one that this machine's cpu runs.
+        target: as for `compile`; one that this machine runs, or the devices of `rpc`.
         trials: measurements in all; 0 measures nothing, and lists the kernels.
         early_stopping: new measurements in a row without a gain, after which the search ends.
         max_seconds: after which no measurement begins.
@@ -238,6 +239,8 @@ def tune(
         timeout: seconds that one candidate may take to run, and as many to be built.
         parallel: candidates that are built at once; None is one a core. They are measured one at a time.
         tasks: which kernels: their numbers in the result's list, as "2" or "0-3", or parts of their names; all by default.
+        rpc: devices far away that measure instead of this machine, as many candidates at once as there are: an `Rpc`. `target`
+            must be theirs then, and `Rpc.compiler` what links code for it.
         progress: say how far it is: drawn on stderr where that is a terminal, else in the log.
         listener: is told of every measurement: a `TuneStep`.
         policy, cost_model, keep_bn: how to fuse it; as for `fuse`. (An artifact has no inputs for weights: they are constants.)
@@ -248,8 +251,8 @@ def tune(
 
     Raises:
         TvmMissingError: apache-tvm is not installed.
-        LoweringError: the target is of no kind that is searched for, or not this machine's; a number is too small; or the
-            folder cannot be made: all before the model is fused. Else as `compile`.
+        LoweringError: the target is of no kind that is searched for, or not this machine's without `rpc`; a number is too
+            small; or the folder cannot be made: all before the model is fused. Else as `compile`.
         UnsupportedModelError, VerificationError: as `compile`.
     """
     from reparam_compiler import lowering
@@ -258,7 +261,7 @@ def tune(
     how = made(FuseOptions, "tune", fusing)
     how_long = (trials, early_stopping, max_seconds)
     options = lowering.SearchOptions(*how_long, repeat, number, min_repeat_ms, timeout, parallel, tuple(tasks))
-    search = check_search(target, database, options)
+    search = check_search(target, database, options, rpc)
     source = _open(model, example_inputs, input_shapes)
     subject, unfused = _fused(source, how, verify=True) if fuse else (source.model, "")
     if unfused:
@@ -270,6 +273,7 @@ def tune(
         database=search.folder,
         options=search.options,
         input_shapes=input_shapes,
+        rpc=rpc,
         progress=progress,
         listener=listener,
     )

@@ -190,7 +190,8 @@ def _tune(found: argparse.Namespace) -> None:
     asked |= {"trials": 0 if listed else found.trials, "tasks": () if listed else tuple(t for t in found.tasks if t != "all")}
     if found.json and not listed:
         asked["listener"] = lambda step: _say(json.dumps(asdict(step)))
-    result = api.measured(model, target_of(found), found.output, found.tuning_records, progress=not found.json, **asked)
+    asked |= {"progress": not found.json, "rpc": rpc_of(found)}
+    result = api.measured(model, target_of(found), found.output, found.tuning_records, **asked)
     if found.json:
         _say(json.dumps({"output": found.output, **asdict(result)}))
         return

@@ -186,22 +186,24 @@ def tune(
     early_stopping: int | None = None,
     min_repeat_ms: int = 0,
     parallel: int | None = None,
+    rpc: "Rpc | None" = None,
 ) -> str:
-    """Search better kernels on this machine.
+    """Search better kernels, on this machine or on devices far away.
 
     Args:
-        target: as for `compile`; it must be this machine's.
+        target: as for `compile`; it must be this machine's, or that of the devices.
         tuning_records: the folder of the records; None makes one, which stays.
         prior_records: the records of an earlier search, to start from.
         trials: measurements in all; `repeat`, `number`, `min_repeat_ms`, `timeout`: of each candidate.
         early_stopping: measurements without a gain, after which it ends. parallel: candidates that are built at once.
+        rpc: devices far away that measure instead of this machine.
 
     Returns: the folder, for `compile(tuning_records=…)`.
     Raises: LoweringError as `reparam_compiler.tune`, and where there are prior records and others already.
     """
     folder = tuning_records or tempfile.mkdtemp(prefix="reparam-records-")
     how: dict[str, Any] = {"repeat": repeat, "number": number, "timeout": timeout, "min_repeat_ms": min_repeat_ms}
-    how |= {"trials": trials, "early_stopping": early_stopping, "parallel": parallel, "progress": True}
+    how |= {"trials": trials, "early_stopping": early_stopping, "parallel": parallel, "progress": True, "rpc": rpc}
     measured(tvmc_model, target, folder, prior_records, **how)
     return folder
 

@@ -33,7 +33,6 @@ class Refused:
 
 
 LAYOUT = "the layout inside is chosen for the target (NHWC on a CPU); inputs and outputs keep the model's"
-RPC = "candidates are measured on this machine; compile with the records there"
 HARDWARE = "what the search must know of the machine is read from the target, such as --target-llvm-num-cores"
 OF_MODELS = (
     Without(("--desired-layout", "--desired-layout-ops"), LAYOUT),
@@ -64,7 +63,6 @@ OF_RUN = (
 )
 OF_TUNE = (
     *OF_MODELS,
-    Refused(("--rpc-key", "--rpc-tracker"), RPC),
     Without(("--target-host",), "the host of an llvm target is the target itself"),
     Without(("--enable-autoscheduler", "--include-simple-tasks"), "there is one search now, of every kernel", words=False),
     Without(("--log-estimated-latency",), "the best time of each kernel is printed at the end", words=False),

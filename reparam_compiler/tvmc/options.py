@@ -167,7 +167,12 @@ def _parsers(prog: str) -> tuple[argparse.ArgumentParser, dict[str, argparse.Arg
     for name, add, help_text, example in (
         ("compile", _compile, "a model to one file", "compile repvgg.onnx --target 'llvm -mcpu=znver3' -o module.tar"),
         ("run", _run, "an artifact, on arrays from a file or on filled ones", "run module.tar --print-time --repeat 20"),
-        ("tune", _tune, "search better kernels on this machine", "tune repvgg.onnx --trials 64 -o records, and again to go on"),
+        (
+            "tune",
+            _tune,
+            "search better kernels, on this machine or on devices far away",
+            "tune repvgg.onnx --trials 64 -o records, and again to go on",
+        ),
         ("measure", _json, "what kernels cost on this machine's CPU, beside what is shipped for it", "measure"),
         (
             "tracker",
@@ -267,6 +272,8 @@ def _tune(command: argparse.ArgumentParser) -> None:
         *("--tuning-records", "--prior-records"), metavar="PATH", help="records of an earlier search to start from"
     )
     command.add_argument("--tasks", type=names, default=("all",), metavar="LIST", help="all, list, or parts of kernels' names")
+    rpc_options(command)
+    command.add_argument("--cross-compiler", metavar="CXX", help="what links code for those devices, as aarch64-linux-gnu-g++")
     _old(command, OF_TUNE)
 
 

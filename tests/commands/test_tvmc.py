@@ -22,7 +22,7 @@ pytest.importorskip("onnx")
 from reparam_compiler.errors import LoweringError, TvmMissingError, VerificationError
 from reparam_compiler.lowering import load
 from reparam_compiler.lowering.cpu.machine import native
-from reparam_compiler.lowering.search.measuring import Repeats
+from reparam_compiler.lowering.search.pairs import Repeats
 from reparam_compiler.tvmc.commands import read_inputs
 from reparam_compiler.tvmc.options import parse, target_of
 from tests.support import instant_trials

@@ -70,9 +70,11 @@ def test_it_is_timed_and_profiled_there(far: Executable, artifact: Path) -> None
     assert found.peak_flops is None  # this machine's would be another
 
 
-def test_threads_far_away_are_the_servers_to_say(far: Executable) -> None:
-    with pytest.raises(LoweringError, match="start its server with TVM_NUM_THREADS=2"):
-        far.clone(threads=2)
+def test_a_clone_takes_other_cores_of_the_same_device(far: Executable, artifact: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 7)).astype("float32")
+    other = far.clone(threads=2)
+    assert (far.threads, other.threads) == (1, 2)
+    np.testing.assert_array_equal(other.run(x)[0], load(artifact).run(x)[0])
 
 
 def test_a_model_of_any_batch_runs_far_away(fleet: tuple[Rpc, Program], tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_what_there_cannot_be_loaded_is_refused_with_its_reason(fleet: tuple[Rpc
     with pytest.raises(LoweringError, match="truncated or foreign file"):
         device.ask("load", [np.zeros(100, np.uint8)])
     with pytest.raises(LoweringError, match="IndexError"):
-        device.ask("run", model=7)
+        device.ask("run", model=7, threads=1)
     device.close()
 
 

@@ -27,7 +27,8 @@ from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.executable import executable_of
 from reparam_compiler.lowering.search.in_net import choices
 from reparam_compiler.lowering.search.layers import Layer, layers_of, module_of
-from reparam_compiler.lowering.search.measuring import Builders, Kernels, Meter, Outcome, Repeats
+from reparam_compiler.lowering.search.measuring import Builders, Kernels, Meter
+from reparam_compiler.lowering.search.pairs import Outcome, Repeats
 from reparam_compiler.lowering.search.planner import BATCH, Planner, State
 from reparam_compiler.lowering.search.progress import Clock, TuneStep
 from reparam_compiler.lowering.search.records import ConvRecord

@@ -27,7 +27,7 @@ from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.machine import VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.tuning import POINTS, features, points
 from reparam_compiler.lowering.search.asked import SearchOptions
-from reparam_compiler.lowering.search.measuring import Repeats
+from reparam_compiler.lowering.search.pairs import Repeats
 from reparam_compiler.lowering.search.progress import TuneStep
 from reparam_compiler.lowering.search.records import (
     CONVS,

@@ -12,6 +12,17 @@ from dataclasses import dataclass
 KEY = "loopback"
 PATIENCE = 300.0
 """Seconds that anything may take on a machine that others use."""
+SLEEPY = """
+import time
+from reparam_compiler.lowering.runtime.virtual_machines import VirtualMachines
+
+def measured(self, arrays, repeat, number, **how):
+    time.sleep(number / 1000)
+    return (number / 1000,) * repeat
+
+VirtualMachines.measured = measured
+"""
+"""To start a server with, whose device takes a millisecond for each of the runs in a row that it is asked for."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +46,8 @@ class Program:
 @contextlib.contextmanager
 def program(*words: str, start: str = "", **environment: str) -> Iterator[Program]:
     """One of them for as long as the block runs. start: Python that is run in it first."""
-    code = f"{start}\nimport sys\nfrom reparam_compiler.tvmc.commands import main\nsys.exit(main(sys.argv[1:]))"
+    code = f"import sys\nsys.modules['torch'] = None\n{start}\n"
+    code += "from reparam_compiler.tvmc.commands import main\nsys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *words, "--json"]
     env: Mapping[str, str] = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True, env=env)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reparam_compiler.lowering.search import net_search
-from reparam_compiler.lowering.search.measuring import Outcome, Repeats
+from reparam_compiler.lowering.search.pairs import Outcome, Repeats
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> list[Repeats]:

@@ -6,12 +6,14 @@ So a model far away has what one at hand has: its own kind's machines, weights p
 A session of TVM's server is a process of its own, and the models that it loaded end with it.
 """
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tvm
 import tvm_ffi
 
 from reparam_compiler.errors import LoweringError, class_and_line
@@ -19,6 +21,8 @@ from reparam_compiler.lowering.rpc.messages import read, written
 from reparam_compiler.lowering.rpc.wire import NAME
 from reparam_compiler.lowering.runtime.executable import Executable
 from reparam_compiler.lowering.runtime.loading import load
+from reparam_compiler.lowering.runtime.machines import Machines
+from reparam_compiler.lowering.search.pairs import Repeats, in_pairs
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering.runtime.description import Array
@@ -48,28 +52,69 @@ def answer(content: bytes) -> bytearray:
 
 def _load(artifact: "Array") -> "Answer":
     """A number for the model in the bytes of an artifact; the target that is taken, and the cores of a run."""
-    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
-        path = Path(folder) / "model"
-        path.write_bytes(artifact.tobytes())
-        LOADED.append(load(path))
+    LOADED.append(_loaded(artifact))
     return {"model": len(LOADED) - 1, "target": LOADED[-1].target, "threads": LOADED[-1].threads}, ()
 
 
-def _run(*arrays: "Array", model: int) -> "Answer":
-    return {}, _machines(model, arrays).run(arrays)
+def _run(*arrays: "Array", model: int, threads: int) -> "Answer":
+    return {}, _machines(model, arrays, threads).run(arrays)
 
 
-def _measure(*arrays: "Array", model: int, **how: Any) -> "Answer":
-    return {"seconds": _machines(model, arrays).measured(arrays, **how)}, ()
+def _measure(*arrays: "Array", model: int, threads: int, **how: Any) -> "Answer":
+    return {"seconds": _machines(model, arrays, threads).measured(arrays, **how)}, ()
 
 
-def _profile(*arrays: "Array", model: int, runs: int) -> "Answer":
-    return {"runs": [[asdict(call) for call in run] for run in _machines(model, arrays).profiled(arrays, runs)]}, ()
+def _profile(*arrays: "Array", model: int, threads: int, runs: int) -> "Answer":
+    return {"runs": [[asdict(call) for call in run] for run in _machines(model, arrays, threads).profiled(arrays, runs)]}, ()
 
 
-def _machines(model: int, arrays: "Sequence[Array]") -> Any:
-    """What runs these inputs as they are."""
-    return LOADED[model].fitting(arrays).variants[0].ready()
+def _compare(artifact: "Array", *arrays: "Array", threads: int, **repeats: Any) -> "Answer":
+    """What a candidate of a search takes, which is the last variant of a file, beside the rule's, which is the first of two."""
+    *rule, candidate = (_on(variant.ready(), threads) for variant in _loaded(artifact).variants)
+    return asdict(in_pairs(candidate, rule[0] if rule else None, arrays, Repeats(**repeats))), ()
 
 
-ACTIONS: dict[str, "Callable[..., Answer]"] = {"load": _load, "run": _run, "measure": _measure, "profile": _profile}
+def _time(library: "Array", *, device: str, parameters: Sequence[tuple[str, Sequence[int]]], **how: Any) -> "Answer":
+    """What a function without a recipe takes, with random arguments and cold caches. parameters: their dtypes and shapes."""
+    with _file(library, "kernel.so") as path:
+        module, place = tvm.runtime.load_module(str(path)), tvm.device(device, 0)
+    fill = tvm_ffi.get_global_func("tvm.contrib.random.random_fill_for_measure")
+    tensors = [tvm.runtime.empty(tuple(shape), dtype, place) for dtype, shape in parameters]
+    for tensor in tensors:
+        fill(tensor)
+    flush = "cache_flush_cpu_non_first_arg" if device == "cpu" else ""
+    timed = module.time_evaluator("main", place, f_preproc=flush, **how)(*tensors)
+    return {"seconds": list(map(float, timed.results))}, ()
+
+
+def _loaded(artifact: "Array") -> Executable:
+    with _file(artifact, "model") as path:
+        return load(path)
+
+
+@contextlib.contextmanager
+def _file(content: "Array", name: str) -> Iterator[Path]:
+    """Bytes as a file, while the block runs."""
+    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
+        path = Path(folder) / name
+        path.write_bytes(content.tobytes())
+        yield path
+
+
+def _machines(model: int, arrays: "Sequence[Array]", threads: int) -> Machines:
+    """What runs these inputs as they are, on so many cores."""
+    return _on(LOADED[model].fitting(arrays).variants[0].ready(), threads)
+
+
+def _on(machines: Machines, threads: int) -> Machines:
+    return machines if threads == machines.threads else machines.clone(threads)
+
+
+ACTIONS: dict[str, "Callable[..., Answer]"] = {
+    "load": _load,
+    "run": _run,
+    "measure": _measure,
+    "profile": _profile,
+    "compare": _compare,
+    "time": _time,
+}

@@ -8,14 +8,16 @@ the last model on its device, and then the tracker has the device again.
 
 import contextlib
 import json
+import logging
 import os
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,8 +37,9 @@ if TYPE_CHECKING:
     from reparam_compiler.lowering.runtime.description import Array
     from reparam_compiler.lowering.runtime.executable import Executable
 
-STARTING, PARTING = 300.0, 10.0
-"""Seconds that a process may take to import TVM on a busy machine, and to give a device back."""
+log = logging.getLogger(__name__)
+STARTING, CONNECTING, PARTING = 300.0, 30.0, 10.0
+"""Seconds that a process may take to import TVM on a busy machine, to connect, and to give a device back."""
 TRIES = 5
 """Places that a tracker may give out one after the other where nobody answers: it does not know yet that a server is gone."""
 
@@ -57,13 +60,18 @@ class Line:
         self._where = ""
 
     def started(self) -> "Line":
-        """The same, once it can connect at once: a loan lapses after some seconds, and importing TVM takes as many."""
+        """The same, once it can connect at once: a loan lapses after some seconds, and importing TVM takes as many.
+
+        Raises: LostError where it does not come up.
+        """
         if self._process is None:
             path = os.pathsep.join(filter(None, sys.path))
             program = [sys.executable, "-m", wire.__name__]
             pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}
-            self._process = subprocess.Popen(program, env={**os.environ, "PYTHONPATH": path}, **pipes)
-            self._reply(STARTING)
+            small = {"TVM_USE_RUNTIME_LIB": "1"}  # imports half of it
+            self._process = subprocess.Popen(program, env={**os.environ, **small, "PYTHONPATH": path}, **pipes)
+            with self._losing("the process that talks to devices"):
+                self._reply(STARTING)
         return self
 
     def connect(self, place: Place, seconds: float, session: float) -> None:
@@ -97,15 +105,20 @@ class Line:
             process.communicate()
 
     def _call(self, kind: bytes, content: bytes, seconds: float) -> bytes:
-        process = self._process
-        try:
-            if process is None or process.stdin is None:
+        with self._losing(f"the device at {self._where}"):
+            if (process := self._process) is None or process.stdin is None:
                 raise LostError("it was closed")
             process.stdin.write(wire.framed(kind, content))
             return self._reply(seconds)
-        except (LostError, OSError) as lost:
+
+    @contextlib.contextmanager
+    def _losing(self, what: str) -> Iterator[None]:
+        """Ends the process where it did not do what it should. Raises: LostError then."""
+        try:
+            yield
+        except (LostError, OSError, ValueError) as lost:  # the last where another thread closed its pipes
             self.close()
-            raise LostError(f"the device at {self._where} was lost: {lost}", late=getattr(lost, "late", False)) from None
+            raise LostError(f"{what} was lost: {lost}", late=getattr(lost, "late", False)) from None
 
     def _reply(self, seconds: float) -> bytes:
         until = time.monotonic() + seconds
@@ -168,25 +181,34 @@ class RemoteMachines(Machines):
 
     def run(self, arrays: "Sequence[Array]") -> "list[Array]":
         """The outputs, computed there."""
-        return self._device.ask("run", arrays, model=self._model)[1]
+        return self._asked("run", arrays)[1]
 
     def measured(
         self, arrays: "Sequence[Array]", repeat: int, number: int, *, least_ms: int = 0, cold: bool = False
     ) -> tuple[float, ...]:
         """By the device's clock: the way there counts in none."""
         how = {"repeat": repeat, "number": number, "least_ms": least_ms, "cold": cold}
-        return tuple(map(float, self._device.ask("measure", arrays, model=self._model, **how)[0]["seconds"]))
+        return tuple(map(float, self._asked("measure", arrays, **how)[0]["seconds"]))
 
     def profiled(self, arrays: "Sequence[Array]", runs: int) -> list[list[TimedCall]]:
         """By the device's clock."""
-        found = self._device.ask("profile", arrays, model=self._model, runs=runs)[0]["runs"]
+        found = self._asked("profile", arrays, runs=runs)[0]["runs"]
         return [[TimedCall(call["name"], tuple(call["shape"]), float(call["seconds"])) for call in run] for run in found]
 
     def clone(self, threads: int) -> Machines:
-        """Raises: LoweringError: how many cores a run takes is the server's to say."""
-        raise LoweringError(
-            f"clone: found threads={threads} for a model far away; start its server with TVM_NUM_THREADS={threads} instead"
-        )
+        """The same model, whose runs take so many cores of the device's machine."""
+        return RemoteMachines(self._device, self._model, threads)
+
+    def _asked(self, do: str, arrays: "Sequence[Array]", **how: Any) -> "tuple[dict[str, Any], list[Array]]":
+        return self._device.ask(do, arrays, model=self._model, threads=self.threads, **how)
+
+
+def sent(executable: "Executable", device: Device, compiler: str | None = None) -> "Executable":
+    """A model that was compiled here, on a device; compiler: links it. Raises: LoweringError as `save` and `Device.loaded`."""
+    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
+        path = Path(folder) / "model.tar"
+        executable.save(path, compiler=compiler)
+        return device.loaded(path)
 
 
 def held_device(rpc: Rpc) -> Device:
@@ -195,9 +217,9 @@ def held_device(rpc: Rpc) -> Device:
     Raises: LoweringError where none is free in time, or those that are do not answer.
     """
     rpc.check()
-    line = Line().started()
+    line = Line()
     try:
-        connect(line, rpc, rpc.timeout)
+        connect(line, rpc)
     except BaseException:
         line.close()
         raise
@@ -206,16 +228,18 @@ def held_device(rpc: Rpc) -> Device:
     return device
 
 
-def connect(line: Line, rpc: Rpc, seconds: float, session: float = 0.0, given_up: threading.Event | None = None) -> None:
-    """Connect a line to a device that is free. seconds: that connecting may take; session: as for `Line.connect`.
+def connect(line: Line, rpc: Rpc, session: float = 0.0, given_up: threading.Event | None = None) -> None:
+    """Connect a line to a device that is free. session: as for `Line.connect`.
 
-    Raises: LoweringError as `request`, LostError where several that the tracker gave did not answer.
+    Raises: LoweringError as `request`, and where several that the tracker gave did not answer.
     """
+    line.started()
     for left in reversed(range(TRIES)):
         place = request(rpc, given_up)
         try:
-            return line.connect(place, seconds, session)
-        except LostError:
+            return line.connect(place, CONNECTING, session)
+        except LostError as lost:
             if not left:
-                raise
+                raise LoweringError(f"rpc: of key {rpc.key!r} no device answers that the tracker {rpc.tracker} lends") from lost
+            log.warning("%s; another one is asked for", lost)
             line.started()

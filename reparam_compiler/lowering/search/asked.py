@@ -10,7 +10,9 @@ from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backend import Backend, Tuning
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
-from reparam_compiler.lowering.search.measuring import Repeats
+from reparam_compiler.lowering.rpc.address import Rpc
+from reparam_compiler.lowering.runtime.linking import check_linker
+from reparam_compiler.lowering.search.pairs import Repeats
 from reparam_compiler.lowering.search.records import prepare
 from reparam_compiler.lowering.target import TargetLike, describe, resolve
 
@@ -121,27 +123,36 @@ def selected(names: Sequence[str], wanted: Sequence[str]) -> list[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A search that can be made: for which target, of what, how, and the folder of its records."""
+    """A search that can be made: for which target, of what, how, into which folder, and on which devices far away, if any."""
 
     backend: Backend
     tuning: Tuning[Any]
     folder: Path
     options: SearchOptions
+    rpc: Rpc | None = None
 
 
-def check_search(target: TargetLike, database: str | os.PathLike[str], options: SearchOptions) -> Search:
+def check_search(
+    target: TargetLike, database: str | os.PathLike[str], options: SearchOptions, rpc: Rpc | None = None
+) -> Search:
     """What `tune` is asked for, where it can be done; asked before a model is fused, which may take minutes. Makes the folder.
 
-    Raises: LoweringError where `target` cannot be read, is of a kind that nothing is searched for, or not this machine's;
-    a number is too small; or `database` cannot be a folder.
+    Raises: LoweringError where `target` cannot be read, is of a kind that nothing is searched for, or not this machine's
+    without `rpc`; nothing here links code for it; a number is too small; or `database` cannot be a folder.
     """
     backend = backend_for(resolve(target)).settled(measure=True)
     if (tuning := backend.tuning()) is None:
         raise LoweringError(
             f"tune: found target {describe(backend.target)}; nothing is searched for its kind, whose kernels are chosen by rule"
         )
-    if reason := backend.unrunnable_here():
-        raise LoweringError(f"tune: found target {describe(backend.target)}; candidates are run here, and {reason}")
+    if rpc is not None:
+        rpc.check()
+        check_linker(rpc.compiler, describe(backend.target))
+    elif reason := backend.unrunnable_here():
+        raise LoweringError(
+            f"tune: found target {describe(backend.target)}; candidates are run here, and {reason}; "
+            "name devices that run them (rpc)"
+        )
     options.check()
     prepare(Path(database))
-    return Search(backend, tuning, Path(database), options)
+    return Search(backend, tuning, Path(database), options, rpc)

@@ -8,25 +8,31 @@ The net of what was chosen is run beside net 0 at the end: only where it is fast
 """
 
 import functools
+import logging
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from reparam_compiler.lowering.build import build
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
 from reparam_compiler.lowering.importing.shapes import Imported
+from reparam_compiler.lowering.rpc.device import LostError, held_device, sent
 from reparam_compiler.lowering.runtime.description import filled
 from reparam_compiler.lowering.runtime.executable import Executable, executable_of
 from reparam_compiler.lowering.search.asked import Search
-from reparam_compiler.lowering.search.measuring import threads_of
+from reparam_compiler.lowering.search.fleet import DEVICES
 from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.records import ConvRecord, RestRecord, append_conv, append_rest
 from reparam_compiler.lowering.search.rest import Generic
 from reparam_compiler.lowering.search.winners import Measured, faster_functions, winners
 from reparam_compiler.lowering.target import describe
 
+log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+Put = Callable[[Executable], Executable]
+"""Of a net the same where it is timed."""
 NETS = 3  # beside the rule's
 WINDOW = 1.15  # times a layer's best time alone, up to which a point is tried in the net
 WHOLE = 0.005  # of a run by rule, that the net of all winners must gain
@@ -53,6 +59,12 @@ class Contest:
         self._search, self._imported, self._planner, self._generic = search, imported, planner, generic
         self._arrays = [filled(spec, "random") for spec in imported.inputs]
         self._target = describe(search.backend.target)
+        self._nets: dict[Any, Executable] = {}
+
+    def check_device(self) -> None:
+        """Raises LoweringError where the net cannot be run on the devices that are to measure."""
+        if self._search.rpc is not None:
+            self._staged(lambda put: put(self._by_rule).run(*self._arrays))
 
     @functools.cached_property
     def _by_rule(self) -> Executable:
@@ -60,38 +72,68 @@ class Contest:
 
     def rest_share(self) -> float:
         """Of a run by rule, the share of the functions without a recipe."""
-        net, codes = Timed(self._by_rule, {}), {str(each.code) for each in self._generic.functions}
-        run_by_turns([net], self._arrays, rounds=1)
-        took = {layer: sum(seconds) for layer, seconds in net.seconds.items()}
+        codes = {str(each.code) for each in self._generic.functions}
+        took = self._staged(self._layer_seconds)
         return sum(took[layer] for layer in took if layer in codes) / (sum(took.values()) or 1.0)
+
+    def _layer_seconds(self, put: Put) -> dict[str, float]:
+        net = Timed(put(self._by_rule), {})
+        run_by_turns([net], self._arrays, rounds=1)
+        return {layer: sum(seconds) for layer, seconds in net.seconds.items()}
 
     def decided(self) -> tuple[float, float] | None:
         """Keeps what is fastest in the net; seconds of a run by rule, and of one with that. None where there is no choice."""
         codes, (rule, *others) = self._generic.codes, choices(self._planner.states)
         if not others and not codes:
             return None
-        nets = [Timed(self._by_rule, rule), *(Timed(self._built(each, codes), each) for each in others or [rule])]
+        return self._staged(lambda put: self._decided(put, rule, others))
+
+    def _decided(
+        self, put: Put, rule: Mapping[ConvShape, Point], others: Sequence[Mapping[ConvShape, Point]]
+    ) -> tuple[float, float]:
+        codes, by_rule = self._generic.codes, put(self._by_rule)
+        nets = [Timed(by_rule, rule), *(Timed(put(self._built(each, codes)), each) for each in others or [rule])]
         run_by_turns(nets, self._arrays)
         convs = [record for state in self._planner.states for record in self._conv_records(state, nets)]
         called = [each for each in self._generic.functions if each.code in codes and nets[0].seconds[str(each.code)]]
         rest = [self._rest_record(each.name, each.code, nets) for each in called]  # a reshape became none
         faster, functions = winners(convs, self._target, self._search.tuning.rule), faster_functions(rest, self._target)
-        chosen = self._built({shape: points[0] for shape, points in faster.items()}, functions)
-        by_rule, best = whole_runs([self._by_rule, chosen], self._arrays)
-        if best > (1 - WHOLE) * by_rule:  # layer by layer it was faster, and as a whole it is not
+        chosen = put(self._built({shape: points[0] for shape, points in faster.items()}, functions))
+        before, after = whole_runs([by_rule, chosen], self._arrays)
+        if after > (1 - WHOLE) * before:  # layer by layer it was faster, and as a whole it is not
             convs = [record for record in convs if record.point == rule.get(record.shape)]
-            rest, best = [_undone(record) for record in rest], by_rule
+            rest, after = [_undone(record) for record in rest], before
         for conv in convs:
             append_conv(self._search.folder, conv)
         for each in rest:
             append_rest(self._search.folder, each)
-        return by_rule, best
+        return before, after
+
+    def _staged(self, work: Callable[[Put], ResultT]) -> ResultT:
+        """What `work` gives for a way to put nets where they are timed: here, or on one device; on another if that is lost."""
+        threads = int(self._search.backend.target.attrs.get("num-cores", 0)) or None  # else as many as a run takes there
+        if (rpc := self._search.rpc) is None:
+            return work(lambda net: net.clone(threads=threads))
+        left = DEVICES
+        while True:
+            device = held_device(rpc)
+            try:
+                return work(lambda net, device=device: sent(net, device, rpc.compiler).clone(threads=threads))  # type: ignore[misc]
+            except LostError as lost:
+                if not (left := left - 1):
+                    raise
+                log.warning("%s; the nets are run on another one", lost)
+            finally:
+                device.close()
 
     def _built(self, points: Mapping[ConvShape, Point], functions: frozenset[int]) -> Executable:
-        folder = self._search.folder if functions else None
-        measured = Measured({shape: (point,) for shape, point in points.items()}, folder, functions)
-        target = self._search.backend.target
-        return executable_of([build(self._imported, target, measured).variant], False, {}).clone(threads=threads_of(target))
+        key = (frozenset(points.items()), functions)
+        if key not in self._nets:
+            folder = self._search.folder if functions else None
+            measured = Measured({shape: (point,) for shape, point in points.items()}, folder, functions)
+            built = build(self._imported, self._search.backend.target, measured)
+            self._nets[key] = executable_of([built.variant], False, {})
+        return self._nets[key]
 
     def _conv_records(self, state: State, nets: Sequence[Timed]) -> list[ConvRecord]:
         """What a layer took in each point that it had in a net, by call, beside the rule's in the same round."""

@@ -4,8 +4,6 @@
 
 A process takes seconds to start, for it imports TVM, so it starts for the first candidate that it is to have, and stays. One
 that crashes or does not come back is ended, and the next candidate has another.
-
-A measurement is one of a pair: the rule's kernels, then the candidate, so that what slows the machine for a while slows both.
 """
 
 import contextlib
@@ -14,20 +12,18 @@ import itertools
 import sys
 import tempfile
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Shaped
 from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule
 from tvm.s_tir.meta_schedule.builder import BuilderResult
 from tvm.s_tir.meta_schedule.builder.local_builder import default_build, default_export
 from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 
-from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.runtime.description import TensorSpec, filled
 from reparam_compiler.lowering.runtime.launchers import default_threads
@@ -35,28 +31,17 @@ from reparam_compiler.lowering.runtime.linking import export_library
 from reparam_compiler.lowering.runtime.machines import Machines
 from reparam_compiler.lowering.runtime.stored import Packing
 from reparam_compiler.lowering.runtime.weights import Weight, all_packed
+from reparam_compiler.lowering.search.pairs import Outcome, Repeats, in_pairs
 from reparam_compiler.lowering.target import resolve
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering.runtime.description import Array
+    pass
 
 INTRINSICS = "tvm.s_tir.tensor_intrin"
 BUILD_TIMEOUT = 30.0
 """Seconds that a candidate may take to build, as TVM has it."""
 BUILDS = 64
 """Candidates that a process builds before another takes its place: TVM says that it loses memory with each."""
-TOLERANCE = {"float16": 2e-2, "float32": 1e-3, "float64": 1e-6}
-"""What a candidate may differ by from the rule's kernel, of the largest output: one that is wrong differs by far more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Repeats:
-    """How a candidate is measured; as in `asked.SearchOptions`."""
-
-    repeat: int
-    number: int
-    min_repeat_ms: int
-    timeout: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,15 +82,6 @@ class Job:
     repeats: Repeats
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Seconds of each measurement, or why there are none. beside: of the rule's kernels, each run just before."""
-
-    seconds: tuple[float, ...] = ()
-    beside: tuple[float, ...] = ()
-    failure: str = ""
-
-
 def threads_of(target: Any) -> int:
     """How many threads what is compiled for a target is measured on: the target's cores, or as many as a run takes here."""
     return int(target.attrs.get("num-cores", 0)) or default_threads()
@@ -114,13 +90,15 @@ def threads_of(target: Any) -> int:
 class Builders:
     """Builds the libraries of candidates, in as many processes as are asked for."""
 
-    def __init__(self, parallel: int | None, timeout: float) -> None:
+    def __init__(self, parallel: int | None, timeout: float, compiler: str | None = None) -> None:
+        """compiler: links them; None is this machine's."""
+        self._compiler = compiler
         self._names = itertools.count()
         self._pool = PopenPoolExecutor(parallel, timeout, initializer=skip_intrinsics, maximum_process_uses=BUILDS)
 
     def build(self, kernels: Sequence[Kernels], folder: Path) -> list[str | Outcome]:
         """The path of each library, in `folder`; or an Outcome that says why there is none."""
-        given = [(each, str(folder / f"{next(self._names)}.so")) for each in kernels]
+        given = [(each, str(folder / f"{next(self._names)}.so"), self._compiler) for each in kernels]
         return [_value(each, "building") for each in self._pool.map_with_error_catching(_built, given)]
 
     def close(self) -> None:
@@ -154,14 +132,14 @@ def _value(found: "MapResult", doing: str) -> Any:
     return Outcome(failure=f"{doing} it failed: {lines[-1].strip()}")  # the last line of a process's traceback
 
 
-def _built(given: tuple[Kernels, str]) -> str:
+def _built(given: tuple[Kernels, str, str | None]) -> str:
     """In a process of its own: the library at a path."""
-    kernels, path = given
+    kernels, path, compiler = given
     backend = backend_for(resolve(kernels.target))
     with backend.target:
         library = backend.compiled(kernels.module)
     if backend.linked:
-        export_library(library, Path(path))
+        export_library(library, Path(path), compiler=compiler, target=kernels.target)
     else:
         Path(path).write_bytes(library.to_bytes())
     return path
@@ -172,19 +150,9 @@ def measured(job: Job) -> Outcome:
 
     Raises: LoweringError where its output is not what the rule's kernels give.
     """
-    arrays, repeats = [filled(spec, "random") for spec in job.inputs], job.repeats
+    rule = None if job.rule is None else _machines(job.rule, job.target, job.threads)
     candidate = _machines(job.candidate, job.target, job.threads)
-    if job.rule is None:
-        return Outcome(tuple(_seconds(candidate, arrays, repeats) for _ in range(repeats.repeat)))
-    rule = _machines(job.rule, job.target, job.threads)
-    _check(candidate.run(arrays)[0], rule.run(arrays)[0])
-    pairs = [(_seconds(rule, arrays, repeats), _seconds(candidate, arrays, repeats)) for _ in range(repeats.repeat)]
-    return Outcome(tuple(seconds for _, seconds in pairs), tuple(seconds for seconds, _ in pairs))
-
-
-def _seconds(machines: Machines, arrays: "Sequence[Array]", repeats: Repeats) -> float:
-    """Of one measurement."""
-    return machines.measured(arrays, 1, repeats.number, least_ms=repeats.min_repeat_ms, cold=True)[0]
+    return in_pairs(candidate, rule, [filled(spec, "random") for spec in job.inputs], job.repeats)
 
 
 @functools.lru_cache(maxsize=2)
@@ -196,25 +164,19 @@ def _machines(runnable: Runnable, target: str, threads: int) -> Machines:
     return backend.machines(library, all_packed(stored, backend.packings), threads)
 
 
-def _check(found: Shaped[np.ndarray, "..."], expected: Shaped[np.ndarray, "..."]) -> None:
-    """Raises LoweringError where an output is not the expected one."""
-    largest, tolerance = float(np.abs(expected).max(initial=0)), TOLERANCE[str(expected.dtype)]
-    error = float(np.abs(found.astype(np.float64) - expected).max(initial=0))
-    if not error <= tolerance * largest:
-        raise LoweringError(f"its output differs from the rule's by {error:.2g}; expected at most {tolerance * largest:.2g}")
-
-
 @derived_object
 class GenericBuilder(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
     """MetaSchedule's builder, in a process for each core that stays: its own starts them anew for each round of candidates."""
 
-    def __init__(self, parallel: int | None = None) -> None:
+    def __init__(self, parallel: int | None = None, compiler: str | None = None, *, linked: bool = False) -> None:
+        """linked: whether libraries are to be linked here, by `compiler`, for a device far away."""
         super().__init__()
+        self.export = functools.partial(_linked, compiler=compiler) if linked else default_export
         self.pool = PopenPoolExecutor(parallel, BUILD_TIMEOUT, initializer=skip_intrinsics, maximum_process_uses=BUILDS)
 
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
         """The library of each candidate, or why there is none."""
-        given = [(each.mod, each.target) for each in build_inputs]
+        given = [(each.mod, each.target, self.export) for each in build_inputs]
         return [
             BuilderResult(found.value, None)
             if found.status == StatusKind.COMPLETE
@@ -227,10 +189,17 @@ class GenericBuilder(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
         self.pool.shutdown()
 
 
-def _generic_built(given: tuple[Any, Any]) -> str:
+def _generic_built(given: tuple[Any, Any, Callable[[Any], str]]) -> str:
     """The path of the library of a module for a target."""
-    module, target = given
-    return str(default_export(default_build(module, target, None)))
+    module, target, export = given
+    return str(export(default_build(module, target, None)))
+
+
+def _linked(library: Any, compiler: str | None) -> str:
+    """The path of a library, linked: a device may have no compiler."""
+    path = Path(tempfile.mkdtemp()) / "kernel.so"
+    export_library(library, path, compiler=compiler)
+    return str(path)
 
 
 def generic_runner(repeats: Repeats) -> Any:

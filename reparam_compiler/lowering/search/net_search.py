@@ -1,22 +1,24 @@
 """The search of one net: its convs, what has no recipe, and the last choice in the running net."""
 
 import contextlib
+import functools
 import itertools
 import math
 
 from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.search.asked import Search, TunedTask, TuneResult, selected
+from reparam_compiler.lowering.search.fleet import Fleet, FleetRunner
 from reparam_compiler.lowering.search.in_net import Contest
 from reparam_compiler.lowering.search.layers import layers_of
 from reparam_compiler.lowering.search.measuring import (
     Builders,
     GenericBuilder,
     Meter,
-    Outcome,
     generic_runner,
     scratch_folder,
 )
+from reparam_compiler.lowering.search.pairs import Outcome
 from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.progress import Clock
 from reparam_compiler.lowering.search.records import ConvRecord, append_conv, read_convs
@@ -58,6 +60,7 @@ class NetSearch:
         times, interrupted = None, False
         try:
             if (left := self.search.options.trials - self._before) > 0:
+                self.contest.check_device()
                 share = self.contest.rest_share() if self.generic.functions else 0.0
                 rest = round(share * left) if share >= SMALL_SHARE else 0
                 self._convs(left - rest)
@@ -102,9 +105,17 @@ class NetSearch:
     def _bench(self) -> Trials:
         options = self.search.options
         folder = self._open.enter_context(scratch_folder())
-        builders = self._open.enter_context(contextlib.closing(Builders(options.parallel, options.timeout)))
-        meter = self._open.enter_context(contextlib.closing(Meter(options.repeats)))
+        compiler = self._fleet.rpc.compiler if self._fleet else None
+        builders = self._open.enter_context(contextlib.closing(Builders(options.parallel, options.timeout, compiler)))
+        meter = self._fleet or self._open.enter_context(contextlib.closing(Meter(options.repeats)))
         return Trials(self.search.backend, self.search.tuning, self._main, builders, meter, folder)
+
+    @functools.cached_property
+    def _fleet(self) -> Fleet | None:
+        """What measures where it is not this machine."""
+        if self.search.rpc is None:
+            return None
+        return self._open.enter_context(contextlib.closing(Fleet(self.search.rpc, self.search.options.repeats)))
 
     def _rest(self, trials: int) -> None:
         """Up to so many points of what has no recipe."""
@@ -112,8 +123,9 @@ class NetSearch:
             return
         self.clock.told("what has no recipe")
         options, before = self.search.options, self.generic.measured
-        builder = self._open.enter_context(contextlib.closing(GenericBuilder(options.parallel)))
-        self.generic.measure(trials, builder, generic_runner(options.repeats))
+        compiler, linked = (self._fleet.rpc.compiler, True) if self._fleet else (None, False)
+        builder = self._open.enter_context(contextlib.closing(GenericBuilder(options.parallel, compiler, linked=linked)))
+        self.generic.measure(trials, builder, FleetRunner(self._fleet) if self._fleet else generic_runner(options.repeats))
         self.clock.counted(self.generic.measured - before)
 
     def _result(self, times: tuple[float, float] | None, interrupted: bool) -> TuneResult:

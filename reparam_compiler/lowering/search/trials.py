@@ -15,8 +15,10 @@ from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.weights import Store, Weight
+from reparam_compiler.lowering.search.fleet import Fleet
 from reparam_compiler.lowering.search.layers import Layer, module_of
-from reparam_compiler.lowering.search.measuring import Builders, Job, Kernels, Meter, Outcome, Runnable, threads_of
+from reparam_compiler.lowering.search.measuring import Builders, Job, Kernels, Meter, Runnable, threads_of
+from reparam_compiler.lowering.search.pairs import Outcome
 from reparam_compiler.lowering.search.winners import Measured
 from reparam_compiler.lowering.target import describe
 
@@ -25,7 +27,7 @@ class Trials:
     """Measures points of the layers of one net, each beside the rule's."""
 
     def __init__(
-        self, backend: Backend, tuning: Tuning[Any], main: Any, builders: Builders, meter: Meter, folder: Path
+        self, backend: Backend, tuning: Tuning[Any], main: Any, builders: Builders, meter: Meter | Fleet, folder: Path
     ) -> None:
         """main: of the net, as `Tuning.prepared` gave it. folder: for libraries and weights."""
         self.backend, self.builders, self.meter, self.folder = backend, builders, meter, folder
@@ -44,7 +46,8 @@ class Trials:
             )
         others = iter(self._jobs(layer, [point for point in points if point != rule]))
         jobs = [first if point == rule else _beside(next(others), first) for point in points]
-        return [each if isinstance(each, Outcome) else self.meter.measure([each])[0] for each in jobs]
+        found = iter(self.meter.measure([each for each in jobs if not isinstance(each, Outcome)]))
+        return [each if isinstance(each, Outcome) else next(found) for each in jobs]
 
     def _jobs(self, layer: Layer, points: Sequence[Point]) -> list[Job | Outcome]:
         """Points, built."""

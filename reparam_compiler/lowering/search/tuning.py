@@ -16,6 +16,7 @@ from typing import Any
 
 from reparam_compiler.lowering.build import COMPILING
 from reparam_compiler.lowering.importing.importer import to_relax
+from reparam_compiler.lowering.rpc.address import Rpc
 from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.search.asked import SearchOptions, TuneResult, check_search
 from reparam_compiler.lowering.search.measuring import without_intrinsics
@@ -32,6 +33,7 @@ def tune(
     database: str | os.PathLike[str],
     options: SearchOptions | None = None,
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    rpc: Rpc | None = None,
     progress: bool = True,
     listener: Listener | None = None,
 ) -> TuneResult:
@@ -44,11 +46,12 @@ def tune(
         model, example_inputs, target, input_shapes: as for `compile`; the target must be one that this machine runs.
         database: the folder of the records; `compile(database=…)` reads it.
         options: how long it goes on, and how it measures.
+        rpc: devices far away that measure instead, as many candidates at once as there are; `target` must be theirs then.
         progress: draw on a terminal, or say in the log, how far it is. listener: is told of every measurement.
 
     Raises: LoweringError as `check_search`, or what `compile` raises.
     """
-    search = check_search(target, database, options or SearchOptions())
+    search = check_search(target, database, options or SearchOptions(), rpc)
     with (
         COMPILING,
         shown(progress) as drawn,

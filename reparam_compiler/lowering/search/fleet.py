@@ -1,0 +1,154 @@
+"""Measures on devices far away: as many candidates at once as a tracker has devices of a key, each on one of them.
+
+    Job --> an artifact: the rule's kernels and the candidate's, over one copy of the weights --> `answering`: pairs of times
+
+A candidate whose device is lost, or does not come back, has another device once: it may have been the device's fault. What is
+to be measured waits for a device, and for a tracker that is away, as long as `Rpc.wait`; then the search ends, and goes on from
+there when it is called again.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from tvm.ir.utils import derived_object
+from tvm.s_tir import meta_schedule
+from tvm.s_tir.meta_schedule.runner import RunnerFuture, RunnerResult
+
+from reparam_compiler.errors import LoweringError
+from reparam_compiler.lowering.rpc.address import Rpc
+from reparam_compiler.lowering.rpc.device import PARTING, Device, Line, LostError, connect
+from reparam_compiler.lowering.rpc.tracker import known
+from reparam_compiler.lowering.runtime.description import filled
+from reparam_compiler.lowering.runtime.executable import Executable
+from reparam_compiler.lowering.runtime.variant import Variant
+from reparam_compiler.lowering.runtime.weights import Weight
+from reparam_compiler.lowering.search.measuring import Job, Runnable, scratch_folder
+from reparam_compiler.lowering.search.pairs import Outcome, Repeats
+
+JobT = TypeVar("JobT")
+DEVICES = 2
+"""On which a candidate is tried before its failure is one."""
+
+
+class Fleet:
+    """Takes the place of a `Meter`."""
+
+    def __init__(self, rpc: Rpc, repeats: Repeats) -> None:
+        self.rpc, self.repeats = rpc, repeats
+        self._given_up = threading.Event()
+        self._taking = threading.Lock()
+        self._lines: list[Line] = []
+        self._idle: list[Line] = []
+
+    def measure(self, jobs: Sequence[Job]) -> list[Outcome]:
+        """What each took, or why it did not. Raises: LoweringError where there is no device for one."""
+        return self.each(_compared, jobs)
+
+    def each(self, work: Callable[[Device, JobT], Outcome], jobs: Sequence[JobT]) -> list[Outcome]:
+        """What `work` gives for each on a device. Raises: LoweringError as `measure`."""
+        if not jobs:
+            return []
+        with ThreadPoolExecutor(max(1, known(self.rpc, self._given_up).servers)) as pool:
+            try:
+                return list(pool.map(lambda job: self._tried(work, job), jobs))
+            except BaseException:  # Ctrl-C: what the threads wait for is ended, or they would be waited for
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Ends its processes, and whatever waits for them."""
+        self._given_up.set()
+        for line in self._lines:
+            line.close()
+
+    def _tried(self, work: Callable[[Device, JobT], Outcome], job: JobT) -> Outcome:
+        """On one device, and on another one where that is lost."""
+        lost = ""
+        for _ in range(DEVICES):
+            line = self._line()
+            try:
+                connect(line, self.rpc, self.repeats.timeout + PARTING, self._given_up)
+                outcome = _outcome(work, Device(line, self.repeats.timeout), job)
+                line.disconnect()
+                return outcome
+            except LostError as found:
+                lost = "running it took too long" if found.late else f"running it failed: {found}"
+            finally:
+                self._idle.append(line)
+        return Outcome(failure=f"{lost}, on {DEVICES} devices")
+
+    def _line(self) -> Line:
+        """One that nobody has."""
+        with self._taking:
+            if self._idle:
+                return self._idle.pop()
+            self._lines.append(line := Line())
+            return line
+
+
+def _outcome(work: Callable[[Device, JobT], Outcome], device: Device, job: JobT) -> Outcome:
+    """What came of it on a device. Raises: LostError where that is lost."""
+    try:
+        return work(device, job)
+    except LostError:
+        raise
+    except LoweringError as refusal:
+        return Outcome(failure=f"running it failed: {refusal}")
+
+
+def _compared(device: Device, job: Job) -> Outcome:
+    with scratch_folder() as folder:
+        path = folder / "job.tar"
+        _both(job).save(path)
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+    how = {"threads": job.threads, **asdict(job.repeats)}
+    found, _ = device.ask("compare", [content, *(filled(spec, "random") for spec in job.inputs)], **how)
+    return Outcome(tuple(found["seconds"]), tuple(found["beside"]))
+
+
+def _both(job: Job) -> Executable:
+    """The rule's kernels, where they are others, and the candidate's."""
+    arrays: dict[str, Any] = {}
+
+    def variant(runnable: Runnable) -> Variant:
+        for path, _ in runnable.weights:
+            if path not in arrays:
+                arrays[path] = np.load(path)
+        weights = tuple(Weight(arrays[path], packing, (), "") for path, packing in runnable.weights)
+        return Variant(job.target, job.inputs, (), library=Path(runnable.library).read_bytes(), weights=weights)
+
+    return Executable(tuple(variant(each) for each in (job.rule, job.candidate) if each is not None))
+
+
+@derived_object
+class FleetRunner(meta_schedule.runner.PyRunner):  # type: ignore[misc]
+    """MetaSchedule's runner, which measures kernels on the devices of a fleet."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__()
+        self.fleet = fleet
+
+    def run(self, runner_inputs: Sequence[Any]) -> list[Any]:
+        """The seconds of each, once all are there."""
+        repeats = self.fleet.repeats
+        how = {"number": repeats.number, "repeat": repeats.repeat, "min_repeat_ms": repeats.min_repeat_ms}
+        outcomes = self.fleet.each(lambda device, each: _timed(device, each, how), list(runner_inputs))
+        return [_future(each) for each in outcomes]
+
+
+def _timed(device: Device, given: Any, how: dict[str, int]) -> Outcome:
+    library = np.frombuffer(Path(str(given.artifact_path)).read_bytes(), np.uint8)
+    parameters = [(str(dtype), list(map(int, shape))) for _, dtype, shape in (each.as_json() for each in given.args_info)]
+    found, _ = device.ask("time", [library], device=str(given.device_type), parameters=parameters, **how)
+    return Outcome(tuple(found["seconds"]))
+
+
+def _future(outcome: Outcome) -> Any:
+    """What is there already."""
+    result = RunnerResult(None, outcome.failure) if outcome.failure else RunnerResult(list(outcome.seconds), None)
+    return RunnerFuture(f_done=lambda: True, f_result=lambda: result)
