@@ -60,7 +60,7 @@ PUBLIC = [
 ]
 
 
-NEED_TVM = {"CompileOptions", "CpuFamily", "Executable", "TuneResult", "compile", "load", "measure_cpu", "tune"}
+NEED_TVM = {"CompileOptions", "CpuFamily", "Executable", "Rpc", "TuneResult", "compile", "load", "measure_cpu", "tune"}
 TYPES = {"CouplingRule", "Criterion", "LinearRule", "Loss", "Scores"}
 """Aliases of types, which have no docstring of their own: their modules describe them."""
 
