@@ -29,6 +29,7 @@ import reparam_compiler
 from benchmarks import page
 from benchmarks.lower_engines import ONNX_RUNTIME, OURS, Worker
 from reparam_compiler.lowering import TuneResult, TuneStep
+from reparam_compiler.lowering.gpu.opencl.devices import device_here
 from reparam_compiler.lowering.search.records import ConvRecord, read_convs
 from reparam_compiler.lowering.target import describe, resolve
 from reparam_compiler.zoo import randomise_batch_norm, repvgg_a0
@@ -160,11 +161,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     torch.set_num_threads(1)
+    resolved = resolve(options.target)
     found = search(options.net, options.target, options.seconds, options.records, options.turns)
     about = page.facts(
         " ".join(["python -m benchmarks.tuning", *(sys.argv[1:] if arguments is None else arguments)]),
         cpu=f"{page.processor()}, {len(os.sched_getaffinity(0))} cores",
-        target=describe(resolve(options.target)),
+        target=describe(resolved),
+        **({"device": device_here().name} if resolved.kind.name == "opencl" else {}),
         versions=page.versions("torch", "onnxruntime", "apache-tvm", "numpy", "xgboost-cpu"),
         took=f"{time.perf_counter() - start:.0f} s",
     )
