@@ -85,6 +85,15 @@ def test_a_model_of_any_batch_runs_far_away(fleet: tuple[Rpc, Program], tmp_path
     np.testing.assert_array_equal(load(tmp_path / "m.tar", rpc=fleet[0]).run(x)[0], load(tmp_path / "m.tar").run(x)[0])
 
 
+def test_an_opencl_device_runs_behind_a_server(fleet: tuple[Rpc, Program], tmp_path: Path) -> None:
+    pytest.importorskip("pyopencl")
+    here = compile(onnx.load(write_onnx(tmp_path / "m.onnx", 1)), target="opencl")
+    here.save(tmp_path / "m.tar")
+    x, far = np.random.default_rng(0).standard_normal((1, 3, 8, 7)).astype("float32"), load(tmp_path / "m.tar", rpc=fleet[0])
+    np.testing.assert_array_equal(far.run(x)[0], here.run(x)[0])
+    assert {call.name for call in far.profiled([x], 1)[0]} == {call.name for call in here.profiled([x], 1)[0]}
+
+
 def test_the_command_runs_an_artifact_there(fleet: tuple[Rpc, Program], artifact: Path, tmp_path: Path) -> None:
     x, outputs = np.random.default_rng(1).standard_normal((1, 3, 8, 7)).astype("float32"), tmp_path / "out.npz"
     np.savez(tmp_path / "in.npz", x=x)
