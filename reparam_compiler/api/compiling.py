@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from reparam_compiler.api.fusing import fuse_source
@@ -20,6 +21,7 @@ from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import CompileOptions, Executable, Rpc, TensorSpec, TuneResult, TuneStep
+    from reparam_compiler.lowering.search.verifying import Verification
 
 log = logging.getLogger(__name__)
 Shapes = Mapping[str, Sequence[int]]
@@ -277,6 +279,34 @@ def tune(
         progress=progress,
         listener=listener,
     )
+
+
+@outside_modes()
+def verify_records(
+    model: Any,
+    example_inputs: Sequence[Any] | None = None,
+    *,
+    database: str | os.PathLike[str],
+    target: str | Mapping[str, Any] | None = None,
+    fuse: bool = True,
+    input_shapes: Shapes | None = None,
+) -> "Verification":
+    """Measures what a folder of records decides for a model again, beside the rule's kernels in the running net.
+
+    Args: as for `tune`, by which the folder was made. It stays as it is.
+
+    Raises: LoweringError where the target is not this machine's, or the folder decides nothing for it; else as `compile`.
+    """
+    from reparam_compiler.lowering.search.asked import SearchOptions, check_search
+    from reparam_compiler.lowering.search.records import check_readable
+    from reparam_compiler.lowering.search.verifying import verified
+
+    folder = check_readable(Path(database))
+    search = check_search(target, folder, SearchOptions())
+    source = _open(model, example_inputs, input_shapes)
+    subject = _fused(source, FuseOptions(), verify=True)[0] if fuse else source.model
+    native = _at_its_sizes(subject, source, input_shapes)
+    return verified(native, source.inputs, target=search.backend.target, database=folder, input_shapes=input_shapes)
 
 
 def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Source:

@@ -15,8 +15,12 @@ def of_group(group: Any) -> dict[str, list[str]]:
     """The words of a typer program, given as its group of commands."""
     found: dict[str, list[str]] = {"": sorted(group.commands)}
     for name, command in group.commands.items():
-        options = [option for option in command.params if option.param_type_name == "option"]
-        found[name] = sorted(flag for option in options for flag in option.opts if flag.startswith("--"))
+        inner = getattr(command, "commands", {})
+        if inner:
+            found[f"{name} {name}"] = sorted(inner)  # what follows the name of a group
+        parameters = [parameter for each in (command, *inner.values()) for parameter in each.params]
+        options = [parameter for parameter in parameters if parameter.param_type_name == "option"]
+        found[name] = sorted({flag for option in options for flag in option.opts if flag.startswith("--")})
         for option in options:
             if words := _words(option.metavar):
                 found |= {f"{name} {flag}": words for flag in option.opts}

@@ -1,4 +1,4 @@
-"""`reparam fuse | prune | inspect | equivalent | compile | run | tune | measure | completion`.
+"""`reparam fuse | prune | inspect | equivalent | compile | run | tune | measure | records | completion`.
 
 Also as `python -m reparam_compiler`.
 
@@ -26,7 +26,7 @@ import typer
 from reparam_compiler.api.comparing import equivalent
 from reparam_compiler.api.fusing import fuse, inspect
 from reparam_compiler.api.pruning import apply_manifest, prune
-from reparam_compiler.commands import completion
+from reparam_compiler.commands import completion, records
 from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, JsonCommand, errors_as_exit_codes
 from reparam_compiler.commands.loading import first_arrays, loaded, samples
 from reparam_compiler.commands.options import (
@@ -387,6 +387,9 @@ for _name, _help in (
 ):
     _words = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": list[str]()}
     app.command(_name, help=_help, context_settings=_words, add_help_option=False)(_tvmc)
+
+
+app.add_typer(records.app, name="records")
 
 
 @app.command("completion", epilog='Example, in ~/.bashrc: eval "$(reparam completion bash)"')

@@ -38,13 +38,36 @@ class Peak:
     threads: int
 
 
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The targets that what was measured on one of them serves.
+
+    family: its name, with the width of the vectors ("sapphirerapids-512"). cores: of a run.
+
+    >>> Peers("znver3-256", 8).serves(4), Peers("znver3-256", 8).serves(1)
+    (True, False)
+    """
+
+    family: str
+    cores: int
+
+    def serves(self, cores: int) -> bool:
+        """Whether what was measured on these cores says anything of so many: one is a thing of its own, and a point that has
+        pieces for several may have too few for more."""
+        return self.cores == cores == 1 or 2 <= cores <= self.cores
+
+
 class Tuning(ABC, Generic[PointT]):
     """What a search knows of a kind of target: its phases, the points of a conv, the space of what has no recipe.
 
         prepared -> its conv sites: each at each of their points       prepared -> rest: what has no recipe, in the space
 
     A search loads none of TVM's tensor intrinsics: importing them takes a minute.
+
+    rule_version: of what `rule` counts.
     """
+
+    rule_version: ClassVar[int] = 0
 
     @abstractmethod
     def prepared(self, module: Any) -> Any:
@@ -57,6 +80,15 @@ class Tuning(ABC, Generic[PointT]):
     @abstractmethod
     def rule(self, shape: "ConvShape") -> list[PointT]:
         """What is taken where nothing is measured: the first of these that is exact enough on a layer's weights."""
+
+    @property
+    def peers(self) -> Peers | None:
+        """Whom records are shared with; None where they are nobody else's."""
+        return None
+
+    def processor(self) -> str:
+        """The name of this machine's processor, where it is one of the target's; else nothing."""
+        return ""
 
     @abstractmethod
     def points(self, shape: "ConvShape") -> list[PointT]:

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,20 +122,31 @@ def compile_forms(
             check_batches(imports)
         store, made, variants = Store(), list[Built](), list[Variant]()
         for one in targets:
-            measured, store = _measured(database, one), store.another()
+            measured, store = _measured(database, one, settings), store.another()
             built = [build(imported, one, measured, settings, store) for imported in imports]
-            variants += with_paces([each.variant for each in built])
+            variants += with_paces([_naming(measured, each.variant) for each in built])
             made += built
     return executable_of(variants, any_batch, versions(), _together(made))
 
 
-def _measured(database: str | os.PathLike[str] | None, target: Target) -> Measured | None:
-    """What the measurements of a folder decide for a target; a log line where none of them is for it."""
-    if database is None:
+def _measured(database: str | os.PathLike[str] | None, target: Target, options: CompileOptions) -> Measured | None:
+    """What measurements decide for a target: those of a folder, then those that are shipped for its family.
+
+    A log line says where none of the folder's is for it.
+    """
+    tuning, folder = backend_for(target).settled(measure=options.measure).tuning(), None if database is None else Path(database)
+    if folder is not None:
+        warn_of_foreign(folder, describe(target), searched=tuning is not None)
+    if tuning is None:
         return None
-    tuning = backend_for(target).tuning()
-    warn_of_foreign(Path(database), describe(target), searched=tuning is not None)
-    return None if tuning is None else measured_in(Path(database), describe(target), tuning.rule)
+    return measured_in(folder, describe(target), tuning.rule, tuning.peers if options.shipped_records else None)
+
+
+def _naming(measured: Measured | None, variant: Variant) -> Variant:
+    """With the shipped records among what its kernels were chosen by."""
+    if measured is None or measured.shipped is None:
+        return variant
+    return replace(variant, chosen_by="; ".join(filter(None, (variant.chosen_by, str(measured.shipped)))))
 
 
 def check(target: TargetLike, database: str | os.PathLike[str] | None, options: CompileOptions) -> tuple[Target, ...]:

@@ -47,6 +47,8 @@ class CompileOptions:
     pass_times: keep a listing of the seconds that each pass took.
     measure: for a CPU of this machine that no costs are shipped for, measure them once, in some ten seconds, and keep them
         (`measure_cpu`). Without, those of another family decide, so that a target has the same kernels on every machine.
+    shipped_records: for layers that no `database` decides, take what searches found on CPUs of the target's family and this
+        package ships. Without, the rule decides.
 
     A pass that is named and that no compilation came to is named in a log line: TVM holds no list of its passes.
 
@@ -65,6 +67,7 @@ class CompileOptions:
     after: Sequence[str] = ()
     pass_times: bool = False
     measure: bool = True
+    shipped_records: bool = True
 
     def __post_init__(self) -> None:
         for field_name in ("disabled_passes", "sources", "before", "after"):

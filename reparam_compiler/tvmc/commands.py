@@ -255,6 +255,7 @@ def _options(found: argparse.Namespace) -> "CompileOptions":
         after=found.print_ir_after,
         pass_times=found.print_pass_times,
         measure=not found.no_measure,
+        shipped_records=not found.no_shipped_records,
     )
 
 

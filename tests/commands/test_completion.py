@@ -25,6 +25,8 @@ def test_bash_completes_commands_options_and_words() -> None:
         "reparam prune --max": "--max-ratio",
         "reparam prune --quality st": "standard",
         "reparam compile --max": "--max-error",
+        "reparam records ve": "verify",
+        "reparam records merge --o": "--output",
         "tvmc r": "run",
         "tvmc run --device v": "vulkan",
         "tvmc tune --tr": "--trials",

@@ -171,7 +171,7 @@ def test_winners_come_in_order_and_each_beats_the_rule_by_more_than_the_noise(se
 
 
 def test_records_leave_the_rule_to_fall_back_on_where_an_algorithm_is_too_inexact() -> None:
-    assert chosen({SHAPE: (OTHER,)})(SHAPE, UNIT) == [OTHER, *candidates(SHAPE, UNIT)]
+    assert chosen(Measured({SHAPE: (OTHER,)}))(SHAPE, UNIT) == [OTHER, *candidates(SHAPE, UNIT)]
 
 
 def test_records_of_what_does_not_compute_the_shape_are_left_out() -> None:
@@ -179,7 +179,7 @@ def test_records_of_what_does_not_compute_the_shape_are_left_out() -> None:
     foreign = [each for each in (RULE, OTHER) if isinstance(each, Winograd)]
     odd = Direct(Tile(4, 16), SHAPE.out_width * 3)
     assert foreign
-    assert chosen({both: (*foreign, odd)})(both, UNIT) == candidates(both, UNIT)
+    assert chosen(Measured({both: (*foreign, odd)}))(both, UNIT) == candidates(both, UNIT)
     assert not computes(SHAPE, odd)
     assert all(computes(SHAPE, each) for each in points(SHAPE, UNIT))
 
@@ -201,7 +201,7 @@ def test_a_folder_without_measurements_and_lines_that_are_none_are_refused(tmp_p
     ("target", "searched", "said"),
     [
         ("here", True, None),
-        ("there", True, "0 of 2 records of convs are for there, so the rule decides; they are for elsewhere, here."),
+        ("there", True, "0 of 2 records of convs are for there, so they decide nothing; they are for elsewhere, here."),
         ("gpu", False, "0 of 3 records are for gpu: nothing is measured for its kind"),
     ],
 )

@@ -5,7 +5,6 @@ quantized as arithmetic -> sums in float32 -> simplify -> channels last -> convs
 """
 
 import logging
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tvm import relax
@@ -13,12 +12,12 @@ from tvm.ir.transform import Sequential
 from tvm.relax.backend.cpu_generic import pipeline
 
 from reparam_compiler.lowering.conv.accuracy import MAX_ERROR
-from reparam_compiler.lowering.conv.algorithms import ConvShape
+from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape
 from reparam_compiler.lowering.conv.choice import candidates, computes
 from reparam_compiler.lowering.conv.pointwise import legalizations
 from reparam_compiler.lowering.cpu.families import CpuFamily
 from reparam_compiler.lowering.cpu.kernels import AlgorithmRule, convs_to_kernels
-from reparam_compiler.lowering.cpu.machine import DOTS, vector_unit
+from reparam_compiler.lowering.cpu.machine import DOTS, VectorUnit, vector_unit
 from reparam_compiler.lowering.cpu.products import product_legalizations
 from reparam_compiler.lowering.cpu.rest import schedule_rest
 from reparam_compiler.lowering.cpu.rows import row_legalizations
@@ -45,17 +44,18 @@ def lowered(
     family: CpuFamily | None = None,
 ) -> Any:
     """What `prepared` gave -> Relax that calls scheduled kernels only. family: of the CPU; None is what is shipped."""
-    found = measured or Measured()
-    module = with_kernels(module, target, chosen(found.convs), max_error=max_error, family=family)
+    module = with_kernels(module, target, chosen(measured or Measured()), max_error=max_error, family=family)
     return schedule_rest(with_records(module, measured), vector_unit(target, family))
 
 
-def chosen(convs: Mapping[ConvShape, Sequence[Any]]) -> AlgorithmRule:
+def chosen(measured: Measured) -> AlgorithmRule:
     """The rule of a conv's algorithm that prefers what was measured to be faster."""
-    return lambda shape, unit: [
-        *(algorithm for algorithm in convs.get(shape, ()) if computes(shape, algorithm)),
-        *candidates(shape, unit),
-    ]
+
+    def rule(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:
+        found = candidates(shape, unit)
+        return [*(point for point in measured.points(shape, found[0]) if computes(shape, point)), *found]
+
+    return rule
 
 
 def with_kernels(

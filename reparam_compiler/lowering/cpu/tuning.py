@@ -8,16 +8,17 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm.s_tir import meta_schedule
 from tvm.target import Target
 
-from reparam_compiler.lowering.backend import Tuning
+from reparam_compiler.lowering.backend import Peers, Tuning
 from reparam_compiler.lowering.conv.algorithms import Algorithm, ConvShape, Direct, Order, Tile, unroll_of
 from reparam_compiler.lowering.conv.choice import candidate_tiles, candidates, cycles, direct_forms, winograd_forms
-from reparam_compiler.lowering.cpu.families import CpuFamily
-from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit
+from reparam_compiler.lowering.cpu.families import MODEL, CpuFamily
+from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit, is_native, shipped_family
+from reparam_compiler.lowering.cpu.measured_family import processor
 from reparam_compiler.lowering.cpu.pipeline import lowered, prepared, with_kernels
 from reparam_compiler.lowering.relax.conv_sites import DTYPES, ConvSite, find_conv_sites
 from reparam_compiler.lowering.search.winners import Measured
@@ -36,6 +37,7 @@ class CpuTuning(Tuning[Algorithm]):
     target: Target
     unit: VectorUnit
     family: CpuFamily | None = None
+    rule_version: ClassVar = MODEL
 
     def prepared(self, module: Any) -> Any:
         """The phases of `cpu.pipeline` before kernels are chosen."""
@@ -48,6 +50,16 @@ class CpuTuning(Tuning[Algorithm]):
     def rule(self, shape: ConvShape) -> list[Algorithm]:
         """By their estimated cycles, the fewest first."""
         return candidates(shape, self.unit)
+
+    @property
+    def peers(self) -> Peers | None:
+        """The CPUs of its family with vectors of the same width; a cpu without a name has none."""
+        cpus = (self.family or shipped_family(self.target)).cpus
+        return Peers(f"{cpus[0]}-{8 * self.unit.bytes}", self.unit.threads) if cpus else None
+
+    def processor(self) -> str:
+        """As Linux has it."""
+        return processor() if is_native(self.target) else ""
 
     def points(self, shape: ConvShape) -> list[Algorithm]:
         """Those of the target's vector unit."""

@@ -52,6 +52,15 @@ class Timed:
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
+def net_of(
+    search: Search, imported: Imported, points: Mapping[ConvShape, Point], functions: frozenset[int] = frozenset()
+) -> Executable:
+    """The net with convs in these points and the functions of these hashes by MetaSchedule's records; the rest by rule."""
+    folder = search.folder if functions else None
+    measured = Measured({shape: (point,) for shape, point in points.items()}, folder, functions)
+    return executable_of([build(imported, search.backend.target, measured).variant], False, {})
+
+
 class Contest:
     """The nets of one search."""
 
@@ -129,10 +138,7 @@ class Contest:
     def _built(self, points: Mapping[ConvShape, Point], functions: frozenset[int]) -> Executable:
         key = (frozenset(points.items()), functions)
         if key not in self._nets:
-            folder = self._search.folder if functions else None
-            measured = Measured({shape: (point,) for shape, point in points.items()}, folder, functions)
-            built = build(self._imported, self._search.backend.target, measured)
-            self._nets[key] = executable_of([built.variant], False, {})
+            self._nets[key] = net_of(self._search, self._imported, points, functions)
         return self._nets[key]
 
     def _conv_records(self, state: State, nets: Sequence[Timed]) -> list[ConvRecord]:

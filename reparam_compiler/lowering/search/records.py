@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -120,12 +120,12 @@ def read_rest(folder: Path) -> list[RestRecord]:
 
 def append_conv(folder: Path, record: ConvRecord) -> None:
     """Append one record. Raises: LoweringError where the disk is full or the folder cannot be written."""
-    _append(folder, CONVS, conv_line(record))
+    append(folder, CONVS, conv_line(record))
 
 
 def append_rest(folder: Path, record: RestRecord) -> None:
     """Append one record. Raises as `append_conv`."""
-    _append(folder, REST, asdict(record))
+    append(folder, REST, asdict(record))
 
 
 def check_readable(folder: Path) -> Path:
@@ -154,39 +154,45 @@ def warn_of_foreign(folder: Path, target: str, *, searched: bool) -> None:
     elif records and not any(record.target == target for record in records):
         others = ", ".join(sorted({record.target for record in records}))
         log.warning(
-            "%s: 0 of %d records of convs are for %s, so the rule decides; they are for %s. Compile for that, or tune anew",
+            "%s: 0 of %d records of convs are for %s, so they decide nothing; they are for %s. Compile for that, or tune anew",
             *(folder, len(records), target, others),
         )
 
 
 def conv_line(record: ConvRecord) -> dict[str, Any]:
     """A record as JSON has it."""
-    against = None if record.against is None else _point_line(record.against)
-    return {**asdict(record), "point": _point_line(record.point), "against": against}
+    against = None if record.against is None else point_line(record.against)
+    return {**asdict(record), "point": point_line(record.point), "against": against}
 
 
 def conv_record(line: Mapping[str, Any]) -> ConvRecord:
     """The record that `conv_line` wrote. Raises one of `NO_RECORD` where it did not."""
-    shape: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in line["shape"].items()}
     return ConvRecord(
-        ConvShape(**shape),
+        shape_of(line["shape"]),
         tuple(Step(**step) for step in line["epilogue"]),
-        _point(line["point"]),
+        point_of(line["point"]),
         str(line["target"]),
         tuple(map(float, line["seconds"])),
-        None if line["against"] is None else _point(line["against"]),
+        None if line["against"] is None else point_of(line["against"]),
         tuple(map(float, line["beside"])),
         line["where"],
         str(line["failure"]),
     )
 
 
-def _point_line(point: Point) -> dict[str, Any]:
-    """With the name of its class, which says what the rest means."""
+def shape_of(line: Mapping[str, Any]) -> ConvShape:
+    """A shape from what JSON has of its fields."""
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in line.items()}
+    return ConvShape(**fields)
+
+
+def point_line(point: Point) -> dict[str, Any]:
+    """A point's knobs, with the name of its class, which says what the rest means."""
     return {"kind": type(point).__name__, **asdict(cast(Any, point))}
 
 
-def _point(line: Mapping[str, Any]) -> Point:
+def point_of(line: Mapping[str, Any]) -> Point:
+    """The point that `point_line` wrote."""
     knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in line.items() if name != "kind"}
     kind, tile = point_kinds()[line["kind"]]
     point: Point = kind(**{**knobs, "tile": tile(**line["tile"])})
@@ -203,8 +209,8 @@ def _read(path: Path, record: Callable[[dict[str, Any]], RecordT]) -> list[Recor
     return found
 
 
-def _append(folder: Path, name: str, line: Mapping[str, Any]) -> None:
-    """One line, whole or not at all; after one that another search left torn."""
+def append(folder: Path, name: str, line: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Append one line to a file, whole or not at all; after one that another search left torn. Raises as `append_conv`."""
     path = folder / name
     try:
         with _locked(folder), path.open("a+b", buffering=0) as file:
