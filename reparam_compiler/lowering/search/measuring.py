@@ -113,9 +113,9 @@ class Meter:
         self.repeats = repeats
         self._pool = PopenPoolExecutor(1, repeats.timeout, initializer=skip_intrinsics)
 
-    def measure(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """What each took, or why it did not."""
-        return [_value(each, "running") for each in self._pool.map_with_error_catching(measured, jobs)]
+    def measure(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """What each took, or why it did not; each as soon as it is known."""
+        return (_value(each, "running") for each in self._pool.map_with_error_catching(measured, jobs))
 
     def close(self) -> None:
         """Ends its process."""

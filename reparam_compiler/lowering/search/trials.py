@@ -1,7 +1,8 @@
 """Points of a layer -> their seconds: lowered here, built and measured in other processes."""
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,19 +36,18 @@ class Trials:
         self._threads = threads_of(backend.target)
         self._rules: dict[Layer, Job | Outcome] = {}
 
-    def measure(self, layer: Layer, points: Sequence[Point], rule: Point) -> list[Outcome]:
-        """What each point takes. Its output must be that of the rule's point, which is built first where it was not yet."""
+    def measure(self, layer: Layer, points: Sequence[Point], rule: Point) -> Iterator[Outcome]:
+        """What each point takes, as soon as it is known. Its output must be that of the rule's point, which is built first."""
         if layer not in self._rules:
             (self._rules[layer],) = self._jobs(layer, [rule])
         first = self._rules[layer]
         if isinstance(first, Outcome):
-            return [Outcome(failure=f"there is nothing to compare it with: of the rule's kernel, {first.failure}")] * len(
-                points
-            )
+            failed = Outcome(failure=f"there is nothing to compare it with: of the rule's kernel, {first.failure}")
+            return itertools.repeat(failed, len(points))
         others = iter(self._jobs(layer, [point for point in points if point != rule]))
         jobs = [first if point == rule else _beside(next(others), first) for point in points]
         found = iter(self.meter.measure([each for each in jobs if not isinstance(each, Outcome)]))
-        return [each if isinstance(each, Outcome) else next(found) for each in jobs]
+        return (each if isinstance(each, Outcome) else next(found) for each in jobs)
 
     def _jobs(self, layer: Layer, points: Sequence[Point]) -> list[Job | Outcome]:
         """Points, built."""
