@@ -89,6 +89,13 @@ def test_what_another_search_left_torn_costs_that_line_alone(
     assert ("line 2 is no record" in caplog.text) == bool(torn)
 
 
+def test_a_point_without_the_rules_time_beside_it_is_no_record(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    append_conv(tmp_path, record(RULE, 1.0))
+    append_conv(tmp_path, replace(record(OTHER, 0.5), beside=()))
+    assert read_convs(tmp_path) == [record(RULE, 1.0)]
+    assert "found 1 seconds beside 0 of the rule's" in caplog.text
+
+
 @pytest.mark.parametrize("tail", [b"", b'[0, [[[], [["Get', b"\x00\x00"])
 def test_a_torn_tail_of_metaschedules_files_is_cut_and_said(
     tail: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture

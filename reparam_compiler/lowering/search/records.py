@@ -167,6 +167,8 @@ def conv_line(record: ConvRecord) -> dict[str, Any]:
 
 def conv_record(line: Mapping[str, Any]) -> ConvRecord:
     """The record that `conv_line` wrote. Raises one of `NO_RECORD` where it did not."""
+    if line["against"] is not None and len(line["seconds"]) != len(line["beside"]):
+        raise ValueError(f"found {len(line['seconds'])} seconds beside {len(line['beside'])} of the rule's")
     return ConvRecord(
         shape_of(line["shape"]),
         tuple(Step(**step) for step in line["epilogue"]),
