@@ -30,6 +30,7 @@ from benchmarks import page
 from benchmarks.lower_engines import ONNX_RUNTIME, OURS, Worker
 from reparam_compiler.lowering import TuneResult, TuneStep
 from reparam_compiler.lowering.gpu.opencl.devices import device_here
+from reparam_compiler.lowering.search.measuring import cores_of
 from reparam_compiler.lowering.search.records import ConvRecord, read_convs
 from reparam_compiler.lowering.target import describe, resolve
 from reparam_compiler.zoo import randomise_batch_norm, repvgg_a0
@@ -87,7 +88,7 @@ def search(name: str, target: str, seconds: float, records: Path | None, turns: 
             for file in ("x.npy", "fused.onnx"):
                 (folder / engine / file).symlink_to(folder / file)
             reparam_compiler.compile(model, target=target, database=database).save(folder / engine / "ours.tar")
-        threads = int(resolved.attrs.get("num-cores", 0)) or len(os.sched_getaffinity(0))
+        threads = cores_of(resolved) or len(os.sched_getaffinity(0))
         engines = {RULE: OURS, TUNED: OURS} | ({ONNX_RUNTIME: ONNX_RUNTIME} if resolved.kind.name == "llvm" else {})
         workers = {
             engine: Worker(kind, folder / (engine if kind == OURS else RULE), threads) for engine, kind in engines.items()

@@ -105,7 +105,12 @@ class Store:
 
 def _key(array: "Array") -> tuple[Any, ...]:
     """Equal for equal arrays alone."""
-    return (array.shape, str(array.dtype), hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).data).digest())
+    return (array.shape, str(array.dtype), digest(array))
+
+
+def digest(array: "Array") -> bytes:
+    """Of an array's bytes: another for others."""
+    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).data).digest()
 
 
 def distinct(weights: Iterable[Weight]) -> list[Weight]:

@@ -7,7 +7,6 @@
 The net of what was chosen is run beside net 0 at the end: only where it is faster does anything of it count.
 """
 
-import functools
 import logging
 import math
 from collections import defaultdict
@@ -23,6 +22,7 @@ from reparam_compiler.lowering.runtime.description import filled
 from reparam_compiler.lowering.runtime.executable import Executable, executable_of
 from reparam_compiler.lowering.search.asked import Search
 from reparam_compiler.lowering.search.fleet import DEVICES
+from reparam_compiler.lowering.search.measuring import cores_of
 from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.records import ConvRecord, RestRecord, append_conv, append_rest
 from reparam_compiler.lowering.search.rest import Generic
@@ -75,7 +75,7 @@ class Contest:
         if self._search.rpc is not None:
             self._staged(lambda put: put(self._by_rule).run(*self._arrays))
 
-    @functools.cached_property
+    @property
     def _by_rule(self) -> Executable:
         return self._built({}, frozenset())
 
@@ -120,7 +120,7 @@ class Contest:
 
     def _staged(self, work: Callable[[Put], ResultT]) -> ResultT:
         """What `work` gives for a way to put nets where they are timed: here, or on one device; on another if that is lost."""
-        threads = int(self._search.backend.target.attrs.get("num-cores", 0)) or None  # else as many as a run takes there
+        threads = cores_of(self._search.backend.target)
         if (rpc := self._search.rpc) is None:
             return work(lambda net: net.clone(threads=threads))
         left = DEVICES

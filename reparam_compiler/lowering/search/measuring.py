@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tvm.ir.utils import derived_object
@@ -26,16 +26,12 @@ from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.runtime.description import TensorSpec, filled
-from reparam_compiler.lowering.runtime.launchers import default_threads
 from reparam_compiler.lowering.runtime.linking import export_library
 from reparam_compiler.lowering.runtime.machines import Machines
 from reparam_compiler.lowering.runtime.stored import Packing
 from reparam_compiler.lowering.runtime.weights import Weight, all_packed
 from reparam_compiler.lowering.search.pairs import Outcome, Repeats, in_pairs
 from reparam_compiler.lowering.target import resolve
-
-if TYPE_CHECKING:
-    pass
 
 INTRINSICS = "tvm.s_tir.tensor_intrin"
 BUILD_TIMEOUT = 30.0
@@ -82,9 +78,9 @@ class Job:
     repeats: Repeats
 
 
-def threads_of(target: Any) -> int:
-    """How many threads what is compiled for a target is measured on: the target's cores, or as many as a run takes here."""
-    return int(target.attrs.get("num-cores", 0)) or default_threads()
+def cores_of(target: Any) -> int | None:
+    """How many cores a target states: so many threads its kernels are measured on. None: as many as a run takes by itself."""
+    return int(target.attrs.get("num-cores", 0)) or None
 
 
 class Builders:
@@ -177,12 +173,8 @@ class GenericBuilder(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
         """The library of each candidate, or why there is none."""
         given = [(each.mod, each.target, self.export) for each in build_inputs]
-        return [
-            BuilderResult(found.value, None)
-            if found.status == StatusKind.COMPLETE
-            else BuilderResult(None, f"{type(found.value).__name__}: {found.value}")
-            for found in self.pool.map_with_error_catching(_generic_built, given)
-        ]
+        found = (_value(each, "building") for each in self.pool.map_with_error_catching(_generic_built, given))
+        return [BuilderResult(None, each.failure) if isinstance(each, Outcome) else BuilderResult(each, None) for each in found]
 
     def close(self) -> None:
         """Ends its processes."""

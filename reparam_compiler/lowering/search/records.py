@@ -9,17 +9,16 @@ All are appended a whole line at a time, under a lock, so that several searches 
 leaves at worst a torn line. A line that cannot be read is left out and said; what the others hold counts.
 """
 
-import contextlib
-import fcntl
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from reparam_compiler.core.files import alone
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import point_kinds
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Point, Step
@@ -27,7 +26,7 @@ from reparam_compiler.lowering.conv.algorithms import ConvShape, Point, Step
 log = logging.getLogger(__name__)
 RecordT = TypeVar("RecordT")
 
-CONVS, REST, LOCK = "convs.jsonl", "rest.jsonl", ".lock"
+CONVS, REST = "convs.jsonl", "rest.jsonl"
 WORKLOADS, SCHEDULES = "database_workload.json", "database_tuning_record.json"
 NO_RECORD = (ValueError, TypeError, KeyError, AttributeError, IndexError)
 """What reading a line raises that holds something else."""
@@ -92,7 +91,7 @@ def prepare(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as refusal:
         raise LoweringError(f"{folder}: records are kept in a folder, and it cannot be made: {refusal}") from refusal
-    with _locked(folder):
+    with alone(folder / CONVS):
         for name in (WORKLOADS, SCHEDULES):
             if (path := folder / name).is_file() and (cut := cut_torn_tail(path)):
                 log.warning("%s: its last line was torn; %d bytes of it are cut off", path, cut)
@@ -202,8 +201,15 @@ def point_of(line: Mapping[str, Any]) -> Point:
 
 
 def _read(path: Path, record: Callable[[dict[str, Any]], RecordT]) -> list[RecordT]:
+    return records_of(path, path.read_bytes().splitlines() if path.is_file() else [], record)
+
+
+def records_of(
+    path: Path, lines: Iterable[bytes], record: Callable[[dict[str, Any]], RecordT], first: int = 1
+) -> list[RecordT]:
+    """What `record` reads of lines; a line of the log for those that are none. first: the number of the first in the file."""
     found = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+    for number, line in enumerate(lines, first):
         try:
             found.append(record(json.loads(line)))
         except NO_RECORD as refusal:
@@ -215,7 +221,7 @@ def append(folder: Path, name: str, line: Mapping[str, Any] | Sequence[Any]) -> 
     """Append one line to a file, whole or not at all; after one that another search left torn. Raises as `append_conv`."""
     path = folder / name
     try:
-        with _locked(folder), path.open("a+b", buffering=0) as file:
+        with alone(folder / CONVS), path.open("a+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             torn = end > 0 and (file.seek(end - 1), file.read(1))[1] != b"\n"
             content = memoryview(b"\n" * torn + json.dumps(line).encode() + b"\n")
@@ -227,11 +233,3 @@ def append(folder: Path, name: str, line: Mapping[str, Any] | Sequence[Any]) -> 
                 raise
     except OSError as refusal:
         raise LoweringError(f"{path}: the record cannot be kept: {refusal}. What it held before is whole") from refusal
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held by one process at a time; the system gives it back where that is killed."""
-    with (folder / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

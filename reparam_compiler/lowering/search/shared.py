@@ -24,7 +24,7 @@ from reparam_compiler.core.files import UNREADABLE, written_whole
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backend import Peers
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
-from reparam_compiler.lowering.search.records import NO_RECORD, point_line, point_of, shape_of
+from reparam_compiler.lowering.search.records import NO_RECORD, point_line, point_of, records_of, shape_of
 
 log = logging.getLogger(__name__)
 
@@ -120,13 +120,7 @@ def read_shared(path: Path) -> Shared:
         raise LoweringError(
             f"{path}: found no shared records ({refusal}); expected a file of `reparam records export`"
         ) from None
-    found = []
-    for number, line in enumerate(lines, 2):
-        try:
-            found.append(_record(json.loads(line)))
-        except NO_RECORD as refusal:
-            log.warning("%s: line %d is no record (%r) and is left out", path, number, refusal)
-    return Shared(origin, tuple(found))
+    return Shared(origin, tuple(records_of(path, lines, _record, first=2)))
 
 
 def write_shared(path: Path, shared: Shared) -> None:

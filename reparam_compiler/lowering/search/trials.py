@@ -1,6 +1,5 @@
 """Points of a layer -> their seconds: lowered here, built and measured in other processes."""
 
-import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
 
 from reparam_compiler.errors import class_and_line
 from reparam_compiler.lowering.backend import Backend, Tuning
 from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.relax.packed import lifted, noted
 from reparam_compiler.lowering.runtime.description import TensorSpec
-from reparam_compiler.lowering.runtime.weights import Store, Weight
+from reparam_compiler.lowering.runtime.launchers import default_threads
+from reparam_compiler.lowering.runtime.weights import Store, Weight, digest
 from reparam_compiler.lowering.search.fleet import Fleet
 from reparam_compiler.lowering.search.layers import Layer, module_of
-from reparam_compiler.lowering.search.measuring import Builders, Job, Kernels, Meter, Runnable, threads_of
+from reparam_compiler.lowering.search.measuring import Builders, Job, Kernels, Meter, Runnable, cores_of
 from reparam_compiler.lowering.search.pairs import Outcome
 from reparam_compiler.lowering.search.winners import Measured
 from reparam_compiler.lowering.target import describe
@@ -33,7 +32,7 @@ class Trials:
         """main: of the net, as `Tuning.prepared` gave it. folder: for libraries and weights."""
         self.backend, self.builders, self.meter, self.folder = backend, builders, meter, folder
         self._tuning, self._main, self._target = tuning, main, describe(backend.target)
-        self._threads = threads_of(backend.target)
+        self._threads = cores_of(backend.target) or default_threads()
         self._rules: dict[Layer, Job | Outcome] = {}
 
     def measure(self, layer: Layer, points: Sequence[Point], rule: Point) -> Iterator[Outcome]:
@@ -72,7 +71,7 @@ class Trials:
 
     def _kept(self, weight: Weight) -> Path:
         """The file of an array, written once."""
-        path = self.folder / f"{_digest(weight.stored)}.npy"
+        path = self.folder / f"{digest(weight.stored).hex()}.npy"
         if not path.is_file():
             np.save(path, weight.stored)
         return path
@@ -84,10 +83,6 @@ def _with_library(job: Job, library: str | Outcome) -> Job | Outcome:
 
 def _beside(job: Job | Outcome, rule: Job) -> Job | Outcome:
     return job if isinstance(job, Outcome) else replace(job, rule=rule.candidate)
-
-
-def _digest(array: Shaped[np.ndarray, "..."]) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).data, digest_size=12).hexdigest()
 
 
 def _spec(parameter: Any) -> TensorSpec:

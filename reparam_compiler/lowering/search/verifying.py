@@ -20,7 +20,7 @@ from reparam_compiler.lowering.runtime.filter_stderr import filter_stderr
 from reparam_compiler.lowering.search.asked import Search, SearchOptions, check_search
 from reparam_compiler.lowering.search.in_net import Timed, net_of, run_by_turns, whole_runs
 from reparam_compiler.lowering.search.layers import Layer, layers_of
-from reparam_compiler.lowering.search.measuring import without_intrinsics
+from reparam_compiler.lowering.search.measuring import cores_of, without_intrinsics
 from reparam_compiler.lowering.search.records import check_readable
 from reparam_compiler.lowering.search.rest import Function, functions_of
 from reparam_compiler.lowering.search.winners import Measured, measured_in
@@ -102,7 +102,7 @@ def _run(search: Search, imported: Imported, layers: Mapping[Layer, Any], functi
     points = {layer.shape: point for layer, point in layers.items()}
     codes, arrays = frozenset(each.code for each in functions), [filled(spec, "random") for spec in imported.inputs]
     nets = [net_of(search, imported, {}), net_of(search, imported, points, codes)]
-    threads = int(search.backend.target.attrs.get("num-cores", 0)) or None
+    threads = cores_of(search.backend.target)
     rule, ours = (Timed(net.clone(threads=threads), {}) for net in nets)
     run_by_turns([rule, ours], arrays)
     marks = [(str(layer), str(point), layer.shape.mark) for layer, point in layers.items()]
