@@ -18,7 +18,6 @@ os.environ.setdefault(
 )  # threads in loops that PoCL does not vectorize: compiled a third sooner
 
 from reparam_compiler.lowering.gpu.opencl.devices import device_here, why_none
-from reparam_compiler.lowering.gpu.opencl.kernel import kernel_on_device
 from reparam_compiler.lowering.gpu.opencl.machines import Loaded, OpenClMachines
 from reparam_compiler.lowering.gpu.opencl.program import Program
 from reparam_compiler.lowering.gpu.opencl.translate import program_of_kernel
@@ -55,7 +54,7 @@ def kernel_program(func: Any) -> Program:
 
 def run_on_device(func: Any, *arrays: np.ndarray, out: object = None) -> np.ndarray:
     """What a scheduled PrimFunc writes into its last buffer, whose shape and dtype it states itself."""
-    (found,) = kernel_on_device(func, opencl()).run(arrays)
+    (found,) = run_program(kernel_program(func), *arrays)
     return found
 
 
