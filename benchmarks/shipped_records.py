@@ -2,15 +2,15 @@
 
     python -m benchmarks.shipped_records FOLDER [MODEL …] [--cores 1 2] [--seconds 600] [--trials 1000]
 
-MODEL is an ONNX file; without any: RepVGG-A0 to B3g4, A0 pruned by 0.3, the digits net, ResNet-18, -34 and -50. Each model has
-for each number of cores a folder of records below FOLDER; the same command goes on where it was. Where the net is no faster by
-them when it is run again (`reparam records verify`), they have no part in the file: what won once by chance loses then.
+MODEL is an ONNX file; without any: RepVGG-A0 to B3g4, A0 pruned by 0.3, the digits net, ResNet-18, -34 and -50. FOLDER has a
+folder of records for each number of cores, in which one model's layers teach the search of the next; the same command goes on
+where it was. Each net is then run again by its records (`verify_records(keep=True)`), so that what won once by chance has no
+part in the file. It is written after every model.
 """
 
 import argparse
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,37 +39,35 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=1000, help="likewise")
     parser.add_argument("-o", "--output", type=Path, help="default: in the package, by the name of the family")
     found = parser.parse_args(words)
-    holding = []
     for name, model, x in files(found.models) if found.models else zoo():
         for cores in found.cores:
-            database = found.folder / f"{name}-{cores}"
-            how: dict[str, Any] = {"database": database, "target": f"llvm -num-cores {cores}"}
+            how: dict[str, Any] = {"database": found.folder / str(cores), "target": f"llvm -num-cores {cores}"}
             reparam_compiler.tune(model, x, trials=found.trials, max_seconds=found.seconds, **how)
-            if holds(f"{name} on {cores}", partial(verify_records, model, x, **how)):
-                holding.append(database)
-    if not holding:
-        print("nothing is faster than by rule, and nothing is written")
-        return
-    merge(holding, found.folder / "holding")
-    shared = exported(found.folder / "holding")
-    SHIPPED.mkdir(exist_ok=True)
-    output = found.output or SHIPPED / f"{shared.origin.family}{SUFFIX}"
-    write_shared(output, shared)
-    print(f"{output}: {len(shared.records)} layers, {output.stat().st_size} bytes")
+            print(f"{name} on {cores}: {tried_again(model, x, how)}", flush=True)
+        print(written([found.folder / str(cores) for cores in found.cores], found.folder / "all", found.output), flush=True)
 
 
-def holds(name: str, verify: Any) -> bool:
-    """Whether a net is faster by its records when it is run again; says by how much."""
+def tried_again(model: Any, x: Any, how: dict[str, Any]) -> str:
+    """What the net takes by its records and by rule; what loses decides no longer."""
     try:
-        again = verify()
+        again = verify_records(model, x, keep=True, **how)
     except LoweringError as nothing:  # the search found no winner
-        print(f"{name}: {nothing}")
-        return False
+        return str(nothing)
     losers = [layer.layer for layer in again.layers if not layer.wins]
-    print(
-        f"{name}: {1e3 * again.net_seconds:.2f} ms of {1e3 * again.rule_seconds:.2f}; not faster: {', '.join(losers) or 'none'}"
-    )
-    return bool(again.net_seconds < again.rule_seconds)
+    return f"{1e3 * again.net_seconds:.2f} ms of {1e3 * again.rule_seconds:.2f}; not faster: {', '.join(losers) or 'none'}"
+
+
+def written(folders: Sequence[Path], work: Path, output: Path | None) -> str:
+    """The file, and how large it is."""
+    merge(folders, work)
+    try:
+        shared = exported(work)
+    except LoweringError as nothing:
+        return str(nothing)
+    SHIPPED.mkdir(exist_ok=True)
+    output = output or SHIPPED / f"{shared.origin.family}{SUFFIX}"
+    write_shared(output, shared)
+    return f"{output.name}: {len(shared.records)} layers, {output.stat().st_size} bytes"
 
 
 def files(paths: Sequence[Path]) -> Iterator[tuple[str, Any, None]]:
@@ -81,13 +79,13 @@ def files(paths: Sequence[Path]) -> Iterator[tuple[str, Any, None]]:
 def zoo() -> Iterator[tuple[str, Any, tuple[torch.Tensor, ...]]]:
     """The models of the package, with random statistics, and inputs for them."""
     image = (torch.zeros(IMAGE),)
-    for name, make in {**REPVGG, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}.items():
-        yield name, randomise_batch_norm(make().eval(), 0), image
     pruned = reparam_compiler.prune(
         reparam_compiler.fuse(randomise_batch_norm(REPVGG["A0"]().eval(), 0), image), image, ratio=PRUNED
     )
     yield "A0-pruned", pruned, image
     yield "digits", digits_repvgg(), (torch.zeros(DIGIT),)
+    for name, make in {**REPVGG, "resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}.items():
+        yield name, randomise_batch_norm(make().eval(), 0), image
 
 
 if __name__ == "__main__":

@@ -290,10 +290,12 @@ def verify_records(
     target: str | Mapping[str, Any] | None = None,
     fuse: bool = True,
     input_shapes: Shapes | None = None,
+    keep: bool = False,
 ) -> "Verification":
     """Measures what a folder of records decides for a model again, beside the rule's kernels in the running net.
 
-    Args: as for `tune`, by which the folder was made. It stays as it is.
+    Args: as for `tune`, by which the folder was made.
+        keep: append what was measured to it, so that what lost decides no longer; without, it stays as it is.
 
     Raises: LoweringError where the target is not this machine's, or the folder decides nothing for it; else as `compile`.
     """
@@ -306,7 +308,7 @@ def verify_records(
     source = _open(model, example_inputs, input_shapes)
     subject = _fused(source, FuseOptions(), verify=True)[0] if fuse else source.model
     native = _at_its_sizes(subject, source, input_shapes)
-    return verified(native, source.inputs, target=search.backend.target, database=folder, input_shapes=input_shapes)
+    return verified(native, source.inputs, target=search.backend.target, database=folder, input_shapes=input_shapes, keep=keep)
 
 
 def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Source:

@@ -108,6 +108,7 @@ def verify_command(
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Take the model as it is.")] = False,
     constant: Constant = False,
     unsafe_load: UnsafeLoad = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Append what is measured: what lost decides no longer.")] = False,
     as_json: Json = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
@@ -117,7 +118,7 @@ def verify_command(
         native = loaded(model, unsafe_load, constant)
         inputs = stated_inputs(native, input_shapes).inputs
         with status(f"measuring {model}"):
-            found = verify_records(native, inputs, database=folder, target=target, fuse=not no_fuse)
+            found = verify_records(native, inputs, database=folder, target=target, fuse=not no_fuse, keep=keep)
         _print_verification(console(as_json), found)
         layers = [{**asdict(layer), "wins": layer.wins} for layer in found.layers]
         times = {"rule_seconds": found.rule_seconds, "net_seconds": found.net_seconds}

@@ -1,6 +1,8 @@
 """`reparam records`: what it prints of folders and files, for people and for programs, and how it ends."""
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from reparam_compiler.commands import records as commands
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.conv.algorithms import ConvShape
 from reparam_compiler.lowering.cpu.families import MODEL
+from reparam_compiler.lowering.search import verifying
+from reparam_compiler.lowering.search.folders import summaries
+from reparam_compiler.lowering.search.in_net import Timed
 from reparam_compiler.lowering.search.records import CONVS, ConvRecord, append_conv, read_convs
 from reparam_compiler.lowering.search.shared import Shared, read_shared, write_shared
 from reparam_compiler.lowering.search.verifying import Verification, VerifiedLayer
@@ -142,6 +147,28 @@ def test_verify_measures_the_winners_of_a_folder_again_and_leaves_it_as_it_was(t
     assert layer["wins"] == (layer["ratio"] < 1)
     assert min(said["rule_seconds"], said["net_seconds"], layer["ratio"]) > 0
     assert (folder / CONVS).read_bytes() == before
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize(("times", "decides"), [((1e-3, 9e-4), True), ((1e-3, 1e-3), False)])
+def test_verify_keeps_what_it_measured_where_it_is_told_to(
+    times: tuple[float, float], decides: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, (rule, other) = filled(tmp_path / "ours", None), rule_and_other(None)
+    monkeypatch.setattr(verifying, "whole_runs", lambda *_: times)
+    monkeypatch.setattr(verifying, "run_by_turns", as_measured)
+    reparam("records", "verify", folder, "--model", MODEL_NAME, "--input-shapes", SHAPES, "--keep")
+    last = read_convs(folder)[-1]
+    assert (last.point, last.against, last.where) == (other, rule, "net")
+    assert last.ratio == (0.7 if decides else math.inf)
+    assert bool(last.failure) != decides
+    assert [each.decides for each in summaries(folder)] == [decides]
+
+
+def as_measured(nets: Sequence[Timed], arrays: Sequence[Any]) -> None:
+    """The rule's layers take a second, the others 0.7."""
+    for net, seconds in zip(nets, (1.0, 0.7), strict=True):
+        net.seconds[SHAPE.mark] = [seconds]
 
 
 def test_records_that_decide_nothing_for_a_model_cannot_be_verified(tmp_path: Path) -> None:

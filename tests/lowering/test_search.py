@@ -64,8 +64,10 @@ def net() -> tuple[Any, list[Layer]]:
     return module["main"], layers_of(TUNING.sites(module))
 
 
-def planner(layers: list[Layer], known: list[ConvRecord] | None = None) -> Planner:
-    return Planner(layers, TUNING, known or [], max_error=MAX_ERROR)
+def planner(
+    layers: list[Layer], known: list[ConvRecord] | None = None, likely: dict[ConvShape, Algorithm] | None = None
+) -> Planner:
+    return Planner(layers, TUNING, known or [], likely, max_error=MAX_ERROR)
 
 
 def true_seconds(layer: Layer, point: Algorithm) -> float:
@@ -144,6 +146,40 @@ def test_a_plan_that_learns_finds_the_best_point_among_hundreds(net: tuple[Any, 
         assert len(state.points) > 40
         assert state.best <= 1.02 * best
         assert best < 0.97 * true_seconds(state.layer, state.points[0]) or state.best == best
+
+
+def test_what_won_elsewhere_is_measured_right_after_the_rules_points(net: tuple[Any, list[Layer]]) -> None:
+    _, layers = net
+    won = TUNING.points(layers[1].shape)[-1]
+    plan = planner(layers, likely={layers[1].shape: won})
+    for layer in layers:
+        state, (point,) = plan.next(100)
+        assert (state.layer, point) == (layer, state.rule)
+        state.note(timed(state, point, 1e-3))
+    state, points = plan.next(100)
+    assert (state.layer, points) == (layers[1], [won])
+    state.note(timed(state, won, 1e-4))
+    assert won not in plan.next(100)[1]
+
+
+def test_another_net_teaches_which_points_to_begin_with(net: tuple[Any, list[Layer]]) -> None:
+    """On a machine where loops that are not unrolled are the fastest, and a larger layer of another net has shown that."""
+    _, (layer, _) = net
+    sibling = Layer(replace(layer.site, shape=replace(layer.shape, height=24, width=20)), 1)
+
+    def seconds(of: Layer, point: Algorithm) -> float:
+        return 1e-9 * TUNING.estimate(of.shape, point) * (0.3 if point.tile.unroll == 1 else 1.0)
+
+    points = TUNING.points(sibling.shape)
+    started = State(sibling, points, {points[0]: seconds(sibling, points[0])})
+    lessons = [timed(started, point, seconds(sibling, point)) for point in points]
+    unknowing, taught = (planner([layer], known) for known in ([], lessons))
+    for plan in (unknowing, taught):
+        state, (rule,) = plan.next(100)
+        state.note(timed(state, rule, seconds(layer, rule)))
+        assert plan.measured == 1
+    assert sum(point.tile.unroll == 1 for point in unknowing.next(100)[1]) <= BATCH // 2
+    assert sum(point.tile.unroll == 1 for point in taught.next(100)[1]) >= BATCH - 1  # one is drawn at random
 
 
 def test_time_goes_where_the_nets_time_is(net: tuple[Any, list[Layer]]) -> None:
@@ -284,5 +320,8 @@ def test_a_clock_says_where_a_search_is() -> None:
     ]
     assert heard[0].left is None
     assert heard[1].left is not None
-    assert not clock.over
-    assert Clock(10, 1e-9, ()).over
+    assert not clock.over()
+    assert Clock(10, 1e-9, ()).over()
+    half = Clock(10, 1e6, ())
+    assert half.over(0.0)
+    assert not half.over(0.5)

@@ -165,7 +165,11 @@ def shipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shipped.cache_clear()
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b"{}" * 100)[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b"{}" * 100)[:-9]],
+    ids=["empty", "no gzip", "no origin", "torn"],
+)
 def test_a_shipped_file_that_cannot_be_read_is_said_and_the_rule_decides(
     content: bytes, shipping: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,6 +23,7 @@ from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.progress import Clock
 from reparam_compiler.lowering.search.records import ConvRecord, append_conv, read_convs
 from reparam_compiler.lowering.search.rest import Generic, functions_of
+from reparam_compiler.lowering.search.shared import shipped
 from reparam_compiler.lowering.search.trials import Trials
 from reparam_compiler.lowering.target import describe
 
@@ -46,7 +47,8 @@ class NetSearch:
         layers = list(itertools.compress(layers, wanted))
         functions = list(itertools.compress(functions, wanted[-len(functions) :])) if functions else []
         alone = [each for each in records if each.where == "alone"]
-        self.planner = Planner(layers, tuning, alone, max_error=search.options.max_error)
+        won = {} if tuning.peers is None else {shape: each.point for shape, each in shipped(tuning.peers).items()}
+        self.planner = Planner(layers, tuning, alone, won, max_error=search.options.max_error)
         self.generic = Generic(functions, search.backend.target, tuning, search.folder)
         self.contest = Contest(search, imported, self.planner, self.generic)
         shapes = {layer.shape for layer in layers}
@@ -63,7 +65,7 @@ class NetSearch:
                 self.contest.check_device()
                 share = self.contest.rest_share() if self.generic.functions else 0.0
                 rest = round(share * left) if share >= SMALL_SHARE else 0
-                self._convs(left - rest)
+                self._convs(left - rest, until=(1 - share) if rest else 1.0)
                 self._rest(self.search.options.trials - self._measured if share >= SMALL_SHARE else 0)
             if self.search.options.trials and (self._measured > self._before or not self._chosen_before):
                 self.clock.told("choosing in the running net")
@@ -80,13 +82,15 @@ class NetSearch:
     @property
     def _stopped(self) -> bool:
         most = self.search.options.early_stopping
-        return self.clock.over or (most is not None and self._since_gain >= most)
+        return self.clock.over() or (most is not None and self._since_gain >= most)
 
-    def _convs(self, trials: int) -> None:
-        """Up to so many points of convs."""
+    def _convs(self, trials: int, until: float) -> None:
+        """Up to so many points of convs, in so much of the time."""
         bench: Trials | None = None
         most = self.planner.measured + trials
-        while (left := most - self.planner.measured) > 0 and not self._stopped and (found := self.planner.next(left)):
+        while (left := most - self.planner.measured) > 0 and not self._stopped and not self.clock.over(until):
+            if (found := self.planner.next(left)) is None:
+                break
             state, points = found
             bench = bench or self._bench()
             for point, outcome in zip(points, bench.measure(state.layer, points, state.rule), strict=True):
@@ -125,8 +129,14 @@ class NetSearch:
         options, before = self.search.options, self.generic.measured
         compiler, linked = (self._fleet.rpc.compiler, True) if self._fleet else (None, False)
         builder = self._open.enter_context(contextlib.closing(GenericBuilder(options.parallel, compiler, linked=linked)))
-        self.generic.measure(trials, builder, FleetRunner(self._fleet) if self._fleet else generic_runner(options.repeats))
-        self.clock.counted(self.generic.measured - before)
+        runner = FleetRunner(self._fleet) if self._fleet else generic_runner(options.repeats)
+        while (left := before + trials - self.generic.measured) > 0 and not self._stopped:
+            earlier = self.generic.measured
+            self.generic.measure(min(left, self.generic.round), builder, runner)
+            if self.generic.measured == earlier:  # nothing is left of the space
+                break
+            self.clock.counted(self.generic.measured - earlier)
+            self.clock.told("what has no recipe")
 
     def _result(self, times: tuple[float, float] | None, interrupted: bool) -> TuneResult:
         convs = [

@@ -2,21 +2,23 @@
 
     score(layer) = count x best seconds x max(gain that the surrogate sees, hope / (1 + measurements since the last gain))
 
-Every layer's first point is the rule's own. Then the layer of the highest score has a batch measured: those that the surrogate
-thinks the fastest, and one at random, so that it does not only learn what it believes already.
+Every layer's first point is the rule's own, its second what shared records say (`shared`). Then the layer of the highest score
+has a batch measured: those that the surrogate thinks the fastest, and one at random, so that it does not only learn what it
+believes already. The surrogate learns from every layer on record, of other nets too.
 """
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from reparam_compiler.lowering.backend import Tuning
-from reparam_compiler.lowering.conv.algorithms import Point
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
 from reparam_compiler.lowering.search.layers import Layer
 from reparam_compiler.lowering.search.records import ConvRecord
-from reparam_compiler.lowering.search.surrogate import Surrogate
+from reparam_compiler.lowering.search.surrogate import Pair, Surrogate
 
 BATCH = 6  # points of a layer between two looks at the others
 HOPE = 0.1  # of a layer's time: what may be gained although the surrogate does not see it
@@ -29,12 +31,14 @@ class State:
 
     points: what may be measured, the rule's own first; none where even that is too inexact for the weights.
     since: measurements since the best time last fell.
+    likely: what is measured after the rule's, whatever the surrogate thinks of it.
     """
 
     layer: Layer
     points: list[Point]
     measured: dict[Point, float] = field(default_factory=dict)
     since: int = 0
+    likely: Point | None = None
 
     @property
     def best(self) -> float:
@@ -63,21 +67,34 @@ class State:
 class Planner:
     """Chooses what is measured next."""
 
-    def __init__(self, layers: Iterable[Layer], tuning: Tuning[Any], known: Iterable[ConvRecord], *, max_error: float) -> None:
-        """known: the records of layers measured alone, for this target."""
+    def __init__(
+        self,
+        layers: Iterable[Layer],
+        tuning: Tuning[Any],
+        known: Sequence[ConvRecord],
+        likely: Mapping[ConvShape, Point] | None = None,
+        *,
+        max_error: float,
+    ) -> None:
+        """known: the records of layers measured alone, for this target. likely: of a shape the point that won elsewhere."""
         self._max_error = max_error
         self._borne: dict[tuple[Layer, str], bool] = {}
-        self.states = [self._started(layer, tuning) for layer in layers]
+        self.states = [self._started(layer, tuning, (likely or {}).get(layer.shape)) for layer in layers]
         self._surrogate = Surrogate(tuning)
         self._random = random.Random(0)
         by_shape = {state.layer.shape: state for state in self.states if state.points}
         for record in sorted(known, key=lambda each: each.against is not None):  # the rule's first
             if (state := by_shape.get(record.shape)) is not None and record.against in (None, state.rule):
                 state.note(record)
+        self._lessons = _lessons(record for record in known if record.shape not in by_shape)
 
-    def _started(self, layer: Layer, tuning: Tuning[Any]) -> State:
+    def _started(self, layer: Layer, tuning: Tuning[Any], likely: Point | None) -> State:
         first = next((point for point in tuning.rule(layer.shape) if self._bears(layer, point)), None)
-        return State(layer, [] if first is None else list(dict.fromkeys([first, *tuning.points(layer.shape)])))
+        if first is None:
+            return State(layer, [])
+        if likely is None or not self._bears(layer, likely):
+            return State(layer, list(dict.fromkeys([first, *tuning.points(layer.shape)])))
+        return State(layer, list(dict.fromkeys([first, likely, *tuning.points(layer.shape)])), likely=likely)
 
     def _bears(self, layer: Layer, point: Point) -> bool:
         """Whether a point is exact enough on the layer's weights: its tile and blocks have no part in that."""
@@ -105,6 +122,9 @@ class Planner:
         for state in self.states:
             if state.points and state.rule not in state.measured:
                 return state, state.points[:1]
+        for state in self.states:
+            if state.likely is not None and state.likely not in state.measured:
+                return state, [state.likely]
         self._learn()
         scored = [(self._score(state, left), state, left) for state in self.states if (left := state.left)]
         for _, state, left in sorted(scored, key=lambda each: -each[0]):
@@ -114,7 +134,7 @@ class Planner:
 
     def _learn(self) -> None:
         pairs = [((s.layer.shape, point), seconds) for s in self.states for point, seconds in s.measured.items()]
-        self._surrogate.fit(pairs)
+        self._surrogate.fit([*pairs, *self._lessons])
 
     def _score(self, state: State, left: Sequence[Point]) -> float:
         if not math.isfinite(state.best):
@@ -138,3 +158,18 @@ class Planner:
             else:
                 state.points.remove(point)
         return batch
+
+
+def _lessons(records: Iterable[ConvRecord]) -> list[tuple[Pair, float]]:
+    """What layers of other nets teach: their points and the seconds of each, by the ratio to the rule's where that is known."""
+    by_shape = defaultdict[ConvShape, list[ConvRecord]](list)
+    for record in records:
+        by_shape[record.shape].append(record)
+    found: list[tuple[Pair, float]] = []
+    for shape, measured in by_shape.items():
+        rules = {record.point: record.least for record in measured if record.against is None}
+        found += [((shape, point), seconds) for point, seconds in rules.items()]
+        found += [
+            ((shape, r.point), r.ratio * rules[r.against]) for r in measured if r.against is not None and r.against in rules
+        ]
+    return found

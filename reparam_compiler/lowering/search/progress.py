@@ -71,10 +71,9 @@ class Clock:
         """Since the search began."""
         return time.monotonic() - self._began
 
-    @property
-    def over(self) -> bool:
-        """Whether the time is up."""
-        return self.seconds >= self._most
+    def over(self, share: float = 1.0) -> bool:
+        """Whether that share of the time is up."""
+        return self.seconds >= share * self._most
 
     def known(self, count: int) -> None:
         """So many measurements of an earlier search count."""

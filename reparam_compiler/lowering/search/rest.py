@@ -102,6 +102,11 @@ class Generic:
         return len(self._store)
 
     @property
+    def round(self) -> int:
+        """Measurements after which every function had its turn."""
+        return BATCH * len(self.functions)
+
+    @property
     def codes(self) -> frozenset[int]:
         """The hashes of the functions that have a record."""
         return frozenset(each.code for each in self.functions if self._store.has_workload(_module(each)))

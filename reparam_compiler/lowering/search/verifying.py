@@ -1,11 +1,12 @@
 """Whether what a folder holds still is faster: its winners against the rule's kernels, layer by layer in the running net.
 
 verified(model, …, database=folder) -> of each layer that the folder decides its time by the rule's, now; of the net too
+                            keep=True  the measurements join the folder, and what lost decides no longer
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from reparam_compiler.lowering.search.asked import Search, SearchOptions, check_
 from reparam_compiler.lowering.search.in_net import Timed, net_of, run_by_turns, whole_runs
 from reparam_compiler.lowering.search.layers import Layer, layers_of
 from reparam_compiler.lowering.search.measuring import cores_of, without_intrinsics
-from reparam_compiler.lowering.search.records import check_readable
+from reparam_compiler.lowering.search.records import ConvRecord, append_conv, check_readable
 from reparam_compiler.lowering.search.rest import Function, functions_of
 from reparam_compiler.lowering.search.winners import Measured, measured_in
 from reparam_compiler.lowering.target import TargetLike, describe
@@ -63,10 +64,13 @@ def verified(
     target: TargetLike = None,
     database: str | os.PathLike[str],
     input_shapes: Mapping[str, Sequence[int]] | None = None,
+    keep: bool = False,
 ) -> Verification:
-    """Measure what a folder decides for a model on this machine again; the folder stays as it is.
+    """Measure what a folder decides for a model on this machine again.
 
     Args: as for `tune`.
+        keep: append what was measured of convs, so that what lost decides no longer: nothing does where the net is slower.
+            Without, the folder stays as it is.
 
     Raises: LoweringError as `tune`, and where the folder decides nothing for the model.
     """
@@ -81,7 +85,7 @@ def verified(
                 f"{folder}: its records decide nothing for this model on {describe(search.backend.target)}; expected winners "
                 "of a search for it (`reparam records list`), on this machine or the target that is named"
             )
-        return _run(search, imported, layers, functions)
+        return _run(search, imported, layers, functions, keep=keep)
 
 
 def _decided(tuning: Tuning[Any], module: Any, measured: Measured) -> tuple[dict[Layer, Any], list[Function]]:
@@ -98,7 +102,9 @@ def _first(layer: Layer, measured: Measured) -> Any:
     return next((point for point in measured.convs.get(layer.shape, ()) if layer.bears(point, MAX_ERROR)), None)
 
 
-def _run(search: Search, imported: Imported, layers: Mapping[Layer, Any], functions: Sequence[Function]) -> Verification:
+def _run(
+    search: Search, imported: Imported, layers: Mapping[Layer, Any], functions: Sequence[Function], *, keep: bool
+) -> Verification:
     points = {layer.shape: point for layer, point in layers.items()}
     codes, arrays = frozenset(each.code for each in functions), [filled(spec, "random") for spec in imported.inputs]
     nets = [net_of(search, imported, {}), net_of(search, imported, points, codes)]
@@ -109,4 +115,20 @@ def _run(search: Search, imported: Imported, layers: Mapping[Layer, Any], functi
     marks += [(each.name, "MetaSchedule's", str(each.code)) for each in functions if rule.seconds[str(each.code)]]
     ratios = [min(ours.seconds[mark]) / min(rule.seconds[mark]) for _, _, mark in marks]
     found = (VerifiedLayer(name, point, ratio) for (name, point, _), ratio in zip(marks, ratios, strict=True))
-    return Verification(tuple(found), *whole_runs([rule.executable, ours.executable], arrays))
+    again = Verification(tuple(found), *whole_runs([rule.executable, ours.executable], arrays))
+    for record in _records(search, layers, rule, ours) if keep else ():
+        append_conv(search.folder, record if again.net_seconds < again.rule_seconds else _undone(record))
+    return again
+
+
+def _records(search: Search, layers: Mapping[Layer, Any], rule: Timed, ours: Timed) -> Iterator[ConvRecord]:
+    """What each layer took by its record and by the rule, a call."""
+    for layer, point in layers.items():
+        against = next(each for each in search.tuning.rule(layer.shape) if layer.bears(each, MAX_ERROR))
+        seconds, beside = (tuple(each / layer.count for each in net.seconds[layer.shape.mark]) for net in (ours, rule))
+        target = describe(search.backend.target)
+        yield ConvRecord(layer.shape, layer.site.epilogue, point, target, seconds, against, beside, where="net")
+
+
+def _undone(record: ConvRecord) -> ConvRecord:
+    return replace(record, seconds=(), beside=(), failure="the net with the records of its layers was slower than by rule")
