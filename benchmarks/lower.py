@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import page
-from benchmarks.lower_engines import ENGINES, MNN, ONNX_RUNTIME, OURS, TRAINING, Worker
+from benchmarks.lower_engines import COMPARED, MNN, ONNX_RUNTIME, OURS, TRAINING, Worker
 from benchmarks.lower_report import Kernel, Results, Row, goals, named, text
 from benchmarks.lower_subjects import A0, DISTURBED, QUICK, SUBJECTS, Subject, dilated_convs, prepare
 
@@ -68,7 +68,7 @@ def measure(settings: Settings, folder: Path) -> Results:
         results.built[subject.name] = prepare(subject, place)
         for threads in THREADS if index == 0 or not settings.quick else THREADS[:1]:
             _say(f"{subject.name}: {named(threads)}")
-            chosen = ENGINES if (subject.name, threads) == (A0, 1) or not settings.quick else FAST
+            chosen = COMPARED if (subject.name, threads) == (A0, 1) or not settings.quick else FAST
             results.rows += timed(subject.name, place, threads, settings, chosen)
         if subject.name == A0 and not settings.quick:
             _say(DISTURBED)

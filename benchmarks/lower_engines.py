@@ -28,6 +28,8 @@ Run = Callable[[], np.ndarray]
 Make = Callable[[Path, int], Run]
 
 TRAINING, OURS, ONNX_RUNTIME, MNN, NCNN = "training form, ONNX Runtime", "ours", "ONNX Runtime", "MNN", "ncnn"
+BY_RULE = "ours by rule"
+"""Without what searches found (`CompileOptions.shipped_records`)."""
 START_LIMIT, TURN_LIMIT = 240.0, 120.0
 """Seconds to make an engine in, and for one turn."""
 
@@ -121,12 +123,15 @@ def _ncnn(folder: Path, threads: int) -> Run:
     return run
 
 
-def _ours(folder: Path, threads: int) -> Run:
-    import benchmarks.without_torch  # noqa: F401
-    from reparam_compiler.lowering import load
+def _ours(file: str) -> Make:
+    def make(folder: Path, threads: int) -> Run:
+        import benchmarks.without_torch  # noqa: F401
+        from reparam_compiler.lowering import load
 
-    executable, x = load(folder / "ours.tar"), _image(folder)
-    return lambda: executable.run(x)[0]
+        executable, x = load(folder / file), _image(folder)
+        return lambda: executable.run(x)[0]
+
+    return make
 
 
 ENGINES: Mapping[str, Make] = {
@@ -138,10 +143,12 @@ ENGINES: Mapping[str, Make] = {
     "torch inductor": _torch("inductor"),
     MNN: _mnn,
     NCNN: _ncnn,
-    OURS: _ours,
+    OURS: _ours("ours.tar"),
+    BY_RULE: _ours("rule.tar"),
 }
-PEERS = tuple(name for name in ENGINES if name not in (TRAINING, OURS))
+PEERS = tuple(name for name in ENGINES if name not in (TRAINING, OURS, BY_RULE))
 """Who runs the same fused net."""
+COMPARED = (TRAINING, *PEERS, OURS)
 
 
 class Worker:

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.lower_engines import ENGINES, MNN, NCNN, ONNX_RUNTIME, OURS, PEERS
+from benchmarks.lower_engines import COMPARED, MNN, NCNN, ONNX_RUNTIME, OURS, PEERS
 from benchmarks.lower_subjects import A0, DISTURBED, PRUNED, Built
 
 THREADS_GAIN, PRUNED_GAIN, DILATION_COST, ERROR = 1.7, 2.0, 1.2, 1e-5
@@ -151,20 +151,20 @@ def _subjects(results: Results) -> list[str]:
 def _times(results: Results, threads: int) -> str:
     rows = []
     for subject in _subjects(results):
-        found = {engine: results.time(subject, engine, threads) for engine in ENGINES}
+        found = {engine: results.time(subject, engine, threads) for engine in COMPARED}
         cells = ["none" if taken is None else f"{taken:.2f}" for taken in found.values()]
         over = _ratio(found[ONNX_RUNTIME], found[OURS])
         best = _ratio(min((taken for peer in PEERS if (taken := found[peer]) is not None), default=None), found[OURS])
         rows.append([subject, *cells, *("" if ratio is None else f"{ratio:.2f}x" for ratio in (over, best))])
-    return _table(["net", *ENGINES, f"ours over {ONNX_RUNTIME}", "over the best peer"], rows)
+    return _table(["net", *COMPARED, f"ours over {ONNX_RUNTIME}", "over the best peer"], rows)
 
 
 def _errors(results: Results) -> str:
     rows = []
     for subject in _subjects(results):
-        found = [results.error(subject, engine) for engine in ENGINES]
+        found = [results.error(subject, engine) for engine in COMPARED]
         rows.append([subject, *("none" if error is None else f"{error:.1e}" for error in found)])
-    return _table(["net", *ENGINES], rows)
+    return _table(["net", *COMPARED], rows)
 
 
 def _built(results: Results) -> str:

@@ -1,17 +1,20 @@
 """How fast nets of other people are, compiled by us and in ONNX Runtime: sixteen architectures and four trained files.
 
-    python -m benchmarks.lower_zoo [-o benchmarks/results/lower-zoo.md] [--only NET …] [--threads 1 2] [--batch 1] [--seconds 6]
+    python -m benchmarks.lower_zoo [-o PAGE] [--only NET …] [--threads 1 2] [--batch 1] [--seconds 6] [--by-rule]
 
 Nets      fifteen of timm and a U-Net, 224 x 224, random weights and statistics; detectors and a recognizer of
           pinned wheels (`real_files.py`). Each is exported to ONNX as its library has it, with its branches and norms
-Ours      `compile` of that file, no search; saved, and loaded without torch
+Ours      `compile` of that file for so many cores, with the records that ship for this CPU; saved, and loaded without torch
+By rule   with --by-rule: the same without these records
 Timing    as `lower.py` has it: each engine in a process of its own, taking turns; medians, from numpy array to numpy array
 Errors    the largest difference from ONNX Runtime over the largest output
 Kernels   where a run of ours spends most of its time, one thread
 """
 
 import argparse
+import itertools
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -30,9 +33,10 @@ from torch import Tensor, nn
 
 import reparam_compiler
 from benchmarks import lower, page, real_files
-from benchmarks.lower_engines import ONNX_RUNTIME, OURS
+from benchmarks.lower_engines import BY_RULE, ONNX_RUNTIME, OURS
 from benchmarks.lower_report import Row
 from benchmarks.sessions import session
+from reparam_compiler import CompileOptions
 from tests.support import foreign_models
 
 NAMES = (
@@ -41,9 +45,10 @@ NAMES = (
     "mixer_s32_224",
 )  # fmt: skip
 FILES = ("NudeNet 320n", "PP-OCRv4 detector", "PP-OCRv4 recognizer", "ddddocr detector")
-ENGINES = (ONNX_RUNTIME, OURS)
 MEAN, SLOWEST = 1.3, 1.0
 """The goals: how many times as fast as ONNX Runtime the sixteen are, on geometric average and the slowest, on one thread."""
+GAIN = 1.1
+"""The goal: how many times as fast as by rule they are with shipped records; none is to be slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,7 @@ def nets(wheels: Path) -> list[Net]:
     return [*sixteen, *(Net(name, True, of_wheel(files[name], wheels)) for name in FILES)]
 
 
-def prepare(net: Net, folder: Path, batch: int) -> Built | str:
+def prepare(net: Net, folder: Path, batch: int, cores: int, *, by_rule: bool) -> Built | str:
     """The files that the engines read (`lower_subjects.py`): how ours was built, or why there is none of it."""
     folder.mkdir()
     path = folder / "fused.onnx"
@@ -144,9 +149,13 @@ def prepare(net: Net, folder: Path, batch: int) -> Built | str:
     np.save(folder / "x.npy", x)
     loaded = session(str(path), 1)
     np.save(folder / "expected.npy", loaded.run(None, {loaded.get_inputs()[0].name: x})[0])
-    model, start = onnx.load(path), time.process_time()
+    model, target = onnx.load(path), f"llvm -num-cores {cores}"
+    if by_rule:
+        options = CompileOptions(shipped_records=False)
+        reparam_compiler.compile(model, (x,), target=target, verify=False, options=options).save(folder / "rule.tar")
+    start = time.process_time()
     try:
-        executable = reparam_compiler.compile(model, (x,), verify=False)
+        executable = reparam_compiler.compile(model, (x,), target=target, verify=False)
     except reparam_compiler.ReparamError as refusal:
         return f"{type(refusal).__name__}: {refusal}"[:200]
     executable.save(folder / "ours.tar")
@@ -170,19 +179,27 @@ class Results:
     kernels: dict[str, list[tuple[str, float]]]
 
 
-def measure(chosen: Sequence[Net], batches: Sequence[int], threads: Sequence[int], seconds: float, folder: Path) -> Results:
+def measure(
+    chosen: Sequence[Net],
+    batches: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    folder: Path,
+    *,
+    by_rule: bool = False,
+) -> Results:
     """Everything, net by net."""
     results, settings = Results([], {}, {}), lower.Settings((), seconds, lower.LEAST)
+    engines = (ONNX_RUNTIME, OURS, *([BY_RULE] if by_rule else []))
     for index, net in enumerate(chosen):
-        for batch in batches:
-            print(f"{net.name}, batch {batch} …", file=sys.stderr, flush=True)
-            place = folder / f"{index} {batch}"
-            built = prepare(net, place, batch)
-            results.built.setdefault(net.name, built)
-            for count in threads:
-                results.rows += [(batch, row) for row in lower.timed(net.name, place, count, settings, ENGINES)]
-            if batch == batches[0] and not isinstance(built, str):
+        for batch, count in itertools.product(batches, threads):
+            print(f"{net.name}, batch {batch}, {count} threads …", file=sys.stderr, flush=True)
+            place = folder / f"{index} {batch} {count}"
+            built = prepare(net, place, batch, count, by_rule=by_rule)
+            results.rows += [(batch, row) for row in lower.timed(net.name, place, count, settings, engines)]
+            if results.built.setdefault(net.name, built) is built and not isinstance(built, str):
                 results.kernels[net.name] = most_of_the_time(lower.alone(1, "net", place / "ours.tar")["kernels"])
+            shutil.rmtree(place)
     return results
 
 
@@ -213,19 +230,34 @@ def text(results: Results, sixteen: Sequence[str]) -> str:
 
 
 def _table(rows: dict[tuple[str, str], Row], sixteen: Sequence[str]) -> str:
-    lines = ["| net | ONNX Runtime, ms | ours, ms | times as fast | error |", "| --- | --- | --- | --- | --- |"]
-    ratios = {}
+    compared = any(engine == BY_RULE for _, engine in rows)
+    lines = [
+        f"| net | ONNX Runtime, ms | ours, ms | times as fast | error |{' by rule, ms | times as fast |' * compared}",
+        f"| --- | --- | --- | --- | --- |{' --- | --- |' * compared}",
+    ]
+    ratios, gains = {}, {}
     for name in dict.fromkeys(subject for subject, _ in rows):
         theirs, ours = rows[name, ONNX_RUNTIME], rows[name, OURS]
         if theirs.reason or ours.reason:
-            lines.append(f"| {name} | {theirs.reason or f'{theirs.milliseconds:.2f}'} | {ours.reason or ''} | none | |")
+            empty = "| | " * compared
+            lines.append(f"| {name} | {theirs.reason or f'{theirs.milliseconds:.2f}'} | {ours.reason or ''} | none | |{empty}")
             continue
         ratio = theirs.milliseconds / ours.milliseconds
         if name in sixteen:
             ratios[name] = ratio
-        lines.append(
-            f"| {name} | {theirs.milliseconds:.2f} | {ours.milliseconds:.2f} | {ratio:.2f} | {ours.relative_error:.1e} |"
-        )
+        line = f"| {name} | {theirs.milliseconds:.2f} | {ours.milliseconds:.2f} | {ratio:.2f} | {ours.relative_error:.1e} |"
+        if (rule := rows.get((name, BY_RULE))) is not None:
+            gain = rule.milliseconds / ours.milliseconds
+            gains |= {name: gain} if name in sixteen else {}
+            line += f" {rule.milliseconds:.2f} | {gain:.2f} |"
+        lines.append(line)
+    if gains:
+        mean, least = geometric_mean(gains.values()), min(gains, key=gains.__getitem__)
+        lines += [
+            "",
+            f"Times as fast as by rule, by the records that ship: geometric mean {mean:.2f} (wanted {GAIN}), "
+            f"least {gains[least]:.2f} ({least}; wanted 1.0)",
+        ]
     if ratios:
         slowest = min(ratios, key=ratios.__getitem__)
         mean = geometric_mean(ratios.values())
@@ -246,11 +278,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--seconds", type=float, default=6.0, help="of the turns of a net with one number of threads")
+    parser.add_argument("--by-rule", action="store_true", help="beside the same without shipped records")
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="lower-") as folder:
         chosen = [net for net in nets(Path(folder)) if not options.only or net.name in options.only]
-        results = measure(chosen, options.batch, options.threads, options.seconds, Path(folder))
+        how = (options.batch, options.threads, options.seconds, Path(folder))
+        results = measure(chosen, *how, by_rule=options.by_rule)
     about = page.facts(
         " ".join(["python -m benchmarks.lower_zoo", *(sys.argv[1:] if arguments is None else arguments)]),
         cpu=f"{page.processor()}, {len(os.sched_getaffinity(0))} cores",

@@ -26,8 +26,9 @@ def onnx_runtime(model: nn.Module, x: torch.Tensor, threads: int = 1) -> Run:
     return lambda: np.asarray(loaded.run(None, feed)[0])
 
 
-def compiled(model: nn.Module, x: torch.Tensor) -> Run:
-    """As it is, not fused; TVM_NUM_THREADS says how many threads."""
-    executable = reparam_compiler.compile(model, (x,), fuse=False)
+def compiled(model: nn.Module, x: torch.Tensor, threads: int = 1, *, shipped_records: bool = True) -> Run:
+    """As it is, not fused. shipped_records: with those of this CPU, where there are any."""
+    options = reparam_compiler.CompileOptions(shipped_records=shipped_records)
+    executable = reparam_compiler.compile(model, (x,), target=f"llvm -num-cores {threads}", fuse=False, options=options)
     array = x.numpy()
     return lambda: executable.run(array)[0]

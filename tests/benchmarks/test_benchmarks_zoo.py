@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("tvm")
 
 from benchmarks import lower_zoo
-from benchmarks.lower_engines import ONNX_RUNTIME, OURS
+from benchmarks.lower_engines import BY_RULE, ONNX_RUNTIME, OURS
 from benchmarks.lower_report import Row
 from benchmarks.lower_zoo import FILES, NAMES, Built, Results, UNet, nets, text
 
@@ -38,6 +38,18 @@ def test_the_page_has_ratios_reasons_and_the_goals_of_the_sixteen() -> None:
     assert "Of the 1 of 2 that ran: geometric mean 2.00 (wanted on one thread 1.3), slowest 2.00 (a; wanted 1.0)" in page
     assert "| a | 3.0 | 1.20x | gemm 60% |" in page
     assert "| b | none: LoweringError: no | | |" in page
+
+
+def test_beside_the_rule_the_page_says_what_the_records_gain() -> None:
+    rows = [
+        (1, Row(name, engine, 1, taken, (taken, taken), 1e-6, 9))
+        for name, ours in (("a", 10.0), ("b", 4.0))
+        for engine, taken in ((ONNX_RUNTIME, 20.0), (OURS, ours), (BY_RULE, 5.0))
+    ]
+    page = text(Results(rows, {}, {}), ["a", "b"])
+    assert "| net | ONNX Runtime, ms | ours, ms | times as fast | error | by rule, ms | times as fast |" in page
+    assert "| a | 20.00 | 10.00 | 2.00 | 1.0e-06 | 5.00 | 0.50 |" in page
+    assert "by the records that ship: geometric mean 0.79 (wanted 1.1), least 0.50 (a; wanted 1.0)" in page
 
 
 def test_kernels_are_told_by_algorithm_or_name() -> None:
