@@ -43,8 +43,9 @@ from reparam_compiler.lowering.search.shared import (
     Shared,
     SharedRecord,
     Shipped,
+    of_family,
     read_shared,
-    shipped,
+    won_elsewhere,
     write_shared,
 )
 from reparam_compiler.lowering.search.winners import measured_in
@@ -160,9 +161,9 @@ def test_a_file_of_another_format_is_refused(change: Any, tmp_path: Path) -> Non
 def shipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The file that the package ships for Zen 3; as written with `Shared(ORIGIN, ...)`."""
     monkeypatch.setattr(shared_records, "SHIPPED", tmp_path)
-    shipped.cache_clear()
+    of_family.cache_clear()
     yield tmp_path / f"{FAMILY}{SUFFIX}"
-    shipped.cache_clear()
+    of_family.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -197,11 +198,18 @@ def test_compile_takes_shipped_records_unless_it_is_told_not_to(shipping: Path) 
     assert (str(RULE), str(POINT)) == ("direct", "winograd 2x2")
     assert compiled()[0] == str(RULE)
     write_shared(shipping, Shared(ORIGIN, (record(),)))
-    shipped.cache_clear()
+    of_family.cache_clear()
     assert compiled() == (str(POINT), f"shipped records {FAMILY}: 1 of 1 layers")
     algorithm, chosen_by = compiled(shipped_records=False)
     assert algorithm == str(RULE)
     assert "shipped records" not in chosen_by
+
+
+def test_a_search_begins_with_what_won_on_any_number_of_cores(shipping: Path) -> None:
+    write_shared(shipping, Shared(ORIGIN, (record(), record(OTHERS[0]), replace(record(), point=SECOND, cores=4))))
+    assert won_elsewhere(Peers(FAMILY, 1)) == {SHAPE: POINT, OTHERS[0]: POINT}
+    assert won_elsewhere(Peers(FAMILY, 2)) == {SHAPE: SECOND, OTHERS[0]: POINT}
+    assert won_elsewhere(Peers("elsewhere", 1)) == {}
 
 
 @pytest.mark.parametrize("target", [FOUR, "llvm -mtriple=x86_64-linux-gnu -mcpu=haswell -num-cores 1"])

@@ -23,7 +23,7 @@ from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.progress import Clock
 from reparam_compiler.lowering.search.records import ConvRecord, append_conv, read_convs
 from reparam_compiler.lowering.search.rest import Generic, functions_of
-from reparam_compiler.lowering.search.shared import shipped
+from reparam_compiler.lowering.search.shared import won_elsewhere
 from reparam_compiler.lowering.search.trials import Trials
 from reparam_compiler.lowering.target import describe
 
@@ -47,7 +47,7 @@ class NetSearch:
         layers = list(itertools.compress(layers, wanted))
         functions = list(itertools.compress(functions, wanted[-len(functions) :])) if functions else []
         alone = [each for each in records if each.where == "alone"]
-        won = {} if tuning.peers is None else {shape: each.point for shape, each in shipped(tuning.peers).items()}
+        won = {} if tuning.peers is None else won_elsewhere(tuning.peers)
         self.planner = Planner(layers, tuning, alone, won, max_error=search.options.max_error)
         self.generic = Generic(functions, search.backend.target, tuning, search.folder)
         self.contest = Contest(search, imported, self.planner, self.generic)

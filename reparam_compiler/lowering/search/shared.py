@@ -96,16 +96,29 @@ class Shipped:
 
 
 @functools.cache
-def shipped(peers: Peers) -> Mapping[ConvShape, SharedRecord]:
-    """What the package ships for such targets; nothing where a file cannot be read, which is said."""
-    path = SHIPPED / f"{peers.family}{SUFFIX}"
+def of_family(family: str) -> Shared | None:
+    """What the package ships for a family; None where it ships nothing, or its file cannot be read, which is said."""
+    path = SHIPPED / f"{family}{SUFFIX}"
     if not path.is_file():
-        return {}
+        return None
     try:
-        return read_shared(path).for_cores(peers.cores)
+        return read_shared(path)
     except LoweringError as refusal:
         log.warning("%s. The rule decides", refusal)
-        return {}
+        return None
+
+
+def shipped(peers: Peers) -> Mapping[ConvShape, SharedRecord]:
+    """What the package ships for such targets."""
+    shared = of_family(peers.family)
+    return {} if shared is None else shared.for_cores(peers.cores)
+
+
+def won_elsewhere(peers: Peers) -> dict[ConvShape, Point]:
+    """What a search for such targets begins with: what won on any number of cores, on as many as theirs before others."""
+    shared = of_family(peers.family)
+    found = {} if shared is None else {record.shape: record.point for record in shared.records}
+    return found | {shape: record.point for shape, record in shipped(peers).items()}
 
 
 def read_shared(path: Path) -> Shared:
