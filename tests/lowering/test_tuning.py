@@ -148,6 +148,8 @@ def test_ops_without_a_recipe_are_tuned_by_metaschedule_and_compiled_from_record
     model, x = model_of([pool], {"x": (1, 16, 32, 24)}, ["y"]), normal(1, 16, 32, 24)
     result = tuned(model, trials=6, database=tmp_path)
     assert result.total >= 6
+    assert result.failed == 0
+    assert all(0 < task.best_seconds < 1 for task in result.tasks)
     assert (tmp_path / SCHEDULES).read_bytes().count(b"\n") == result.total
     np.testing.assert_allclose(lowering.compile(model, database=tmp_path).run(x)[0], run_on(model, x)[0], **FLOAT32)
     assert tuned(model, trials=6, database=tmp_path).measured == 0

@@ -167,7 +167,7 @@ class GenericBuilder(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
     def __init__(self, parallel: int | None = None, compiler: str | None = None, *, linked: bool = False) -> None:
         """linked: whether libraries are to be linked here, by `compiler`, for a device far away."""
         super().__init__()
-        self.export = functools.partial(_linked, compiler=compiler) if linked else default_export
+        self.export = functools.partial(_linked, compiler=compiler) if linked else _archived
         self.pool = PopenPoolExecutor(parallel, BUILD_TIMEOUT, initializer=skip_intrinsics, maximum_process_uses=BUILDS)
 
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
@@ -185,6 +185,11 @@ def _generic_built(given: tuple[Any, Any, Callable[[Any], str]]) -> str:
     """The path of the library of a module for a target."""
     module, target, export = given
     return str(export(default_build(module, target, None)))
+
+
+def _archived(library: Any) -> str:
+    """The path of a library as TVM's runner takes it. TVM's own function does not go to another process."""
+    return str(default_export(library))
 
 
 def _linked(library: Any, compiler: str | None) -> str:

@@ -80,8 +80,8 @@ class Clock:
         self._known = count
         self.done += count
 
-    def counted(self, more: int = 1, *, failed: bool = False) -> None:
-        """So many more measurements were made."""
+    def counted(self, more: int = 1, *, failed: int = 0) -> None:
+        """So many more measurements were made, of which some failed."""
         self.done += more
         self.failed += failed
 

@@ -25,6 +25,7 @@ from reparam_compiler.lowering.search.records import SCHEDULES, WORKLOADS
 from reparam_compiler.lowering.search.winners import Measured
 
 BATCH = 16  # trials between two writes of the database
+FAILED = 1e10  # seconds that MetaSchedule notes of a candidate that could not be built or run
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +103,11 @@ class Generic:
         return len(self._store)
 
     @property
+    def failed(self) -> int:
+        """Those of them that have no time."""
+        return sum(not math.isfinite(_least(record)) for record in self._store.get_all_tuning_records())
+
+    @property
     def round(self) -> int:
         """Measurements after which every function had its turn."""
         return BATCH * len(self.functions)
@@ -142,12 +148,14 @@ class Generic:
         if not self._store.has_workload(module):
             return 0, math.inf
         workload = self._store.commit_workload(module)
-        times = [
-            min(float(seconds) for seconds in record.run_secs)
-            for record in self._store.get_all_tuning_records()
-            if record.workload.same_as(workload) and record.run_secs
-        ]
+        times = [_least(record) for record in self._store.get_all_tuning_records() if record.workload.same_as(workload)]
         return len(times), min(times, default=math.inf)
+
+
+def _least(record: Any) -> float:
+    """The least seconds; infinite where the candidate failed."""
+    least = min(map(float, record.run_secs or ()), default=math.inf)
+    return least if least < FAILED else math.inf
 
 
 def _module(function: Function) -> Any:
