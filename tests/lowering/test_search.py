@@ -25,13 +25,13 @@ from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.executable import executable_of
-from reparam_compiler.lowering.search.in_net import choices
 from reparam_compiler.lowering.search.layers import Layer, layers_of, module_of
 from reparam_compiler.lowering.search.measuring import Builders, Kernels, Meter
 from reparam_compiler.lowering.search.pairs import Outcome, Repeats
 from reparam_compiler.lowering.search.planner import BATCH, Planner, State
 from reparam_compiler.lowering.search.progress import Clock, TuneStep
 from reparam_compiler.lowering.search.records import ConvRecord
+from reparam_compiler.lowering.search.rivals import Rivals
 from reparam_compiler.lowering.search.surrogate import Surrogate
 from reparam_compiler.lowering.search.trials import Trials
 from reparam_compiler.lowering.target import describe, resolve
@@ -295,13 +295,22 @@ def state_of(layer: Layer, seconds: list[float]) -> State:
     return State(layer, points, dict(zip(points, seconds, strict=True)))
 
 
-def test_the_nets_of_the_last_choice_start_with_the_rules_and_take_what_is_near_the_best(net: tuple[Any, list[Layer]]) -> None:
+def test_points_near_the_best_have_their_turns_in_the_net_and_then_whoever_leads(net: tuple[Any, list[Layer]]) -> None:
     _, (first, second) = net
     states = [state_of(first, [1.0, 0.8, 0.81, 5.0, math.inf]), state_of(second, [1.0])]
-    points = states[0].points
-    assert [each[first.shape] for each in choices(states)] == points[:3]
-    assert {each[second.shape] for each in choices(states)} == {states[1].points[0]}
-    assert choices([state_of(first, [1.0])]) == [{first.shape: points[0]}]
+    (rule, one, other, *_), (only,) = (state.points for state in states)
+    rivals = Rivals(states)
+    assert rivals.rule == {first.shape: rule, second.shape: only}
+    assert rivals.next() == {first.shape: one, second.shape: only}
+    assert rivals.waiting
+    rivals.note([timed(states[0], one, 0.95), timed(states[1], only, 1.0)])
+    assert rivals.next()[first.shape] == other
+    assert not rivals.waiting
+    rivals.note([timed(states[0], other, 0.97)])
+    assert rivals.next() == {first.shape: one, second.shape: only}
+    rivals.note([timed(states[0], one, 1.01), timed(states[0], other, 1.01)])
+    assert rivals.next()[first.shape] == rule
+    assert not Rivals([state_of(first, [1.0])]).waiting
 
 
 def test_a_clock_says_where_a_search_is() -> None:

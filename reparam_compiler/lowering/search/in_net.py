@@ -1,14 +1,17 @@
 """The last choice, made in the running net: a layer alone is not a layer in a net.
 
-    net 0        every layer as the rule has it
-    net k        every layer in its k-th best point of those measured alone, and the rest from MetaSchedule's records
-    chosen       every layer as it was fastest in any of these nets, which are run by turns
+    by rule      every layer as the rule has it: run by turns with each of the others
+    net k        every layer in its k-th best point of those measured alone, else in its fastest so far (`rivals`); and the rest
+                 from MetaSchedule's records
+    chosen       every layer as it was fastest in any of these nets: run once more, for the fastest of many was lucky too
 
-The net of what was chosen is run beside net 0 at the end: only where it is faster does anything of it count.
+What is not faster again has lost. The net of what is left is run whole beside that by rule at the end: only where it is faster
+does anything of it count.
 """
 
 import logging
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,8 +27,10 @@ from reparam_compiler.lowering.search.asked import Search
 from reparam_compiler.lowering.search.fleet import DEVICES
 from reparam_compiler.lowering.search.measuring import cores_of
 from reparam_compiler.lowering.search.planner import Planner, State
+from reparam_compiler.lowering.search.progress import Clock
 from reparam_compiler.lowering.search.records import ConvRecord, RestRecord, append_conv, append_rest
 from reparam_compiler.lowering.search.rest import Generic
+from reparam_compiler.lowering.search.rivals import Rivals
 from reparam_compiler.lowering.search.winners import Measured, faster_functions, winners
 from reparam_compiler.lowering.target import describe
 
@@ -33,8 +38,10 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 Put = Callable[[Executable], Executable]
 """Of a net the same where it is timed."""
-NETS = 3  # beside the rule's
-WINDOW = 1.15  # times a layer's best time alone, up to which a point is tried in the net
+NETS = 8  # beside the rule's, at most
+SHARE = 0.25
+"""Of the time of a search that these nets may take, but for the first."""
+AGAIN = 3  # nets of what was fastest, at most
 WHOLE = 0.005  # of a run by rule, that the net of all winners must gain
 ROUNDS = 7
 RUNS = 3  # of each net in a round, the fastest of which counts
@@ -90,33 +97,62 @@ class Contest:
         run_by_turns([net], self._arrays, rounds=1)
         return {layer: sum(seconds) for layer, seconds in net.seconds.items()}
 
-    def decided(self) -> tuple[float, float] | None:
+    def decided(self, clock: Clock) -> tuple[float, float] | None:
         """Keeps what is fastest in the net; seconds of a run by rule, and of one with that. None where there is no choice."""
-        codes, (rule, *others) = self._generic.codes, choices(self._planner.states)
-        if not others and not codes:
+        if not Rivals(self._planner.states).waiting and not self._generic.codes:
             return None
-        return self._staged(lambda put: self._decided(put, rule, others))
+        return self._staged(lambda put: self._decided(put, clock))
 
-    def _decided(
-        self, put: Put, rule: Mapping[ConvShape, Point], others: Sequence[Mapping[ConvShape, Point]]
-    ) -> tuple[float, float]:
-        codes, by_rule = self._generic.codes, put(self._by_rule)
-        nets = [Timed(by_rule, rule), *(Timed(put(self._built(each, codes)), each) for each in others or [rule])]
-        run_by_turns(nets, self._arrays)
-        convs = [record for state in self._planner.states for record in self._conv_records(state, nets)]
-        called = [each for each in self._generic.functions if each.code in codes and nets[0].seconds[str(each.code)]]
-        rest = [self._rest_record(each.name, each.code, nets) for each in called]  # a reshape became none
-        faster, functions = winners(convs, self._target, self._search.tuning.rule), faster_functions(rest, self._target)
-        chosen = put(self._built({shape: points[0] for shape, points in faster.items()}, functions))
-        before, after = whole_runs([by_rule, chosen], self._arrays)
+    def _decided(self, put: Put, clock: Clock) -> tuple[float, float]:
+        rivals, by_rule, codes = Rivals(self._planner.states), put(self._by_rule), self._generic.codes
+        convs, rest, started = list[ConvRecord](), list[RestRecord](), time.monotonic()
+        for number in range(NETS):
+            took = time.monotonic() - started
+            if number and (not rivals.waiting or clock.over() or took > SHARE * clock.seconds):
+                break
+            clock.told(f"the running net, {number + 1} of at most {NETS}")
+            points = rivals.next()
+            new, more = self._run_beside(by_rule, put(self._built(points, codes)), rivals.rule, points)
+            rivals.note(new)
+            convs, rest = convs + new, rest + more
+        convs, points = self._tried_again(put, by_rule, rivals, convs)
+        functions = faster_functions(_best_of(rest), self._target)
+        before, after = whole_runs([by_rule, put(self._built(points, functions))], self._arrays)
         if after > (1 - WHOLE) * before:  # layer by layer it was faster, and as a whole it is not
-            convs = [record for record in convs if record.point == rule.get(record.shape)]
+            convs = [record for record in convs if record.against is None]
             rest, after = [_undone(record) for record in rest], before
         for conv in convs:
             append_conv(self._search.folder, conv)
-        for each in rest:
+        for each in _best_of(rest):
             append_rest(self._search.folder, each)
         return before, after
+
+    def _tried_again(
+        self, put: Put, by_rule: Executable, rivals: Rivals, convs: list[ConvRecord]
+    ) -> tuple[list[ConvRecord], dict[ConvShape, Point]]:
+        """The records, with those of the fastest points run again, and what still wins."""
+        known, points = set[tuple[ConvShape, Point]](), dict[ConvShape, Point]()
+        for _ in range(AGAIN):
+            faster = winners(convs, self._target, self._search.tuning.rule)
+            points = {shape: found[0] for shape, found in faster.items()}
+            if known >= points.items():
+                break
+            known |= points.items()
+            whole = rivals.rule | points
+            convs = convs + self._run_beside(by_rule, put(self._built(points, frozenset())), rivals.rule, whole)[0]
+        return convs, points
+
+    def _run_beside(
+        self, by_rule: Executable, net: Executable, rule: Mapping[ConvShape, Point], points: Mapping[ConvShape, Point]
+    ) -> tuple[list[ConvRecord], list[RestRecord]]:
+        """What each layer took in a net, and in that by rule, which is run by turns with it; each function's record too."""
+        base, timed = Timed(by_rule, rule), Timed(net, points)
+        run_by_turns([base, timed], self._arrays)
+        states = [state for state in self._planner.states if state.layer.shape in points]
+        convs = [record for state in states for record in _conv_records(state, base, timed, self._target)]
+        called = [each for each in self._generic.functions if each.code in self._generic.codes and base.seconds[str(each.code)]]
+        rest = [RestRecord(each.code, each.name, self._target, *_least(str(each.code), base, timed)) for each in called]
+        return convs, rest  # a function without a time became none: a reshape
 
     def _staged(self, work: Callable[[Put], ResultT]) -> ResultT:
         """What `work` gives for a way to put nets where they are timed: here, or on one device; on another if that is lost."""
@@ -141,45 +177,37 @@ class Contest:
             self._nets[key] = net_of(self._search, self._imported, points, functions)
         return self._nets[key]
 
-    def _conv_records(self, state: State, nets: Sequence[Timed]) -> list[ConvRecord]:
-        """What a layer took in each point that it had in a net, by call, beside the rule's in the same round."""
-        shape, found = state.layer.shape, defaultdict[Point, list[tuple[float, float]]](list)
-        for net in nets:
-            if shape in net.points:
-                found[net.points[shape]] += zip(net.seconds[shape.mark], nets[0].seconds[shape.mark], strict=True)
-        return [self._conv_record(state, point, pairs) for point, pairs in found.items()]
 
-    def _conv_record(self, state: State, point: Point, pairs: Sequence[tuple[float, float]]) -> ConvRecord:
-        site, count = state.layer.site, state.layer.count
-        seconds, beside = (tuple(each / count for each in side) for side in zip(*pairs, strict=True))
-        record = ConvRecord(site.shape, site.epilogue, point, self._target, seconds, where="net")
-        return record if point == state.rule else replace(record, against=state.rule, beside=beside)
+def _conv_records(state: State, base: Timed, timed: Timed, target: str) -> list[ConvRecord]:
+    """What a call of a layer took by rule, and in the point that it has in a net, beside that."""
+    site, mark, count = state.layer.site, state.layer.shape.mark, state.layer.count
+    beside, seconds = (tuple(each / count for each in net.seconds[mark]) for net in (base, timed))
+    first, point = ConvRecord(site.shape, site.epilogue, state.rule, target, beside, where="net"), timed.points[site.shape]
+    return (
+        [first]
+        if point == state.rule
+        else [first, replace(first, point=point, seconds=seconds, against=state.rule, beside=beside)]
+    )
 
-    def _rest_record(self, name: str, code: int, nets: Sequence[Timed]) -> RestRecord:
-        """What a function took by rule and by MetaSchedule's record."""
-        first, *others = (min(net.seconds[str(code)]) for net in nets)
-        return RestRecord(code, name, self._target, first, min(others))
+
+def _least(mark: str, *nets: Timed) -> list[float]:
+    return [min(net.seconds[mark]) for net in nets]
+
+
+def _best_of(records: Sequence[RestRecord]) -> list[RestRecord]:
+    """Of each function one: the least time by rule, and by the record."""
+    by_code = defaultdict[int, list[RestRecord]](list)
+    for record in records:
+        by_code[record.function].append(record)
+    return [
+        replace(alike[0], rule=min(each.rule for each in alike), found=min(each.found for each in alike))
+        for alike in by_code.values()
+    ]
 
 
 def _undone(record: RestRecord) -> RestRecord:
     """A record by which the rule stays."""
     return RestRecord(record.function, record.name, record.target, record.rule, math.inf)
-
-
-def choices(states: Sequence[State]) -> list[dict[ConvShape, Point]]:
-    """The points of each net, the rule's first."""
-    ranked = {state.layer.shape: _ranked(state) for state in states if state.points and state.rule in state.measured}
-    most = max((len(points) - 1 for points in ranked.values()), default=0)
-    return [
-        {shape: points[min(rank, len(points) - 1)] for shape, points in ranked.items()} for rank in range(1 + min(NETS, most))
-    ]
-
-
-def _ranked(state: State) -> list[Point]:
-    """The rule's point, then the fastest others."""
-    bound = WINDOW * state.best
-    others = [point for point, seconds in state.measured.items() if point != state.rule and seconds <= bound]
-    return [state.rule, *sorted(others, key=lambda point: state.measured[point])]
 
 
 def run_by_turns(nets: Sequence[Timed], arrays: Sequence[Any], rounds: int = ROUNDS) -> None:

@@ -9,7 +9,7 @@ from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.search.asked import Search, TunedTask, TuneResult, selected
 from reparam_compiler.lowering.search.fleet import Fleet, FleetRunner
-from reparam_compiler.lowering.search.in_net import Contest
+from reparam_compiler.lowering.search.in_net import SHARE, Contest
 from reparam_compiler.lowering.search.layers import layers_of
 from reparam_compiler.lowering.search.measuring import (
     Builders,
@@ -65,11 +65,10 @@ class NetSearch:
                 self.contest.check_device()
                 share = self.contest.rest_share() if self.generic.functions else 0.0
                 rest = round(share * left) if share >= SMALL_SHARE else 0
-                self._convs(left - rest, until=(1 - share) if rest else 1.0)
+                self._convs(left - rest, until=(1 - share if rest else 1.0) - SHARE)
                 self._rest(self.search.options.trials - self._measured if share >= SMALL_SHARE else 0)
             if self.search.options.trials and (self._measured > self._before or not self._chosen_before):
-                self.clock.told("choosing in the running net")
-                times = self.contest.decided()
+                times = self.contest.decided(self.clock)
         except KeyboardInterrupt:
             interrupted = True
         return self._result(times, interrupted)

@@ -1,0 +1,46 @@
+"""The points that may be the fastest of their layers in the net: which has its turn next, and which led so far."""
+
+from collections.abc import Iterable, Sequence
+
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
+from reparam_compiler.lowering.search.planner import State
+from reparam_compiler.lowering.search.records import ConvRecord
+
+WINDOW = 1.15  # times a layer's best time alone, up to which a point is tried in the net
+
+
+class Rivals:
+    """Of each layer that was measured alone the rule's point and its rivals, the fastest alone first.
+
+    rule: the rule's point of each layer.
+    """
+
+    def __init__(self, states: Sequence[State]) -> None:
+        known = [state for state in states if state.points and state.rule in state.measured]
+        self.rule = {state.layer.shape: state.rule for state in known}
+        self._left = {state.layer.shape: _ranked(state) for state in known}
+        self._ratios: dict[ConvShape, dict[Point, float]] = {shape: {point: 1.0} for shape, point in self.rule.items()}
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a point had no turn yet."""
+        return any(self._left.values())
+
+    def next(self) -> dict[ConvShape, Point]:
+        """A point for each layer: the best alone that had no turn; where there is none, what is the fastest in the net."""
+        return {shape: left.pop(0) if left else self._leader(shape) for shape, left in self._left.items()}
+
+    def note(self, records: Iterable[ConvRecord]) -> None:
+        """What points took in a net."""
+        for record in records:
+            self._ratios[record.shape][record.point] = record.ratio
+
+    def _leader(self, shape: ConvShape) -> Point:
+        ratios = self._ratios[shape]
+        return min(ratios, key=lambda point: ratios[point])
+
+
+def _ranked(state: State) -> list[Point]:
+    bound = WINDOW * state.best
+    others = [point for point, seconds in state.measured.items() if point != state.rule and seconds <= bound]
+    return sorted(others, key=lambda point: state.measured[point])
