@@ -35,7 +35,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.models import opening
 from reparam_compiler.models.opening import frontend_for
-from reparam_compiler.passes.fusion.planner import Policy
+from reparam_compiler.passes.choices import Policy
 from reparam_compiler.passes.fusion.regions import is_merge
 from tests.support import foreign_models
 

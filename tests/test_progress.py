@@ -1,12 +1,16 @@
 """Work that is short says nothing; long work says how far it is, where somebody listens and in the log, and never on stdout."""
 
+import io
 import logging
 from collections.abc import Callable
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from reparam_compiler import progress
+from reparam_compiler.commands import printing
+from reparam_compiler.commands.failing import errors_as_exit_codes
 from reparam_compiler.commands.reparam import app
 from reparam_compiler.progress import Progress, heard_by, steps
 
@@ -56,3 +60,12 @@ def test_commands_speak_of_it_on_stderr_where_that_is_asked_for(
     assert result.exit_code == 0, result.output
     assert ("proving regions: 1 of" in result.stderr) == spoken
     assert "proving regions" not in result.stdout
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_spinner_turns_on_a_terminal_but_not_for_machines(as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(file=io.StringIO(), force_terminal=True)
+    monkeypatch.setattr(printing, "Console", lambda **_: terminal)
+    with errors_as_exit_codes(as_json), printing.status("fusing"):
+        pass
+    assert ("fusing" in terminal.file.getvalue()) != as_json  # type: ignore[attr-defined]

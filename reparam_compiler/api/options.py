@@ -22,12 +22,12 @@ from reparam_compiler.advice import in_words_of, option
 from reparam_compiler.cost.model import USUAL, CostModel
 from reparam_compiler.errors import InfeasiblePruneError, RewriteError
 from reparam_compiler.models.calibration import Calibration
+from reparam_compiler.passes.choices import AllocationName, Policy, Quality
 from reparam_compiler.passes.fusion.fuse_branches import Options
-from reparam_compiler.passes.fusion.planner import Policy
-from reparam_compiler.passes.pruning.allocation import AllocationName, RatioOf, check_least, check_ratio
+from reparam_compiler.passes.pruning.allocation import RatioOf, check_least, check_ratio
 from reparam_compiler.passes.pruning.budget import Budget
 from reparam_compiler.passes.pruning.criteria.importance import Criterion, Loss
-from reparam_compiler.passes.pruning.pipeline import Quality, check_method
+from reparam_compiler.passes.pruning.pipeline import check_method
 
 P = ParamSpec("P")
 R = TypeVar("R")

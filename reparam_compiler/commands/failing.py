@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from reparam_compiler.commands.printing import print_json
+from reparam_compiler.commands.printing import for_machines, print_json
 from reparam_compiler.errors import VerificationError
 from reparam_compiler.tvmc.failing import exit_code_of, log_lines, report
 
@@ -28,7 +28,7 @@ def errors_as_exit_codes(as_json: bool, verbose: int = 0, quiet: bool = False) -
 
     Log lines of the library go to stderr meanwhile.
     """
-    with warnings.catch_warnings(), log_lines("reparam", -1 if quiet else verbose):
+    with warnings.catch_warnings(), for_machines(as_json), log_lines("reparam", -1 if quiet else verbose):
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch warns of itself
         try:
             yield

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from reparam_compiler.core.calls import by_position
-from reparam_compiler.core.files import UNREADABLE
+from reparam_compiler.core.files import UNREADABLE, check_place
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.torch.hooks import signature_of
 from reparam_compiler.models import opening
-from reparam_compiler.models.io import into_evaluation_mode, load_model
+from reparam_compiler.models.io import check_output, into_evaluation_mode, load_model
 
 log = logging.getLogger(__name__)
 
@@ -60,3 +60,9 @@ def samples(arrays: Mapping[str, np.ndarray[Any, Any]], model: torch.nn.Module) 
     dtype = next(dtypes, torch.float32)
     samples = (torch.from_numpy(arrays[name][:1].copy()) for name in names)
     return tuple(sample.to(dtype) if sample.is_floating_point() else sample for sample in samples)
+
+
+def check_output_for(model: Any, output: Path, inputs: tuple[Any, ...] | None) -> None:
+    """Raises, before any work, where what comes of a model cannot be written under this name, or not there."""
+    check_output(model, output, example_inputs=inputs)
+    check_place(output)

@@ -5,10 +5,13 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from reparam_compiler.passes.fusion import planner
-from reparam_compiler.passes.pruning.allocation import ALLOCATIONS
-from reparam_compiler.passes.pruning.criteria.importance import CRITERIA
-from reparam_compiler.passes.pruning.pipeline import QUALITIES
+from reparam_compiler.passes import choices
+
+MODELS = (
+    "[bold]MODEL[/] is an .onnx file, a .pt2 file of torch.export.save, or package.module:factory, which is "
+    "imported and called. Files that can run code (.pt, and a .pt2 with pickles in it) need --unsafe-load."
+)
+"""What every command says of its first word."""
 
 
 def one_of(words: Iterable[str]) -> dict[str, Any]:
@@ -48,21 +51,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Policy = Annotated[
     str,
     typer.Option(
-        "--policy", help="Fuse what makes the model faster, or all that is exact.", **one_of(get_args(planner.Policy))
+        "--policy", help="Fuse what makes the model faster, or all that is exact.", **one_of(get_args(choices.Policy))
     ),
 ]
 Importance = Annotated[
     str | None,
-    typer.Option(help="How channels are ranked; without: what the quality takes, l1 without data.", **one_of(CRITERIA)),
+    typer.Option(help="How channels are ranked; without: what the quality takes, l1 without data.", **one_of(choices.CRITERIA)),
 ]
 Allocation = Annotated[
     str,
     typer.Option(
         help="The same share of every layer, or the least important of the whole model, or what costs the least error.",
-        **one_of(ALLOCATIONS),
+        **one_of(choices.ALLOCATIONS),
     ),
 ]
-Quality = Annotated[str, typer.Option(help="What is done with calibration data.", **one_of(QUALITIES))]
+Quality = Annotated[str, typer.Option(help="What is done with calibration data.", **one_of(get_args(choices.Quality)))]
 KeepBn = Annotated[bool, typer.Option("--keep-bn", help="Leave the last batch norm of each block, to train on quantized.")]
 MeasureCosts = Annotated[
     bool, typer.Option("--measure-costs", help="Decide by the speed of this machine, not of a usual CPU; takes a second.")

@@ -4,20 +4,24 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from reparam_compiler.api.report import FuseReport, PruneReport, cost_rows, gain_text, why_unrepaired
-from reparam_compiler.checking.equivalent import Equivalence
-from reparam_compiler.cost.model import Cost
-from reparam_compiler.passes.pruning.pipeline import PrunePlan
 from reparam_compiler.progress import heard_by
 
+if TYPE_CHECKING:
+    from reparam_compiler.api.report import FuseReport, PruneReport
+    from reparam_compiler.checking.equivalent import Equivalence
+    from reparam_compiler.cost.model import Cost
+    from reparam_compiler.passes.pruning.pipeline import PrunePlan
+
 log = logging.getLogger(__name__)
+_FOR_MACHINES: ContextVar[bool] = ContextVar("_FOR_MACHINES", default=False)
+"""Whether the command that runs was given `--json`."""
 
 
 def console(as_json: bool) -> Console:
@@ -33,13 +37,22 @@ def _is_quiet() -> bool:
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
     """A spinner on stderr, where that is a terminal, without -q and --json; beside it long work says how far it is."""
-    out, context = Console(stderr=True), click.get_current_context(silent=True)
-    for_machines = context is not None and bool(context.params.get("as_json"))
-    if _is_quiet() or for_machines or not out.is_terminal:
+    out = Console(stderr=True)
+    if _is_quiet() or _FOR_MACHINES.get() or not out.is_terminal:
         yield
         return
     with out.status(text) as shown, heard_by(lambda progress: shown.update(f"{text}: {progress}")):
         yield
+
+
+@contextlib.contextmanager
+def for_machines(as_json: bool) -> Iterator[None]:
+    """No spinner meanwhile where a command has `--json`."""
+    token = _FOR_MACHINES.set(as_json)
+    try:
+        yield
+    finally:
+        _FOR_MACHINES.reset(token)
 
 
 def print_json(as_json: bool, record: dict[str, Any]) -> None:
@@ -48,7 +61,7 @@ def print_json(as_json: bool, record: dict[str, Any]) -> None:
         typer.echo(json.dumps(record))
 
 
-def print_fusions(out: Console, report: FuseReport, *, whole: bool = True) -> None:
+def print_fusions(out: Console, report: "FuseReport", *, whole: bool = True) -> None:
     """What fused, what did not, the cost; with `whole` also how the whole was compared."""
     table = _fusion_table(report)
     refused = Table("node", "op", "the first thing in its way", title=f"{len(report.refusals)} refused", title_justify="left")
@@ -61,7 +74,7 @@ def print_fusions(out: Console, report: FuseReport, *, whole: bool = True) -> No
         out.print(line, markup=False, highlight=False)
 
 
-def _fusion_table(report: FuseReport) -> Table:
+def _fusion_table(report: "FuseReport") -> Table:
     """A row for each fusion: what it does before and after, and the range of its weight, which whoever quantizes wants."""
     names = ("into", "from", "weight", "its range", "multiply-adds (M)", "moved (MB)", "error")
     table = Table(
@@ -83,7 +96,7 @@ def _fusion_table(report: FuseReport) -> Table:
     return table
 
 
-def print_equivalence(out: Console, found: Equivalence) -> None:
+def print_equivalence(out: Console, found: "Equivalence") -> None:
     """Whether two models are equal, by how much they differ, and on which inputs."""
     verdict, *rest = found.to_text().splitlines()
     out.print(verdict, style="green" if found else "red", markup=False, highlight=False, soft_wrap=True)
@@ -91,8 +104,10 @@ def print_equivalence(out: Console, found: Equivalence) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def print_pruning(out: Console, report: PruneReport) -> None:
+def print_pruning(out: Console, report: "PruneReport") -> None:
     """What was cut and what is pinned, the cost, the repair."""
+    from reparam_compiler.api.report import gain_text, why_unrepaired
+
     plan = report.plan
     table = Table("channels", "before", "after", "", title=f"pruned by {plan.importance}, {_asked(plan)}", title_justify="left")
     for family in plan.families:
@@ -111,13 +126,15 @@ def print_pruning(out: Console, report: PruneReport) -> None:
         out.print(f"not repaired: {consumer.node}: {consumer.reason}", markup=False, style="yellow", highlight=False)
 
 
-def _asked(plan: PrunePlan) -> str:
+def _asked(plan: "PrunePlan") -> str:
     if plan.budget:
         return ", ".join(f"{share:.1%} of the {name} left" for name, share in plan.budget.items())
     return f"ratio {plan.ratio}" if plan.allocation != "by layer" else "a ratio for each layer"
 
 
-def _cost_table(before: Cost, after: Cost) -> Table:
+def _cost_table(before: "Cost", after: "Cost") -> Table:
+    from reparam_compiler.api.report import cost_rows
+
     table = Table("cost", "before", "after")
     for row in cost_rows(before, after):
         table.add_row(*row)

@@ -15,12 +15,9 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from reparam_compiler.api.compiling import verify_records
 from reparam_compiler.commands.failing import JsonCommand, errors_as_exit_codes
-from reparam_compiler.commands.loading import loaded
 from reparam_compiler.commands.options import Constant, Json, Quiet, Shapes, UnsafeLoad, Verbose
 from reparam_compiler.commands.printing import console, print_json, status
-from reparam_compiler.commands.stating import stated_inputs
 from reparam_compiler.core.files import check_place
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc.failing import exit_code_of
@@ -115,6 +112,10 @@ def verify_command(
 ) -> None:
     """Run MODEL by the records and by rule, by turns: exit code 0 where each layer and the net are faster, else 4."""
     with errors_as_exit_codes(as_json, verbose, quiet):
+        from reparam_compiler.api.compiling import verify_records
+        from reparam_compiler.commands.loading import loaded
+        from reparam_compiler.commands.stating import stated_inputs
+
         native = loaded(model, unsafe_load, constant)
         inputs = stated_inputs(native, input_shapes).inputs
         with status(f"measuring {model}"):

@@ -5,7 +5,6 @@ to_relax -> backend.lower (`cpu/pipeline.py`, `gpu/pipeline.py`) -> backend.comp
 A model that takes any batch is imported and built once for each size, over one store of weights.
 """
 
-import importlib.metadata
 import logging
 import os
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 from tvm import tirx
 from tvm.target import Target
 
+from reparam_compiler.core.packages import installed_version
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.cpu.families import CpuFamily
@@ -243,13 +243,7 @@ def _together(made: Sequence[Built]) -> dict[str, str]:
 def versions() -> dict[str, str]:
     """What wrote an artifact."""
     names = ("reparam_compiler", "apache-tvm", "apache-tvm-ffi", "numpy")
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "source tree"
-    return found
+    return {name: installed_version(name) or "source tree" for name in names}
 
 
 def _kernels(module: Any) -> list[Kernel]:

@@ -13,7 +13,6 @@ lowered or run, 5 tvm is missing, 6 and 7 fusing failed, 1 anything else.
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,9 +20,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from reparam_compiler.core.files import UNREADABLE
+from reparam_compiler.core.packages import installed_version
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc import model as api
 from reparam_compiler.tvmc.failing import log, log_lines, report
@@ -270,6 +268,8 @@ def read_inputs(executable: "Executable", path: str | None) -> dict[str, Any]:
     """The arrays of an .npz, by name; none without a path. Raises LoweringError where it cannot be read."""
     if path is None:
         return {}
+    import numpy as np
+
     expected = "; ".join(map(str, executable.inputs))
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:  # numpy leaves a broken one open
@@ -296,6 +296,8 @@ def _interface(made: "Executable") -> dict[str, Any]:
 
 def _top(array: Any, count: int) -> list[tuple[int, float]]:
     """The flat indices and values of the `count` largest elements, largest first."""
+    import numpy as np
+
     flat = np.asarray(array).reshape(-1)
     best = np.argsort(-flat, kind="stable")[:count]
     return [(int(index), float(flat[index])) for index in best]
@@ -303,14 +305,8 @@ def _top(array: Any, count: int) -> list[tuple[int, float]]:
 
 def versions() -> str:
     """What is installed of the packages that decide what the commands do."""
-    return " ".join(f"{name} {_version(name)}" for name in ("reparam_compiler", "torch", "onnx", "onnxruntime", "apache-tvm"))
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    names = ("reparam_compiler", "torch", "onnx", "onnxruntime", "apache-tvm")
+    return " ".join(f"{name} {installed_version(name) or 'not installed'}" for name in names)
 
 
 def _say(text: str) -> None:

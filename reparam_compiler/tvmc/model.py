@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-import numpy as np
-
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.tvmc.options import GONE_FORMATS
 from reparam_compiler.tvmc.words import ONE_SIZE
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from reparam_compiler.lowering import CompileOptions, Executable, Rpc, TensorSpec, TuneResult
     from reparam_compiler.lowering.runtime.profile import Profile
 
@@ -118,6 +118,8 @@ class TVMCResult:
         """Milliseconds of one run: mean, median, max, min, std; empty where nothing was measured."""
         if not self.times:
             return {}
+        import numpy as np
+
         values = np.asarray(self.times) * 1e3
         found = {
             "mean": values.mean(),
@@ -364,6 +366,8 @@ def write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
 
     Raises: LoweringError where the folder does not exist.
     """
+    import numpy as np
+
     check_folder(path)
     with written_whole(path) as whole, whole.open("wb") as file:
         np.savez(file, **arrays)

@@ -9,7 +9,7 @@ from torch import nn
 from reparam_compiler.api.options import FuseOptions, PruneOptions
 from reparam_compiler.cost.model import USUAL
 from reparam_compiler.errors import InfeasiblePruneError, RewriteError
-from reparam_compiler.passes.fusion.planner import Policy
+from reparam_compiler.passes.choices import Policy
 
 DATA = np.zeros((2, 3, 8, 8), np.float32)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reparam_compiler.models.io import load_model
-from reparam_compiler.passes.pruning.allocation import ALLOCATIONS
+from reparam_compiler.passes.choices import ALLOCATIONS
 from reparam_compiler.passes.pruning.criteria.importance import CRITERIA
 from reparam_compiler.passes.pruning.pipeline import QUALITIES
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from typer.testing import Result
 
-from reparam_compiler.commands import reparam as cli
+from reparam_compiler.api import fusing
 from reparam_compiler.commands.failing import NOTHING_FUSED
 from tests.support.reparam_runs import reparam
 
@@ -140,7 +140,7 @@ def test_what_was_not_foreseen_is_one_line_and_json(monkeypatch: pytest.MonkeyPa
     def failing(*_: Any, **__: Any) -> None:
         raise IndexError("list index out of range\nand more")
 
-    monkeypatch.setattr(cli, "inspect", failing)
+    monkeypatch.setattr(fusing, "inspect", failing)
     found = reparam("inspect", f"{HERE}:Net", "--json", "-q")
     assert found.exit_code == 1
     record = json.loads(found.stdout)

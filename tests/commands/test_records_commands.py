@@ -12,7 +12,7 @@ from torch import nn
 
 pytest.importorskip("tvm")
 
-from reparam_compiler.commands import records as commands
+from reparam_compiler.api import compiling
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.conv.algorithms import ConvShape
 from reparam_compiler.lowering.cpu.families import MODEL
@@ -122,7 +122,7 @@ def test_verify_ends_by_what_still_wins(
     ratios: tuple[float, float], times: tuple[float, float], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = tuple(VerifiedLayer(f"conv_{number}", "direct", ratio) for number, ratio in enumerate(ratios))
-    monkeypatch.setattr(commands, "verify_records", lambda *_, **__: Verification(layers, *times))
+    monkeypatch.setattr(compiling, "verify_records", lambda *_, **__: Verification(layers, *times))
     words = ("records", "verify", tmp_path, "--model", MODEL_NAME, "--input-shapes", SHAPES)
     found = reparam(*words)
     assert found.exit_code == code, found.output

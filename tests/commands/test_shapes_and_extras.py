@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import reparam_compiler
-from reparam_compiler.commands import reparam as cli
+from reparam_compiler.api import fusing, pruning
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.models.io import save_model
 from reparam_compiler.models.stated import named_shapes
@@ -181,7 +181,7 @@ def test_images_without_pillow_are_refused_before_the_work(tmp_path: Path, monke
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    monkeypatch.setattr(cli, "fuse", working)
+    monkeypatch.setattr(fusing, "fuse", working)
     words = ["prune", "--ratio", "0.5", f"{HERE}:Net", "--input-shapes", "[1,3,8,7]", "--calibration"]
     found = reparam(*words, tmp_path / "images")
     assert found.exit_code == 3
@@ -228,8 +228,8 @@ def test_a_missing_package_is_said_before_the_work(
 ) -> None:
     write_onnx(tmp_path / "m.onnx", 1)
     monkeypatch.setitem(sys.modules, missing, None)
-    for verb in ("fuse", "inspect", "prune"):
-        monkeypatch.setattr(cli, verb, working)
+    for home, verb in ((fusing, "fuse"), (fusing, "inspect"), (pruning, "prune")):
+        monkeypatch.setattr(home, verb, working)
     found = reparam(*(word.format(folder=tmp_path) for word in words))
     assert found.exit_code == 3
     (line,) = found.stderr.splitlines()

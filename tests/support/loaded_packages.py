@@ -5,13 +5,18 @@ import json
 import subprocess
 import sys
 
+PROGRAMS = (
+    "from typer.testing import CliRunner; from reparam_compiler.commands.reparam import app; "
+    "names = [[], ['fuse'], ['prune'], ['inspect'], ['records', 'list'], ['compile'], ['run'], ['tune']]"
+)
+"""The console scripts: some commands of `reparam`, and through it those of `tvmc`."""
 STEPS = {
     "the words of shapes": "import reparam_compiler.models.shapes",
     "the library": "import reparam_compiler",
+    "help": f"{PROGRAMS}; assert all(CliRunner().invoke(app, [*name, '--help']).exit_code == 0 for name in names)",
     "torch alone": "import torch",
     "the zoo": "import reparam_compiler.zoo",
     "the functions": "reparam_compiler.fuse, reparam_compiler.prune",
-    "the commands": "import reparam_compiler.commands.reparam",
     "fusing a torch model": "reparam_compiler.fuse(torch.nn.Sequential(torch.nn.Conv2d(1, 1, 1)).eval())",
 }
 """From the lightest on: what one loads counts for those after it too."""

@@ -20,8 +20,9 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.attributes import attributes
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.printer import type_text
+from reparam_compiler.passes.choices import Policy
 from reparam_compiler.passes.fusion.interpretation import Interpretation, interpret
-from reparam_compiler.passes.fusion.planner import Built, Candidate, Planner, Policy
+from reparam_compiler.passes.fusion.planner import Built, Candidate, Planner
 from reparam_compiler.passes.fusion.probe import Prober
 from reparam_compiler.passes.fusion.proof import TOLERANCE, Trial, acts_on_positions, measured_bias, prove
 from reparam_compiler.passes.fusion.regions import Region, Regions, is_merge

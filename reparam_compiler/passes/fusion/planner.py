@@ -13,7 +13,6 @@ compute what stands between p_{j-1} and it (branches, which are planned in the s
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
 
 from reparam_compiler.advice import option
 from reparam_compiler.core.kernel import NotFusable
@@ -21,12 +20,12 @@ from reparam_compiler.cost.model import NO_WORK, CostModel, Work, work
 from reparam_compiler.interpreter.difference import Difference
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, TensorType
+from reparam_compiler.passes.choices import Policy
 from reparam_compiler.passes.fusion.interpretation import Interpretation
 from reparam_compiler.passes.fusion.merge_rules import output_sizes
 from reparam_compiler.passes.fusion.regions import Blocked, Region, Regions
 from reparam_compiler.progress import steps
 
-Policy = Literal["cost", "always"]
 NOMINAL: Mapping[int, tuple[int, ...]] = {0: (), 1: (784,), 2: (28, 28), 3: (9, 9, 9)}
 """Sizes of a source that are not known, for each number of spatial axes; only costs depend on them."""
 _POSITIONS = 196

@@ -28,7 +28,6 @@ from itertools import pairwise
 from math import ceil, lcm
 from numbers import Integral, Real
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 
@@ -37,12 +36,11 @@ from reparam_compiler.core.slicing import nearest_width
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId
+from reparam_compiler.passes.choices import ALLOCATIONS, AllocationName
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Family, Keep
 from reparam_compiler.passes.pruning.coupling.labels import called, why_kept
 from reparam_compiler.passes.pruning.criteria.base import Scores
 
-AllocationName = Literal["uniform", "global", "sensitivity"]
-ALLOCATIONS: tuple[AllocationName, ...] = ("uniform", "global", "sensitivity")
 RatioOf = Mapping[str, float]
 """The share of channels to remove by pattern."""
 FLOAT_FIRST = "prune the float model, and quantize what comes of it"

@@ -30,10 +30,10 @@ from reparam_compiler.cost.model import cost, work
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId
+from reparam_compiler.passes.choices import AllocationName
 from reparam_compiler.passes.pruning.allocation import (
     NO_LEAST,
     Allocation,
-    AllocationName,
     RatioOf,
     Saving,
     Step,

@@ -14,7 +14,6 @@ a linear's weight is `O I` however it is stored.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from reparam_compiler.core.files import written_whole
+from reparam_compiler.core.packages import installed_version
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
@@ -98,7 +98,7 @@ class Manifest:
             if param in cuts or is_architecture(param)
         }
         families = {family.name: _kept_family(family, graph, result) for family in result.groups.free}
-        return Manifest(params, families, _tool(), _added(graph, result.graph))
+        return Manifest(params, families, installed_version("reparam_compiler") or "unknown", _added(graph, result.graph))
 
     @property
     def fingerprint(self) -> str:
@@ -236,13 +236,6 @@ def _abbreviated(indices: Sequence[int]) -> str:
     while len(", ".join(shown)) > _SHOWN:
         shown = [*shown[:-2], "…"] if shown[-1] == "…" else [*shown[:-1], "…"]
     return ", ".join(shown)
-
-
-def _tool() -> str:
-    try:
-        return importlib.metadata.version("reparam_compiler")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder that was never installed
-        return "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,15 @@ Without calibration data nothing is repaired. With it, three qualities, from che
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
 from reparam_compiler.advice import option
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph, NodeId
+from reparam_compiler.passes.choices import AllocationName, Quality
 from reparam_compiler.passes.pruning.allocation import (
     Allocation,
-    AllocationName,
     RatioOf,
     Widths,
     allocate,
@@ -41,8 +40,6 @@ from reparam_compiler.passes.pruning.repair.activations import Batch
 from reparam_compiler.passes.pruning.repair.gain import Gain, gain_on
 from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair
 from reparam_compiler.passes.pruning.slice_channels import masked, sliced, unmasked, verify_pruned
-
-Quality = Literal["fast", "standard", "high"]
 
 
 @dataclass(frozen=True, slots=True)

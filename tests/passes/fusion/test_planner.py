@@ -13,9 +13,9 @@ import reparam_compiler
 from reparam_compiler.cost.model import USUAL, CostModel
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.ir.graph import Graph
+from reparam_compiler.passes.choices import Policy
 from reparam_compiler.passes.fusion.fold_bn import fold_bn
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
-from reparam_compiler.passes.fusion.planner import Policy
 from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal
 
 ARITHMETIC = CostModel(muls_per_second=1.0, bytes_per_second=1e30, launch_seconds=0.0)

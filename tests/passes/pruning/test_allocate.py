@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from reparam_compiler.core.slicing import nearest_width
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
-from reparam_compiler.passes.pruning.allocation import ALLOCATIONS, FLOOR, AllocationName, allocate, ignored_nodes, least_widths
+from reparam_compiler.passes.choices import ALLOCATIONS, AllocationName
+from reparam_compiler.passes.pruning.allocation import FLOOR, allocate, ignored_nodes, least_widths
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 from tests.support.pruning_nets import Net
 

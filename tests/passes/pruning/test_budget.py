@@ -12,7 +12,8 @@ from reparam_compiler.cost.model import cost
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, NodeId, Param, TensorType, with_inputs
-from reparam_compiler.passes.pruning.allocation import FLOOR, AllocationName, RatioOf, removal_order, widths_after
+from reparam_compiler.passes.choices import AllocationName
+from reparam_compiler.passes.pruning.allocation import FLOOR, RatioOf, removal_order, widths_after
 from reparam_compiler.passes.pruning.budget import (
     MEASUREMENTS,
     Budget,

@@ -1,11 +1,14 @@
 """What each criterion ranks by, and what it refuses."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
 from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.ir.graph import Graph
+from reparam_compiler.passes import choices
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 from reparam_compiler.passes.pruning.criteria import magnitude
 from reparam_compiler.passes.pruning.criteria.importance import (
@@ -17,6 +20,7 @@ from reparam_compiler.passes.pruning.criteria.importance import (
     is_cumulative,
     register_criterion,
 )
+from reparam_compiler.passes.pruning.pipeline import QUALITIES
 from tests.support.pruning_nets import Net
 
 
@@ -130,3 +134,10 @@ def test_whether_a_criterion_is_cumulative_is_remembered() -> None:
 def test_name_can_be_registered_once() -> None:
     with pytest.raises(ValueError, match="l1 is registered"):
         register_criterion("l1")(lambda scoring: np.zeros(scoring.groups.count))
+
+
+def test_a_command_line_offers_every_criterion_and_quality_of_the_library() -> None:
+    """Without torch it cannot ask the registry, which holds what a caller added too."""
+    ours = {name for name, criterion in CRITERIA.items() if criterion.__module__.startswith("reparam_compiler.")}
+    assert ours == set(choices.CRITERIA)
+    assert set(QUALITIES) == set(get_args(choices.Quality))

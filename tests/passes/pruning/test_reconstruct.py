@@ -15,9 +15,10 @@ from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, NodeId, Param
+from reparam_compiler.passes.choices import Quality
 from reparam_compiler.passes.fusion.pipeline import run as run_passes
 from reparam_compiler.passes.pruning.coupling.groups import channel_groups
-from reparam_compiler.passes.pruning.pipeline import Quality, prune
+from reparam_compiler.passes.pruning.pipeline import prune
 from reparam_compiler.passes.pruning.repair.reconstruct import Repair, RepairName, repair, unequal
 from reparam_compiler.passes.pruning.slice_channels import masked, sliced
 from reparam_compiler.zoo import digits

@@ -14,11 +14,12 @@ from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param, TensorType
+from reparam_compiler.passes.choices import Quality
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, channel_groups
 from reparam_compiler.passes.pruning.criteria.base import Scoring
 from reparam_compiler.passes.pruning.criteria.importance import importance, is_cumulative
 from reparam_compiler.passes.pruning.criteria.optimal_brain import optimal_brain
-from reparam_compiler.passes.pruning.pipeline import Quality, prune
+from reparam_compiler.passes.pruning.pipeline import prune
 from tests.support.pruning_nets import SIZE, Net
 
 DATA = [(torch.randn(12, 3, *SIZE, generator=torch.Generator().manual_seed(seed)),) for seed in range(2)]
