@@ -297,7 +297,7 @@ def state_of(layer: Layer, seconds: list[float]) -> State:
 
 def test_points_near_the_best_have_their_turns_in_the_net_and_then_whoever_leads(net: tuple[Any, list[Layer]]) -> None:
     _, (first, second) = net
-    states = [state_of(first, [1.0, 0.8, 0.81, 5.0, math.inf]), state_of(second, [1.0])]
+    states = [state_of(first, [1.0, 0.6, 1.04, 1.06, math.inf]), state_of(second, [1.0])]
     (rule, one, other, *_), (only,) = (state.points for state in states)
     rivals = Rivals(states)
     assert rivals.rule == {first.shape: rule, second.shape: only}

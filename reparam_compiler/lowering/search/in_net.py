@@ -11,7 +11,6 @@ does anything of it count.
 
 import logging
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,7 +39,7 @@ Put = Callable[[Executable], Executable]
 """Of a net the same where it is timed."""
 NETS = 8  # beside the rule's, at most
 SHARE = 0.25
-"""Of the time of a search that these nets may take, but for the first."""
+"""Of the time of a search that is left to them."""
 AGAIN = 3  # nets of what was fastest, at most
 WHOLE = 0.005  # of a run by rule, that the net of all winners must gain
 ROUNDS = 7
@@ -105,10 +104,9 @@ class Contest:
 
     def _decided(self, put: Put, clock: Clock) -> tuple[float, float]:
         rivals, by_rule, codes = Rivals(self._planner.states), put(self._by_rule), self._generic.codes
-        convs, rest, started = list[ConvRecord](), list[RestRecord](), time.monotonic()
+        convs, rest = list[ConvRecord](), list[RestRecord]()
         for number in range(NETS):
-            took = time.monotonic() - started
-            if number and (not rivals.waiting or clock.over() or took > SHARE * clock.seconds):
+            if number and (not rivals.waiting or clock.over()):
                 break
             clock.told(f"the running net, {number + 1} of at most {NETS}")
             points = rivals.next()

@@ -6,7 +6,8 @@ from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
 from reparam_compiler.lowering.search.planner import State
 from reparam_compiler.lowering.search.records import ConvRecord
 
-WINDOW = 1.15  # times a layer's best time alone, up to which a point is tried in the net
+WINDOW = 1.05
+"""Times what the rule's point takes alone, up to which a point is tried in the net: not times the best, which may be luck."""
 
 
 class Rivals:
@@ -41,6 +42,6 @@ class Rivals:
 
 
 def _ranked(state: State) -> list[Point]:
-    bound = WINDOW * state.best
+    bound = WINDOW * state.measured[state.rule]
     others = [point for point, seconds in state.measured.items() if point != state.rule and seconds <= bound]
     return sorted(others, key=lambda point: state.measured[point])
