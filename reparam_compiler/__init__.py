@@ -9,6 +9,7 @@ or tvm before it is needed.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from reparam_compiler.core.packages import missing_package
 from reparam_compiler.errors import (
     HarmfulRepairWarning,
     InfeasiblePruneError,
@@ -113,7 +114,10 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'reparam_compiler' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        raise missing_package(error) or error from error
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,21 @@
-"""`python -m reparam_compiler fuse | prune | inspect | compile | run | tune | measure`: the console script `reparam`."""
+"""`python -m reparam_compiler fuse | prune | inspect | compile | run | tune | measure`, and the console script `reparam`."""
 
-from reparam_compiler.commands.reparam import main
+import sys
+
+from reparam_compiler.core.packages import missing_package
+
+
+def main() -> None:
+    """The console script; where only artifacts are run, and typer is missing, `tvmc` is the command."""
+    try:
+        from reparam_compiler.commands.reparam import main as commands
+    except ModuleNotFoundError as error:
+        refusal = missing_package(error)
+        if refusal is None:
+            raise
+        sys.exit(f"reparam: {refusal}; to run artifacts: tvmc run")
+    commands()
+
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,7 @@ MODULES = [
     "checking.runners",
     "checking.tolerances",
     "core.affine",
+    "core.packages",
     "core.slicing",
     "cost.model",
     "frontends.base",

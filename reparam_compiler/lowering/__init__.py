@@ -10,12 +10,14 @@ import importlib
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from reparam_compiler.core.packages import install_line
 from reparam_compiler.errors import TvmMissingError
 
 for package in ("tvm", "tvm_ffi"):
     if find_spec(package) is None:
         raise TvmMissingError(
-            f"{package} is not installed, and compiling, tuning and running need it: pip install 'reparam_compiler[tvm]'"
+            f"{package} is not installed, and compiling, tuning and running need it: {install_line('tvm')}; "
+            f"to run artifacts alone: {install_line('serve')}"
         )
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from torch.export import Dim, ExportedProgram
 
 from reparam_compiler.advice import in_words_of
 from reparam_compiler.core.files import written_whole
+from reparam_compiler.core.packages import install_line
 from reparam_compiler.errors import ReparamError, UnsupportedModelError, class_and_line, first_line
 from reparam_compiler.frontends.base import kind_of
 from reparam_compiler.frontends.torch.module_state import in_training_mode
@@ -140,9 +141,7 @@ def check_installed(subject: str, *modules: str) -> None:
     subject: what needs them.
     """
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
-        raise UnsupportedModelError(
-            f"{subject} needs {' and '.join(missing)}, not installed here: pip install 'reparam_compiler[onnx]'"
-        )
+        raise UnsupportedModelError(f"{subject} needs {' and '.join(missing)}, not installed here: {install_line('onnx')}")
 
 
 def _onnx(path: Path) -> Any:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 
 from reparam_compiler.advice import at_command_line
+from reparam_compiler.core.packages import missing_package
 from reparam_compiler.errors import (
     InfeasiblePruneError,
     LoweringError,
@@ -54,6 +55,8 @@ def raised_at(error: BaseException) -> str:
 
 def report(error: Exception, prog: str, *, as_json: bool) -> int:
     """Say what was raised, with `-v` also from where; the exit code."""
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_package(error) or error
     text = message(error)
     if as_json:
         sys.stdout.write(json.dumps({"error": type(error).__name__, "message": text}) + "\n")
