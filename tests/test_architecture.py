@@ -20,6 +20,7 @@ ROOMS: tuple[frozenset[str], ...] = (
     frozenset({"checking"}),
     frozenset({"models"}),
     frozenset({"api"}),
+    frozenset({"reporting"}),
     frozenset({"__init__"}),
     frozenset({"tvmc"}),
     frozenset({"commands"}),

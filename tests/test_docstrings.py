@@ -28,6 +28,9 @@ MODULES = [
     "interpreter.evaluate",
     "models.opening",
     "models.shapes",
+    "reporting.layout",
+    "reporting.views",
+    "reporting.words",
 ]
 """Modules that nobody but the house itself imports, whose docstrings have examples too."""
 NEED_TVM = {"CompileOptions", "CpuFamily", "Executable", "TuneResult", "compile", "load", "measure_cpu", "tune"}

@@ -10,7 +10,7 @@ from torch import nn
 
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
-from reparam_compiler.api.report import FuseReport, WholeModel, merged, prefixed
+from reparam_compiler.api.report import FuseReport, Graphs, WholeModel, merged, prefixed
 from reparam_compiler.api.writing import write_fused, write_fused_onnx
 from reparam_compiler.checking.written import NOTHING_FINITE, Comparison, check_parts, check_same
 from reparam_compiler.cost.model import cost
@@ -103,7 +103,7 @@ def fuse(
     with outside_modes():
         source = open(model, example_inputs, copy=not inplace, weights_are_constant=settings.weights_are_constant)
         fused, report = fuse_source(source, settings.of_passes(verify=verify), inplace=inplace)
-    return (fused, report) if return_report else fused
+    return (fused, replace(report, graphs=None) if inplace else report) if return_report else fused
 
 
 def _warn_of_training(model: Any) -> None:
@@ -312,8 +312,8 @@ def _report(source: Source, before: Graph, result: PassResult, comparison: Compa
     if comparison is not None and comparison.is_telling:
         how = f"{comparison.runtime}, {comparison.dtype}, {comparison.inputs}"
         whole = WholeModel(how, comparison.difference)
-    costs = cost(before), cost(result.graph)
-    return FuseReport(source.frontend.name, result.fusions, result.refusals, *costs, whole, source.remarks, why)
+    costs, graphs = (cost(before), cost(result.graph)), Graphs(before, result.graph)
+    return FuseReport(source.frontend.name, result.fusions, result.refusals, *costs, whole, source.remarks, why, graphs)
 
 
 def _compared_as(whole: FuseReport, report: FuseReport) -> FuseReport:

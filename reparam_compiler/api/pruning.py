@@ -19,7 +19,7 @@ from torch.utils import _pytree
 
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, takes
-from reparam_compiler.api.report import PruneReport, why_unrepaired
+from reparam_compiler.api.report import Graphs, PruneReport, why_unrepaired
 from reparam_compiler.api.writing import write_pruned
 from reparam_compiler.checking.written import input_tree
 from reparam_compiler.cost.model import cost
@@ -140,13 +140,15 @@ def prune(
         written = write_pruned(source, result.graph, inplace=inplace, verify=verify)
     if not return_report:
         return written
-    return written, report_of(source, result, Manifest.of(before, result))
+    report = report_of(source, result, Manifest.of(before, result))
+    return written, replace(report, graphs=None) if inplace else report
 
 
 def report_of(source: Source, result: pipeline.PruneResult, manifest: Manifest) -> PruneReport:
     """What was done to an opened model, once it is written: how that could be done is among the remarks."""
     before, after = cost(source.graph), cost(result.graph)
-    return PruneReport(source.frontend.name, result.plan, before, after, manifest, source.remarks)
+    graphs = Graphs(source.graph, result.graph)
+    return PruneReport(source.frontend.name, result.plan, before, after, manifest, source.remarks, graphs)
 
 
 def warn_of(result: pipeline.PruneResult, before: Graph) -> None:

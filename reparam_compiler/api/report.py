@@ -1,12 +1,13 @@
 """What was done to a model and what was not, and why: as text for people, as JSON for machines."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from reparam_compiler.advice import in_words_of, option
 from reparam_compiler.cost.model import Cost
 from reparam_compiler.interpreter.difference import Difference
+from reparam_compiler.ir.graph import Graph, Node
 from reparam_compiler.passes.fusion.fuse_branches import Fusion, Refusal
 from reparam_compiler.passes.pruning.manifest import Manifest
 from reparam_compiler.passes.pruning.pipeline import PrunePlan
@@ -21,13 +22,21 @@ class WholeModel:
     difference: Difference
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Graphs:
+    """The graph of a model before and after, for who draws it; their parameters are those of the model, and are kept by it."""
+
+    before: Graph
+    after: Graph
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class FuseReport:
     """What `fuse` did.
 
     kind: the kind of model. fusions: what was rewritten. refusals: merges and norms that stayed.
     before, after: what the model costs. whole_model: None where the whole was not compared; not_compared: why it was not.
-    remarks: what the caller should know besides.
+    remarks: what the caller should know besides. graphs: None where the caller's model was changed in place.
     """
 
     kind: str
@@ -38,6 +47,10 @@ class FuseReport:
     whole_model: WholeModel | None = None
     remarks: tuple[str, ...] = field(default=())
     not_compared: str = ""
+    graphs: Graphs | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<FuseReport {self._head()[0]}{_convs(self.before, self.after)}>"
 
     @property
     def max_error(self) -> Difference | None:
@@ -46,8 +59,10 @@ class FuseReport:
         return max(errors, key=lambda error: error.relative) if errors else None
 
     def to_json(self) -> str:
-        """The report as a JSON object, with the fields of this class."""
-        return json.dumps(asdict(self), indent=2)
+        """The report as a JSON object, with the fields of this class but the graphs."""
+        fields = asdict(replace(self, graphs=None))
+        del fields["graphs"]
+        return json.dumps(fields, indent=2)
 
     def to_text(self) -> str:
         """The report as text, a line for each fusion and each refusal."""
@@ -82,11 +97,11 @@ class FuseReport:
         return lines
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PruneReport:
     """What `prune` did: the plan with every family, what the model costs before and after, and what was kept, to save.
 
-    remarks: what the caller should know besides.
+    remarks: what the caller should know besides. graphs: None where the caller's model was changed in place.
     """
 
     kind: str
@@ -95,17 +110,20 @@ class PruneReport:
     after: Cost
     manifest: Manifest
     remarks: tuple[str, ...] = field(default=())
+    graphs: Graphs | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return f"<PruneReport {self._head()}{_convs(self.before, self.after)}>"
 
     def to_json(self) -> str:
-        """The report as a JSON object, with the fields of this class but the manifest, which has a file of its own."""
+        """The report as a JSON object, with the fields of this class but graphs and manifest, which has a file of its own."""
         costs = {"before": asdict(self.before), "after": asdict(self.after)}
         return json.dumps({"kind": self.kind, "plan": asdict(self.plan), **costs, "remarks": self.remarks}, indent=2)
 
     def to_text(self) -> str:
         """The report as text: a line for each family that was cut, and for each that had to keep its width."""
         plan = self.plan
-        cut = [family for family in plan.families if family.after < family.before]
-        lines = [f"{self.kind}: {len(cut)} of {len(plan.families)} families cut, {len(plan.pinned)} pinned"]
+        lines = [self._head()]
         lines += cost_lines(self.before, self.after)
         lines += [f"  {share:.1%} of the {name} remain" for name, share in plan.budget.items()]
         lines.append(f"  ranked by {plan.importance}, allotted {plan.allocation}, widths to multiples of {plan.round_to}")
@@ -117,6 +135,10 @@ class PruneReport:
             f"equals its masked reference in float64: differs by at most {plan.relative_error:.1e} (relative), before repair"
         )
         return "\n".join([*lines, *self._repair_lines(), *self.remarks])
+
+    def _head(self) -> str:
+        cut = [family for family in self.plan.families if family.after < family.before]
+        return f"{self.kind}: {len(cut)} of {len(self.plan.families)} families cut, {len(self.plan.pinned)} pinned"
 
     def _repair_lines(self) -> list[str]:
         repair = self.plan.repair
@@ -170,13 +192,18 @@ def cost_rows(before: Cost, after: Cost) -> list[tuple[str, str, str]]:
 
 def prefixed(report: FuseReport, path: str) -> FuseReport:
     """The report on a part of a model, with the names that its nodes have in the whole."""
-    fusions = tuple(replace(f, nodes=tuple(f"{path}.{n}" for n in f.nodes), node=f"{path}.{f.node}") for f in report.fusions)
+    fusions = tuple(
+        replace(f, nodes=tuple(f"{path}.{n}" for n in f.nodes), node=f"{path}.{f.node}", source=f"{path}.{f.source}")
+        for f in report.fusions
+    )
     refusals = tuple(replace(refusal, node=f"{path}.{refusal.node}") for refusal in report.refusals)
-    return replace(report, fusions=fusions, refusals=refusals)
+    graphs = report.graphs and Graphs(_under(path, report.graphs.before), _under(path, report.graphs.after))
+    return replace(report, fusions=fusions, refusals=refusals, graphs=graphs)
 
 
 def merged(kind: str, reports: Sequence[FuseReport], remarks: Sequence[str]) -> FuseReport:
     """One report of the parts of a model that were read on their own; costs add up."""
+    graphs = [report.graphs for report in reports if report.graphs is not None]
     return FuseReport(
         kind,
         tuple(fusion for report in reports for fusion in report.fusions),
@@ -184,7 +211,29 @@ def merged(kind: str, reports: Sequence[FuseReport], remarks: Sequence[str]) -> 
         _sum([report.before for report in reports]),
         _sum([report.after for report in reports]),
         remarks=tuple(remarks),
+        graphs=Graphs(_beside(pair.before for pair in graphs), _beside(pair.after for pair in graphs)) if graphs else None,
     )
+
+
+def _under(path: str, graph: Graph) -> Graph:
+    """A graph whose ids stand under a path."""
+
+    def renamed(node: Node) -> Node:
+        inputs = tuple(f"{path}.{operand}" if isinstance(operand, str) else operand for operand in node.inputs)
+        return replace(node, id=f"{path}.{node.id}", inputs=inputs, replaces=tuple(f"{path}.{n}" for n in node.replaces))
+
+    return Graph.of(map(renamed, graph), (f"{path}.{output}" for output in graph.outputs))
+
+
+def _beside(graphs: Iterable[Graph]) -> Graph:
+    """Graphs that have nothing to do with each other, as one; of two nodes of one id the first."""
+    nodes: dict[str, Node] = {}
+    outputs: dict[str, None] = {}
+    for graph in graphs:
+        for node in graph:
+            nodes.setdefault(node.id, node)
+        outputs.update(dict.fromkeys(graph.outputs))
+    return Graph.of(nodes.values(), outputs)
 
 
 def _sum(costs: Sequence[Cost]) -> Cost:
@@ -205,6 +254,10 @@ def _fusion_line(fusion: Fusion) -> str:
 
 def _refusal_line(refusal: Refusal) -> str:
     return f"  refused  {refusal.node} ({refusal.op}): {refusal.reason}"
+
+
+def _convs(before: Cost, after: Cost) -> str:
+    return f", {before.convs} -> {after.convs} convs"
 
 
 def _billions(value: float | None) -> float | None:

@@ -1,6 +1,7 @@
 """Options that several commands of `reparam` have, each written once; those of a word take the words of the library's table."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -77,3 +78,7 @@ Verbose = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone, and what --json asks for.")]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", help="Also write a page on what was done: .html, .json or .txt.", show_default=False),
+]

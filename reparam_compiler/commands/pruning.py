@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from reparam_compiler.commands import report
 from reparam_compiler.commands.failing import errors_as_exit_codes
 from reparam_compiler.commands.options import (
     MODELS,
@@ -17,6 +18,7 @@ from reparam_compiler.commands.options import (
     Output,
     Quality,
     Quiet,
+    Report,
     Shapes,
     UnsafeLoad,
     Verbose,
@@ -66,6 +68,7 @@ def prune_command(
     input_shapes: Shapes = None,
     no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Prune the model as it is.")] = False,
     constant: Constant = False,
+    report_file: Report = None,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -99,6 +102,7 @@ def prune_command(
         if model is None:
             of_a_model = {"--calibration": calibration, "--input-shapes": input_shapes, "--no-fuse": no_fuse}
             of_a_model |= {"--manifest": manifest, "--mean": mean, "--std": std, "--unsafe-load": unsafe_load}
+            of_a_model["--report"] = report_file
             if useless := [name for name, value in of_a_model.items() if value not in (None, False)]:
                 raise typer.BadParameter(f"without a MODEL there is nothing for {', '.join(useless)}")
             if output is not None:
@@ -108,9 +112,9 @@ def prune_command(
             print_json(as_json, demo.run(console(as_json), output, options))
             return
         options |= {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
-        _prune(
-            model, loaded(model, unsafe_load, constant), output, manifest, calibration, input_shapes, options, no_fuse, as_json
-        )
+        report.check_place_of(report_file)
+        native = loaded(model, unsafe_load, constant)
+        _prune(model, native, output, manifest, report_file, calibration, input_shapes, options, no_fuse, as_json)
 
 
 def _layers(given: list[str] | None) -> dict[str, float]:
@@ -132,6 +136,7 @@ def _prune(
     native: Any,
     output: Path | None,
     manifest: Path | None,
+    report_file: Path | None,
     calibration: Path | None,
     input_shapes: str | None,
     options: dict[str, Any],
@@ -159,18 +164,19 @@ def _prune(
             native, fusions = fuse(native, inputs, return_report=True)
     with status("pruning"), warnings.catch_warnings():
         warnings.simplefilter("ignore", PruneWarning)  # it is printed below
-        pruned, report = prune(native, inputs, calibration=calibration, return_report=True, **options)
+        pruned, done = prune(native, inputs, calibration=calibration, return_report=True, **options)
     if output is not None:
         with status(f"writing {output}"):
             save_model(pruned, output, example_inputs=inputs, open_sizes=stated.open_sizes)
     if manifest is not None:
-        report.manifest.save(manifest)
+        done.manifest.save(manifest)
+    report.write_pruned(report_file, model, done, fusions)
     out = console(as_json)
     if fusions is not None:
         print_fusions(out, fusions, whole=False)
-    print_pruning(out, report)
+    print_pruning(out, done)
     out.print(f"written: {output}" if output else "nothing written: no -o", markup=False, highlight=False)
-    written = {"model": model, "output": str(output) if output else None, "report": json.loads(report.to_json())}
+    written = {"model": model, "output": str(output) if output else None, "report": json.loads(done.to_json())}
     print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
 
 

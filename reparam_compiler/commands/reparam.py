@@ -1,9 +1,9 @@
-"""`reparam fuse | prune | inspect | equivalent | compile | run | tune | measure | records | completion`.
+"""`reparam fuse | prune | inspect | report | equivalent | compile | run | tune | measure | records | completion`.
 
 Also as `python -m reparam_compiler`.
 
     reparam inspect repvgg.onnx
-    reparam fuse repvgg.onnx -o fused.onnx
+    reparam fuse repvgg.onnx -o fused.onnx --report fused.html
     reparam equivalent repvgg.onnx fused.onnx --input-shapes 'x:[1,3,224,224]'
     reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx --manifest cut.json
     reparam prune --flops 0.5 repvgg.onnx --calibration images/ --quality high -o small.onnx
@@ -21,7 +21,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from reparam_compiler.commands import completion, pruning, records
+from reparam_compiler.commands import completion, pruning, records, report
 from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, JsonCommand, errors_as_exit_codes
 from reparam_compiler.commands.options import (
     MODELS,
@@ -33,6 +33,7 @@ from reparam_compiler.commands.options import (
     Output,
     Policy,
     Quiet,
+    Report,
     Shapes,
     UnsafeLoad,
     Verbose,
@@ -87,6 +88,7 @@ def fuse_command(
     measure: MeasureCosts = False,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Do not prove what was rewritten.")] = False,
     constant: Constant = False,
+    report_file: Report = None,
     unsafe_load: UnsafeLoad = False,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -102,13 +104,15 @@ def fuse_command(
         native = loaded(model, unsafe_load, constant)
         stated = stated_inputs(native, input_shapes)
         check_output_for(native, output, stated.inputs)
+        report.check_place_of(report_file)
         options = _options(policy, keep_bn, measure)
         with status(f"fusing {model}"):
-            fused, report = fuse(native, stated.inputs, verify=not no_verify, return_report=True, **options)
+            fused, done = fuse(native, stated.inputs, verify=not no_verify, return_report=True, **options)
         out = console(as_json)
-        print_fusions(out, report)
-        record = {"model": model, "options": _as_json(options), "report": json.loads(report.to_json())}
-        if not report.fusions:
+        print_fusions(out, done)
+        report.write_fused(report_file, model, done)
+        record = {"model": model, "options": _as_json(options), "report": json.loads(done.to_json())}
+        if not done.fusions:
             _say_that_nothing_fused(model, output, record, as_json)
         with status(f"writing {output}"):
             save_model(fused, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
@@ -199,6 +203,7 @@ def equivalent_command(
             raise typer.Exit(DIFFERENT)
 
 
+app.command("report", cls=JsonCommand, epilog=report.EXAMPLES)(report.report_command)
 app.command("prune", cls=JsonCommand, epilog=pruning.PRUNE_EXAMPLES)(pruning.prune_command)
 app.command("cut", cls=JsonCommand, epilog=pruning.CUT_EXAMPLE)(pruning.cut_command)
 

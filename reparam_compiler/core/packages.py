@@ -29,6 +29,7 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "rpc": {"psutil": "psutil", "cloudpickle": "cloudpickle", "tornado": "tornado"},
     "tvm": {"xgboost": "xgboost-cpu"},
     "opencl": {"pyopencl": "pyopencl"},
+    "report": {"bokeh": "bokeh", "igraph": "igraph", "jinja2": "jinja2"},
     "images": {"PIL": "pillow"},
 }
 """For each extra that the library itself imports from: its modules, and the distributions that have them."""

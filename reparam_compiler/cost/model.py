@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from math import prod
 
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Node, Param
+from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.vocabulary.dtypes import DTYPES
 
 _USUAL_BYTES = 4
@@ -135,7 +135,7 @@ def cost(graph: Graph) -> Cost:
         )
         if whole
         else None,
-        activation_bytes=_peak_bytes(graph),
+        activation_bytes=None if (alive := alive_bytes(graph)) is None else max(alive.values(), default=0),
     )
 
 
@@ -146,24 +146,27 @@ def _multiply_adds(node: Node, graph: Graph) -> int | None:
     return None if shape is None else prod(shape) * prod(node.params[0].shape[1:])
 
 
-def _peak_bytes(graph: Graph) -> int | None:
-    """The most that is alive at one time: a value lives from the op that makes it to the last that reads it; outputs stay."""
-    sizes: dict[str, int] = {}
+def alive_bytes(graph: Graph) -> dict[NodeId, int] | None:
+    """For each node the bytes of the values that are alive while it runs; None where a shape is not known (Fig. 3).
+
+    A value lives from the op that makes it to the last that reads it, outputs to the end; ops that can run in place do.
+    """
+    sizes: dict[NodeId, int] = {}
     for node in graph:
         shape = node.type.static_shape if node.type is not None else None
         if node.type is None or shape is None:
             return None
         sizes[node.id] = prod(shape) * element_bytes(node.type.dtype)
     left = {node_id: len(readers) for node_id, readers in graph.users.items()}
-    alive = peak = 0
+    found: dict[NodeId, int] = {}
+    alive = 0
     for node in graph:
         x = node.sources[0] if node.op.in_place and node.sources else None
         in_place = x is not None and left[x] == 1 and x not in graph.outputs
-        if not in_place:
-            alive += sizes[node.id]
-            peak = max(peak, alive)
+        alive += 0 if in_place else sizes[node.id]
+        found[node.id] = alive
         for source in set(node.sources):
             left[source] -= 1
             if not left[source] and source not in graph.outputs and not in_place:
                 alive -= sizes[source]
-    return peak
+    return found

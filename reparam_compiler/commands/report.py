@@ -1,0 +1,134 @@
+"""`reparam report`, and what `--report` writes beside another command's result."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reparam_compiler.commands.failing import errors_as_exit_codes
+from reparam_compiler.commands.options import MODELS, Constant, Json, Model, Policy, Quiet, Shapes, UnsafeLoad, Verbose
+from reparam_compiler.commands.printing import console, print_json, status
+
+if TYPE_CHECKING:
+    from reparam_compiler.api.report import FuseReport, PruneReport
+    from reparam_compiler.ir.graph import Graph
+    from reparam_compiler.reporting.page import Page, Provenance
+
+EXAMPLES = (
+    "Example: reparam report repvgg.onnx -o repvgg.html\n\n"
+    "Example: reparam report net.pt2 --after small.pt2 --input-shapes 'x:[1,3,224,224]' -o small.html\n\n" + MODELS
+)
+
+
+def report_command(
+    model: Model,
+    after: Annotated[str | None, typer.Option(help="What became of MODEL; without: what `fuse` makes of it.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write: .html, .json or .txt; without: printed.", show_default=False),
+    ] = None,
+    input_shapes: Shapes = None,
+    policy: Policy = "cost",
+    constant: Constant = False,
+    unsafe_load: UnsafeLoad = False,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Show what becomes of MODEL: both graphs side by side, what was fused by which rule, what was not and why, its layers."""
+    with errors_as_exit_codes(as_json, verbose, quiet):
+        check_place_of(output)
+        with status(f"reading {model}"):
+            if after is None:
+                page = _fused_page(model, input_shapes, policy, constant, unsafe_load)
+            else:
+                page = _compared_page(model, after, input_shapes, constant, unsafe_load)
+        _show(page, output, as_json)
+
+
+def check_place_of(path: Path | None) -> None:
+    """Asks before minutes of work what would keep a report from being written; raises as `writing.check_report`."""
+    if path is not None:
+        from reparam_compiler.reporting.writing import check_report
+
+        check_report(path)
+
+
+def write_fused(path: Path | None, model: str, done: "FuseReport") -> None:
+    """Writes the page of what `fuse` did to a model, where that was asked for."""
+    if path is not None:
+        from reparam_compiler.reporting.gather import page_of_fusing
+
+        _write(page_of_fusing(_title(model), done, _made(model)), path)
+
+
+def write_pruned(path: Path | None, model: str, done: "PruneReport", fused: "FuseReport | None") -> None:
+    """Writes the page of what `prune` did to a model, and `fuse` before it, where that was asked for."""
+    if path is not None:
+        from reparam_compiler.reporting.gather import page_of_pruning
+
+        _write(page_of_pruning(_title(model), done, fused, _made(model)), path)
+
+
+def _show(page: "Page", output: Path | None, as_json: bool) -> None:
+    """Writes a page where that was asked for, prints it otherwise."""
+    from reparam_compiler.reporting.schema import as_record
+    from reparam_compiler.reporting.terminal import print_page
+
+    out = console(as_json)
+    if output is None:
+        print_page(out, page)
+    else:
+        _write(page, output)
+        out.print(f"written: {output}", markup=False, highlight=False)
+    print_json(as_json, as_record(page))
+
+
+def _write(page: "Page", path: Path) -> None:
+    from reparam_compiler.reporting.writing import write_page
+
+    with status(f"writing {path}"):
+        write_page(page, path)
+
+
+def _fused_page(model: str, shapes: str | None, policy: str, constant: bool, unsafe: bool) -> "Page":
+    from reparam_compiler.api.fusing import fuse
+    from reparam_compiler.commands.loading import loaded
+    from reparam_compiler.commands.stating import stated_inputs
+    from reparam_compiler.reporting.gather import page_of_fusing
+
+    native = loaded(model, unsafe, constant)
+    inputs = stated_inputs(native, shapes).inputs
+    options: dict[str, Any] = {"policy": policy, "weights_are_constant": constant}
+    _, report = fuse(native, inputs, return_report=True, **options)
+    return page_of_fusing(_title(model), report, _made(model, graph=report.graphs.before if report.graphs else None))
+
+
+def _compared_page(model: str, after: str, shapes: str | None, constant: bool, unsafe: bool) -> "Page":
+    from reparam_compiler.api.comparing import equivalent
+    from reparam_compiler.commands.loading import loaded
+    from reparam_compiler.commands.stating import inputs_of_either
+    from reparam_compiler.models.opening import open
+    from reparam_compiler.reporting.gather import page_of_models
+
+    one, other = (loaded(spec, unsafe, constant) for spec in (model, after))
+    inputs = inputs_of_either(one, other, shapes) if shapes else None
+    sources = [open(native, inputs, copy=False) for native in (one, other)]
+    kinds = " and ".join(dict.fromkeys(source.frontend.name for source in sources))
+    before, changed = (source.graph for source in sources)
+    page = page_of_models(f"{_title(model)} → {_title(after)}", kinds, before, changed, _made(model, after))
+    said = tuple(equivalent(one, other, inputs).to_text().splitlines()) if inputs is not None else ()
+    return replace(page, accuracy=said or ("not compared: give --input-shapes",))
+
+
+def _made(*models: str, graph: "Graph | None" = None) -> "Provenance":
+    from reparam_compiler.reporting.gather import provenance
+
+    return provenance(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), models, graph)
+
+
+def _title(model: str) -> str:
+    """A model's name without its folder and suffix, or that of its factory."""
+    return model.rpartition(":")[2] if ":" in model else Path(model).stem

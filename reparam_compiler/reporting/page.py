@@ -1,0 +1,191 @@
+"""What a report says, as plain data: numbers, words and ids, no arrays and no graphs. It is all that a renderer reads.
+
+Ids of nodes are those of the model before and after; a region's `node` is an id of the graph after, which that of its last
+node is before.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+VERSION = 1
+"""Of the format; another one where a field is renamed or goes."""
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What made a report: the command, the versions of packages, and the SHA-256 of each file, or of a model's weights."""
+
+    command: str
+    versions: Mapping[str, str]
+    hashes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number of the whole model, before and after; None where a model is shown as it is."""
+
+    name: str
+    unit: str
+    before: float
+    after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A constant that a node reads: its role, its shape and dtype, its name in the model ("" for a new one)."""
+
+    role: str
+    shape: tuple[int, ...]
+    dtype: str
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node of a graph.
+
+    op: its kind. text: with its attributes, as the printer has it. type: dtype and sizes of its value, "" where not known.
+    path: the module that it is of, names with dots between, "" where that is not known.
+    sources: the ids that it reads. alive: bytes of the values that exist while it runs; None where sizes are not known.
+    """
+
+    id: str
+    op: str
+    text: str
+    type: str
+    path: str
+    sources: tuple[str, ...]
+    params: tuple[Parameter, ...]
+    alive: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphView:
+    """A graph: its nodes in topological order, and the ids that it returns."""
+
+    nodes: tuple[NodeView, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of the algebra that a region was fused by, and its equation."""
+
+    name: str
+    equation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Nodes that became one op.
+
+    nodes: before. node, op: after. error: the relative difference of both forms in float64; None where it was not proven.
+    multiply_adds, bytes: in one run, before and after.
+    """
+
+    nodes: tuple[str, ...]
+    node: str
+    source: str
+    op: str
+    type: str
+    weight: tuple[int, ...]
+    weight_range: Range
+    rules: tuple[Rule, ...]
+    error: float | None
+    multiply_adds: tuple[int, int]
+    bytes: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalView:
+    """A node that stayed, and the first thing that stands in the way."""
+
+    node: str
+    op: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpCount:
+    """How many nodes of a kind there are, before and after."""
+
+    op: str
+    before: int
+    after: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A node that computes, of the model as it is in the end. weight_range: of its weight; None where it has none."""
+
+    node: str
+    op: str
+    weight: tuple[int, ...]
+    type: str
+    multiply_adds: int
+    bytes: int
+    weight_range: Range | None
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyView:
+    """Channels that were cut together. pinned: why they were not; "" where they could be."""
+
+    name: str
+    before: int
+    after: int
+    members: tuple[str, ...]
+    pinned: str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """A call of a compiled kernel in one run. flops: of the direct form, a multiply-add being two; 0 where none are counted.
+
+    bytes: what it reads and writes; 0 where that is not known. share: of the time of all calls.
+    """
+
+    kernel: str
+    algorithm: str
+    shape: tuple[int, ...]
+    seconds: float
+    share: float
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTable:
+    """The calls of one run in order; peak_flops and bandwidth are the machine's, None where they are not measured."""
+
+    calls: tuple[KernelCall, ...]
+    run_seconds: float
+    threads: int
+    peak_flops: float | None
+    bandwidth: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A report on a model.
+
+    kind: what reads the model. after: None where a model is shown as it is. accuracy: sentences on how exact the result is.
+    families: channels, where the model was pruned. kernels: where it was compiled and profiled.
+    """
+
+    title: str
+    kind: str
+    made: Provenance
+    figures: tuple[Figure, ...]
+    before: GraphView
+    after: GraphView | None
+    regions: tuple[Region, ...]
+    refusals: tuple[RefusalView, ...]
+    ops: tuple[OpCount, ...]
+    layers: tuple[Layer, ...]
+    accuracy: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    families: tuple[FamilyView, ...] = ()
+    kernels: KernelTable | None = None
+    version: int = field(default=VERSION)

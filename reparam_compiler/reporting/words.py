@@ -1,0 +1,29 @@
+"""Numbers as people read them."""
+
+import math
+from collections.abc import Sequence
+
+
+def short(value: float | None, unit: str = "") -> str:
+    """A number in three digits, with a prefix.
+
+    >>> short(1_234_567), short(2_516_582, "B"), short(0), short(None)
+    ('1.23 M', '2.4 MiB', '0', '')
+    """
+    if value is None:
+        return ""
+    step, prefixes = (1024, ("", "Ki", "Mi", "Gi", "Ti")) if unit == "B" else (1000, ("", "k", "M", "G", "T"))
+    power = min(int(math.log(abs(value), step)), len(prefixes) - 1) if abs(value) >= 1 else 0
+    shown = f"{value / step**power:.3g}" if power or value != int(value) else f"{int(value)}"
+    return f"{shown} {prefixes[power]}{unit}".strip()
+
+
+def sizes(shape: Sequence[int]) -> str:
+    """A shape as people write it: 64×3×7×7."""
+    return "×".join(map(str, shape))
+
+
+def percent(before: float, after: float) -> str:
+    """How much less or more it is: −50 %."""
+    change = round(100 * (after - before) / before) if before else 0
+    return "±0 %" if not change else f"{'−' if change < 0 else '+'}{abs(change)} %"
