@@ -24,6 +24,7 @@ from reparam_compiler.core.files import UNREADABLE
 from reparam_compiler.core.packages import installed_version
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc import model as api
+from reparam_compiler.tvmc.benchmark import Callers
 from reparam_compiler.tvmc.failing import log, log_lines, report
 from reparam_compiler.tvmc.fleet import rpc_of, serve, track
 from reparam_compiler.tvmc.options import parse, target_of
@@ -123,6 +124,7 @@ def _run(found: argparse.Namespace) -> None:
         benchmark=found.print_time,
         end_to_end=found.end_to_end,
         profile=found.profile,
+        callers=Callers(found.instances, found.duration, found.warm_up) if found.benchmark else None,
     )
     if found.outputs is not None:
         result.save(found.outputs)
@@ -136,6 +138,7 @@ def _run(found: argparse.Namespace) -> None:
             "top": top,
             "time_ms": result.statistics() or None,
             "profile": asdict(result.profile) if result.profile is not None else None,
+            "benchmark": result.benchmark.record() if result.benchmark is not None else None,
         }
         _say(json.dumps(record))
         return
@@ -145,18 +148,29 @@ def _run(found: argparse.Namespace) -> None:
         _say(str(spec))
     for name, values in top.items():
         _say(f"\nlargest of {name}\n{top_table(values)}")
+    _say_measured(result)
+    if found.outputs is not None:
+        _say(f"written: {found.outputs}")
+
+
+def _say_measured(result: api.TVMCResult) -> None:
+    """What was measured of a run, each in a paragraph."""
     if result.profile is not None:
         _say(f"\n{profile_table(result.profile)}")
     if result.times:
         _say(f"\n{result.format_times()}")
-    if found.outputs is not None:
-        _say(f"written: {found.outputs}")
+    if result.benchmark is not None:
+        _say(f"\n{result.benchmark}")
 
 
 def _artifact(found: argparse.Namespace) -> "Executable":
     """What is to be run; files that are named and not there are found before tvm is imported."""
     from reparam_compiler.lowering import load
 
+    if found.benchmark and found.rpc_tracker is not None:
+        raise LoweringError(
+            "--benchmark: found --rpc-tracker; callers here would measure the network. --print-time goes by the device's clock"
+        )
     if found.outputs is not None:
         api.check_folder(Path(found.outputs))
     if found.inputs is not None and not Path(found.inputs).is_file():

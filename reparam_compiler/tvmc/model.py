@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from reparam_compiler.core.files import written_whole
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
+from reparam_compiler.tvmc.benchmark import Benchmark, Callers
+from reparam_compiler.tvmc.benchmark import benchmark as benchmark_callers
 from reparam_compiler.tvmc.options import GONE_FORMATS
 from reparam_compiler.tvmc.words import ONE_SIZE
 
@@ -100,11 +102,13 @@ class TVMCResult:
     outputs: by the model's own names; `get_output` and the files that `save` writes know them as output_0, output_1 too.
     times: seconds of one run, one for each repeat; empty where nothing was measured.
     profile: the time of each kernel, where it was asked for.
+    benchmark: what callers saw, where some were asked for.
     """
 
     outputs: "dict[str, np.ndarray[Any, Any]]"
     times: list[float] = field(default_factory=list)
     profile: "Profile | None" = None
+    benchmark: "Benchmark | None" = None
 
     def get_output(self, name: str) -> "np.ndarray[Any, Any]":
         """One output, by its name or as output_0, output_1, …"""
@@ -305,6 +309,7 @@ def run(
     benchmark: bool = False,
     end_to_end: bool = False,
     profile: bool = False,
+    callers: "Callers | None" = None,
 ) -> TVMCResult:
     """Run a compiled model.
 
@@ -317,6 +322,7 @@ def run(
         batch: how many samples, where the model takes any number and none are given; None is the smallest batch.
         benchmark: measure `repeat` times `number` runs; `end_to_end` with the copies of inputs and outputs.
         profile: measure each kernel.
+        callers: measure latency and throughput as these callers see them.
 
     Raises: LoweringError where the device is another than the package's, or inputs do not fit.
     """
@@ -344,8 +350,9 @@ def run(
         from reparam_compiler.lowering.runtime.profile import profile as profile_kernels
 
         found = profile_kernels(executable, arrays)
+    seen = None if callers is None else benchmark_callers(executable, arrays, callers)
     outputs = {spec.name: array for spec, array in zip(executable.outputs, results, strict=True)}
-    return TVMCResult(outputs, times, found)
+    return TVMCResult(outputs, times, found, seen)
 
 
 def _sized(executable: "Executable", given: Mapping[str, Any], batch: int | None) -> "Sequence[TensorSpec]":

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc.fleet import rpc_options, server_options, tracker_options
 from reparam_compiler.tvmc.old_options import OF_COMPILE, OF_RUN, OF_TUNE, Refused, Without
-from reparam_compiler.tvmc.words import MICRO, names, output_format, positive, shapes, sizes
+from reparam_compiler.tvmc.words import MICRO, names, output_format, positive, seconds, shapes, sizes
 
 LAYOUT_OR_OP = re.compile(r"[A-Z][A-Za-z0-9]*(:[A-Za-z0-9]+)?|default|(nn|qnn|image)\.[\w.]+")
 LISTS = ("--desired-layout", "--desired-layout-ops", "--mixed-precision-ops")
@@ -245,12 +245,18 @@ def _run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=positive, metavar="N", help="samples of filled inputs (default: the smallest batch)")
     command.add_argument("-i", "--inputs", help="an .npz with an array for each input")
     command.add_argument("-o", "--outputs", help="the .npz to write")
-    command.add_argument("--print-time", "--benchmark", action="store_true", help="measure and print milliseconds")
+    command.add_argument("--print-time", action="store_true", help="measure and print milliseconds of a run")
     command.add_argument("--print-top", type=positive, metavar="N", help="print the N largest values of each output")
     command.add_argument("--profile", action="store_true", help="print the time of each kernel")
     command.add_argument("--end-to-end", action="store_true", help="time the copies of inputs and outputs too")
     command.add_argument("--repeat", type=positive, default=1, metavar="N", help="measurements (default: 1)")
     command.add_argument("--number", type=positive, default=1, metavar="N", help="runs in a row for each (default: 1)")
+    command.add_argument("--benchmark", action="store_true", help="measure latency and throughput under load, with percentiles")
+    command.add_argument("--instances", type=positive, default=1, metavar="N", help="of --benchmark: runs at once (default: 1)")
+    command.add_argument("--duration", type=seconds, default=3.0, metavar="S", help="of --benchmark: seconds (default: 3)")
+    command.add_argument(
+        "--warm-up", type=seconds, default=0.2, metavar="S", help="of --benchmark: seconds before, not counted (default: 0.2)"
+    )
     _json(command)
     rpc_options(command)
     _old(command, OF_RUN)

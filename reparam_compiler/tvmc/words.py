@@ -43,6 +43,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seconds(text: str) -> float:
+    """A number of seconds above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected seconds, above 0")
+    return found
+
+
 def port_number(text: str) -> int:
     """The number of a port; 0 is any that is free."""
     if not text.isdecimal() or int(text) >= 1 << 16:

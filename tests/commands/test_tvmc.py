@@ -227,10 +227,42 @@ def test_run_prints_times_and_the_largest_values(artifact: Path) -> None:
     result = expected(np.ones((1, 3, 8, 7), "float32")).reshape(-1)
     assert [value for _, value in found["top"]["y"]] == pytest.approx(np.sort(result)[::-1][:2].tolist(), rel=1e-4)
     assert found["time_ms"]["min"] <= found["time_ms"]["median"] <= found["time_ms"]["max"]
-    text = tvmc("run", artifact, "--fill-mode", "zeros", "--benchmark", "--print-top", 1)
+    text = tvmc("run", artifact, "--fill-mode", "zeros", "--print-time", "--print-top", 1)
     assert text.exit_code == 0
     assert re.search(r"mean \(ms\) +median \(ms\) +max \(ms\) +min \(ms\) +std \(ms\)", text.stdout)
     assert "largest of y" in text.stdout
+
+
+@pytest.mark.parametrize("instances", [1, 3])
+def test_benchmark_measures_latency_and_throughput_as_callers_see_them(artifact: Path, instances: int) -> None:
+    words = ["run", artifact, "--benchmark", "--duration", 0.2, "--warm-up", 0.05, "--instances", instances]
+    found = json.loads(tvmc(*words, "--json").stdout)["benchmark"]
+    assert found["asked"] == {"instances": instances, "duration": 0.2, "warm_up": 0.05}
+    assert found["runs"] >= instances
+    assert found["seconds"] >= 0.2
+    assert found["throughput"] == pytest.approx(found["samples"] * found["runs"] / found["seconds"])
+    latency = found["latency_ms"]
+    assert list(latency) == ["min", "mean", "p50", "p90", "p95", "p99", "max"]
+    assert latency["min"] <= latency["p50"] <= latency["p90"] <= latency["p95"] <= latency["p99"] <= latency["max"]
+    # callers wait for their runs and do nothing else, so that the sum of what they waited is about all of their time
+    assert latency["mean"] * found["runs"] <= 1e3 * instances * found["seconds"]
+    text = tvmc(*words).stdout
+    assert re.search(r"throughput: \d+\.\d samples a second\nlatency \(ms\) +min +mean +p50 +p90 +p95 +p99 +max\n", text)
+    assert ("3 at once" in text) == (instances == 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--duration", "0"), 2, "found '0'; expected seconds, above 0"),
+        (("--warm-up", "soon"), 2, "found 'soon'; expected seconds, above 0"),
+        (("--instances", "0"), 2, "expected a whole number from 1"),
+        (("--rpc-tracker", "127.0.0.1:1", "--rpc-key", "pi"), 4, "callers here would measure the network"),
+    ],
+)
+def test_a_benchmark_that_measures_nothing_is_refused(artifact: Path, words: tuple[str, ...], code: int, said: str) -> None:
+    found = tvmc("run", artifact, "--benchmark", *words)
+    assert (found.exit_code, said in found.stderr) == (code, True), found.output
 
 
 @needs_opencl
@@ -479,7 +511,7 @@ for index, words in enumerate(cases):
     except SystemExit as ended:
         print(f"exit {ended.code}", flush=True)
 """
-SHOWN = ("--print-time", "--print-top 3", "--profile", "--json")
+SHOWN = ("--print-time", "--benchmark --duration 0.05 --warm-up 0.01 --instances 2", "--print-top 3", "--profile", "--json")
 
 
 @pytest.fixture(scope="module")
