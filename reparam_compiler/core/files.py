@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all, and what reading a broken one raises."""
+"""Files that are written whole or not at all, folders that outlive nobody, and what reading a broken file raises."""
 
 import contextlib
 import os
 import secrets
+import shutil
 import struct
+import tempfile
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +17,7 @@ UNREADABLE = (
     *(struct.error, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
 """What numpy and zipfile raise for an .npy or .npz that is broken, is encrypted, or holds objects."""
+SCRATCH = "reparam-scratch-"
 
 
 def cache_folder() -> Path:
@@ -37,6 +40,47 @@ def alone(path: str | os.PathLike[str]) -> Iterator[None]:
             file = stack.enter_context(Path(path).with_suffix(".lock").open("a"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder, gone after the block, or by `remove_abandoned` where the process is killed in it.
+
+    It is locked while it is in use, and has its name once it is locked.
+    """
+    hidden = Path(tempfile.mkdtemp(prefix=f".{SCRATCH}"))
+    with _held(hidden):
+        folder = hidden.rename(hidden.with_name(hidden.name.removeprefix(".")))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_abandoned() -> int:
+    """Remove the scratch folders of processes that were killed; how many there were. None where there are no locks."""
+    found = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        with _held(folder) as abandoned:
+            if abandoned:
+                shutil.rmtree(folder, ignore_errors=True)
+                found += not folder.exists()
+    return found
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Whether nobody else holds a folder while the block runs; False where there are no locks."""
+    with contextlib.ExitStack() as stack:
+        held = False
+        with contextlib.suppress(OSError, ImportError):
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        yield held
 
 
 def check_place(path: str | os.PathLike[str]) -> None:

@@ -1,6 +1,11 @@
 """A file is there as a whole, or as it was before."""
 
 import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reparam_compiler.core.files import UNREADABLE, check_place, written_whole
+from reparam_compiler.core.files import UNREADABLE, check_place, remove_abandoned, scratch_folder, written_whole
 
 
 def write_half(target: Path) -> None:
@@ -39,6 +44,31 @@ def test_a_folder_that_is_missing_is_named_before_anything_is_written(tmp_path: 
     with pytest.raises(IsADirectoryError, match="found a folder; expected the name of a file"):
         check_place(tmp_path)
     check_place("cut.json")
+
+
+KILLED = """
+import os, signal
+from reparam_compiler.core.files import scratch_folder
+with scratch_folder() as folder:
+    (folder / "library.so").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "of_others").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with scratch_folder() as folder:
+        (folder / "kept").touch()
+        assert subprocess.run([sys.executable, "-c", KILLED], env=env, check=False).returncode == -signal.SIGKILL
+        assert len(list(tmp_path.iterdir())) == 3
+        assert remove_abandoned() == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["of_others", folder.name]
+        assert (folder / "kept").is_file()
+    assert [path.name for path in tmp_path.iterdir()] == ["of_others"]
 
 
 def npz(save: Any) -> bytes:

@@ -7,7 +7,6 @@ A session of TVM's server is a process of its own, and the models that it loaded
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import tvm
 import tvm_ffi
 
+from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.rpc.messages import read, written
 from reparam_compiler.lowering.rpc.wire import NAME
@@ -95,8 +95,8 @@ def _loaded(artifact: "Array") -> Executable:
 @contextlib.contextmanager
 def _file(content: "Array", name: str) -> Iterator[Path]:
     """Bytes as a file, while the block runs."""
-    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
-        path = Path(folder) / name
+    with scratch_folder() as folder:
+        path = folder / name
         path.write_bytes(content.tobytes())
         yield path
 

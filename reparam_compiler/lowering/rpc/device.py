@@ -13,7 +13,6 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.rpc import wire
 from reparam_compiler.lowering.rpc.address import Rpc
@@ -205,8 +205,8 @@ class RemoteMachines(Machines):
 
 def sent(executable: "Executable", device: Device, compiler: str | None = None) -> "Executable":
     """A model that was compiled here, on a device; compiler: links it. Raises: LoweringError as `save` and `Device.loaded`."""
-    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
-        path = Path(folder) / "model.tar"
+    with scratch_folder() as folder:
+        path = folder / "model.tar"
         executable.save(path, compiler=compiler)
         return device.loaded(path)
 

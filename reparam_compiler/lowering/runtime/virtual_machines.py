@@ -7,17 +7,16 @@ tenth of a millisecond and the activations of a run: weights are arguments of `m
 one of what was compiled in this process makes its machine code, a tenth of a build: who saves the model needs none.
 """
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import tvm
 from tvm.runtime.vm import VirtualMachine
 
+from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.runtime.archive import LIBRARY
 from reparam_compiler.lowering.runtime.description import TimedCall
@@ -143,8 +142,8 @@ class VirtualMachines(Machines):
 
 def load_library(content: bytes) -> Any:
     """A shared library from its bytes. Raises RuntimeError, OSError or ValueError where this machine cannot load it."""
-    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
-        file = Path(folder) / LIBRARY
+    with scratch_folder() as folder:
+        file = folder / LIBRARY
         file.write_bytes(content)
         with filter_stderr():
             return tvm.runtime.load_module(str(file))

@@ -19,6 +19,7 @@ from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule
 from tvm.s_tir.meta_schedule.runner import RunnerFuture, RunnerResult
 
+from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.rpc.address import Rpc
 from reparam_compiler.lowering.rpc.device import PARTING, Device, Line, LostError, connect
@@ -27,7 +28,7 @@ from reparam_compiler.lowering.runtime.description import filled
 from reparam_compiler.lowering.runtime.executable import Executable
 from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.lowering.runtime.weights import Weight
-from reparam_compiler.lowering.search.measuring import Job, Runnable, scratch_folder
+from reparam_compiler.lowering.search.measuring import Job, Runnable
 from reparam_compiler.lowering.search.pairs import Outcome, Repeats
 
 JobT = TypeVar("JobT")

@@ -9,6 +9,7 @@ that crashes or does not come back is ended, and the next candidate has another.
 import contextlib
 import functools
 import itertools
+import os
 import sys
 import tempfile
 import types
@@ -86,11 +87,13 @@ def cores_of(target: Any) -> int | None:
 class Builders:
     """Builds the libraries of candidates, in as many processes as are asked for."""
 
-    def __init__(self, parallel: int | None, timeout: float, compiler: str | None = None) -> None:
-        """compiler: links them; None is this machine's."""
+    def __init__(
+        self, parallel: int | None, timeout: float, compiler: str | None = None, *, scratch: Path | None = None
+    ) -> None:
+        """compiler: links them; None is this machine's. scratch: as for `started`."""
         self._compiler = compiler
         self._names = itertools.count()
-        self._pool = PopenPoolExecutor(parallel, timeout, initializer=skip_intrinsics, maximum_process_uses=BUILDS)
+        self._pool = PopenPoolExecutor(parallel, timeout, started, (scratch,), BUILDS)
 
     def build(self, kernels: Sequence[Kernels], folder: Path) -> list[str | Outcome]:
         """The path of each library, in `folder`; or an Outcome that says why there is none."""
@@ -107,7 +110,7 @@ class Meter:
 
     def __init__(self, repeats: Repeats) -> None:
         self.repeats = repeats
-        self._pool = PopenPoolExecutor(1, repeats.timeout, initializer=skip_intrinsics)
+        self._pool = PopenPoolExecutor(1, repeats.timeout, started)
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """What each took, or why it did not; each as soon as it is known."""
@@ -164,11 +167,13 @@ def _machines(runnable: Runnable, target: str, threads: int) -> Machines:
 class GenericBuilder(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
     """MetaSchedule's builder, in a process for each core that stays: its own starts them anew for each round of candidates."""
 
-    def __init__(self, parallel: int | None = None, compiler: str | None = None, *, linked: bool = False) -> None:
-        """linked: whether libraries are to be linked here, by `compiler`, for a device far away."""
+    def __init__(
+        self, parallel: int | None, compiler: str | None = None, *, linked: bool = False, scratch: Path | None = None
+    ) -> None:
+        """linked: whether libraries are to be linked here, by `compiler`, for a device far away. scratch: as for `started`."""
         super().__init__()
         self.export = functools.partial(_linked, compiler=compiler) if linked else _archived
-        self.pool = PopenPoolExecutor(parallel, BUILD_TIMEOUT, initializer=skip_intrinsics, maximum_process_uses=BUILDS)
+        self.pool = PopenPoolExecutor(parallel, BUILD_TIMEOUT, started, (scratch,), BUILDS)
 
     def build(self, build_inputs: Sequence[Any]) -> list[Any]:
         """The library of each candidate, or why there is none."""
@@ -199,12 +204,19 @@ def _linked(library: Any, compiler: str | None) -> str:
     return str(path)
 
 
-def generic_runner(repeats: Repeats) -> Any:
-    """MetaSchedule's runner, which measures kernels in a process of its own, with cold caches."""
+def generic_runner(repeats: Repeats, scratch: Path | None = None) -> Any:
+    """MetaSchedule's runner, which measures kernels in a process of its own, with cold caches. scratch: as for `started`."""
     config = meta_schedule.runner.EvaluatorConfig(
         repeats.number, repeats.repeat, repeats.min_repeat_ms, enable_cpu_cache_flush=True
     )
-    return meta_schedule.runner.LocalRunner(repeats.timeout, config, initializer=skip_intrinsics)
+    return meta_schedule.runner.LocalRunner(repeats.timeout, config, initializer=functools.partial(started, scratch))
+
+
+def started(scratch: Path | None = None) -> None:
+    """How a process of a search starts. scratch: where its temporary files go, TVM's too; a killed one removes none."""
+    skip_intrinsics()
+    if scratch is not None:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
 
 
 def skip_intrinsics() -> None:
@@ -222,10 +234,3 @@ def without_intrinsics() -> Iterator[None]:
     finally:
         if absent:
             sys.modules.pop(INTRINSICS, None)
-
-
-@contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """A folder for libraries and weights, gone after the block."""
-    with tempfile.TemporaryDirectory(prefix="reparam-") as folder:
-        yield Path(folder)

@@ -4,20 +4,16 @@ import contextlib
 import functools
 import itertools
 import math
+from pathlib import Path
 
+from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.search.asked import Search, TunedTask, TuneResult, selected
 from reparam_compiler.lowering.search.fleet import Fleet, FleetRunner
 from reparam_compiler.lowering.search.in_net import SHARE, Contest
 from reparam_compiler.lowering.search.layers import layers_of
-from reparam_compiler.lowering.search.measuring import (
-    Builders,
-    GenericBuilder,
-    Meter,
-    generic_runner,
-    scratch_folder,
-)
+from reparam_compiler.lowering.search.measuring import Builders, GenericBuilder, Meter, generic_runner
 from reparam_compiler.lowering.search.pairs import Outcome
 from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.progress import Clock
@@ -107,11 +103,16 @@ class NetSearch:
 
     def _bench(self) -> Trials:
         options = self.search.options
-        folder = self._open.enter_context(scratch_folder())
-        compiler = self._fleet.rpc.compiler if self._fleet else None
-        builders = self._open.enter_context(contextlib.closing(Builders(options.parallel, options.timeout, compiler)))
+        compiler, folder = self._fleet.rpc.compiler if self._fleet else None, self._scratch
+        made = Builders(options.parallel, options.timeout, compiler, scratch=folder)
+        builders = self._open.enter_context(contextlib.closing(made))
         meter = self._fleet or self._open.enter_context(contextlib.closing(Meter(options.repeats)))
         return Trials(self.search.backend, self.search.tuning, self._main, builders, meter, folder)
+
+    @functools.cached_property
+    def _scratch(self) -> Path:
+        """For libraries and weights, gone with the search."""
+        return self._open.enter_context(scratch_folder())
 
     @functools.cached_property
     def _fleet(self) -> Fleet | None:
@@ -127,14 +128,15 @@ class NetSearch:
         self.clock.told("what has no recipe")
         options, before = self.search.options, self.generic.measured
         compiler, linked = (self._fleet.rpc.compiler, True) if self._fleet else (None, False)
-        builder = self._open.enter_context(contextlib.closing(GenericBuilder(options.parallel, compiler, linked=linked)))
-        runner = FleetRunner(self._fleet) if self._fleet else generic_runner(options.repeats)
+        made = GenericBuilder(options.parallel, compiler, linked=linked, scratch=self._scratch)
+        builder = self._open.enter_context(contextlib.closing(made))
+        runner = FleetRunner(self._fleet) if self._fleet else generic_runner(options.repeats, self._scratch)
         while (left := before + trials - self.generic.measured) > 0 and not self._stopped:
-            earlier = self.generic.measured
+            earlier, failed = self.generic.measured, self.generic.failed
             self.generic.measure(min(left, self.generic.round), builder, runner)
             if self.generic.measured == earlier:  # nothing is left of the space
                 break
-            self.clock.counted(self.generic.measured - earlier)
+            self.clock.counted(self.generic.measured - earlier, failed=self.generic.failed - failed)
             self.clock.told("what has no recipe")
 
     def _result(self, times: tuple[float, float] | None, interrupted: bool) -> TuneResult:

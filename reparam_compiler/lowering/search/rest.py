@@ -6,7 +6,6 @@ MetaSchedule measures a function alone; whether its record beats the rule's sche
 import contextlib
 import logging
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import tvm_ffi
 from tvm import relax, tirx
 from tvm.s_tir import meta_schedule
 
+from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.lowering.backend import Tuning
 from reparam_compiler.lowering.conv.scheduled import SCHEDULED
 from reparam_compiler.lowering.relax.conv_sites import LAYER
@@ -119,11 +119,11 @@ class Generic:
 
     def measure(self, trials: int, builder: Any, runner: Any) -> None:
         """So many new measurements, most of what is called most."""
-        with _quiet(), tempfile.TemporaryDirectory(prefix="reparam-") as work:
+        with _quiet(), scratch_folder() as work:
             meta_schedule.tune.tune_tasks(
                 tasks=[self._context(index, each) for index, each in enumerate(self.functions)],
                 task_weights=[float(each.count or 1) for each in self.functions],
-                work_dir=work,
+                work_dir=str(work),
                 max_trials_global=trials,
                 num_trials_per_iter=max(1, min(BATCH, trials // len(self.functions))),
                 builder=builder,

@@ -10,10 +10,12 @@ again, and counts towards `trials`.
 """
 
 import contextlib
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reparam_compiler.core.files import remove_abandoned
 from reparam_compiler.lowering.build import COMPILING
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.rpc.address import Rpc
@@ -23,6 +25,8 @@ from reparam_compiler.lowering.search.measuring import without_intrinsics
 from reparam_compiler.lowering.search.net_search import NetSearch
 from reparam_compiler.lowering.search.progress import Clock, Listener, shown
 from reparam_compiler.lowering.target import TargetLike
+
+log = logging.getLogger(__name__)
 
 
 def tune(
@@ -52,6 +56,8 @@ def tune(
     Raises: LoweringError as `check_search`, or what `compile` raises.
     """
     search = check_search(target, database, options or SearchOptions(), rpc)
+    if abandoned := remove_abandoned():
+        log.warning("temporary folders of processes that were killed: %d removed", abandoned)
     with (
         COMPILING,
         shown(progress) as drawn,
