@@ -1,0 +1,168 @@
+"""What `kills` kills: a small net that `tvmc tune` searches again and again in one folder, and what is read of that folder."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import reparam_compiler
+from benchmarks.op_one_onnx import normal
+from reparam_compiler.core.files import SCRATCH
+from reparam_compiler.lowering.search.records import CONVS, REST, SCHEDULES, WORKLOADS, read_convs, read_rest
+from reparam_compiler.tvmc.commands import main as tvmc
+
+PATIENCE = 600.0
+"""Seconds that a run may take, and its processes to end, on a machine that others use."""
+SERVER = multiprocessing.get_context("forkserver")
+"""Forks searches from a process that has imported what they need: a fresh one does little else for most of its life."""
+SERVER.set_forkserver_preload(
+    [__name__, "reparam_compiler.api.compiling", "reparam_compiler.lowering.search.tuning", "xgboost"]
+)
+ELSEWHERE = "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """A search in a process group of its own. out: the file of what it writes."""
+
+    process: ForkServerProcess
+    out: Path
+
+    @property
+    def group(self) -> int:
+        return self.process.pid or 0
+
+    def code(self) -> int | None:
+        """That with which it ended; None while it goes on."""
+        return self.process.exitcode
+
+    def ended(self) -> int:
+        """The same, once there is one. Raises TimeoutError where there is none in time."""
+        self.process.join(PATIENCE)
+        if (code := self.process.exitcode) is None:
+            raise TimeoutError(f"a search went on for more than {PATIENCE:.0f} s")
+        return code
+
+    def lines(self) -> list[str]:
+        """What it wrote so far."""
+        return self.out.read_text().splitlines()
+
+    def said(self) -> list[str]:
+        """For a person, without what differs from one machine to another."""
+        lines = (line for line in self.lines() if not line.startswith("{"))
+        return list(dict.fromkeys(re.sub(r"/\S*/", "", line) for line in lines))
+
+
+def _searched(words: Sequence[str], out: str, temporary: str, room: int) -> None:
+    """In a process of its own: `tvmc` with these words."""
+    os.setsid()
+    file = os.open(out, os.O_WRONLY | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ["TMPDIR"] = tempfile.tempdir = temporary
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    sys.exit(tvmc(words))
+
+
+class Subject:
+    """The net, the folder that it is tuned in, and one for temporary files."""
+
+    def __init__(self, work: Path, trials: int) -> None:
+        """trials: of each run."""
+        self.folder, self.temporary, self.trials = work / "records", work / "tmp", trials
+        self.temporary.mkdir()
+        self.model = _model()
+        self._path = work / "net.onnx"
+        onnx.save(self.model, self._path)
+        self._x = normal(1, 16, 24, 20)
+        session = onnxruntime.InferenceSession(self.model.SerializeToString())
+        (self._expected,) = session.run(None, {"x": self._x})
+
+    @contextlib.contextmanager
+    def tuning(self, trials: int, *, rest: bool = True, room: int = resource.RLIM_INFINITY) -> "Iterator[Run]":
+        """A search that goes on. rest: of what has no recipe too. room: bytes that no file of it may exceed."""
+        tasks = "conv,pool" if rest else "conv"
+        words = ("tune", self._path, "-o", self.folder, "--trials", trials, "--repeat", 2, "--tasks", tasks, "--json")
+        with tempfile.NamedTemporaryFile("r") as out:
+            process = SERVER.Process(target=_searched, args=(tuple(map(str, words)), out.name, str(self.temporary), room))
+            process.start()
+            try:
+                yield Run(process, Path(out.name))
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid or 0, signal.SIGKILL)
+                process.join()
+
+    def records(self) -> Counter[str]:
+        """Everything that is read of the folder."""
+        schedules = (f"{name} {line!r}" for name in (WORKLOADS, SCHEDULES) for line in self._lines(name) if is_json(line))
+        return Counter([*map(repr, read_convs(self.folder)), *map(repr, read_rest(self.folder)), *schedules])
+
+    def torn(self) -> tuple[int, int]:
+        """Lines that are none, and those of them that are not the last ones of their files."""
+        broken = [[not is_json(line) for line in self._lines(name)] for name in (CONVS, REST, WORKLOADS, SCHEDULES)]
+        return sum(map(sum, broken)), sum(sum(each[:-1]) for each in broken)
+
+    def counted(self) -> int:
+        """The records that count towards the trials."""
+        points = {(each.shape, each.point, each.target) for each in read_convs(self.folder) if each.where == "alone"}
+        return sum(target != ELSEWHERE for *_, target in points) + len(list(filter(is_json, self._lines(SCHEDULES))))
+
+    def right(self) -> bool:
+        """Whether the net compiled with the folder computes what ONNX Runtime does."""
+        database = self.folder if self.counted() else None
+        (found,) = reparam_compiler.compile(self.model, database=database).run(self._x)
+        return bool(np.allclose(found, self._expected, rtol=1e-4, atol=1e-4))
+
+    def size(self) -> int:
+        """Bytes of the records."""
+        return sum(path.stat().st_size for path in self.folder.glob("*.json*"))
+
+    def left(self) -> int:
+        """Temporary folders of ours."""
+        return len(list(self.temporary.glob(f"*{SCRATCH}*")))
+
+    def _lines(self, name: str) -> list[bytes]:
+        path = self.folder / name
+        return path.read_bytes().splitlines() if path.is_file() else []
+
+
+def _model() -> onnx.ModelProto:
+    helper = onnx.helper
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["p"], pads=[1] * 4),
+        helper.make_node("Relu", ["p"], ["q"]),
+        helper.make_node("MaxPool", ["q"], ["r"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["r", "b"], ["y"], pads=[1] * 4),
+    ]
+    ends = [
+        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)]
+        for name, shape in (("x", (1, 16, 24, 20)), ("y", (1, 32, 12, 10)))
+    ]
+    weights = {"a": 0.1 * normal(16, 16, 3, 3), "b": 0.1 * normal(32, 16, 3, 3)}
+    held = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "net", *ends, held)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+
+
+def is_json(line: bytes) -> bool:
+    """Whether a line is whole."""
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
