@@ -92,7 +92,7 @@ def rule_and_other(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Job]:
     (layer,) = layers_of(TUNING.sites(module))
     meter: Any = Fleet(Rpc("127.0.0.1:1", KEY), asked(1))
     bench = Trials(HERE, TUNING, module["main"], Builder(), meter, tmp_path_factory.mktemp("jobs"))  # type: ignore[arg-type]
-    rule, other = bench._jobs(layer, TUNING.points(layer.shape)[:2])
+    rule, other = bench._jobs([(layer, point) for point in TUNING.points(layer.shape)[:2]])
     assert isinstance(rule, Job)
     assert isinstance(other, Job)
     return rule, replace(other, rule=rule.candidate)
@@ -107,7 +107,7 @@ def lasting(job: Job, milliseconds: int) -> Job:
     return replace(job, repeats=asked(milliseconds))
 
 
-def timed(work: Callable[[], list[Outcome]]) -> tuple[float, list[Outcome]]:
+def timed(work: Callable[[], list[Outcome | None]]) -> tuple[float, list[Outcome | None]]:
     began = time.monotonic()
     return (outcomes := work()) and (time.monotonic() - began, outcomes)
 
@@ -195,11 +195,11 @@ def test_a_tracker_that_is_restarted_costs_a_line(rule_and_other: tuple[Job, Job
 
 
 def test_a_key_that_nobody_has_ends_a_search_after_the_wait(rpc: Rpc, rule_and_other: tuple[Job, Job]) -> None:
-    with (
-        contextlib.closing(Fleet(replace(rpc, key="pi4", wait=1.0), asked(1))) as fleet,
-        pytest.raises(LoweringError, match="it has no server of that key; it has loopback"),
-    ):
-        fleet.measure([rule_and_other[0]])
+    with contextlib.closing(Fleet(replace(rpc, key="pi4", wait=1.0), asked(1))) as fleet:
+        assert fleet.width == 1
+        assert fleet.measure([rule_and_other[0]]) == [None]
+        with pytest.raises(LoweringError, match="it has no server of that key; it has loopback"):
+            fleet.check()
 
 
 def test_what_is_given_up_waits_for_nothing(rpc: Rpc, rule_and_other: tuple[Job, Job]) -> None:
@@ -207,7 +207,9 @@ def test_what_is_given_up_waits_for_nothing(rpc: Rpc, rule_and_other: tuple[Job,
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(fleet.measure, [rule_and_other[0]])
         threading.Timer(0.5, fleet.close).start()
-        assert isinstance(found.exception(PATIENCE), GivenUpError)
+        assert found.result(PATIENCE) == [None]
+    with pytest.raises(GivenUpError):
+        fleet.check()
 
 
 def test_a_target_of_devices_far_away_needs_what_links_for_it(tmp_path: Path) -> None:

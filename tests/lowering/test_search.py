@@ -33,7 +33,7 @@ from reparam_compiler.lowering.search.progress import Clock, TuneStep
 from reparam_compiler.lowering.search.records import ConvRecord
 from reparam_compiler.lowering.search.rivals import Rivals
 from reparam_compiler.lowering.search.surrogate import Surrogate
-from reparam_compiler.lowering.search.trials import Trials
+from reparam_compiler.lowering.search.trials import Batch, Trials
 from reparam_compiler.lowering.target import describe, resolve
 from tests.support.onnx_models import model_of, normal, run_on
 
@@ -111,7 +111,7 @@ def test_the_rules_point_of_every_layer_comes_first(net: tuple[Any, list[Layer]]
     _, layers = net
     plan = planner(layers)
     for layer in layers:
-        state, points = plan.next(100)
+        ((state, points),) = plan.next(100)
         assert (state.layer, points) == (layer, [TUNING.rule(layer.shape)[0]])
         state.note(timed(state, points[0], 1e-3))
     assert plan.seconds == plan.rule_seconds == pytest.approx(3e-3)
@@ -124,9 +124,9 @@ def test_a_plan_never_measures_twice_nor_more_than_it_may(most: int) -> None:
     plan = planner(layers_of(TUNING.sites(module)))
     seen: set[tuple[ConvShape, Algorithm]] = set()
     for _ in range(12):
-        if (found := plan.next(most)) is None:
+        if not (found := plan.next(most)):
             break
-        state, points = found
+        ((state, points),) = found
         assert 1 <= len(points) <= min(most, BATCH)
         for point in points:
             assert (state.layer.shape, point) not in seen
@@ -134,11 +134,38 @@ def test_a_plan_never_measures_twice_nor_more_than_it_may(most: int) -> None:
             state.note(timed(state, point, true_seconds(state.layer, point)))
 
 
+@settings(deadline=None, max_examples=10)
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_a_plan_gives_every_device_a_point_of_few_layers(most: int, width: int) -> None:
+    module = TUNING.prepared(to_relax(residual()).module)
+    plan = planner(layers_of(TUNING.sites(module)))
+    first = plan.next(most, width)
+    assert [points for _, points in first] == [[state.rule] for state in plan.states[: min(most, width)]]
+    assert not plan.started
+    for state in plan.states:
+        state.note(timed(state, state.rule, 1e-3))
+    assert plan.started
+    found = plan.next(most, width)
+    chosen = [(state.layer, point) for state, points in found for point in points]
+    assert len(set(chosen)) == len(chosen)
+    assert min(most, width) <= len(chosen) <= min(most, max(width, BATCH))
+    assert len(found) == (1 if min(most, width) <= BATCH else 2)
+
+
+def test_a_layer_alone_gives_every_device_a_point(net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    plan = planner([layer])
+    ((state, (rule,)),) = plan.next(100, 12)
+    state.note(timed(state, rule, 1e-3))
+    ((_, points),) = plan.next(100, 12)
+    assert len(points) == 12
+
+
 def test_a_plan_that_learns_finds_the_best_point_among_hundreds(net: tuple[Any, list[Layer]]) -> None:
     _, layers = net
     plan = planner(layers)
     for _ in range(12):
-        state, points = plan.next(100)
+        ((state, points),) = plan.next(100)
         for point in points:
             state.note(timed(state, point, true_seconds(state.layer, point)))
     for state in plan.states:
@@ -153,13 +180,13 @@ def test_what_won_elsewhere_is_measured_right_after_the_rules_points(net: tuple[
     won = TUNING.points(layers[1].shape)[-1]
     plan = planner(layers, likely={layers[1].shape: won})
     for layer in layers:
-        state, (point,) = plan.next(100)
+        ((state, (point,)),) = plan.next(100)
         assert (state.layer, point) == (layer, state.rule)
         state.note(timed(state, point, 1e-3))
-    state, points = plan.next(100)
+    ((state, points),) = plan.next(100)
     assert (state.layer, points) == (layers[1], [won])
     state.note(timed(state, won, 1e-4))
-    assert won not in plan.next(100)[1]
+    assert all(won not in points for _, points in plan.next(100))
 
 
 def test_another_net_teaches_which_points_to_begin_with(net: tuple[Any, list[Layer]]) -> None:
@@ -175,11 +202,12 @@ def test_another_net_teaches_which_points_to_begin_with(net: tuple[Any, list[Lay
     lessons = [timed(started, point, seconds(sibling, point)) for point in points]
     unknowing, taught = (planner([layer], known) for known in ([], lessons))
     for plan in (unknowing, taught):
-        state, (rule,) = plan.next(100)
+        ((state, (rule,)),) = plan.next(100)
         state.note(timed(state, rule, seconds(layer, rule)))
         assert plan.measured == 1
-    assert sum(point.tile.unroll == 1 for point in unknowing.next(100)[1]) <= BATCH // 2
-    assert sum(point.tile.unroll == 1 for point in taught.next(100)[1]) >= BATCH - 1  # one is drawn at random
+    blind, informed = (sum(point.tile.unroll == 1 for point in plan.next(100)[0][1]) for plan in (unknowing, taught))
+    assert blind <= BATCH // 2
+    assert informed >= BATCH - 1  # one is drawn at random
 
 
 def test_time_goes_where_the_nets_time_is(net: tuple[Any, list[Layer]]) -> None:
@@ -189,7 +217,7 @@ def test_time_goes_where_the_nets_time_is(net: tuple[Any, list[Layer]]) -> None:
         state.note(timed(state, state.rule, 1e-3 if state.layer is layers[0] else 1e-7))
     measured = dict.fromkeys(layers, 0)
     for _ in range(4):
-        state, points = plan.next(100)
+        ((state, points),) = plan.next(100)
         measured[state.layer] += len(points)
         for point in points:
             state.note(timed(state, point, state.best))
@@ -203,24 +231,23 @@ def test_what_earlier_searches_measured_is_not_measured_again(net: tuple[Any, li
     known = [timed(started, point, true_seconds(layer, point)) for point in points[:-2]]
     plan = planner([layer], known)
     assert plan.measured == len(points) - 2
-    state, left = plan.next(100)
+    ((state, left),) = plan.next(100)
     assert set(left) <= set(points[-2:])
     for point in left:
         state.note(replace(timed(state, point, 1.0), seconds=(), beside=()))
-    assert plan.next(100) is None or set(plan.next(100)[1]) <= set(points[-2:]) - set(left)
+    assert all(set(more) <= set(points[-2:]) - set(left) for _, more in plan.next(100))
 
 
 def test_points_that_are_too_inexact_are_never_measured(net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
     plan = Planner([layer], TUNING, [], max_error=0.0)
-    assert plan.next(5) is None
+    assert plan.next(5) == []
     exact = Planner([layer], TUNING, [], max_error=1e-7)
     for _ in range(5):
-        if (found := exact.next(5)) is None:
-            break
-        assert not any(isinstance(point, Winograd) for point in found[1])
-        for point in found[1]:
-            found[0].note(timed(found[0], point, 1e-3))
+        for state, points in exact.next(5):
+            assert not any(isinstance(point, Winograd) for point in points)
+            for point in points:
+                state.note(timed(state, point, 1e-3))
 
 
 def test_before_anything_is_measured_the_estimate_orders(net: tuple[Any, list[Layer]]) -> None:
@@ -254,11 +281,11 @@ def bench(net: tuple[Any, list[Layer]], tmp_path: Path) -> Iterator[Trials]:
 def test_every_candidate_is_measured_and_a_wrong_one_costs_itself(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
     rule, *others = TUNING.points(layer.shape)[:3]
-    by_rule, *found = bench.measure(layer, [rule, *others], rule)
+    by_rule, *found = bench.measure([Batch(layer, [rule, *others], rule)])
     assert len(by_rule.seconds) == 2
     assert not by_rule.beside
     assert all(len(each.seconds) == len(each.beside) == 2 and not each.failure for each in found)
-    right, wrong = bench._jobs(layer, others)
+    right, wrong = bench._jobs([(layer, point) for point in others])
     altered = bench.folder / "altered.npy"
     np.save(altered, 1 + np.load(wrong.candidate.weights[0][0]))
     ((_, packing),) = wrong.candidate.weights
@@ -273,16 +300,16 @@ def test_what_cannot_be_built_or_run_costs_itself(bench: Trials, net: tuple[Any,
     _, (layer, _) = net
     rule, other = TUNING.points(layer.shape)[:2]
     assert "building it failed" in bench.builders.build([Kernels(None, "no such target")], bench.folder)[0].failure
-    (job,) = bench._jobs(layer, [rule])
+    (job,) = bench._jobs([(layer, rule)])
     (lost,) = bench.meter.measure([replace(job, candidate=replace(job.candidate, library="absent"))])
     assert "running it failed" in lost.failure
-    assert next(bench.measure(layer, [other], rule)).seconds
+    assert next(bench.measure([Batch(layer, [other], rule)])).seconds
 
 
 @pytest.mark.slow
 def test_a_candidate_that_does_not_come_back_is_ended(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
-    (job,) = bench._jobs(layer, [TUNING.rule(layer.shape)[0]])
+    (job,) = bench._jobs([(layer, TUNING.rule(layer.shape)[0])])
     endless = replace(job, repeats=Repeats(1, 10**9, 0, 6.0))
     with contextlib.closing(Meter(endless.repeats)) as meter:
         hung, sound = meter.measure([endless, job])

@@ -39,7 +39,7 @@ from reparam_compiler.lowering.search.records import (
 from reparam_compiler.lowering.target import describe, resolve
 from tests.support import instant_trials
 from tests.support.conv_shapes import conv_shapes
-from tests.support.onnx_models import model_of, normal, run_on
+from tests.support.onnx_models import convs_and_pool, model_of, normal, run_on
 
 pytestmark = [pytest.mark.tvm, pytest.mark.usefixtures("one_process")]
 FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
@@ -158,8 +158,8 @@ def test_ops_without_a_recipe_are_tuned_by_metaschedule_and_compiled_from_record
 def test_nothing_starts_where_nothing_is_left_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = {"trials": 1, "database": tmp_path, "repeat": 2, "number": 3, "min_repeat_ms": 5, "timeout": 4.0}
     asked = instant_trials.install(monkeypatch)
-    assert tuned(onnx_net(), **words).measured == 1
-    assert tuned(onnx_net(), **words).measured == 0
+    assert tuned(convs_and_pool(), **words).measured == 1
+    assert tuned(convs_and_pool(), **words).measured == 0
     assert asked == [Repeats(2, 3, 5, 4.0)]
 
 
@@ -174,7 +174,7 @@ lowering.tune(onnx.load(sys.argv[1]), database=sys.argv[2], options=options, pro
 @pytest.mark.slow
 def test_search_goes_on_after_kill_nine(tmp_path: Path) -> None:
     root, model, records = str(Path(lowering.__file__).parents[2]), tmp_path / "net.onnx", tmp_path / "records"
-    onnx.save(onnx_net(), model)
+    onnx.save(convs_and_pool(), model)
     command = [sys.executable, "-c", KILLED, str(model), str(records)]
     child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root})
     deadline = time.monotonic() + 120
@@ -190,17 +190,6 @@ def test_search_goes_on_after_kill_nine(tmp_path: Path) -> None:
     result = tuned(onnx.load(model), trials=before + 3, database=records)
     assert (result.measured, result.total) == (3, before + 3)
     assert len([record for record in read_convs(records) if record.where == "alone"]) >= before + 1  # the rest had its share
-
-
-def onnx_net() -> Any:
-    """As `net`, in ONNX, which a fresh process opens in less time than torch takes to export."""
-    nodes = [
-        onnx.helper.make_node("Conv", ["x", "v"], ["a"], pads=[1, 1, 1, 1]),
-        onnx.helper.make_node("Relu", ["a"], ["b"]),
-        onnx.helper.make_node("Conv", ["b", "w"], ["c"]),
-        onnx.helper.make_node("MaxPool", ["c"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
-    ]
-    return model_of(nodes, {"x": (1, 3, 8, 7)}, ["y"], {"v": normal(8, 3, 3, 3), "w": normal(12, 8, 3, 3)})
 
 
 def whole_lines(path: Path) -> int:

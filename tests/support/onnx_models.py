@@ -133,3 +133,14 @@ def _quiet() -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", UserWarning)
         yield
+
+
+def convs_and_pool() -> ModelProto:
+    """Two convs and a pooling, which a fresh process opens in less time than torch takes to export."""
+    nodes = [
+        helper.make_node("Conv", ["x", "v"], ["a"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w"], ["c"]),
+        helper.make_node("MaxPool", ["c"], ["y"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    return model_of(nodes, {"x": (1, 3, 8, 7)}, ["y"], {"v": normal(8, 3, 3, 3), "w": normal(12, 8, 3, 3)})

@@ -45,9 +45,10 @@ class GivenUpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a tracker knows of a key. servers: how many are there. others: the keys of all others."""
+    """What a tracker knows of a key. servers: how many are there; free: that nobody has. others: the keys of all others."""
 
     servers: int
+    free: int
     others: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -125,8 +126,10 @@ def _lent(rpc: Rpc, sock: socket.socket, until: float, given_up: threading.Event
 
 def _summary(rpc: Rpc, sock: socket.socket) -> Known:
     sendjson(sock, [TrackerCode.SUMMARY])
-    keys = [str(each["key"]).removeprefix("server:") for each in _answer(sock)["server_info"]]
-    return Known(keys.count(rpc.key), tuple(sorted({key for key in keys if key != rpc.key})))
+    found = _answer(sock)
+    keys = [str(each["key"]).removeprefix("server:") for each in found["server_info"]]
+    free = int(found["queue_info"].get(rpc.key, {"free": 0})["free"])
+    return Known(keys.count(rpc.key), free, tuple(sorted({key for key in keys if key != rpc.key})))
 
 
 def _answer(sock: socket.socket) -> Any:

@@ -3,13 +3,14 @@
     Job --> an artifact: the rule's kernels and the candidate's, over one copy of the weights --> `answering`: pairs of times
 
 A candidate whose device is lost, or does not come back, has another device once: it may have been the device's fault. What is
-to be measured waits for a device, and for a tracker that is away, as long as `Rpc.wait`; then the search ends, and goes on from
-there when it is called again.
+to be measured waits for a device, and for a tracker that is away, as long as `Rpc.wait`; then the search keeps what else was
+measured meanwhile and ends, and goes on from there when it is called again. So it does after Ctrl-C.
 """
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,13 +24,14 @@ from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.rpc.address import Rpc
 from reparam_compiler.lowering.rpc.device import PARTING, Device, Line, LostError, connect
-from reparam_compiler.lowering.rpc.tracker import known
+from reparam_compiler.lowering.rpc.tracker import GivenUpError, known
 from reparam_compiler.lowering.runtime.description import filled
 from reparam_compiler.lowering.runtime.executable import Executable
 from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.lowering.runtime.weights import Weight
 from reparam_compiler.lowering.search.measuring import Job, Runnable
 from reparam_compiler.lowering.search.pairs import Outcome, Repeats
+from reparam_compiler.lowering.search.rest import UNMADE
 
 JobT = TypeVar("JobT")
 DEVICES = 2
@@ -45,21 +47,43 @@ class Fleet:
         self._taking = threading.Lock()
         self._lines: list[Line] = []
         self._idle: list[Line] = []
+        self._held, self._most_held = 0, 0
+        self._ended: BaseException | None = None
 
-    def measure(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """What each took, or why it did not. Raises: LoweringError where there is no device for one."""
+    @property
+    def width(self) -> int:
+        """How many devices it can have at once: those that are free, or as many as it just had, which come back in a moment.
+
+        Raises: LoweringError where the tracker does not answer.
+        """
+        return max(1, self._most_held, known(self.rpc, self._given_up).free)
+
+    def measure(self, jobs: Sequence[Job]) -> list[Outcome | None]:
+        """What each took, or why it did not; None where it was not measured, for the reason that `check` gives."""
         return self.each(_compared, jobs)
 
-    def each(self, work: Callable[[Device, JobT], Outcome], jobs: Sequence[JobT]) -> list[Outcome]:
-        """What `work` gives for each on a device. Raises: LoweringError as `measure`."""
-        if not jobs:
-            return []
+    def each(self, work: Callable[[Device, JobT], Outcome], jobs: Sequence[JobT]) -> list[Outcome | None]:
+        """What `work` gives for each on a device; None as `measure`."""
+        if not jobs or self._ended:
+            return [None] * len(jobs)
+        self._most_held = 0
         with ThreadPoolExecutor(max(1, known(self.rpc, self._given_up).servers)) as pool:
+            made = [pool.submit(self._tried, work, job) for job in jobs]
             try:
-                return list(pool.map(lambda job: self._tried(work, job), jobs))
-            except BaseException:  # Ctrl-C: what the threads wait for is ended, or they would be waited for
+                wait(made, return_when=FIRST_EXCEPTION)
+            except BaseException as interrupt:  # noqa: BLE001 - Ctrl-C: what the threads wait for is ended, or they would be waited for
+                self._ended = interrupt
                 self.close()
-                raise
+            for each in made:
+                each.cancel()
+        failed = [each for each in made if each.cancelled() or each.exception()]
+        self._ended = self._ended or next((each.exception() for each in failed if not each.cancelled()), None)
+        return [None if each in failed else each.result() for each in made]
+
+    def check(self) -> None:
+        """Raises what ended the measurements: LoweringError where no device was left, or KeyboardInterrupt."""
+        if self._ended:
+            raise self._ended
 
     def close(self) -> None:
         """Ends its processes, and whatever waits for them."""
@@ -74,17 +98,34 @@ class Fleet:
             line = self._line()
             try:
                 connect(line, self.rpc, self.repeats.timeout + PARTING, self._given_up)
-                outcome = _outcome(work, Device(line, self.repeats.timeout), job)
-                line.disconnect()
+                with self._holding():
+                    outcome = _outcome(work, Device(line, self.repeats.timeout), job)
+                    line.disconnect()
                 return outcome
             except LostError as found:
+                if self._given_up.is_set():
+                    raise GivenUpError from found
                 lost = "running it took too long" if found.late else f"running it failed: {found}"
             finally:
                 self._idle.append(line)
         return Outcome(failure=f"{lost}, on {DEVICES} devices")
 
+    @contextlib.contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Counts the devices that it has at once."""
+        with self._taking:
+            self._held += 1
+            self._most_held = max(self._most_held, self._held)
+        try:
+            yield
+        finally:
+            with self._taking:
+                self._held -= 1
+
     def _line(self) -> Line:
-        """One that nobody has."""
+        """One that nobody has. Raises: GivenUpError once it was closed."""
+        if self._given_up.is_set():
+            raise GivenUpError
         with self._taking:
             if self._idle:
                 return self._idle.pop()
@@ -135,11 +176,11 @@ class FleetRunner(meta_schedule.runner.PyRunner):  # type: ignore[misc]
         self.fleet = fleet
 
     def run(self, runner_inputs: Sequence[Any]) -> list[Any]:
-        """The seconds of each, once all are there."""
+        """The seconds of each, once all are there. Raises: KeyboardInterrupt."""
         repeats = self.fleet.repeats
         how = {"number": repeats.number, "repeat": repeats.repeat, "min_repeat_ms": repeats.min_repeat_ms}
         outcomes = self.fleet.each(lambda device, each: _timed(device, each, how), list(runner_inputs))
-        return [_future(each) for each in outcomes]
+        return [_future(each or Outcome(failure=UNMADE)) for each in outcomes]
 
 
 def _timed(device: Device, given: Any, how: dict[str, int]) -> Outcome:

@@ -20,7 +20,7 @@ from reparam_compiler.lowering.search.progress import Clock
 from reparam_compiler.lowering.search.records import ConvRecord, append_conv, read_convs
 from reparam_compiler.lowering.search.rest import Generic, functions_of
 from reparam_compiler.lowering.search.shared import won_elsewhere
-from reparam_compiler.lowering.search.trials import Trials
+from reparam_compiler.lowering.search.trials import Batch, Trials
 from reparam_compiler.lowering.target import describe
 
 SMALL_SHARE = 0.05
@@ -59,10 +59,12 @@ class NetSearch:
         try:
             if (left := self.search.options.trials - self._before) > 0:
                 self.contest.check_device()
-                share = self.contest.rest_share() if self.generic.functions else 0.0
-                rest = round(share * left) if share >= SMALL_SHARE else 0
-                self._convs(left - rest, until=(1 - share if rest else 1.0) - SHARE)
-                self._rest(self.search.options.trials - self._measured if share >= SMALL_SHARE else 0)
+                most = self.planner.measured + left
+                self._convs(most, 1 - SHARE, first=True)
+                share = self._rest_share()
+                rest = round(share * left)
+                self._convs(most - rest, (1 - share if rest else 1.0) - SHARE)
+                self._rest(self.search.options.trials - self._measured if share else 0)
             if self.search.options.trials and (self._measured > self._before or not self._chosen_before):
                 times = self.contest.decided(self.clock)
         except KeyboardInterrupt:
@@ -79,29 +81,37 @@ class NetSearch:
         most = self.search.options.early_stopping
         return self.clock.over() or (most is not None and self._since_gain >= most)
 
-    def _convs(self, trials: int, until: float) -> None:
-        """Up to so many points of convs, in so much of the time."""
-        bench: Trials | None = None
-        most = self.planner.measured + trials
+    def _convs(self, most: int, until: float, *, first: bool = False) -> None:
+        """Points of convs, until so many are on record, in so much of the time. first: those of every layer alone."""
         while (left := most - self.planner.measured) > 0 and not self._stopped and not self.clock.over(until):
-            if (found := self.planner.next(left)) is None:
+            if first and self.planner.started:
                 break
-            state, points = found
-            bench = bench or self._bench()
-            for point, outcome in zip(points, bench.measure(state.layer, points, state.rule), strict=True):
-                record, known = self._record(state, point, outcome), math.isfinite(state.best)
-                append_conv(self.search.folder, record)
-                state.note(record)
-                self._since_gain = self._since_gain + 1 if known and state.since else 0
-                self.clock.counted(failed=bool(outcome.failure))
-                self.clock.told(str(state.layer), (self.planner.rule_seconds, self.planner.seconds))
+            if not (found := self.planner.next(left, self._fleet.width if self._fleet else 1)):
+                break
+            outcomes = self._bench.measure([Batch(state.layer, points, state.rule) for state, points in found])
+            each = ((state, point) for state, points in found for point in points)
+            for (state, point), outcome in zip(each, outcomes, strict=True):
+                if outcome is not None:
+                    self._keep(state, point, outcome)
+            if self._fleet:
+                self._fleet.check()
+
+    def _keep(self, state: State, point: Point, outcome: Outcome) -> None:
+        record, known = self._record(state, point, outcome), math.isfinite(state.best)
+        append_conv(self.search.folder, record)
+        state.note(record)
+        self._since_gain = self._since_gain + 1 if known and state.since else 0
+        self.clock.counted(failed=bool(outcome.failure))
+        self.clock.told(str(state.layer), (self.planner.rule_seconds, self.planner.seconds))
 
     def _record(self, state: State, point: Point, outcome: Outcome) -> ConvRecord:
         site, against = state.layer.site, None if point == state.rule else state.rule
         seconds, beside, failure = outcome.seconds, outcome.beside, outcome.failure
         return ConvRecord(site.shape, site.epilogue, point, self._target, seconds, against, beside, failure=failure)
 
+    @functools.cached_property
     def _bench(self) -> Trials:
+        """What measures points."""
         options = self.search.options
         compiler, folder = self._fleet.rpc.compiler if self._fleet else None, self._scratch
         made = Builders(options.parallel, options.timeout, compiler, scratch=folder)
@@ -121,6 +131,14 @@ class NetSearch:
             return None
         return self._open.enter_context(contextlib.closing(Fleet(self.search.rpc, self.search.options.repeats)))
 
+    def _rest_share(self) -> float:
+        """Of the trials, for what has no recipe: its share of a run by rule. Nothing where that is small, or none are left."""
+        if not self.generic.functions or self._measured >= self.search.options.trials or self._stopped:
+            return 0.0
+        self.clock.told("the net by rule")
+        share = self.contest.rest_share()
+        return share if share >= SMALL_SHARE else 0.0
+
     def _rest(self, trials: int) -> None:
         """Up to so many points of what has no recipe."""
         if trials < 1 or not self.generic.functions or self._stopped:
@@ -134,6 +152,8 @@ class NetSearch:
         while (left := before + trials - self.generic.measured) > 0 and not self._stopped:
             earlier, failed = self.generic.measured, self.generic.failed
             self.generic.measure(min(left, self.generic.round), builder, runner)
+            if self._fleet:
+                self._fleet.check()
             if self.generic.measured == earlier:  # nothing is left of the space
                 break
             self.clock.counted(self.generic.measured - earlier, failed=self.generic.failed - failed)

@@ -4,7 +4,8 @@
 
 Every layer's first point is the rule's own, its second what shared records say (`shared`). Then the layer of the highest score
 has a batch measured: those that the surrogate thinks the fastest, and one at random, so that it does not only learn what it
-believes already. The surrogate learns from every layer on record, of other nets too.
+believes already; with more devices than that, layers of the next scores have theirs at once. The surrogate learns from every
+layer on record, of other nets too.
 """
 
 import math
@@ -117,20 +118,35 @@ class Planner:
         """The same with each at the rule's point."""
         return sum(state.layer.count * state.measured.get(state.rule, math.inf) for state in self.states if state.points)
 
-    def next(self, most: int) -> tuple[State, list[Point]] | None:
-        """A layer and up to so many of its points; None where nothing is left."""
-        for state in self.states:
-            if state.points and state.rule not in state.measured:
-                return state, state.points[:1]
-        for state in self.states:
-            if state.likely is not None and state.likely not in state.measured:
-                return state, [state.likely]
+    @property
+    def started(self) -> bool:
+        """Whether every layer's first points are known: the rule's, and what is likely."""
+        return not self._first()
+
+    def next(self, most: int, width: int = 1) -> list[tuple[State, list[Point]]]:
+        """Layers with points of each, up to so many in all; nothing where nothing is left.
+
+        width: points that can be measured at once: so many are given, of as many layers as that takes.
+        """
+        if first := self._first():
+            return first[: min(most, width)]
         self._learn()
         scored = [(self._score(state, left), state, left) for state in self.states if (left := state.left)]
+        found, taken, room = list[tuple[State, list[Point]]](), 0, min(most, max(width, BATCH))
+        share = max(BATCH, math.ceil(room / max(1, len(scored))))
         for _, state, left in sorted(scored, key=lambda each: -each[0]):
-            if batch := self._batch(state, left, min(most, BATCH)):
-                return state, batch
-        return None
+            if taken >= min(most, width):
+                break
+            if batch := self._batch(state, left, min(room - taken, share)):
+                found.append((state, batch))
+                taken += len(batch)
+        return found
+
+    def _first(self) -> list[tuple[State, list[Point]]]:
+        """The rules' points of layers that have none, then what is likely, each alone."""
+        rules = [(state, [state.rule]) for state in self.states if state.points and state.rule not in state.measured]
+        likely = ((state, state.likely) for state in self.states if state.likely not in state.measured)
+        return rules or [(state, [point]) for state, point in likely if point is not None]
 
     def _learn(self) -> None:
         pairs = [((s.layer.shape, point), seconds) for s in self.states for point, seconds in s.measured.items()]

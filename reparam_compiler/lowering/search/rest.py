@@ -4,6 +4,7 @@ MetaSchedule measures a function alone; whether its record beats the rule's sche
 """
 
 import contextlib
+import itertools
 import logging
 import math
 from collections import Counter
@@ -15,7 +16,9 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import relax, tirx
+from tvm.ir.utils import derived_object
 from tvm.s_tir import meta_schedule
+from tvm.s_tir.meta_schedule import measure_callback as callbacks
 
 from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.lowering.backend import Tuning
@@ -25,6 +28,8 @@ from reparam_compiler.lowering.search.records import SCHEDULES, WORKLOADS
 from reparam_compiler.lowering.search.winners import Measured
 
 BATCH = 16  # trials between two writes of the database
+UNMADE = "it was not measured"
+"""The failure of a candidate that none had a device for; nothing of it is kept."""
 FAILED = 1e10  # seconds that MetaSchedule notes of a candidate that could not be built or run
 
 
@@ -129,6 +134,7 @@ class Generic:
                 builder=builder,
                 runner=runner,
                 database=self._store,
+                measure_callbacks=[_Keeping(), callbacks.RemoveBuildArtifact(), callbacks.UpdateCostModel()],
             )
 
     def _context(self, index: int, function: Function) -> Any:
@@ -156,6 +162,17 @@ def _least(record: Any) -> float:
     """The least seconds; infinite where the candidate failed."""
     least = min(map(float, record.run_secs or ()), default=math.inf)
     return least if least < FAILED else math.inf
+
+
+@derived_object
+class _Keeping(callbacks.PyMeasureCallback):  # type: ignore[misc]
+    """Adds to the database what was measured, and what failed when it was."""
+
+    def apply(self, task_scheduler: Any, task_id: int, candidates: Any, builds: Any, results: Any) -> None:
+        """One batch; each argument but the first two has something of every candidate."""
+        made = [result.error_msg != UNMADE for result in results]
+        kept = (list(itertools.compress(each, made)) for each in (candidates, builds, results))
+        callbacks.AddToDatabase().apply(task_scheduler, task_id, *kept)
 
 
 def _module(function: Function) -> Any:

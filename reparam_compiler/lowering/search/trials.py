@@ -1,8 +1,7 @@
 """Points of a layer -> their seconds: lowered here, built and measured in other processes."""
 
-import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,20 @@ from reparam_compiler.lowering.search.winners import Measured
 from reparam_compiler.lowering.target import describe
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Points of a layer that are measured, and the rule's, beside which they are."""
+
+    layer: Layer
+    points: Sequence[Point]
+    rule: Point
+
+    @property
+    def others(self) -> list[Point]:
+        """Those that are not the rule's."""
+        return [point for point in self.points if point != self.rule]
+
+
 class Trials:
     """Measures points of the layers of one net, each beside the rule's."""
 
@@ -35,22 +48,31 @@ class Trials:
         self._threads = cores_of(backend.target) or default_threads()
         self._rules: dict[Layer, Job | Outcome] = {}
 
-    def measure(self, layer: Layer, points: Sequence[Point], rule: Point) -> Iterator[Outcome]:
-        """What each point takes, as soon as it is known. Its output must be that of the rule's point, which is built first."""
-        if layer not in self._rules:
-            (self._rules[layer],) = self._jobs(layer, [rule])
-        first = self._rules[layer]
-        if isinstance(first, Outcome):
-            failed = Outcome(failure=f"there is nothing to compare it with: of the rule's kernel, {first.failure}")
-            return itertools.repeat(failed, len(points))
-        others = iter(self._jobs(layer, [point for point in points if point != rule]))
-        jobs = [first if point == rule else _beside(next(others), first) for point in points]
+    def measure(self, batches: Sequence[Batch]) -> Iterator[Outcome | None]:
+        """What each point takes, as soon as it is known; None as `Fleet.measure`.
+
+        Its output must be that of the rule's point, which is built first.
+        """
+        new = {batch.layer: batch.rule for batch in batches if batch.layer not in self._rules}
+        self._rules |= zip(new, self._jobs(list(new.items())), strict=True)
+        built = iter(self._jobs([(batch.layer, point) for batch in batches if self._sound(batch) for point in batch.others]))
+        jobs = [self._job(batch, point, built) for batch in batches for point in batch.points]
         found = iter(self.meter.measure([each for each in jobs if not isinstance(each, Outcome)]))
         return (each if isinstance(each, Outcome) else next(found) for each in jobs)
 
-    def _jobs(self, layer: Layer, points: Sequence[Point]) -> list[Job | Outcome]:
-        """Points, built."""
-        lowered = [self._lowered(layer, point) for point in points]
+    def _sound(self, batch: Batch) -> bool:
+        return not isinstance(self._rules[batch.layer], Outcome)
+
+    def _job(self, batch: Batch, point: Point, built: Iterator[Job | Outcome]) -> Job | Outcome:
+        """What is to be measured of a point. built: has what was made of points that are not the rule's."""
+        first = self._rules[batch.layer]
+        if isinstance(first, Outcome):
+            return Outcome(failure=f"there is nothing to compare it with: of the rule's kernel, {first.failure}")
+        return first if point == batch.rule else _beside(next(built), first)
+
+    def _jobs(self, points: Sequence[tuple[Layer, Point]]) -> list[Job | Outcome]:
+        """Points of layers, built."""
+        lowered = [self._lowered(layer, point) for layer, point in points]
         made = [each for each in lowered if not isinstance(each, Outcome)]
         built = iter(self.builders.build([kernels for kernels, _ in made], self.folder))
         return [each if isinstance(each, Outcome) else _with_library(each[1], next(built)) for each in lowered]
