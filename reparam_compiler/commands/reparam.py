@@ -1,4 +1,4 @@
-"""`reparam fuse | prune | inspect | report | equivalent | compile | run | tune | measure | records | completion`.
+"""`reparam fuse | prune | inspect | report | equivalent | compile | run | tune | measure | records | doctor | completion`.
 
 Also as `python -m reparam_compiler`.
 
@@ -21,7 +21,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from reparam_compiler.commands import completion, pruning, records, report
+from reparam_compiler.commands import completion, doctor, pruning, records, report
 from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, JsonCommand, errors_as_exit_codes
 from reparam_compiler.commands.options import (
     MODELS,
@@ -225,6 +225,7 @@ for _name, _help in (
 
 
 app.add_typer(records.app, name="records")
+app.command("doctor", cls=JsonCommand, epilog=doctor.EXAMPLE)(doctor.doctor_command)
 
 
 @app.command("completion", epilog='Example, in ~/.bashrc: eval "$(reparam completion bash)"')

@@ -35,6 +35,10 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
 """For each extra that the library itself imports from: its modules, and the distributions that have them."""
 
 
+TESTED: Mapping[str, str] = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
+"""Versions that others do not replace: with apache-tvm-ffi 0.1.15 a search crashes the process."""
+
+
 def installed_version(name: str) -> str | None:
     """The version of a distribution; None where it is not installed, as this package is not when it is run from its folder."""
     from importlib import metadata  # with all of `email`: a fifth of the time that `--help` takes

@@ -98,6 +98,12 @@ def family_for(target: Target, *, measure: bool, timer: Timer = timed) -> CpuFam
     return shipped
 
 
+def known_family(target: Target) -> CpuFamily:
+    """The family without a measurement: what is shipped for its cpu, else what was measured and kept, else borrowed costs."""
+    shipped = shipped_family(target)
+    return shipped if shipped.origin == "shipped" else _read(_file(target), target) or shipped
+
+
 def measure_now(target: Target, timer: Timer = timed) -> CpuFamily:
     """What this machine is found to cost, measured anew and kept. target: this machine's."""
     with _MEASURING, alone(file := _file(target)):
