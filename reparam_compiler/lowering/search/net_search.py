@@ -149,7 +149,7 @@ class NetSearch:
         made = GenericBuilder(options.parallel, compiler, linked=linked, scratch=self._scratch)
         builder = self._open.enter_context(contextlib.closing(made))
         runner = FleetRunner(self._fleet) if self._fleet else generic_runner(options.repeats, self._scratch)
-        while (left := before + trials - self.generic.measured) > 0 and not self._stopped:
+        while (left := before + trials - self.generic.measured) > 0 and not self._stopped and not self.clock.over(1 - SHARE):
             earlier, failed = self.generic.measured, self.generic.failed
             self.generic.measure(min(left, self.generic.round), builder, runner)
             if self._fleet:
