@@ -40,8 +40,9 @@ habits: $(READY) ## every verb on every habit of code in every kind of model: do
 bench: $(READY) ## the ladder: training form, fused, pruned, compiled, against PyTorch and ONNX Runtime
 	$(BIN)/python -m benchmarks.ladder
 
-docs: $(READY) ## draw the figures of docs/ anew
+docs: $(READY) ## draw the figures of docs/ anew, and build the site into build/site; its warnings are errors
 	@for script in docs/draw_*.py; do if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script" || exit; fi; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 changelog: $(READY) ## put what is in changes/ into CHANGELOG.md, for a release
 	$(PIP_INSTALL) towncrier

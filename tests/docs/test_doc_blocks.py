@@ -5,7 +5,7 @@ A page is read from top to bottom in a folder of its own: what one block makes, 
 """
 
 import doctest
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ NOT_RUN = {
     "docs/lowering.md: reparam records list records/ shipped.jsonl.gz": (
         "needs what a search found; tests/commands/test_records_commands.py"
     ),
+    "docs/tuning.md": SEARCH,
     'docs/tvmc.md: tvmc tune --target "llvm" --trials 256 --output records resn': SEARCH,
     'docs/tvmc.md: tvmc compile repvgg.onnx -o model.so --target "llvm -mtriple': (
         "needs a cross compiler; tests/lowering/test_cross.py runs the result under qemu"
@@ -79,9 +80,20 @@ def of_api() -> Mapping[str, Any]:
     return {"model": small_net(), "example_inputs": (torch.zeros(IMAGE),), "images": torch.randn(32, *IMAGE[1:])}
 
 
+def of_compared() -> Mapping[str, Any]:
+    """A model in training form, and what it is called with."""
+    return {"model": small_net(), "example": (torch.zeros(IMAGE),)}
+
+
 def of_equivalent() -> Mapping[str, Any]:
     """A model in both forms, and an image."""
     return {"training_form": small_net(), "deployed_form": fuse(small_net()), "images": torch.randn(IMAGE)}
+
+
+def of_serving() -> Mapping[str, Any]:
+    """A file that leaves its batch open."""
+    save_model(small_net(), Path("model.onnx"), example_inputs=(torch.zeros(2, *IMAGE[1:]),), open_sizes=({0: "N"},))
+    return {}
 
 
 def of_tvmc() -> Mapping[str, Any]:
@@ -99,17 +111,23 @@ def of_tvmc() -> Mapping[str, Any]:
 READERS: Mapping[str, Callable[[], Mapping[str, Any]]] = {
     "README.md": of_readme,
     "docs/api.md": of_api,
+    "docs/compared.md": of_compared,
     "docs/equivalent.md": of_equivalent,
+    "docs/serving.md": of_serving,
     "docs/tvmc.md": of_tvmc,
 }
 """What a page takes for granted; made in its folder."""
 
 
 @pytest.fixture(autouse=True)
-def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+def registries() -> Iterator[None]:
     """What a page registers is forgotten after it."""
-    for module, name in ((registry, "RULES"), (base, "CRITERIA"), (coupling, "COUPLING_RULES")):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+    tables: list[dict[str, Any]] = [registry.RULES, base.CRITERIA, coupling.COUPLING_RULES]
+    before = [dict(table) for table in tables]
+    yield
+    for table, rows in zip(tables, before, strict=True):
+        table.clear()
+        table.update(rows)
 
 
 @pytest.mark.parametrize("page", sorted(page for page, found in RUN.items() if found))
