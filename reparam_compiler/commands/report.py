@@ -1,6 +1,5 @@
 """`reparam report`, and what `--report` writes beside another command's result."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +12,7 @@ from reparam_compiler.commands.printing import console, print_json, status
 
 if TYPE_CHECKING:
     from reparam_compiler.api.report import FuseReport, PruneReport
-    from reparam_compiler.ir.graph import Graph
-    from reparam_compiler.reporting.page import Page, Provenance
+    from reparam_compiler.reporting.page import Page
 
 EXAMPLES = (
     "Example: reparam report repvgg.onnx -o repvgg.html\n\n"
@@ -59,17 +57,17 @@ def check_place_of(path: Path | None) -> None:
 def write_fused(path: Path | None, model: str, done: "FuseReport") -> None:
     """Writes the page of what `fuse` did to a model, where that was asked for."""
     if path is not None:
-        from reparam_compiler.reporting.gather import page_of_fusing
+        from reparam_compiler.reporting.gather import page_of_fusing, provenance_here, title_of
 
-        _write(page_of_fusing(_title(model), done, _made(model)), path)
+        _write(page_of_fusing(title_of(model), done, provenance_here(model)), path)
 
 
 def write_pruned(path: Path | None, model: str, done: "PruneReport", fused: "FuseReport | None") -> None:
     """Writes the page of what `prune` did to a model, and `fuse` before it, where that was asked for."""
     if path is not None:
-        from reparam_compiler.reporting.gather import page_of_pruning
+        from reparam_compiler.reporting.gather import page_of_pruning, provenance_here, title_of
 
-        _write(page_of_pruning(_title(model), done, fused, _made(model)), path)
+        _write(page_of_pruning(title_of(model), done, fused, provenance_here(model)), path)
 
 
 def _show(page: "Page", output: Path | None, as_json: bool) -> None:
@@ -97,13 +95,15 @@ def _fused_page(model: str, shapes: str | None, policy: str, constant: bool, uns
     from reparam_compiler.api.fusing import fuse
     from reparam_compiler.commands.loading import loaded
     from reparam_compiler.commands.stating import stated_inputs
-    from reparam_compiler.reporting.gather import page_of_fusing
+    from reparam_compiler.reporting.gather import page_of_fusing, provenance_here, title_of
 
     native = loaded(model, unsafe, constant)
     inputs = stated_inputs(native, shapes).inputs
     options: dict[str, Any] = {"policy": policy, "weights_are_constant": constant}
     _, report = fuse(native, inputs, return_report=True, **options)
-    return page_of_fusing(_title(model), report, _made(model, graph=report.graphs.before if report.graphs else None))
+    return page_of_fusing(
+        title_of(model), report, provenance_here(model, graph=report.graphs.before if report.graphs else None)
+    )
 
 
 def _compared_page(model: str, after: str, shapes: str | None, constant: bool, unsafe: bool) -> "Page":
@@ -111,24 +111,13 @@ def _compared_page(model: str, after: str, shapes: str | None, constant: bool, u
     from reparam_compiler.commands.loading import loaded
     from reparam_compiler.commands.stating import inputs_of_either
     from reparam_compiler.models.opening import open
-    from reparam_compiler.reporting.gather import page_of_models
+    from reparam_compiler.reporting.gather import page_of_models, provenance_here, title_of
 
     one, other = (loaded(spec, unsafe, constant) for spec in (model, after))
     inputs = inputs_of_either(one, other, shapes) if shapes else None
     sources = [open(native, inputs, copy=False) for native in (one, other)]
     kinds = " and ".join(dict.fromkeys(source.frontend.name for source in sources))
     before, changed = (source.graph for source in sources)
-    page = page_of_models(f"{_title(model)} → {_title(after)}", kinds, before, changed, _made(model, after))
+    page = page_of_models(f"{title_of(model)} → {title_of(after)}", kinds, before, changed, provenance_here(model, after))
     said = tuple(equivalent(one, other, inputs).to_text().splitlines()) if inputs is not None else ()
     return replace(page, accuracy=said or ("not compared: give --input-shapes",))
-
-
-def _made(*models: str, graph: "Graph | None" = None) -> "Provenance":
-    from reparam_compiler.reporting.gather import provenance
-
-    return provenance(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), models, graph)
-
-
-def _title(model: str) -> str:
-    """A model's name without its folder and suffix, or that of its factory."""
-    return model.rpartition(":")[2] if ":" in model else Path(model).stem

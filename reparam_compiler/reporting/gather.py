@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from reparam_compiler.api.report import FuseReport, Graphs, PruneReport, gain_text, why_unrepaired
 from reparam_compiler.cost.model import Cost, cost
@@ -19,17 +18,12 @@ from reparam_compiler.reporting.matching import names_in, renamed
 from reparam_compiler.reporting.page import (
     FamilyView,
     Figure,
-    KernelCall,
-    KernelTable,
     Page,
     Provenance,
     RefusalView,
     Region,
 )
 from reparam_compiler.reporting.views import layers_of, op_counts, view_of
-
-if TYPE_CHECKING:
-    from reparam_compiler.lowering.runtime.profile import Profile
 
 _PACKAGES = ("reparam_compiler", "torch", "numpy", "onnx", "onnxruntime", "apache-tvm")
 UNKNOWN = Provenance("", {}, {})
@@ -50,6 +44,16 @@ def provenance(command: str, files: Sequence[str | Path] = (), graph: Graph | No
         except importlib.metadata.PackageNotFoundError:
             continue
     return Provenance(command, versions, hashes)
+
+
+def provenance_here(*models: str, graph: Graph | None = None) -> Provenance:
+    """The same, of the command that this process runs."""
+    return provenance(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), models, graph)
+
+
+def title_of(model: str) -> str:
+    """A model's name without its folder and suffix, or that of its factory."""
+    return model.rpartition(":")[2] if ":" in model else Path(model).stem
 
 
 def _file_hash(path: Path) -> str:
@@ -105,16 +109,6 @@ def _as_it_is(page: Page) -> Page:
     """The page of a model that nothing was done to."""
     figures = tuple(replace(figure, after=None) for figure in page.figures)
     return replace(page, after=None, figures=figures, ops=tuple(replace(op, after=None) for op in page.ops))
-
-
-def with_profile(page: Page, profile: "Profile", bandwidth: float | None = None) -> Page:
-    """The page with the times of a compiled model's kernels. bandwidth: bytes per second of the machine."""
-    calls = tuple(
-        KernelCall(layer.kernel, layer.algorithm, layer.shape, layer.seconds, layer.share, layer.flops, 0)
-        for layer in profile.layers
-    )
-    table = KernelTable(calls, profile.run_seconds, profile.threads, profile.peak_flops, bandwidth)
-    return replace(page, kernels=table)
 
 
 def _graphs(report: FuseReport | PruneReport) -> Graphs:

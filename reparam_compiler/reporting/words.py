@@ -24,6 +24,6 @@ def sizes(shape: Sequence[int]) -> str:
 
 
 def percent(before: float, after: float) -> str:
-    """How much less or more it is: −50 %."""
+    """How much less or more it is: −50 %; "" where that is less than half a percent."""
     change = round(100 * (after - before) / before) if before else 0
-    return "±0 %" if not change else f"{'−' if change < 0 else '+'}{abs(change)} %"
+    return f"{'−' if change < 0 else '+'}{abs(change)} %" if change else ""

@@ -80,6 +80,7 @@ def _compile(found: argparse.Namespace) -> None:
         output_format = "tar"
         log.warning(f"{output} is an archive with the library in it, as ever; for the library alone name it .so")
     options = _options(found)
+    _check_report(found)
     model = _loaded(found)
     package = api.compile(
         model,
@@ -96,6 +97,7 @@ def _compile(found: argparse.Namespace) -> None:
         verify=not found.no_verify,
     )
     made, size = package.executable, output.stat().st_size
+    _write_report(found, model, made)
     if found.json:
         _say(json.dumps({"output": str(output), "bytes": size, "listings": dict(made.listings), **_interface(made)}))
         return
@@ -109,6 +111,28 @@ def _compile(found: argparse.Namespace) -> None:
         _say(kernel_table(made))
     _say("\n".join((memory_line(made), *target_lines(made))))
     _say(f"{'verified' if made.verified else 'not verified'}: {made.verification}")
+
+
+def _check_report(found: argparse.Namespace) -> None:
+    """Raises, before minutes of work, what would keep `--report` from being written."""
+    if found.report is not None:
+        from reparam_compiler.reporting.writing import check_report
+
+        check_report(found.report)
+
+
+def _write_report(found: argparse.Namespace, model: api.TVMCModel, made: "Executable") -> None:
+    if found.report is None:
+        return
+    from reparam_compiler.models.stated import inputs_of_shapes
+    from reparam_compiler.reporting.compiled import page_of_compiling
+    from reparam_compiler.reporting.gather import provenance_here, title_of
+    from reparam_compiler.reporting.writing import write_page
+
+    shapes = model.shapes()
+    inputs = inputs_of_shapes(model.native, shapes) if shapes else None
+    told = provenance_here(found.MODEL)
+    write_page(page_of_compiling(title_of(found.MODEL), model.native, inputs, made, told, fused=model.fuse), found.report)
 
 
 def _run(found: argparse.Namespace) -> None:

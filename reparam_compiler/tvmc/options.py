@@ -224,6 +224,7 @@ def _compile(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-shipped-records", action="store_true", help="take the rule where nothing is measured, not what is shipped"
     )
+    command.add_argument("--report", metavar="FILE", help="also write a page on it: .html, .json or .txt")
     command.add_argument("--no-verify", action="store_true", help="do not compare a run of the result with one of MODEL")
     command.add_argument("--runtime", action=OneOf, others={"crt": MICRO}, default="cpp", help="cpp")
     _old(command, OF_COMPILE)
