@@ -2,7 +2,10 @@
 
 import contextlib
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +40,7 @@ from reparam_compiler.lowering.search.records import read_convs
 from reparam_compiler.lowering.search.trials import Trials
 from reparam_compiler.lowering.target import resolve
 from tests.support.fleets import KEY, PATIENCE, SLEEPY, Program, server, tracker
-from tests.support.onnx_models import model_of, normal
+from tests.support.onnx_models import convs_and_pool, model_of, normal
 from tests.support.tvmc_runs import tvmc
 
 pytestmark = [pytest.mark.tvm, pytest.mark.usefixtures("one_process")]
@@ -222,6 +225,27 @@ def test_a_target_of_devices_far_away_needs_what_links_for_it(tmp_path: Path) ->
         check_search(None, tmp_path, SearchOptions(), replace(rpc, tracker="here"))
     linked = check_search(foreign, tmp_path, SearchOptions(), replace(rpc, compiler="g++"))
     assert linked.backend.unrunnable_here()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_search_on_a_fleet_with_what_is_known(of: Program, rpc: Rpc, tmp_path: Path) -> None:
+    onnx.save(convs_and_pool(), tmp_path / "m.onnx")
+    words = ("tune", tmp_path / "m.onnx", "-o", tmp_path / "records", "--repeat", 1, "--number", 500, "--json")
+    there = ("--rpc-tracker", of.address, "--rpc-key", KEY, "--rpc-wait", int(PATIENCE), "--timeout", int(PATIENCE))
+    command = [sys.executable, "-m", "reparam_compiler.tvmc", *map(str, (*words, *there))]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True) as search:
+        assert search.stdout is not None
+        steps = [json.loads(search.stdout.readline()) for _ in range(4)]
+        os.killpg(search.pid, signal.SIGINT)
+        *more, result = map(json.loads, search.communicate(timeout=PATIENCE)[0].splitlines())
+    assert search.returncode == 0
+    assert result["interrupted"]
+    assert result["measured"] == len(read_convs(tmp_path / "records")) >= max(step["trial"] for step in (*steps, *more))
+    until = time.monotonic() + PATIENCE
+    while known(rpc).free < SERVERS:
+        assert time.monotonic() < until
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

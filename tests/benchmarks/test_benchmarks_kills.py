@@ -1,0 +1,63 @@
+"""The benchmark that kills searches counts what it should, and a search that is killed twice loses nothing."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tvm")
+pytest.importorskip("onnxruntime")
+
+from benchmarks import kills
+from benchmarks.kills_subject import Subject
+from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Tile
+from reparam_compiler.lowering.search.records import CONVS, SCHEDULES, ConvRecord, append, append_conv, prepare
+
+pytestmark = pytest.mark.tvm
+KILL = kills.Kill(1.0, False, True, new=4, lost=0, torn=0, inside=0, went_on=None, right=True, left=1, alive=False)
+
+
+def test_lines_are_counted_and_torn_ones_are_told_from_those_at_the_end(tmp_path: Path) -> None:
+    subject = Subject(tmp_path, 4)
+    prepare(subject.folder)
+    append_conv(subject.folder, ConvRecord(ConvShape(1, 9, 9, 4, 4, (3, 3)), (), Direct(Tile(4, 16)), "here", (2.0,)))
+    append(subject.folder, SCHEDULES, [0, []])
+    assert subject.torn() == (0, 0)
+    assert subject.counted() == subject.records().total() == 2
+    for torn in ((1, 0), (2, 1)):
+        with (subject.folder / CONVS).open("a") as file:
+            file.write("{\n")
+        assert subject.torn() == torn
+    assert subject.records().total() == 2
+
+
+@pytest.mark.parametrize("wrong", [{"lost": 1}, {"inside": 1}, {"went_on": False}, {"right": False}])
+def test_a_kill_is_sound_where_nothing_is_lost_torn_or_wrong(wrong: dict[str, bool]) -> None:
+    assert KILL.sound
+    assert replace(KILL, went_on=True, torn=1).sound
+    assert not replace(KILL, **wrong).sound
+
+
+def test_the_page_has_a_row_for_each_kind_of_moment() -> None:
+    page = kills.written(
+        [KILL, KILL, replace(KILL, at_a_write=True, went_on=True)], [kills.Scene("a flood", False, ["help"])], 0
+    )
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| a")]
+    assert [row[:4] for row in rows] == [
+        ["| anywhere", "2", "2", "8"],
+        ["| at a write", "1", "1", "4"],
+        ["| all", "3", "3", "12"],
+    ]
+    assert rows[2][7] == "1 of 1"
+    assert "## a flood: NOT SOUND\n\n```\nhelp\n```" in page
+
+
+@pytest.mark.slow
+def test_two_kills_and_every_scene_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "kills.md"
+    assert kills.main(["--kills", "2", "--trials", "4", "-o", str(output)]) == 0, capsys.readouterr().out
+    record = json.loads(output.with_suffix(".json").read_text())
+    assert len(record["kills"]) == 2
+    assert [scene["name"] for scene in record["scenes"] if not scene["sound"]] == []
+    assert "| all | 2 |" in output.read_text()
