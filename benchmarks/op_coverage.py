@@ -19,11 +19,12 @@ import multiprocessing
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from reparam_compiler.errors import ReparamError, VerificationError
 ROUTES = {"torch": "benchmarks.op_coverage_torch", "onnx": "benchmarks.op_coverage_onnx"}
 """Where each route's `models()` stands."""
 CLASSES = ("equal", "refused", "not compared", "wrong", "crashed")
+ModelT = TypeVar("ModelT")
 LIMIT = 300.0
 """Seconds for one model, without those in which both processes are stopped."""
 
@@ -72,13 +74,13 @@ def _compiled(model: OneOp) -> tuple[str, str]:
     return ("equal" if executable.verified else "not compared"), executable.verification
 
 
-def outcomes(models: Sequence[OneOp], limit: float = LIMIT) -> Iterator[Outcome]:
+def outcomes(models: Sequence[ModelT], limit: float = LIMIT, judge: Callable[[Any], Outcome] = outcome) -> Iterator[Outcome]:
     """Of all models in their order; a new process goes on behind one at which the last one ended."""
     fork = multiprocessing.get_context("fork")
     left = list(models)
     while left:
         receiver, sender = fork.Pipe(duplex=False)
-        process = fork.Process(target=_work, args=(left, sender))
+        process = fork.Process(target=_work, args=(left, sender, judge))
         process.start()
         sender.close()
         while left:
@@ -98,12 +100,12 @@ def outcomes(models: Sequence[OneOp], limit: float = LIMIT) -> Iterator[Outcome]
         process.join()
 
 
-def _work(models: Sequence[OneOp], sender: Connection) -> None:
+def _work(models: Sequence[ModelT], sender: Connection, judge: Callable[[Any], Outcome]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)
     for model in models:
-        sender.send(outcome(model))
+        sender.send(judge(model))
 
 
 def models_of(route: str, only: Sequence[str] = ()) -> list[OneOp]:
