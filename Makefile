@@ -1,7 +1,7 @@
 # The front door. `make demo` and `make test` install what they need into .venv, once.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint type habits bench docs clean
+.PHONY: help demo test quick lint type habits bench docs changelog clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 help: ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-6s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-9s %s\n", $$1, $$2 }'
 
 demo: $(READY) ## fuse, prune, compile and run the embedded RepVGG; accuracy and milliseconds at each step
 	$(BIN)/python -m reparam_compiler.prune --ratio 0.3
@@ -43,6 +43,10 @@ bench: $(READY) ## the ladder: training form, fused, pruned, compiled, against P
 docs: $(READY) ## draw the figures of docs/ anew, and build the site into build/site; its warnings are errors
 	@for script in docs/draw_*.py; do if [ -e "$$script" ]; then echo "$$script"; $(BIN)/python "$$script" || exit; fi; done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+changelog: $(READY) ## put what is in changes/ into CHANGELOG.md, for a release
+	$(PIP_INSTALL) towncrier
+	$(BIN)/towncrier build --yes --version next  # the title stands there already
 
 clean: ## remove caches and build outputs; .venv stays
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -58,6 +58,16 @@ def test_the_version_is_the_same_wherever_it_stands() -> None:
     assert PROJECT["version"] == reparam_compiler.__version__ == cited[1]
 
 
+def test_a_change_is_a_file_that_the_changelog_takes() -> None:
+    """By `[tool.towncrier]`, which silently leaves out what has another name."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["towncrier"]
+    folder = ROOT / settings["directory"]
+    changes = [path for path in folder.iterdir() if path.name not in settings["ignore"]]
+    assert (ROOT / settings["template"]).is_file()
+    assert settings["start_string"] in (ROOT / settings["filename"]).read_text()
+    assert not [path.name for path in changes if not path.name.endswith(".change.md") or not path.read_text().strip()]
+
+
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[set[str], set[str]]]:
     """The names of what a wheel and a source archive hold, built from a copy of the sources with shared records in it."""
@@ -92,7 +102,7 @@ def test_the_wheel_holds_the_package_and_its_data(archives: tuple[set[str], set[
 def test_the_source_archive_holds_what_tests_and_documents_it(archives: tuple[set[str], set[str]]) -> None:
     _, sources = archives
     wanted = ("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt", RECORDS)
-    folders = ("benchmarks", "docs", "examples", "findings", "tests")
+    folders = ("benchmarks", "changes", "docs", "examples", "findings", "tests")
     kept = {str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()}
     assert {*wanted, *(name for name in kept if "__pycache__" not in name)} <= sources
     assert not [name for name in sources if "cache" in name.lower().split("/")[-1] or name.endswith(".pyc")]

@@ -1,7 +1,7 @@
 """Every habit is taken, or refused truly, as the goldens have it: a covering sample of the ring, and the ring's own honesty.
 
-`make habits` runs all cells. Here each habit meets one kind and three verbs, each kind every verb. A changed outcome shows as a
-difference to `tests/goldens/habits`; one that is meant is kept by UPDATE_GOLDENS=1.
+`make habits` runs all cells. Here each habit meets one kind and two or three verbs, each kind every verb. A changed outcome
+shows as a difference to `tests/goldens/habits`; one that is meant is kept by UPDATE_GOLDENS=1.
 """
 
 import os

@@ -319,8 +319,8 @@ WITHOUT_RECIPE = {
     "conv3d": (nn.Conv3d(4, 8, 3, padding=1), torch.float32, (1, 4, 5, 6, 7)),
     "float16 dense": (nn.Linear(300, 70), torch.float16, (1, 300)),
     "float16 transpose": (Lambda(lambda x: (x.permute(0, 2, 3, 1) + 1).relu()), torch.float16, (1, 16, 14, 14)),
-    "argmax": (Lambda(lambda x: x.argmax(1)), torch.float32, (4, 100)),
-    "cumsum": (Lambda(lambda x: x.cumsum(1)), torch.float32, (4, 100)),
+    "argmax": (Lambda(lambda x: x.argmax(1)), torch.float32, (1, 100, 4)),
+    "cumsum": (Lambda(lambda x: x.cumsum(2)), torch.float32, (1, 4, 100)),
 }
 
 
@@ -333,14 +333,12 @@ def test_op_without_a_recipe_is_bound_to_threads(name: str) -> None:
     assert unbound(module) == []
 
 
-@pytest.mark.parametrize("batch", [1, 4])
-def test_ops_without_a_recipe_are_built_for_the_device(batch: int) -> None:
-    """Those of batch 1 are captured as a CUDA graph, which every input's batch decides: so each batch by itself."""
-    chosen = {name: made for name, made in WITHOUT_RECIPE.items() if made[2][0] == batch}
-    model = Together(net.to(dtype) for net, dtype, _ in chosen.values()).eval()
-    inputs = tuple(torch.zeros(shape, dtype=dtype) for _, dtype, shape in chosen.values())
+def test_ops_without_a_recipe_are_built_for_the_device() -> None:
+    """All in one net: nvcc takes seconds to begin."""
+    model = Together(net.to(dtype) for net, dtype, _ in WITHOUT_RECIPE.values()).eval()
+    inputs = tuple(torch.zeros(shape, dtype=dtype) for _, dtype, shape in WITHOUT_RECIPE.values())
     compiled = lowering.compile(model, inputs, target="cuda -arch=sm_80")
-    assert len(compiled.kernels) >= len(chosen) >= 2
+    assert len(compiled.kernels) >= len(WITHOUT_RECIPE)
     assert [part.kind for part in imports(compiled.variants[0].library.mod)].count("cuda") == 1
 
 

@@ -1,5 +1,6 @@
 """A CPU that none are shipped for is measured once, and kept; a known one never."""
 
+import functools
 import json
 import logging
 import subprocess
@@ -45,7 +46,7 @@ def as_if(costs: Costs, asked: Sequence[Kernel], unit: VectorUnit = UNIT) -> Sec
     return {kernel: cycles(*kernel, replace(unit, costs=costs)) / HERTZ for kernel in asked}
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)  # each is three fits, of a tenth of a second
 @given(factors=st.tuples(*[st.floats(0.5, 2.0)] * 6), base=st.sampled_from([ZEN3, GOLDEN_COVE]))
 def test_costs_are_recovered_from_the_times_that_they_make(factors: tuple[float, ...], base: Costs) -> None:
     true = Costs(*np.multiply(factors, astuple(base)).tolist())
@@ -93,7 +94,18 @@ def target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Target:
     lanes = backend_for(resolve(None)).tuning().unit.lanes("float32")  # type: ignore[union-attr]
     monkeypatch.setattr(measured_family, "measure_peak", lambda target, threads: 2 * 2 * lanes * HERTZ)
     monkeypatch.setattr(measured_family, "_KNOWN", {})
+    monkeypatch.setattr(measured_family, "fitted", fitted_once)
     return resolve(None)
+
+
+def fitted_once(seconds: Seconds, unit: VectorUnit, hertz: float, starts: Sequence[Costs]) -> Costs:
+    """What `fitted` gives; the same times are fitted once for all tests."""
+    return _fitted(tuple(seconds.items()), unit, hertz, tuple(starts))
+
+
+@functools.cache
+def _fitted(seconds: tuple[tuple[Kernel, float], ...], unit: VectorUnit, hertz: float, starts: tuple[Costs, ...]) -> Costs:
+    return fitted(dict(seconds), unit, hertz, starts)
 
 
 class Timer:

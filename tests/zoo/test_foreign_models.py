@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import reparam_compiler
 from reparam_compiler.api.report import FuseReport
+from reparam_compiler.frontends.torch.tracing import exporting
 from reparam_compiler.interpreter.difference import difference
 from tests.support.foreign_models import timm_model, transformers_model
 
@@ -72,7 +73,9 @@ def test_a_timm_model_has_no_more_convs_than_after_its_own_conversion(name: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_a_transformers_model_is_fused(name: str) -> None:
+def test_a_transformers_model_is_fused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a fixed batch where dynamo alone would open it, as `test_exporting.py` does: half a minute for RT-DETR."""
+    monkeypatch.setattr(exporting, "_by_dynamo", lambda *_: None)
     model, x = transformers_model(name)
     _, report = fused(model, x)
     assert (report.before.convs, report.after.convs) == TRANSFORMERS[name]

@@ -9,6 +9,7 @@ import math
 import os
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,13 @@ class VectorUnit:
 
     def lanes(self, dtype: str) -> int:
         """Elements of `dtype` in a register."""
-        return max(1, self.bytes * 8 // int(tvm.DataType(dtype).bits))
+        return max(1, self.bytes * 8 // _bits(dtype))
+
+
+@cache
+def _bits(dtype: str) -> int:
+    """Of an element; TVM reads the word anew each time, and the choice of a tile asks for it thousands of times."""
+    return int(tvm.DataType(dtype).bits)
 
 
 DOTS = {
