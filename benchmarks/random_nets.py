@@ -13,6 +13,7 @@ the end of the process, five minutes).
 """
 
 import argparse
+import contextlib
 import io
 import time
 import warnings
@@ -69,7 +70,8 @@ def outcome(trial: Trial) -> Outcome:
 
 def _became(trial: Trial) -> tuple[str, str]:
     try:
-        model, x = made(trial)
+        with contextlib.redirect_stdout(io.StringIO()):  # an exporter prints what it refuses
+            model, x = made(trial)
     except Exception as error:  # noqa: BLE001 - an exporter's
         return "not made", f"{type(error).__name__}: {error}"
     try:
