@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,17 @@ def test_a_measurement_that_goes_on_when_another_finds_no_device_is_waited_for(p
     assert fleet.each(lambda *_: (others_are_over.wait(PATIENCE), DONE)[1], range(3)) == [DONE, None, None]
 
 
-def test_ctrl_c_gives_what_was_measured_and_waits_for_nothing(pretended: Callable[..., Fleet]) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Ctrl-C to this process; the processes of xdist ignore it otherwise."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_gives_what_was_measured_and_waits_for_nothing(
+    pretended: Callable[..., Fleet], ctrl_c: Callable[[], None]
+) -> None:
     fleet, done = pretended(2), threading.Semaphore(0)
 
     def work(device: Any, job: int) -> Outcome:
@@ -132,13 +142,29 @@ def test_ctrl_c_gives_what_was_measured_and_waits_for_nothing(pretended: Callabl
             done.release()
             return DONE
         if job == 3:
-            for _ in range(3):
-                done.acquire()
-            os.kill(os.getpid(), signal.SIGINT)
+            assert all(done.acquire(timeout=PATIENCE) for _ in range(3))
+            ctrl_c()
         device._line.closed.wait(PATIENCE)
         raise LostError("it was closed")
 
     assert fleet.each(work, range(6)) == [DONE] * 3 + [None] * 3
+    with pytest.raises(KeyboardInterrupt):
+        fleet.check()
+
+
+def test_ctrl_c_before_every_point_is_handed_out_waits_for_nothing(pretended: Callable[..., Fleet]) -> None:
+    fleet = pretended(2)
+
+    class Interrupted(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield 0
+            raise KeyboardInterrupt
+
+    def work(device: Any, _: int) -> Outcome:
+        device._line.closed.wait(PATIENCE)
+        raise LostError("it was closed")
+
+    assert fleet.each(work, Interrupted(range(3))) == [None] * 3
     with pytest.raises(KeyboardInterrupt):
         fleet.check()
 

@@ -10,7 +10,7 @@ measured meanwhile and ends, and goes on from there when it is called again. So 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,8 +68,10 @@ class Fleet:
             return [None] * len(jobs)
         self._most_held = 0
         with ThreadPoolExecutor(max(1, known(self.rpc, self._given_up).servers)) as pool:
-            made = [pool.submit(self._tried, work, job) for job in jobs]
+            made = list[Future[Outcome]]()
             try:
+                for job in jobs:
+                    made.append(pool.submit(self._tried, work, job))
                 wait(made, return_when=FIRST_EXCEPTION)
             except BaseException as interrupt:  # noqa: BLE001 - Ctrl-C: what the threads wait for is ended, or they would be waited for
                 self._ended = interrupt
@@ -78,7 +80,8 @@ class Fleet:
                 each.cancel()
         failed = [each for each in made if each.cancelled() or each.exception()]
         self._ended = self._ended or next((each.exception() for each in failed if not each.cancelled()), None)
-        return [None if each in failed else each.result() for each in made]
+        found = [None if each in failed else each.result() for each in made]
+        return found + [None] * (len(jobs) - len(made))
 
     def check(self) -> None:
         """Raises what ended the measurements: LoweringError where no device was left, or KeyboardInterrupt."""
