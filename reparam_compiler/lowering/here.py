@@ -10,6 +10,7 @@ from tvm.target import Target
 from reparam_compiler.lowering.cpu.machine import native, vector_unit
 from reparam_compiler.lowering.cpu.measured_family import known_family, processor
 from reparam_compiler.lowering.cpu.tuning import CpuTuning
+from reparam_compiler.lowering.gpu.cuda.backend import CudaBackend
 from reparam_compiler.lowering.gpu.opencl import devices
 from reparam_compiler.lowering.search.shared import shipped
 
@@ -46,7 +47,7 @@ def machine() -> Machine:
     family = known_family(target)
     unit = vector_unit(target, family)
     peers = CpuTuning(target, unit, family).peers
-    why_no_opencl, gpu = devices.why_none(), tvm.device("cuda", 0)
+    why_no_opencl, gpu = devices.why_none(), tvm.device(CudaBackend.device_name, 0)
     return Machine(
         cpu=str(target.attrs["mcpu"]),
         processor=processor(),

@@ -264,7 +264,7 @@ def test_a_search_on_devices_far_away_keeps_what_one_here_keeps(of: Program, tmp
     assert result["measured"] == 6
     assert result["net_seconds"] <= result["rule_seconds"]
     assert any(task["trials"] for task in result["tasks"][1:])  # of what has no recipe
-    assert steps[-1]["doing"] == "choosing in the running net"
+    assert steps[-1]["doing"].startswith("the running net")
     records = read_convs(tmp_path / "records")
     assert {record.where for record in records} == {"alone", "net"}
     assert not any(record.failure for record in records)

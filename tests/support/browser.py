@@ -58,6 +58,11 @@ class Shown:
         colour: str = self.page.evaluate(f"(name) => ({MODEL})(name).background_fill_color", side)
         return colour
 
+    def repainted(self, side: str, before: str) -> str:
+        """The colour of a canvas once it is another one: a page hears of its medium in a later frame."""
+        self.page.wait_for_function(f"([name, before]) => ({MODEL})(name).background_fill_color != before", arg=[side, before])
+        return self.ground(side)
+
     @property
     def detail(self) -> str:
         return str(self.page.inner_text("#detail"))
