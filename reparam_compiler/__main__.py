@@ -1,4 +1,4 @@
-"""`python -m reparam_compiler fuse | prune | inspect | compile | run | tune | measure`, and the console script `reparam`."""
+"""`python -m reparam_compiler COMMAND`, and the console script `reparam`: the commands of `commands.reparam`."""
 
 import sys
 

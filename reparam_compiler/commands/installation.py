@@ -130,6 +130,8 @@ def _in_a_process(code: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _last_line(done: "subprocess.CompletedProcess[str]") -> str:
-    """What ended a process: the last that it said, else the signal."""
+    """What ended a process: the signal, else the last that it said, else its exit code."""
+    if done.returncode < 0:
+        return f"it ended by signal {-done.returncode}"
     lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines and done.returncode > 0 else f"it ended by signal {-done.returncode}"
+    return lines[-1] if lines else f"it ended with {done.returncode}"

@@ -68,7 +68,7 @@ def print_fusions(out: Console, report: "FuseReport", *, whole: bool = True) -> 
     for refusal in report.refusals:
         refused.add_row(refusal.node, refusal.op, refusal.reason)
     for part, count in ((table, len(report.fusions)), (refused, len(report.refusals))):
-        out.print(part) if count else out.print(str(part.title))
+        out.print(part, markup=False) if count else out.print(str(part.title))
     out.print(_cost_table(report.before, report.after))
     for line in [*report.remarks, *(report.closing() if whole else [])]:
         out.print(line, markup=False, highlight=False)
@@ -114,7 +114,7 @@ def print_pruning(out: Console, report: "PruneReport") -> None:
         table.add_row(family.name, str(family.before), str(family.after), family.note)
     for pin in plan.pinned:
         table.add_row(pin.name, str(pin.width), str(pin.width), f"{pin.reason} at {pin.node}")
-    out.print(table)
+    out.print(table, markup=False)
     out.print(_cost_table(report.before, report.after))
     if plan.repair is None:
         out.print(why_unrepaired(plan.gain), style="yellow", highlight=False)

@@ -1,4 +1,4 @@
-"""`reparam fuse | prune | inspect | report | equivalent | compile | run | tune | measure | records | doctor | completion`.
+"""`reparam fuse | prune | cut | inspect | report | equivalent | compile | run | tune | measure | records | doctor | …`.
 
 Also as `python -m reparam_compiler`.
 

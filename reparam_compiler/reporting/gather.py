@@ -1,13 +1,13 @@
 """A page from what `fuse`, `prune` and `compile` report."""
 
 import hashlib
-import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from reparam_compiler.api.report import FuseReport, Graphs, PruneReport, gain_text, why_unrepaired
+from reparam_compiler.core.packages import installed_version
 from reparam_compiler.cost.model import Cost, cost
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Graph
@@ -34,16 +34,11 @@ def provenance(command: str, files: Sequence[str | Path] = (), graph: Graph | No
 
     files: models; those that are no files (a factory) have no hash. graph: its weights are hashed as well.
     """
-    hashes = {Path(file).name: _file_hash(Path(file)) for file in files if Path(file).is_file()}
+    hashes = {str(file): _file_hash(Path(file)) for file in files if Path(file).is_file()}
     if graph is not None:
         hashes["weights"] = _weights_hash(graph)
-    versions = {"python": sys.version.split()[0]}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return Provenance(command, versions, hashes)
+    versions = {name: found for name in _PACKAGES if (found := installed_version(name)) is not None}
+    return Provenance(command, {"python": sys.version.split()[0], **versions}, hashes)
 
 
 def provenance_here(*models: str, graph: Graph | None = None) -> Provenance:

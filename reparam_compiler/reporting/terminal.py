@@ -1,6 +1,7 @@
 """A page in a terminal: the same numbers and reasons, without the picture."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from reparam_compiler.reporting.page import Page
@@ -9,13 +10,13 @@ from reparam_compiler.reporting.words import percent, short, sizes
 
 def print_page(out: Console, page: Page) -> None:
     """Prints what a page says, a table a section."""
-    out.print(f"[bold]{page.title}[/]  {page.kind}", highlight=False)
+    out.print(f"[bold]{escape(page.title)}[/]  {page.kind}", highlight=False)
     out.print(_figures(page))
     for line in (*page.accuracy, *page.remarks):
         out.print(line, markup=False, highlight=False)
     for table in (_regions(page), _refusals(page), _families(page), _kernels(page), _ops(page)):
         if table.row_count:
-            out.print(table)
+            out.print(table, markup=False)
     for name, value in ({**page.made.hashes, **page.made.versions} if page.made.command else {}).items():
         out.print(f"{name} {value}", markup=False, highlight=False, style="dim", soft_wrap=True)
 

@@ -1,21 +1,21 @@
 """Numbers as people read them."""
 
-import math
 from collections.abc import Sequence
 
 
 def short(value: float | None, unit: str = "") -> str:
     """A number in three digits, with a prefix.
 
-    >>> short(1_234_567), short(2_516_582, "B"), short(0), short(None)
-    ('1.23 M', '2.4 MiB', '0', '')
+    >>> short(1_234_567), short(999_999), short(2_516_582, "B"), short(0), short(None)
+    ('1.23 M', '1 M', '2.4 MiB', '0', '')
     """
     if value is None:
         return ""
     step, prefixes = (1024, ("", "Ki", "Mi", "Gi", "Ti")) if unit == "B" else (1000, ("", "k", "M", "G", "T"))
-    power = min(int(math.log(abs(value), step)), len(prefixes) - 1) if abs(value) >= 1 else 0
-    shown = f"{value / step**power:.3g}" if power or value != int(value) else f"{int(value)}"
-    return f"{shown} {prefixes[power]}{unit}".strip()
+    power = 0
+    while abs(value) >= 999.5 and power < len(prefixes) - 1:  # in three digits that is a thousand
+        value, power = value / step, power + 1
+    return f"{value:.3g} {prefixes[power]}{unit}".strip()
 
 
 def sizes(shape: Sequence[int]) -> str:

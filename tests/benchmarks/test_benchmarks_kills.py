@@ -54,6 +54,7 @@ def test_the_page_has_a_row_for_each_kind_of_moment() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # eight searches and as many builds
 def test_two_kills_and_every_scene_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "kills.md"
     assert kills.main(["--kills", "2", "--trials", "4", "-o", str(output)]) == 0, capsys.readouterr().out

@@ -116,6 +116,7 @@ def test_the_versions_that_others_do_not_replace_are_those_that_the_tests_run_wi
     [
         (1, "Traceback\nRuntimeError: operator torchvision::nms does not exist\n", "operator torchvision::nms does not exist"),
         (-11, "", "it ended by signal 11"),
+        (3, "", "it ended with 3"),
     ],
 )
 def test_a_torchvision_of_another_torch_is_found_in_a_process_of_its_own(

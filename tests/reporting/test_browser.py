@@ -79,7 +79,7 @@ def test_a_refused_node_tells_its_reason(shown: Shown) -> None:
 
 def test_a_pointer_over_a_node_sees_its_name(shown: Shown) -> None:
     shown.page.mouse.move(*shown.position("before", "wide"))
-    shown.page.locator(".bk-Tooltip", has_text="wide").first.wait_for(timeout=20_000)
+    shown.page.locator(".bk-Tooltip", has_text="wide").first.wait_for()
 
 
 @pytest.mark.parametrize("shown", ["large"], indirect=True)

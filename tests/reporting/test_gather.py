@@ -1,6 +1,7 @@
 """What a page says of what was done to a model."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +125,16 @@ def test_the_hash_of_weights_is_that_of_their_numbers() -> None:
     reports.append(fuse(changed, return_report=True)[1])
     hashes = [provenance("", graph=report.graphs.before).hashes["weights"] for report in reports if report.graphs is not None]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_two_files_of_one_name_have_a_hash_each(tmp_path: Path) -> None:
+    files = [tmp_path / folder / "net.onnx" for folder in ("one", "other")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(str(file))
+    hashes = provenance("", files).hashes
+    assert list(hashes) == list(map(str, files))
+    assert len(set(hashes.values())) == 2
 
 
 def test_reports_are_a_line_each() -> None:

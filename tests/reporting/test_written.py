@@ -88,6 +88,13 @@ def test_text_has_a_line_for_each_region_refusal_and_family(page: object, tmp_pa
     assert all(name in text for name in names)
 
 
+def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    page = replace(fused_page(), title="net[b]", refusals=(RefusalView("/conv[/x]", "add", "it reads [blocks]"),))
+    write_page(page, tmp_path / "page.txt")
+    text = (tmp_path / "page.txt").read_text(encoding="utf-8")
+    assert all(name in text for name in ("net[b]", "/conv[/x]", "it reads [blocks]"))
+
+
 def test_another_suffix_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"found the suffix '\.pdf'; expected \.html, \.json, \.txt"):
         write_page(fused_page(), tmp_path / "page.pdf")
@@ -100,6 +107,9 @@ def test_another_suffix_is_refused_and_nothing_is_written(tmp_path: Path) -> Non
         (0.0, "", "0"),
         (999.0, "", "999"),
         (1000.0, "", "1 k"),
+        (999_600.0, "", "1 M"),
+        (1e9, "", "1 G"),
+        (1023 * 1024.0, "B", "0.999 MiB"),
         (2_516_582.0, "B", "2.4 MiB"),
         (1.5, "", "1.5"),
         (3e15, "", "3e+03 T"),

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+PATIENCE = 120_000
+"""Milliseconds that whatever the browser is asked for may take, on a machine that does other things too."""
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -78,8 +80,14 @@ def chromium(folder: Path) -> Iterator[Any]:
 
     with sync_playwright() as driver:
         context = driver.chromium.launch_persistent_context(
-            str(folder), executable_path=CHROMIUM, args=ARGUMENTS, viewport={"width": 1400, "height": 1000}, offline=True
+            str(folder),
+            executable_path=CHROMIUM,
+            args=ARGUMENTS,
+            viewport={"width": 1400, "height": 1000},
+            offline=True,
+            timeout=PATIENCE,
         )
+        context.set_default_timeout(PATIENCE)
         yield context
         context.close()
 
@@ -91,5 +99,5 @@ def opened(
     shown = Shown(context.new_page())
     shown.page.emulate_media(color_scheme=scheme, media=media)
     shown.page.goto(path.as_uri())
-    shown.page.wait_for_function("document.documentElement.dataset.ready", timeout=120_000)
+    shown.page.wait_for_function("document.documentElement.dataset.ready")
     return shown

@@ -63,7 +63,7 @@ class NetSearch:
                 self._convs(most, 1 - SHARE, first=True)
                 share = self._rest_share()
                 rest = round(share * left)
-                self._convs(most - rest, (1 - share if rest else 1.0) - SHARE)
+                self._convs(most - rest, (1 - share if rest else 1.0) * (1 - SHARE))
                 self._rest(self.search.options.trials - self._measured if share else 0)
             if self.search.options.trials and (self._measured > self._before or not self._chosen_before):
                 times = self.contest.decided(self.clock)
