@@ -2,9 +2,11 @@
 
 import contextlib
 import math
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.runtime.description import TensorSpec
 from reparam_compiler.lowering.runtime.executable import executable_of
+from reparam_compiler.lowering.search import in_net
 from reparam_compiler.lowering.search.layers import Layer, layers_of, module_of
 from reparam_compiler.lowering.search.measuring import Builders, Kernels, Meter
 from reparam_compiler.lowering.search.pairs import Outcome, Repeats
@@ -338,6 +341,30 @@ def test_points_near_the_best_have_their_turns_in_the_net_and_then_whoever_leads
     rivals.note([timed(states[0], one, 1.01), timed(states[0], other, 1.01)])
     assert rivals.next()[first.shape] == rule
     assert not Rivals([state_of(first, [1.0])]).waiting
+
+
+def test_a_contest_holds_the_rules_net_and_one_more(net: tuple[Any, list[Layer]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has packed weights of its own, and there may be a dozen."""
+    alive = weakref.WeakSet[Any]()
+    most = 0
+
+    class Net:
+        pass
+
+    def net_of(*_: Any) -> Any:
+        nonlocal most
+        alive.add(made := Net())
+        most = max(most, len(alive))
+        return made
+
+    monkeypatch.setattr(in_net, "net_of", net_of)
+    search = SimpleNamespace(backend=HERE)
+    contest = in_net.Contest(search, SimpleNamespace(inputs=()), planner(net[1]), SimpleNamespace())  # type: ignore[arg-type]
+    shape = net[1][0].shape
+    for point in TUNING.points(shape)[:5]:
+        assert contest._built({shape: point}, frozenset()) is contest._built({shape: point}, frozenset())
+        assert contest._built({}, frozenset()) is contest._by_rule
+    assert most == 2
 
 
 def test_a_clock_says_where_a_search_is() -> None:

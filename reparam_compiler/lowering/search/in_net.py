@@ -9,6 +9,7 @@ What is not faster again has lost. The net of what is left is run whole beside t
 does anything of it count.
 """
 
+import functools
 import logging
 import math
 from collections import defaultdict
@@ -74,16 +75,16 @@ class Contest:
         self._search, self._imported, self._planner, self._generic = search, imported, planner, generic
         self._arrays = [filled(spec, "random") for spec in imported.inputs]
         self._target = describe(search.backend.target)
-        self._nets: dict[Any, Executable] = {}
+        self._last: tuple[Any, Executable] | None = None
 
     def check_device(self) -> None:
         """Raises LoweringError where the net cannot be run on the devices that are to measure."""
         if self._search.rpc is not None:
             self._staged(lambda put: put(self._by_rule).run(*self._arrays))
 
-    @property
+    @functools.cached_property
     def _by_rule(self) -> Executable:
-        return self._built({}, frozenset())
+        return net_of(self._search, self._imported, {})
 
     def rest_share(self) -> float:
         """Of a run by rule, the share of the functions without a recipe."""
@@ -114,14 +115,15 @@ class Contest:
             rivals.note(new)
             convs, rest = convs + new, rest + more
         convs, points = self._tried_again(put, by_rule, rivals, convs)
-        functions = faster_functions(_best_of(rest), self._target)
+        rest = _best_of(rest)
+        functions = faster_functions(rest, self._target)
         before, after = whole_runs([by_rule, put(self._built(points, functions))], self._arrays)
         if after > (1 - WHOLE) * before:  # layer by layer it was faster, and as a whole it is not
             convs = [record for record in convs if record.against is None]
             rest, after = [_undone(record) for record in rest], before
         for conv in convs:
             append_conv(self._search.folder, conv)
-        for each in _best_of(rest):
+        for each in rest:
             append_rest(self._search.folder, each)
         return before, after
 
@@ -170,10 +172,14 @@ class Contest:
                 device.close()
 
     def _built(self, points: Mapping[ConvShape, Point], functions: frozenset[int]) -> Executable:
+        """The net, whose packed weights may be gigabytes: beside that by rule the last one alone is kept."""
+        if not points and not functions:
+            return self._by_rule
         key = (frozenset(points.items()), functions)
-        if key not in self._nets:
-            self._nets[key] = net_of(self._search, self._imported, points, functions)
-        return self._nets[key]
+        if self._last is None or self._last[0] != key:
+            self._last = None  # goes before the next is made
+            self._last = key, net_of(self._search, self._imported, points, functions)
+        return self._last[1]
 
 
 def _conv_records(state: State, base: Timed, timed: Timed, target: str) -> list[ConvRecord]:
@@ -181,11 +187,9 @@ def _conv_records(state: State, base: Timed, timed: Timed, target: str) -> list[
     site, mark, count = state.layer.site, state.layer.shape.mark, state.layer.count
     beside, seconds = (tuple(each / count for each in net.seconds[mark]) for net in (base, timed))
     first, point = ConvRecord(site.shape, site.epilogue, state.rule, target, beside, where="net"), timed.points[site.shape]
-    return (
-        [first]
-        if point == state.rule
-        else [first, replace(first, point=point, seconds=seconds, against=state.rule, beside=beside)]
-    )
+    if point == state.rule:
+        return [first]
+    return [first, replace(first, point=point, seconds=seconds, against=state.rule, beside=beside)]
 
 
 def _least(mark: str, *nets: Timed) -> list[float]:
