@@ -36,6 +36,8 @@ from reparam_compiler.lowering.search.rest import UNMADE
 JobT = TypeVar("JobT")
 DEVICES = 2
 """On which a candidate is tried before its failure is one."""
+LOOK = 0.2
+"""Seconds between two looks for Ctrl-C."""
 
 
 class Fleet:
@@ -72,7 +74,7 @@ class Fleet:
             try:
                 for job in jobs:
                     made.append(pool.submit(self._tried, work, job))
-                wait(made, return_when=FIRST_EXCEPTION)
+                _wait(made)
             except BaseException as interrupt:  # noqa: BLE001 - Ctrl-C: what the threads wait for is ended, or they would be waited for
                 self._ended = interrupt
                 self.close()
@@ -134,6 +136,13 @@ class Fleet:
                 return self._idle.pop()
             self._lines.append(line := Line())
             return line
+
+
+def _wait(made: Sequence[Future[Outcome]]) -> None:
+    """Until all are done, or one raised. It looks up now and then: a signal that comes just before a wait does not end it."""
+    found = wait(made, LOOK, FIRST_EXCEPTION)
+    while found.not_done and not any(each.exception() for each in found.done):
+        found = wait(made, LOOK, FIRST_EXCEPTION)
 
 
 def _outcome(work: Callable[[Device, JobT], Outcome], device: Device, job: JobT) -> Outcome:
