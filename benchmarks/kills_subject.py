@@ -24,6 +24,7 @@ from benchmarks.op_one_onnx import normal
 from reparam_compiler.core.files import SCRATCH
 from reparam_compiler.lowering.search.records import CONVS, REST, SCHEDULES, WORKLOADS, read_convs, read_rest
 from reparam_compiler.tvmc.commands import main as tvmc
+from tests.support.onnx_models import model_of
 
 PATIENCE = 600.0
 """Seconds that a run may take, and its processes to end, on a machine that others use."""
@@ -149,14 +150,8 @@ def _model() -> onnx.ModelProto:
         helper.make_node("MaxPool", ["q"], ["r"], kernel_shape=[2, 2], strides=[2, 2]),
         helper.make_node("Conv", ["r", "b"], ["y"], pads=[1] * 4),
     ]
-    ends = [
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)]
-        for name, shape in (("x", (1, 16, 24, 20)), ("y", (1, 32, 12, 10)))
-    ]
     weights = {"a": 0.1 * normal(16, 16, 3, 3), "b": 0.1 * normal(32, 16, 3, 3)}
-    held = [onnx.numpy_helper.from_array(value, name) for name, value in weights.items()]
-    graph = helper.make_graph(nodes, "net", *ends, held)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    return model_of(nodes, {"x": (1, 16, 24, 20)}, ["y"], weights)
 
 
 def is_json(line: bytes) -> bool:

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +37,6 @@ from reparam_compiler.errors import ReparamError, VerificationError
 ROUTES = {"torch": "benchmarks.op_coverage_torch", "onnx": "benchmarks.op_coverage_onnx"}
 """Where each route's `models()` stands."""
 CLASSES = ("equal", "refused", "not compared", "wrong", "crashed")
-ModelT = TypeVar("ModelT")
 LIMIT = 300.0
 """Seconds for one model, without those in which both processes are stopped."""
 
@@ -74,8 +73,8 @@ def _compiled(model: OneOp) -> tuple[str, str]:
     return ("equal" if executable.verified else "not compared"), executable.verification
 
 
-def outcomes(models: Sequence[ModelT], limit: float = LIMIT, judge: Callable[[Any], Outcome] = outcome) -> Iterator[Outcome]:
-    """Of all models in their order; a new process goes on behind one at which the last one ended."""
+def outcomes(models: Sequence[Any], limit: float = LIMIT, judge: Callable[[Any], Outcome] = outcome) -> Iterator[Outcome]:
+    """Of all models, which have names, in their order; a new process goes on behind one at which the last one ended."""
     fork = multiprocessing.get_context("fork")
     left = list(models)
     while left:
@@ -100,7 +99,7 @@ def outcomes(models: Sequence[ModelT], limit: float = LIMIT, judge: Callable[[An
         process.join()
 
 
-def _work(models: Sequence[ModelT], sender: Connection, judge: Callable[[Any], Outcome]) -> None:
+def _work(models: Sequence[Any], sender: Connection, judge: Callable[[Any], Outcome]) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.ERROR)

@@ -96,6 +96,7 @@ def prune_command(
     with errors_as_exit_codes(as_json, verbose, quiet):
         from reparam_compiler.commands.loading import loaded
         from reparam_compiler.models.io import check_installed
+        from reparam_compiler.reporting.writing import check_report
 
         if latency is not None:
             check_installed("--latency", "onnx", "onnxruntime")
@@ -112,7 +113,7 @@ def prune_command(
             print_json(as_json, demo.run(console(as_json), output, options))
             return
         options |= {"mean": numbers(mean, "--mean"), "std": numbers(std, "--std")}
-        report.check_place_of(report_file)
+        check_report(report_file)
         native = loaded(model, unsafe_load, constant)
         _prune(model, native, output, manifest, report_file, calibration, input_shapes, options, no_fuse, as_json)
 

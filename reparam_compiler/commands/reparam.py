@@ -100,11 +100,12 @@ def fuse_command(
         from reparam_compiler.commands.loading import check_output_for, loaded
         from reparam_compiler.commands.stating import stated_inputs
         from reparam_compiler.models.io import save_model
+        from reparam_compiler.reporting.writing import check_report
 
         native = loaded(model, unsafe_load, constant)
         stated = stated_inputs(native, input_shapes)
         check_output_for(native, output, stated.inputs)
-        report.check_place_of(report_file)
+        check_report(report_file)
         options = _options(policy, keep_bn, measure)
         with status(f"fusing {model}"):
             fused, done = fuse(native, stated.inputs, verify=not no_verify, return_report=True, **options)

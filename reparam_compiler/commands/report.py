@@ -37,21 +37,15 @@ def report_command(
 ) -> None:
     """Show what becomes of MODEL: both graphs side by side, what was fused by which rule, what was not and why, its layers."""
     with errors_as_exit_codes(as_json, verbose, quiet):
-        check_place_of(output)
+        from reparam_compiler.reporting.writing import check_report
+
+        check_report(output)
         with status(f"reading {model}"):
             if after is None:
                 page = _fused_page(model, input_shapes, policy, constant, unsafe_load)
             else:
                 page = _compared_page(model, after, input_shapes, constant, unsafe_load)
         _show(page, output, as_json)
-
-
-def check_place_of(path: Path | None) -> None:
-    """Asks before minutes of work what would keep a report from being written; raises as `writing.check_report`."""
-    if path is not None:
-        from reparam_compiler.reporting.writing import check_report
-
-        check_report(path)
 
 
 def write_fused(path: Path | None, model: str, done: "FuseReport") -> None:

@@ -45,7 +45,7 @@ class Grouping:
 def grouped(graph: GraphView) -> Grouping:
     """The groups of a graph."""
     named = sum(bool(node.path) for node in graph.nodes)
-    paths = {node.id: _prefixes(node.path) for node in graph.nodes} if named > _NAMED * len(graph.nodes) else _blocks(graph)
+    paths = {node.id: prefixes(node.path) for node in graph.nodes} if named > _NAMED * len(graph.nodes) else _blocks(graph)
     counts = Counter(name for chain in paths.values() for name in chain)
     chains: dict[str, tuple[str, ...]] = {}
     groups: dict[str, Group] = {}
@@ -75,7 +75,7 @@ def _in_sight(chains: Mapping[str, tuple[str, ...]], depth: int) -> int:
     return len({chain[depth] if len(chain) > depth else f"node {node_id}" for node_id, chain in chains.items()})
 
 
-def _prefixes(path: str) -> tuple[str, ...]:
+def prefixes(path: str) -> tuple[str, ...]:
     """The paths of the modules round one, and its own: a.b gives a and a.b."""
     names = path.split(".") if path else []
     return tuple(".".join(names[: end + 1]) for end in range(len(names)))

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from reparam_compiler.reporting import drawing
-from reparam_compiler.reporting.blocks import grouped
+from reparam_compiler.reporting.blocks import grouped, prefixes
 from reparam_compiler.reporting.layout import Layout, side_by_side
 from reparam_compiler.reporting.page import Page
+from reparam_compiler.reporting.schema import as_record
 from reparam_compiler.reporting.words import percent, short, sizes
 
 
@@ -32,7 +33,7 @@ def to_html(page: Page) -> str:
     templates.filters |= {"short": short, "sizes": sizes, "percent": percent}
     return templates.get_template("page.html.j2").render(
         page=page,
-        data=_in_script(asdict(page)),
+        data=_in_script(as_record(page)),
         scene=_in_script(_scene(page, layouts)),
         charts=_in_script({name: item for name, item in charts.items() if item is not None}),
         drawn={name for name, item in charts.items() if item is not None},
@@ -48,16 +49,11 @@ def _scene(page: Page, layouts: Sequence[Layout]) -> dict[str, Any]:
     for view, layout in zip((page.before, page.after), layouts, strict=False):
         assert view is not None
         chains = [
-            grouping.chains.get(node.id) or tuple(name for name in _round(node.path) if name in known) for node in view.nodes
+            grouping.chains.get(node.id) or tuple(name for name in prefixes(node.path) if name in known) for node in view.nodes
         ]
         edges = [(edge.source, edge.target, edge.bends) for edge in layout.edges]
         graphs.append({"columns": layout.columns, "rows": layout.rows, "edges": edges, "chains": chains})
     return {"graphs": graphs, "groups": [asdict(group) for group in grouping.groups], "opened": grouping.opened}
-
-
-def _round(path: str) -> list[str]:
-    names = path.split(".")
-    return [".".join(names[: end + 1]) for end in range(len(names))]
 
 
 def _in_script(value: Any) -> str:

@@ -15,11 +15,13 @@ _WIDTH = 160
 """Columns of a text file."""
 
 
-def check_report(path: str | os.PathLike[str]) -> None:
-    """Asks before minutes of work what would fail after them.
+def check_report(path: str | os.PathLike[str] | None) -> None:
+    """Asks before minutes of work what would fail after them; nothing where no report is wanted.
 
     Raises UnsupportedModelError for another suffix, or where a package is missing that draws; OSError as `check_place`.
     """
+    if path is None:
+        return
     suffix = Path(path).suffix
     if suffix not in SUFFIXES:
         raise UnsupportedModelError(f"{path}: found the suffix {suffix!r}; expected {', '.join(SUFFIXES)}")

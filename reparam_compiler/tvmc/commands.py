@@ -79,8 +79,10 @@ def _compile(found: argparse.Namespace) -> None:
     if output_format == "so" and output.suffix == ".tar":
         output_format = "tar"
         log.warning(f"{output} is an archive with the library in it, as ever; for the library alone name it .so")
+    from reparam_compiler.reporting.writing import check_report
+
     options = _options(found)
-    _check_report(found)
+    check_report(found.report)
     model = _loaded(found)
     package = api.compile(
         model,
@@ -111,14 +113,6 @@ def _compile(found: argparse.Namespace) -> None:
         _say(kernel_table(made))
     _say("\n".join((memory_line(made), *target_lines(made))))
     _say(f"{'verified' if made.verified else 'not verified'}: {made.verification}")
-
-
-def _check_report(found: argparse.Namespace) -> None:
-    """Raises, before minutes of work, what would keep `--report` from being written."""
-    if found.report is not None:
-        from reparam_compiler.reporting.writing import check_report
-
-        check_report(found.report)
 
 
 def _write_report(found: argparse.Namespace, model: api.TVMCModel, made: "Executable") -> None:

@@ -93,9 +93,10 @@ class Planner:
         first = next((point for point in tuning.rule(layer.shape) if self._bears(layer, point)), None)
         if first is None:
             return State(layer, [])
-        if likely is None or not self._bears(layer, likely):
-            return State(layer, list(dict.fromkeys([first, *tuning.points(layer.shape)])))
-        return State(layer, list(dict.fromkeys([first, likely, *tuning.points(layer.shape)])), likely=likely)
+        if likely is not None and not self._bears(layer, likely):
+            likely = None
+        points = [first, *(() if likely is None else (likely,)), *tuning.points(layer.shape)]
+        return State(layer, list(dict.fromkeys(points)), likely=likely)
 
     def _bears(self, layer: Layer, point: Point) -> bool:
         """Whether a point is exact enough on the layer's weights: its tile and blocks have no part in that."""
