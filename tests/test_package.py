@@ -108,6 +108,9 @@ def test_the_source_archive_holds_what_tests_and_documents_it(archives: tuple[se
     assert not [name for name in sources if "cache" in name.lower().split("/")[-1] or name.endswith(".pyc")]
 
 
+RUN = "import runpy; runpy.run_module('reparam_compiler', run_name='__main__')"
+
+
 def without(module: str, code: str) -> "subprocess.CompletedProcess[str]":
     """A process of its own in which a module is not installed."""
     code = f"import sys; sys.modules[{module!r}] = None; {code}"
@@ -122,11 +125,24 @@ def test_without_torch_the_functions_say_what_to_type() -> None:
 
 
 def test_without_typer_the_command_names_the_one_that_runs_artifacts() -> None:
-    found = without("typer", "import runpy; runpy.run_module('reparam_compiler', run_name='__main__')")
+    found = without("typer", RUN)
     assert found.returncode == 1
     (line,) = found.stderr.splitlines()
     assert line.startswith("reparam: typer is not installed")
     assert line.endswith("pip install 'reparam_compiler[torch]'; to run artifacts: tvmc run")
+
+
+@pytest.mark.parametrize("words", [["doctor"], ["doctor", "--json"]], ids=" ".join)
+def test_without_typer_the_doctor_looks_all_the_same(words: list[str]) -> None:
+    too_small = "sys.modules |= dict.fromkeys(('torch', 'tvm')); "
+    found = without("typer", f"{too_small}sys.argv[1:] = {words}; {RUN}")
+    assert found.returncode == 3
+    advice = "pip install 'reparam_compiler[torch]'"
+    if "--json" in words:
+        checks = {check["subject"]: check for check in json.loads(found.stdout)["checks"]}
+        assert (checks["typer"]["state"], checks["typer"]["advice"]) == ("broken", advice)
+    else:
+        assert f"typer: missing, and others of its extra are there (broken): {advice}" in found.stdout.splitlines()
 
 
 def test_a_module_of_nobodys_extra_is_no_refusal() -> None:

@@ -1,14 +1,11 @@
 """`reparam doctor`: what is installed and fits together, what compiled models meet on this machine, what to type."""
 
-from dataclasses import asdict
-
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
 
-from reparam_compiler.commands import installation
 from reparam_compiler.commands.failing import errors_as_exit_codes
-from reparam_compiler.commands.installation import Check
+from reparam_compiler.commands.installation import Check, Installation
 from reparam_compiler.commands.options import Json, Quiet, Verbose
 from reparam_compiler.commands.printing import console, print_json, status
 
@@ -23,13 +20,11 @@ def doctor_command(as_json: Json = False, verbose: Verbose = 0, quiet: Quiet = F
     """
     with errors_as_exit_codes(as_json, verbose, quiet):
         with status("looking"):
-            of_machine, machine = installation.machine()
-            checks = [*installation.packages(), installation.torchvision(), *of_machine]
-        code = next((check.code for check in checks if check.code), 0)
-        console(as_json).print(_table(checks))
-        print_json(as_json, {"fine": not code, "checks": list(map(asdict, checks)), "machine": machine})
-        if code:
-            raise typer.Exit(code)
+            found = Installation.looked_at()
+        console(as_json).print(_table(found.checks))
+        print_json(as_json, found.document())
+        if found.code:
+            raise typer.Exit(found.code)
 
 
 def _table(checks: list[Check]) -> Table:

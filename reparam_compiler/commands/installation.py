@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from reparam_compiler.core.packages import EXTRAS, TESTED, install_line, installed_version
@@ -47,6 +47,34 @@ class Check:
     state: Literal["fine", "absent", "broken"] = "fine"
     advice: str = ""
     code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What `reparam doctor` found: the checks in their order, and the machine as `lowering.here.Machine` has it."""
+
+    checks: list[Check]
+    machine: dict[str, Any] | None
+
+    @classmethod
+    def looked_at(cls) -> "Installation":
+        """The one this runs in."""
+        of_machine, found = machine()
+        return cls([*packages(), torchvision(), *of_machine], found)
+
+    @property
+    def code(self) -> int:
+        """The exit code of a command that meets the first defect; 0 where torch and tvm are there and all fits."""
+        return next((check.code for check in self.checks if check.code), 0)
+
+    def document(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {"fine": not self.code, "checks": list(map(asdict, self.checks)), "machine": self.machine}
+
+    def lines(self) -> Iterator[str]:
+        """A line for each check, for where what draws a table is missing."""
+        for check in self.checks:
+            yield f"{check.subject}: {check.found}" + (f" ({check.state}): {check.advice}" if check.advice else "")
 
 
 def packages() -> Iterator[Check]:
