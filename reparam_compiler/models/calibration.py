@@ -57,7 +57,10 @@ PLAIN = ((0.0,), (1.0,))
 
 
 class PreprocessingWarning(UserWarning):
-    """Images are normalised by a guess, for the caller did not say how the model's own were."""
+    """Images are normalised by a guess, for the caller did not say how the model's own were.
+
+    What to do: give `mean` and `std` (`--mean`, `--std`) as the model was trained with; the message names those taken.
+    """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
