@@ -59,6 +59,8 @@ SPELLINGS: list[tuple[ops.Op, Callable[[Holder, Tensor], Tensor]]] = [
     (ops.Add((1.0, -1.0)), lambda m, x: x - 1),
     (ops.Add((-1.0, 1.0)), lambda m, x: 1 - x),
     (ops.Add((1.0, -2.0)), lambda m, x: torch.sub(x, x, alpha=2)),
+    (ops.Add((0.75, 0.25)), lambda m, x: torch.lerp(x, end=x, weight=0.25)),
+    (ops.Add((0.25, 0.75)), lambda m, x: x.clone().lerp_(torch.ones((), dtype=x.dtype), 0.75)),
     (ops.Add((-1.0,)), lambda m, x: -x),
     (ops.Mul(), lambda m, x: x * m.bias.view(-1, 1, 1)),
     (ops.Mul(), lambda m, x: 2 * x),

@@ -67,6 +67,12 @@ def _rsub(call: Call) -> Read:
     return _constant_last(ops.Add((1.0, -alpha)), call.operand(1, "other"), call.operand(0, "input"))
 
 
+def _lerp(call: Call) -> Read:
+    """a + t (b - a), by a number; by a tensor it is not linear."""
+    share = float(call.constant(2, "weight"))
+    return _constant_last(ops.Add((1.0 - share, share)), call.operand(0, "input"), call.operand(1, "end"))
+
+
 def _mul(call: Call) -> Read:
     return _constant_last(ops.Mul(), call.operand(0, "input"), call.operand(1, "other"))
 
@@ -143,6 +149,7 @@ _READERS: dict[str, Reader] = {
     "add": partial(_add, 1.0),
     "sub": partial(_add, -1.0),
     "rsub": _rsub,
+    "lerp": _lerp,
     "neg": lambda call: (ops.Add((-1.0,)), (call.x,)),
     "mul": _mul,
     "div": _div,
