@@ -7,7 +7,6 @@ apply_manifest    the same cut on another checkpoint of the architecture
 """
 
 import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from torch.utils import _pytree
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import PruneKeywords, PruneOptions, made, takes
 from reparam_compiler.api.report import Graphs, PruneReport, why_unrepaired
+from reparam_compiler.api.timing import milliseconds
 from reparam_compiler.api.writing import write_pruned
 from reparam_compiler.checking.written import input_tree
 from reparam_compiler.cost.model import cost
@@ -31,7 +31,6 @@ from reparam_compiler.models.binding import bound
 from reparam_compiler.models.calibration import again, batches, check_path
 from reparam_compiler.models.fitting import Batch
 from reparam_compiler.models.held_out import parts
-from reparam_compiler.models.io import save_model
 from reparam_compiler.models.opening import Source, open
 from reparam_compiler.passes.pruning import pipeline
 from reparam_compiler.passes.pruning.apply_manifest import apply_manifest as apply_to_graph
@@ -226,7 +225,7 @@ def cut(source: Source, options: PruneOptions, target: pipeline.Target | None = 
         exact, names = fixed_batch(graph), source.input_names
         data = batches(options.calibration, nodes, exact=exact, mean=options.mean, std=options.std, names=names)
         fitted, held_out = parts(data)
-    timed = options.measure or (lambda written: _milliseconds(written, graph, source.inputs))
+    timed = options.measure or (lambda written: milliseconds(written, graph, source.inputs))
     return pipeline.prune(
         graph,
         ratio=options.ratio,
@@ -286,14 +285,3 @@ def apply_manifest(
     with outside_modes():
         source = _with_tensors(open(model, example_inputs, copy=not inplace, weights_are_constant=weights_are_constant))
         return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
-
-
-def _milliseconds(written: Any, graph: Graph, inputs: Sequence[Any] | None) -> float:
-    """The time of a model in ONNX Runtime on one thread, on inputs of the shapes that it was read with."""
-    from reparam_compiler.frontends.onnx.timing import milliseconds
-
-    shapes = [node.type.shape for node in graph if isinstance(node.op, ops.Input) and node.type is not None]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "candidate.onnx"
-        save_model(written, path, example_inputs=inputs)
-        return milliseconds(path, [[size if isinstance(size, int) else 1 for size in shape] for shape in shapes])

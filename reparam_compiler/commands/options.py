@@ -67,6 +67,17 @@ Allocation = Annotated[
     ),
 ]
 Quality = Annotated[str, typer.Option(help="What is done with calibration data.", **one_of(get_args(choices.Quality)))]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="Inputs as the model will see them: an .npz, an .npy, a folder of .npy or of images; 32 do much."),
+]
+Mean = Annotated[str | None, typer.Option(help="Images are normalised by: '0.485,0.456,0.406'.")]
+Std = Annotated[str | None, typer.Option(help="Images are normalised by: '0.229,0.224,0.225'.")]
+RoundTo = Annotated[int, typer.Option(min=1, help="Widths go to the nearest multiple; 1: the exact ratio.")]
+MinChannels = Annotated[int, typer.Option(min=1, help="How many channels every layer keeps at least.")]
+MaxRatio = Annotated[float, typer.Option(help="The largest share of its channels that a layer may lose.")]
+Ignore = Annotated[list[str] | None, typer.Option(help="A layer, or a pattern, that keeps its width. Repeatable.")]
+NoFuse = Annotated[bool, typer.Option("--no-fuse", help="Prune the model as it is.")]
 KeepBn = Annotated[bool, typer.Option("--keep-bn", help="Leave the last batch norm of each block, to train on quantized.")]
 MeasureCosts = Annotated[
     bool, typer.Option("--measure-costs", help="Decide by the speed of this machine, not of a usual CPU; takes a second.")

@@ -12,14 +12,22 @@ from reparam_compiler.commands.failing import errors_as_exit_codes
 from reparam_compiler.commands.options import (
     MODELS,
     Allocation,
+    Calibration,
     Constant,
+    Ignore,
     Importance,
     Json,
+    MaxRatio,
+    Mean,
+    MinChannels,
+    NoFuse,
     Output,
     Quality,
     Quiet,
     Report,
+    RoundTo,
     Shapes,
+    Std,
     UnsafeLoad,
     Verbose,
     numbers,
@@ -50,23 +58,20 @@ def prune_command(
         typer.Argument(help="An .onnx, a .pt2, or package.module:factory. Without: a trained RepVGG on handwritten digits."),
     ] = None,
     output: Annotated[Path | None, Output] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option(help="Inputs as the model will see them: an .npz, an .npy, a folder of .npy or of images; 32 do much."),
-    ] = None,
+    calibration: Calibration = None,
     quality: Quality = "standard",
-    mean: Annotated[str | None, typer.Option(help="Images are normalised by: '0.485,0.456,0.406'.")] = None,
-    std: Annotated[str | None, typer.Option(help="Images are normalised by: '0.229,0.224,0.225'.")] = None,
+    mean: Mean = None,
+    std: Std = None,
     importance: Importance = None,
     allocation: Allocation = "uniform",
     layer: Annotated[list[str] | None, typer.Option(help="PATTERN=RATIO: the ratio of some layers. Repeatable.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="Where to write which channels were kept (JSON).")] = None,
-    round_to: Annotated[int, typer.Option(min=1, help="Widths go to the nearest multiple; 1: the exact ratio.")] = 8,
-    min_channels: Annotated[int, typer.Option(min=1, help="How many channels every layer keeps at least.")] = 1,
-    max_ratio: Annotated[float, typer.Option(help="The largest share of its channels that a layer may lose.")] = 1.0,
-    ignore: Annotated[list[str] | None, typer.Option(help="A layer, or a pattern, that keeps its width. Repeatable.")] = None,
+    round_to: RoundTo = 8,
+    min_channels: MinChannels = 1,
+    max_ratio: MaxRatio = 1.0,
+    ignore: Ignore = None,
     input_shapes: Shapes = None,
-    no_fuse: Annotated[bool, typer.Option("--no-fuse", help="Prune the model as it is.")] = False,
+    no_fuse: NoFuse = False,
     constant: Constant = False,
     report_file: Report = None,
     unsafe_load: UnsafeLoad = False,
@@ -154,7 +159,7 @@ def _prune(
     if calibration is not None:
         check_path(calibration)
     stated = stated_inputs(native, input_shapes)
-    inputs = stated.inputs if stated.inputs is not None else _from_calibration(model, native, calibration)
+    inputs = stated.inputs if stated.inputs is not None else from_calibration(model, native, calibration)
     if output is not None:
         check_output_for(native, output, inputs)
     if manifest is not None:
@@ -181,8 +186,11 @@ def _prune(
     print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
 
 
-def _from_calibration(model: str, native: Any, calibration: Path | None) -> tuple[Any, ...] | None:
-    """One sample of the calibration data as the inputs of a torch module; None for what states its inputs itself."""
+def from_calibration(model: str, native: Any, calibration: Path | None) -> tuple[Any, ...] | None:
+    """One sample of the calibration data as the inputs of a torch module; None for what states its inputs itself.
+
+    Raises UnsupportedModelError for a module without such data.
+    """
     from torch import nn
 
     from reparam_compiler.commands.loading import first_arrays, samples

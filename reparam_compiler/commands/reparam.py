@@ -1,4 +1,4 @@
-"""`reparam fuse | prune | cut | inspect | report | equivalent | compile | run | tune | measure | records | doctor | …`.
+"""`reparam fuse | prune | sweep | cut | inspect | report | equivalent | compile | run | tune | measure | records | doctor | …`.
 
 Also as `python -m reparam_compiler`.
 
@@ -7,6 +7,7 @@ Also as `python -m reparam_compiler`.
     reparam equivalent repvgg.onnx fused.onnx --input-shapes 'x:[1,3,224,224]'
     reparam prune --ratio 0.3 repvgg.onnx --calibration images.npz -o small.onnx --manifest cut.json
     reparam prune --flops 0.5 repvgg.onnx --calibration images/ --quality high -o small.onnx
+    reparam sweep repvgg.onnx --ratios 0.1:0.9 --calibration images.npz --evaluate test.npz -o sweep.html
     reparam cut other.onnx cut.json -o small-other.onnx
     reparam compile small.onnx -o module.tar
 
@@ -21,7 +22,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from reparam_compiler.commands import completion, doctor, pruning, records, report
+from reparam_compiler.commands import completion, doctor, pruning, records, report, sweeping
 from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, JsonCommand, errors_as_exit_codes
 from reparam_compiler.commands.options import (
     MODELS,
@@ -206,6 +207,7 @@ def equivalent_command(
 
 app.command("report", cls=JsonCommand, epilog=report.EXAMPLES)(report.report_command)
 app.command("prune", cls=JsonCommand, epilog=pruning.PRUNE_EXAMPLES)(pruning.prune_command)
+app.command("sweep", cls=JsonCommand, epilog=sweeping.EXAMPLES)(sweeping.sweep_command)
 app.command("cut", cls=JsonCommand, epilog=pruning.CUT_EXAMPLE)(pruning.cut_command)
 
 

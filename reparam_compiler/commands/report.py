@@ -45,7 +45,7 @@ def report_command(
                 page = _fused_page(model, input_shapes, policy, constant, unsafe_load)
             else:
                 page = _compared_page(model, after, input_shapes, constant, unsafe_load)
-        _show(page, output, as_json)
+        show(page, output, as_json)
 
 
 def write_fused(path: Path | None, model: str, done: "FuseReport") -> None:
@@ -64,7 +64,7 @@ def write_pruned(path: Path | None, model: str, done: "PruneReport", fused: "Fus
         _write(page_of_pruning(title_of(model), done, fused, provenance_here(model)), path)
 
 
-def _show(page: "Page", output: Path | None, as_json: bool) -> None:
+def show(page: "Page", output: Path | None, as_json: bool) -> None:
     """Writes a page where that was asked for, prints it otherwise."""
     from reparam_compiler.reporting.schema import as_record
     from reparam_compiler.reporting.terminal import print_page

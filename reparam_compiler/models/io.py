@@ -16,7 +16,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -176,20 +176,32 @@ def _unpickled(path: Path, unsafe: bool) -> Any:
     return _checked(found, str(path))
 
 
+def load_function(spec: str) -> Callable[[Any], Any]:
+    """The function of one argument that `package.module:function` names; what it raises comes out as UnsupportedModelError.
+
+    Raises UnsupportedModelError where there is none.
+    """
+    if (match := FACTORY.fullmatch(spec)) is None:
+        raise UnsupportedModelError(f"found the function {spec!r}; expected package.module:function")
+    with _working_folder_importable():
+        function = _named(spec, match["module"], match["factory"])
+    if not callable(function):
+        raise UnsupportedModelError(f"{spec}: found a {type(function).__qualname__}; expected a function that takes a model")
+
+    def called(argument: Any) -> Any:
+        try:
+            with _working_folder_importable():
+                return function(argument)
+        except Exception as error:
+            advice = "mend it, or name a function that takes the model alone"
+            raise _of_the_caller(spec, f"calling {match['factory']}(model)", error, advice) from error
+
+    return called
+
+
 def _made(spec: str, module_name: str, factory_name: str) -> Any:
     with _working_folder_importable():
-        try:
-            found: Any = importlib.import_module(module_name)
-        except ModuleNotFoundError as missing:
-            raise UnsupportedModelError(
-                f"{spec}: there is no module {missing.name}; install it, or run where it can be imported from"
-            ) from missing
-        except Exception as error:
-            raise _of_the_caller(spec, f"importing {module_name}", error) from error
-        for name in factory_name.split("."):
-            if not hasattr(found, name):
-                raise UnsupportedModelError(f"{spec}: {module_name} has no {factory_name}")
-            found = getattr(found, name)
+        found = _named(spec, module_name, factory_name)
         if kind_of(found) or not callable(found):
             return _checked(found, spec)
         try:
@@ -199,7 +211,27 @@ def _made(spec: str, module_name: str, factory_name: str) -> Any:
         return _checked(made, spec)
 
 
-def _of_the_caller(spec: str, doing: str, error: Exception) -> UnsupportedModelError:
+def _named(spec: str, module_name: str, path: str) -> Any:
+    """What stands at a dotted path in a module."""
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as missing:
+        raise UnsupportedModelError(
+            f"{spec}: there is no module {missing.name}; install it, or run where it can be imported from"
+        ) from missing
+    except Exception as error:
+        raise _of_the_caller(spec, f"importing {module_name}", error) from error
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise UnsupportedModelError(f"{spec}: {module_name} has no {path}")
+        found = getattr(found, name)
+    return found
+
+
+_A_FACTORY = "mend it, or name a factory that takes no arguments and returns a model"
+
+
+def _of_the_caller(spec: str, doing: str, error: Exception, advice: str = _A_FACTORY) -> UnsupportedModelError:
     """What the code that a spec names raised, and in which line."""
     if isinstance(error, ReparamError):
         return UnsupportedModelError(f"{spec}: {doing} failed: {error}")
@@ -209,10 +241,7 @@ def _of_the_caller(spec: str, doing: str, error: Exception) -> UnsupportedModelE
             f"was not built ({first_line(error)}); take both from one index: pip install --force-reinstall torch torchvision"
         )
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return UnsupportedModelError(
-        f"{spec}: {doing} raised {class_and_line(error)} ({last.filename}:{last.lineno}); mend it, or name a factory that "
-        "takes no arguments and returns a model"
-    )
+    return UnsupportedModelError(f"{spec}: {doing} raised {class_and_line(error)} ({last.filename}:{last.lineno}); {advice}")
 
 
 def _checked(found: Any, spec: str) -> Any:

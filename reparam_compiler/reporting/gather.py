@@ -22,6 +22,8 @@ from reparam_compiler.reporting.page import (
     Provenance,
     RefusalView,
     Region,
+    RepairedLayer,
+    RepairView,
 )
 from reparam_compiler.reporting.views import layers_of, op_counts, view_of
 
@@ -89,7 +91,11 @@ def page_of_pruning(title: str, report: PruneReport, fused: FuseReport | None = 
     page = _page(title, report.kind, made, graphs, (start, report.after), fusions, refusals)
     remarks = (*(fused.remarks if fused is not None else ()), *report.remarks)
     return replace(
-        page, accuracy=_pruned_accuracy(report.plan), remarks=tuple(dict.fromkeys(remarks)), families=_families(report.plan)
+        page,
+        accuracy=_pruned_accuracy(report.plan),
+        remarks=tuple(dict.fromkeys(remarks)),
+        families=_families(report.plan),
+        repair=_repair(report.plan),
     )
 
 
@@ -204,6 +210,15 @@ def _pruned_accuracy(plan: PrunePlan) -> tuple[str, ...]:
         return (*lines, why_unrepaired(plan.gain))
     lines.append(f"repaired {len(plan.repair.repaired)} layers ({plan.repair.how}) from {plan.repair.samples_text}")
     return (*lines, *((gain_text(plan.gain),) if plan.gain is not None else ()))
+
+
+def _repair(plan: PrunePlan) -> RepairView | None:
+    """None without samples that were held out."""
+    if (gain := plan.gain) is None:
+        return None
+    repaired = plan.repair.repaired if plan.repair is not None else ()
+    layers = tuple(RepairedLayer(layer.node, layer.removed, layer.unexplained) for layer in repaired)
+    return RepairView(gain.samples, gain.before, gain.after, plan.repair is not None, layers)
 
 
 def _families(plan: PrunePlan) -> tuple[FamilyView, ...]:

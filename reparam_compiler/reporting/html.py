@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from reparam_compiler.reporting import drawing
+from reparam_compiler.reporting import charts, drawing
 from reparam_compiler.reporting.blocks import grouped, prefixes
 from reparam_compiler.reporting.layout import Layout, side_by_side
 from reparam_compiler.reporting.page import Page
 from reparam_compiler.reporting.schema import as_record
-from reparam_compiler.reporting.words import percent, short, sizes
+from reparam_compiler.reporting.words import percent, ratio_text, short, sizes
 
 
 def to_html(page: Page) -> str:
@@ -18,11 +18,7 @@ def to_html(page: Page) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     layouts = side_by_side(page.before, page.after, page.regions)
-    charts = {
-        "graphs": drawing.graphs_item(page),
-        "memory": drawing.memory_item(page, layouts),
-        "roofline": drawing.roofline_item(page.kernels),
-    }
+    drawn = charts.items(page, layouts)
     templates = Environment(
         loader=PackageLoader("reparam_compiler.reporting"),
         autoescape=select_autoescape(("html.j2",)),
@@ -30,13 +26,13 @@ def to_html(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"short": short, "sizes": sizes, "percent": percent}
+    templates.filters |= {"short": short, "sizes": sizes, "percent": percent, "ratio": ratio_text}
     return templates.get_template("page.html.j2").render(
         page=page,
         data=_in_script(as_record(page)),
         scene=_in_script(_scene(page, layouts)),
-        charts=_in_script({name: item for name, item in charts.items() if item is not None}),
-        drawn={name for name, item in charts.items() if item is not None},
+        charts=_in_script({"graphs": drawing.graphs_item(page), **drawn}),
+        drawn=set(drawn),
         bokeh=drawing.inline_script(),
     )
 

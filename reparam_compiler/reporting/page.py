@@ -167,11 +167,72 @@ class KernelTable:
 
 
 @dataclass(frozen=True, slots=True)
+class RepairedLayer:
+    """A layer that was refitted. removed: channels that it reads no more. unexplained: the share of what it lost that the rest
+    cannot predict; None where only moments were matched.
+    """
+
+    node: str
+    removed: int
+    unexplained: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RepairView:
+    """The errors of the outputs of a pruned model, relative, on held-out samples, before repair and after it.
+
+    kept: whether repair stayed; it is left out where it makes the outputs worse.
+    """
+
+    samples: int
+    before: float
+    after: float
+    kept: bool
+    layers: tuple[RepairedLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """A model of a sweep.
+
+    ratio: the share of the channels that was to be removed: 0 of the model that was pruned, None of the model as it came.
+    multiply_adds, bytes: of one run; bytes are read and written, weights too. milliseconds: the least of a run, by turns.
+    score: what the caller's measure gives. error: of the outputs on held-out samples, relative, and what it was before repair.
+    refused: why there is no such model, and no number; else "".
+    """
+
+    ratio: float | None
+    parameters: int | None = None
+    multiply_adds: int | None = None
+    bytes: int | None = None
+    milliseconds: float | None = None
+    score: float | None = None
+    error: float | None = None
+    unrepaired_error: float | None = None
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A model pruned by several ratios.
+
+    scored_by: what the scores are of; "" where there are none. samples: that errors are measured on; 0 where none are.
+    untimed: why there are no times; else "".
+    """
+
+    points: tuple[SweepPoint, ...]
+    scored_by: str
+    samples: int
+    untimed: str
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A report on a model.
 
     kind: what reads the model. after: None where a model is shown as it is. accuracy: sentences on how exact the result is.
-    families: channels, where the model was pruned. kernels: where it was compiled and profiled.
+    families, repair: where the model was pruned. kernels: where it was compiled and profiled. sweep: where it was pruned by
+        several ratios.
     """
 
     title: str
@@ -187,5 +248,7 @@ class Page:
     accuracy: tuple[str, ...]
     remarks: tuple[str, ...] = ()
     families: tuple[FamilyView, ...] = ()
+    repair: RepairView | None = None
     kernels: KernelTable | None = None
+    sweep: Sweep | None = None
     version: int = field(default=VERSION)

@@ -11,7 +11,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from reparam_compiler.reporting.page import VERSION, Page
 
-_SIMPLE = {str: {"type": "string"}, int: {"type": "integer"}, float: {"type": "number"}, NoneType: {"type": "null"}}
+_SIMPLE = {
+    str: {"type": "string"},
+    bool: {"type": "boolean"},
+    int: {"type": "integer"},
+    float: {"type": "number"},
+    NoneType: {"type": "null"},
+}
 
 
 def as_record(page: Page) -> dict[str, Any]:

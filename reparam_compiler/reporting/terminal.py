@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from reparam_compiler.reporting.page import Page
-from reparam_compiler.reporting.words import percent, short, sizes
+from reparam_compiler.reporting.words import percent, ratio_text, short, sizes
 
 
 def print_page(out: Console, page: Page) -> None:
@@ -14,7 +14,7 @@ def print_page(out: Console, page: Page) -> None:
     out.print(_figures(page))
     for line in (*page.accuracy, *page.remarks):
         out.print(line, markup=False, highlight=False)
-    for table in (_regions(page), _refusals(page), _families(page), _kernels(page), _ops(page)):
+    for table in (_regions(page), _refusals(page), _families(page), _repair(page), _sweep(page), _kernels(page), _ops(page)):
         if table.row_count:
             out.print(table, markup=False)
     for name, value in ({**page.made.hashes, **page.made.versions} if page.made.command else {}).items():
@@ -58,6 +58,31 @@ def _families(page: Page) -> Table:
     table = _table("channels", "family", "pinned", "before", "kept", numbers=2)
     for family in page.families:
         table.add_row(family.name, family.pinned, str(family.before), str(family.after))
+    return table
+
+
+def _repair(page: Page) -> Table:
+    table = _table("error of the outputs", "", "", numbers=1)
+    if page.repair is not None:
+        table.add_row("before repair", f"{page.repair.before:.2%}")
+        table.add_row("after repair" if page.repair.kept else "after repair, left out", f"{page.repair.after:.2%}")
+    return table
+
+
+def _sweep(page: Page) -> Table:
+    sweep = page.sweep
+    measures = ["error", "before repair", "ms", "multiply-adds", "moved"]
+    if sweep is not None and sweep.scored_by:
+        measures.insert(0, sweep.scored_by)
+    table = _table("by ratio", "channels removed", *measures, numbers=len(measures))
+    for point in sweep.points if sweep is not None else ():
+        if point.refused:
+            table.add_row(f"{ratio_text(point.ratio)}: {point.refused}")
+            continue
+        scores = [] if point.score is None else [f"{point.score:.4f}"]
+        errors = ["" if error is None else f"{error:.1%}" for error in (point.error, point.unrepaired_error)]
+        taken = "" if point.milliseconds is None else f"{point.milliseconds:.3f}"
+        table.add_row(ratio_text(point.ratio), *scores, *errors, taken, short(point.multiply_adds), short(point.bytes, "B"))
     return table
 
 

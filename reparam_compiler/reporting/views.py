@@ -9,7 +9,7 @@ from math import prod
 
 import numpy as np
 
-from reparam_compiler.cost.model import alive_bytes, work
+from reparam_compiler.cost.model import Work, alive_bytes, work
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.printer import type_text
@@ -90,8 +90,17 @@ def layers_of(graph: Graph, regions: tuple[Region, ...]) -> tuple[Layer, ...]:
     return tuple(_layer(node, graph, ranges) for node in graph if not node.op.takes_no_time)
 
 
+def bytes_moved(graph: Graph) -> int:
+    """What all nodes read and write in one run, weights too."""
+    return sum(_work(node, graph).bytes for node in graph)
+
+
+def _work(node: Node, graph: Graph) -> Work:
+    return work(node.op, node.params, sum(_elements(graph[name]) for name in node.sources), _elements(node))
+
+
 def _layer(node: Node, graph: Graph, ranges: dict[NodeId, tuple[tuple[int, ...], Range]]) -> Layer:
-    done = work(node.op, node.params, sum(_elements(graph[name]) for name in node.sources), _elements(node))
+    done = _work(node, graph)
     weight = node.params[0] if node.params and isinstance(node.op, ops.Weighted) else None
     known = ranges.get(node.id)
     spread = None if weight is None else known[1] if known is not None and known[0] == weight.shape else _range(weight)

@@ -27,3 +27,12 @@ def percent(before: float, after: float) -> str:
     """How much less or more it is: −50 %; "" where that is less than half a percent."""
     change = round(100 * (after - before) / before) if before else 0
     return f"{'−' if change < 0 else '+'}{abs(change)} %" if change else ""
+
+
+def ratio_text(ratio: float | None) -> str:
+    """What a model of a sweep is called, by the share of its channels that was removed.
+
+    >>> [ratio_text(ratio) for ratio in (None, 0.0, 0.25)]
+    ['as it came', '0 %', '25 %']
+    """
+    return "as it came" if ratio is None else f"{100 * ratio:.3g} %"

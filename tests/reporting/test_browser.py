@@ -10,12 +10,12 @@ import pytest
 from reparam_compiler.reporting.writing import write_page
 from tests.reporting.test_written import timed_page
 from tests.support.browser import CHROMIUM, MODEL, Shown, chromium, opened
-from tests.support.pages import large_page, pruned_page, refused_page
+from tests.support.pages import large_page, refused_page, swept_page
 
 for package in ("bokeh", "igraph", "jinja2", "playwright"):
     pytest.importorskip(package)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here (Debian: apt-get install chromium)")
-PAGES = {"refused": refused_page, "pruned": pruned_page, "timed": timed_page, "large": large_page}
+PAGES = {"refused": refused_page, "swept": swept_page, "timed": timed_page, "large": large_page}
 SCALE = """(side) => {
     const {inner_width, inner_height, x_range, y_range} = find(side);
     return [inner_width / (x_range.end - x_range.start), inner_height / (y_range.end - y_range.start)];
@@ -150,16 +150,19 @@ def test_a_name_in_a_table_goes_to_its_node(shown: Shown) -> None:
 
 
 def test_dark_pages_are_dark_also_in_their_canvases(browser: Any, folder: Path) -> None:
-    found = opened(browser, folder / "refused.html", "dark")
+    found = opened(browser, folder / "swept.html", "dark")
     dark = found.ground("before")
     assert luminance(dark) < 0.2
+    accent = found.page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--accent').trim()")
+    for name in ("sweep ms pruned", "errors after repair", "bar after repair", "memory after"):
+        assert found.page.evaluate(f"(name) => ({MODEL})(name).glyph.line_color", name) in (accent, {"value": accent})
     found.page.emulate_media(color_scheme="light")
     assert luminance(found.repainted("before", dark)) > 0.8
     found.page.close()
 
 
 def test_print_is_dark_on_white_without_what_can_only_be_clicked(browser: Any, folder: Path) -> None:
-    found = opened(browser, folder / "pruned.html", "dark", "print")
+    found = opened(browser, folder / "swept.html", "dark", "print")
     assert not found.page.is_visible("nav")
     assert not found.page.is_visible("#search")
     assert found.page.is_visible("#channels table")

@@ -72,6 +72,9 @@ def test_a_pruned_model_is_told_by_families_beside_what_was_fused_before() -> No
     assert [family.pinned for family in page.families if family.pinned]
     assert len(page.regions) == 1
     assert any("held-out" in line for line in page.accuracy)
+    assert page.repair is not None
+    assert [layer.node for layer in page.repair.layers] == ["last"]
+    assert 0 < page.repair.after < page.repair.before
 
 
 def test_a_model_that_nothing_fuses_in_is_shown_as_it_is() -> None:

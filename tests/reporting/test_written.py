@@ -13,10 +13,10 @@ from reparam_compiler.reporting.page import KernelCall, KernelTable, Page, Refus
 from reparam_compiler.reporting.schema import schema, to_json
 from reparam_compiler.reporting.words import percent, short
 from reparam_compiler.reporting.writing import write_page
-from tests.support.pages import fused_page, pruned_page, refused_page
+from tests.support.pages import fused_page, refused_page, swept_page
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "report.schema.json"
-PAGES = [fused_page, refused_page, pruned_page]
+PAGES = [fused_page, refused_page, swept_page]
 
 
 def timed_page() -> Page:
@@ -59,6 +59,7 @@ def test_html_asks_for_nothing_and_has_all_sections(page: object, tmp_path: Path
     assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=["'](?!data:)""", text)
     assert not re.search(r"url\((?!['\"]?data:)|@import", text.split("<script")[0])
     sections = {"regions": found.regions, "refusals": found.refusals, "channels": found.families, "kernels": found.kernels}
+    sections |= {"repair": found.repair, "sweep": found.sweep}
     assert all((f'id="{name}"' in text) == bool(content) for name, content in sections.items())
 
 
@@ -86,6 +87,12 @@ def test_text_has_a_line_for_each_region_refusal_and_family(page: object, tmp_pa
     assert f"{len(found.refusals)} refused" in text or not found.refusals
     names = [region.node for region in found.regions] + [family.name for family in found.families]
     assert all(name in text for name in names)
+
+
+def test_text_has_a_line_for_each_ratio(tmp_path: Path) -> None:
+    write_page(swept_page(), tmp_path / "page.txt")
+    text = (tmp_path / "page.txt").read_text(encoding="utf-8")
+    assert all(name in text for name in ("as it came", "25 %", "50 %", "removes no channel", "after repair"))
 
 
 def test_names_in_brackets_are_printed_as_they_are(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Pages of small models, and graphs of no model at all, for the tests of reports."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 
 from reparam_compiler import fuse, prune
 from reparam_compiler.reporting.gather import page_of_fusing, page_of_pruning, provenance
-from reparam_compiler.reporting.page import GraphView, NodeView, Page
+from reparam_compiler.reporting.page import GraphView, NodeView, Page, Sweep, SweepPoint
 from reparam_compiler.zoo.random_weights import randomise_batch_norm
 from tests.support.reparam_runs import SHAPE, net
 
@@ -52,6 +53,16 @@ def pruned_page() -> Page:
     images = np.random.default_rng(0).standard_normal((32, *SHAPE[1:])).astype("float32")
     _, report = prune(fused, (x,), ratio=0.5, calibration=images, return_report=True)
     return page_of_pruning("pruned", report, fusions)
+
+
+@functools.cache
+def swept_page() -> Page:
+    """The same pruned by several ratios, one of which cannot be had, in numbers of no model."""
+    cut = [
+        SweepPoint(ratio, 9, int(90 - 80 * ratio), 900, 1 - ratio, 1 - ratio, ratio, 2 * ratio) for ratio in (0.0, 0.25, 0.5)
+    ]
+    points = (SweepPoint(None, 10, 100, 1000, 1.5, 1.0), *cut, SweepPoint(0.9, refused="ratio=0.9 removes no channel"))
+    return replace(pruned_page(), sweep=Sweep(points, "accuracy", 8, ""))
 
 
 def node(name: str, *sources: str, op: str = "relu", path: str = "", weight: tuple[int, ...] = ()) -> NodeView:

@@ -1,8 +1,8 @@
-"""How long an ONNX model takes in ONNX Runtime."""
+"""How long ONNX models take in ONNX Runtime, each by itself or several by turns."""
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,39 @@ from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 RUNS = 15
 WARM_UP = 3
+ROUNDS = 40
+"""Of models that run by turns."""
+Run = Callable[[], object]
 
 
 def milliseconds(path: Path, shapes: Sequence[Sequence[int]]) -> float:
     """The median time of a run on one thread, on random inputs of these shapes, in the order of the model's inputs."""
+    run = _run_of(path, shapes)
+    return 1e3 * statistics.median([_seconds(run) for _ in range(WARM_UP + RUNS)][WARM_UP:])
+
+
+def least_milliseconds(paths: Sequence[Path], shapes: Sequence[Sequence[int]]) -> list[float]:
+    """The least time of a run of each model, all of which take these shapes; they run by turns, so that what slows the machine
+    for a while slows all of them.
+    """
+    runs = [_run_of(path, shapes) for path in paths]
+    rounds = [[_seconds(run) for run in runs] for _ in range(WARM_UP + ROUNDS)]
+    return [1e3 * min(times) for times in zip(*rounds[WARM_UP:], strict=True)]
+
+
+def _run_of(path: Path, shapes: Sequence[Sequence[int]]) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feeds = {value.name: _random(value.type, shape) for value, shape in zip(session.get_inputs(), shapes, strict=True)}
-    times = []
-    for _ in range(WARM_UP + RUNS):
-        start = time.perf_counter()
-        session.run(None, feeds)
-        times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times[WARM_UP:])
+    return lambda: session.run(None, feeds)
+
+
+def _seconds(run: Run) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def _random(kind: str, shape: Sequence[int]) -> np.ndarray[Any, Any]:
