@@ -4,6 +4,7 @@ import json
 import sys
 
 from reparam_compiler.core.packages import missing_package
+from reparam_compiler.tvmc.failing import report
 
 
 def main() -> None:
@@ -17,6 +18,8 @@ def main() -> None:
         if sys.argv[1:2] == ["doctor"]:
             sys.exit(_doctor(as_json="--json" in sys.argv))
         sys.exit(f"reparam: {refusal}; to run artifacts: tvmc run")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(report(interrupt, "reparam", as_json="--json" in sys.argv))
     commands()
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from reparam_compiler.api.fusing import fuse_source
 from reparam_compiler.api.modes import outside_modes
 from reparam_compiler.api.options import FuseKeywords, FuseOptions, made, takes
+from reparam_compiler.api.report import FuseReport
 from reparam_compiler.checking.apart import check_apart, first_mixing
 from reparam_compiler.checking.compiled import Verdict, verify_compiled
 from reparam_compiler.errors import LoweringError, RewriteError, UnsupportedModelError, VerificationError
@@ -82,26 +83,48 @@ def compile(
         VerificationError: the fused model is off by more than rounding: `fuse=False` compiles the model as it is; or the
             compiled one is, where TVM misreads an op: `verify=False` gives it all the same.
     """
+    how = made(FuseOptions, "compile", fusing) if fuse else None
+    asked: dict[str, Any] = {"target": target, "database": database, "input_shapes": input_shapes, "batches": batches}
+    return compile_reported(model, example_inputs, how, options=options, verify=verify, **asked)[0]
+
+
+@outside_modes()
+def compile_reported(
+    model: Any,
+    example_inputs: Sequence[Any] | None,
+    how: FuseOptions | None,
+    *,
+    target: str | Mapping[str, Any] | None,
+    database: str | os.PathLike[str] | None,
+    input_shapes: Shapes | None,
+    batches: Sequence[int] | None,
+    options: "CompileOptions | None",
+    verify: bool,
+) -> tuple["Executable", FuseReport | None]:
+    """What `compile` gives, and what `fuse` did before: None where it could not read the model, or was not asked for.
+
+    how: how to fuse it; None compiles it as it is.
+    """
     from reparam_compiler import lowering
     from reparam_compiler.lowering.build import check
     from reparam_compiler.lowering.runtime.batches import checked_batches
 
-    how = made(FuseOptions, "compile", fusing)
     settings = options or lowering.CompileOptions()
     resolved = check(target, database, settings)
     sizes = () if batches is None else checked_batches(batches)
     source = _open(model, example_inputs, input_shapes)
-    subject, unfused = _fused(source, how, verify=verify) if fuse else (source.model, "")
+    fused = _fused(source, how, verify=verify) if how is not None else _Fused(source.model)
+    subject, unfused = fused.model, fused.why_not
     opened = _Opened(source, subject, input_shapes, sizes, settings.max_error)
     executable = opened.compiled(target=resolved, database=database, options=settings)
     if unfused:
         log.warning("%s is compiled as it is, unfused: %s", type(source.model).__name__, unfused)
     if sizes:
         opened.check_apart(_runnable(executable))
-    if not verify:
-        return executable
-    verdict = opened.verdict(_runnable(executable), len(executable.targets))
-    return replace(executable, verified=verdict.compared, verification=verdict.words)
+    if verify:
+        verdict = opened.verdict(_runnable(executable), len(executable.targets))
+        executable = replace(executable, verified=verdict.compared, verification=verdict.words)
+    return executable, fused.report
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,11 +288,11 @@ def tune(
     options = lowering.SearchOptions(*how_long, repeat, number, min_repeat_ms, timeout, parallel, tuple(tasks))
     search = check_search(target, database, options, rpc)
     source = _open(model, example_inputs, input_shapes)
-    subject, unfused = _fused(source, how, verify=True) if fuse else (source.model, "")
-    if unfused:
-        log.warning("%s is tuned as it is, unfused: %s", type(source.model).__name__, unfused)
+    fused = _fused(source, how, verify=True) if fuse else _Fused(source.model)
+    if fused.why_not:
+        log.warning("%s is tuned as it is, unfused: %s", type(source.model).__name__, fused.why_not)
     return lowering.tune(
-        _at_its_sizes(subject, source, input_shapes),
+        _at_its_sizes(fused.model, source, input_shapes),
         source.inputs,
         target=search.backend.target,
         database=search.folder,
@@ -306,7 +329,7 @@ def verify_records(
     folder = check_readable(Path(database))
     search = check_search(target, folder, SearchOptions())
     source = _open(model, example_inputs, input_shapes)
-    subject = _fused(source, FuseOptions(), verify=True)[0] if fuse else source.model
+    subject = _fused(source, FuseOptions(), verify=True).model if fuse else source.model
     native = _at_its_sizes(subject, source, input_shapes)
     return verified(native, source.inputs, target=search.backend.target, database=folder, input_shapes=input_shapes, keep=keep)
 
@@ -323,15 +346,24 @@ def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Sourc
     return source
 
 
-def _fused(source: Source, options: FuseOptions, *, verify: bool) -> tuple[Any, str]:
-    """The fused model and ""; the model itself and why where `fuse` cannot read or run it: what is wrong, the importer says."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fused:
+    """A model that is fused, and what was done; or the model as it was, and why where that is worth a line."""
+
+    model: Any
+    report: FuseReport | None = None
+    why_not: str = ""
+
+
+def _fused(source: Source, options: FuseOptions, *, verify: bool) -> _Fused:
+    """The model itself where `fuse` cannot read or run it: what is wrong, the importer says."""
     if source.kind in ("torch.nn", "torch.fx") and (source.inputs is None or in_training_mode(source.model)):
-        return source.model, ""
+        return _Fused(source.model)
     try:
         _check_evaluated(source)
-        return fuse_source(source, options.of_passes(verify=verify))[0], ""
+        return _Fused(*fuse_source(source, options.of_passes(verify=verify)))
     except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward
-        return source.model, str(refusal)
+        return _Fused(source.model, why_not=str(refusal))
 
 
 def _check_evaluated(source: Source) -> None:

@@ -1,6 +1,7 @@
 """How a command of `reparam` ends: exit codes, one line for each error, and JSON for every end where that is asked for."""
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typer.core import TyperCommand
 
 from reparam_compiler.commands.printing import for_machines, print_json
 from reparam_compiler.errors import VerificationError
-from reparam_compiler.tvmc.failing import exit_code_of, log_lines, report
+from reparam_compiler.tvmc.failing import CLOSED, ENDS, INTERRUPTED, exit_code_of, log_lines, report
 
 DIFFERENT = exit_code_of(VerificationError)
 NOTHING_FUSED = 9
@@ -18,7 +19,7 @@ CODES = (
     "[bold]Exit codes[/]: 0 done · 1 anything else, such as a file that cannot be written · 2 wrong usage · "
     "3 the model cannot be read or written · 4 it cannot be lowered or run · 5 tvm is missing · 6 a rewrite failed · "
     f"7 the result differs from the model · 8 nothing can be pruned · {NOTHING_FUSED} nothing can be fused, and nothing was "
-    "written."
+    f"written · {INTERRUPTED} Ctrl-C · {CLOSED} what reads the output closed it."
 )
 
 
@@ -32,9 +33,10 @@ def errors_as_exit_codes(as_json: bool, verbose: int = 0, quiet: bool = False) -
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # torch warns of itself
         try:
             yield
+            sys.stdout.flush()
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
-        except Exception as error:
+        except ENDS as error:
             raise typer.Exit(report(error, "reparam", as_json=as_json)) from error
 
 

@@ -154,7 +154,11 @@ def _pinned() -> str:
 
 
 def _in_a_process(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS, check=False)
+    command = [sys.executable, "-c", code]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"it was not done after {SECONDS} s, and was ended")
 
 
 def _last_line(done: "subprocess.CompletedProcess[str]") -> str:

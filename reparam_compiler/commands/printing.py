@@ -24,9 +24,16 @@ _FOR_MACHINES: ContextVar[bool] = ContextVar("_FOR_MACHINES", default=False)
 """Whether the command that runs was given `--json`."""
 
 
+class _Console(Console):
+    """Raises where a pipe is closed; rich ends the process."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(as_json: bool) -> Console:
     """Where people read: stderr while stdout is for machines, nowhere where they want quiet."""
-    return Console(stderr=as_json, quiet=_is_quiet())
+    return _Console(stderr=as_json, quiet=_is_quiet())
 
 
 def _is_quiet() -> bool:

@@ -110,14 +110,15 @@ def fuse_command(
         options = _options(policy, keep_bn, measure)
         with status(f"fusing {model}"):
             fused, done = fuse(native, stated.inputs, verify=not no_verify, return_report=True, **options)
+        if done.fusions:
+            with status(f"writing {output}"):
+                save_model(fused, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
+        report.write_fused(report_file, model, done)
         out = console(as_json)
         print_fusions(out, done)
-        report.write_fused(report_file, model, done)
         record = {"model": model, "options": _as_json(options), "report": json.loads(done.to_json())}
         if not done.fusions:
             _say_that_nothing_fused(model, output, record, as_json)
-        with status(f"writing {output}"):
-            save_model(fused, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
         out.print(f"written: {output}", markup=False, highlight=False)
         print_json(as_json, {**record, "output": str(output)})
 

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, folders that outlive nobody, and what reading a broken file raises."""
 
 import contextlib
+import glob
 import os
 import secrets
 import shutil
@@ -49,7 +50,7 @@ def scratch_folder() -> Iterator[Path]:
     It is locked while it is in use, and has its name once it is locked.
     """
     hidden = Path(tempfile.mkdtemp(prefix=f".{SCRATCH}"))
-    with _held(hidden):
+    with held(hidden):
         folder = hidden.rename(hidden.with_name(hidden.name.removeprefix(".")))
         try:
             yield folder
@@ -61,7 +62,7 @@ def remove_abandoned() -> int:
     """Remove the scratch folders of processes that were killed; how many there were. None where there are no locks."""
     found = 0
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
-        with _held(folder) as abandoned:
+        with held(folder) as abandoned:
             if abandoned:
                 shutil.rmtree(folder, ignore_errors=True)
                 found += not folder.exists()
@@ -69,16 +70,19 @@ def remove_abandoned() -> int:
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[bool]:
-    """Whether nobody else holds a folder while the block runs; False where there are no locks."""
+def held(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Whether nobody else holds a file or folder while the block runs; False where there are no locks.
+
+    wait: until those who hold it let go.
+    """
     with contextlib.ExitStack() as stack:
         held = False
         with contextlib.suppress(OSError, ImportError):
             import fcntl
 
-            descriptor = os.open(folder, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             held = True
         yield held
 
@@ -86,20 +90,24 @@ def _held(folder: Path) -> Iterator[bool]:
 def check_place(path: str | os.PathLike[str]) -> None:
     """Asks before minutes of work what would fail after them.
 
-    Raises FileNotFoundError where the folder of a file to be written does not exist, IsADirectoryError where it is a folder.
+    Raises FileNotFoundError where the folder of a file to be written does not exist, IsADirectoryError where it is a folder,
+    PermissionError where nothing can be written there.
     """
     target = Path(path)
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: the folder {target.parent} does not exist; make it first")
     if target.is_dir():
         raise IsADirectoryError(f"{target}: found a folder; expected the name of a file")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"{target}: the folder {target.parent} cannot be written; name a file in another")
 
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file beside `path`, of the same suffix, to be written; it takes the place of `path` when the block ends.
 
-    Where the block raises, that file is gone, and an older one is as it was.
+    Where the block raises, that file is gone, and an older one is as it was. Where the process is killed in it, the next one
+    that writes `path` removes the file: it is locked while it is written.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -108,13 +116,39 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     ...     os.listdir(folder)
     ['cut.json']
 
-    Raises as `check_place`, before anything is written.
+    Raises as `check_place`, before anything is written; OSError that names `path` where there is no room for it.
     """
     check_place(path)
     target = Path(path)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{target.suffix}")
-    try:
-        yield part
-        part.replace(target)
-    finally:
+    for part in abandoned_parts(target):
         part.unlink(missing_ok=True)
+    with _locked_part(target) as part:
+        try:
+            yield part
+            part.replace(target)
+        except OSError as error:
+            if error.errno is None or (error.filename is not None and str(error.filename) != str(part)):  # of another file
+                raise
+            raise OSError(error.errno, f"{error.strerror}; what was there before is as it was", str(target)) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def abandoned_parts(target: Path) -> Iterator[Path]:
+    """What processes that were killed in `written_whole` left beside a file; each is locked until the next is asked for."""
+    for part in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}{glob.escape(target.suffix)}"):
+        with held(part) as abandoned:
+            if abandoned:
+                yield part
+
+
+@contextlib.contextmanager
+def _locked_part(target: Path) -> Iterator[Path]:
+    """A new, empty file beside another one, locked where there are locks."""
+    while True:
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{target.suffix}")
+        part.touch(exist_ok=False)
+        with held(part, wait=True):
+            if part.exists():  # another process may have taken it for an abandoned one before it was locked
+                yield part
+                return

@@ -33,7 +33,17 @@ EXTRAS: Mapping[str, Mapping[str, str]] = {
     "images": {"PIL": "pillow"},
 }
 """For each extra that the library itself imports from: its modules, and the distributions that have them."""
-
+_NEEDED: Mapping[str, str] = {
+    "torch": "working on models needs",
+    "onnx": "working on ONNX models needs",
+    "serve": "compiling and running need",
+    "rpc": "devices far away need",
+    "tvm": "a search needs",
+    "opencl": "an OpenCL device needs",
+    "report": "a page as HTML needs",
+    "images": "reading images needs",
+}
+"""What each extra is for."""
 
 TESTED: Mapping[str, str] = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 """Versions that others do not replace: with apache-tvm-ffi 0.1.15 a search crashes the process."""
@@ -63,9 +73,11 @@ def missing_package(error: ModuleNotFoundError) -> UnsupportedModelError | None:
 
     >>> missing_package(ModuleNotFoundError(name="networkx.algorithms"))
     UnsupportedModelError("networkx is not installed, and working on models needs it: pip install 'reparam_compiler[torch]'")
+    >>> missing_package(ModuleNotFoundError(name="psutil"))
+    UnsupportedModelError("psutil is not installed, and devices far away need it: pip install 'reparam_compiler[rpc]'")
     """
     module = str(error.name).partition(".")[0]
     extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
     if extra is None:
         return None
-    return UnsupportedModelError(f"{module} is not installed, and working on models needs it: {install_line(extra)}")
+    return UnsupportedModelError(f"{module} is not installed, and {_NEEDED[extra]} it: {install_line(extra)}")

@@ -113,8 +113,30 @@ def save_model(
         onnx_io.save(proto, target)
         return
     program = _program(model, target, example_inputs, open_sizes)
-    with written_whole(target) as part, quiet_export():
-        torch.export.save(program, part)
+    with written_whole(target) as part, _Sink(part, "wb") as sink, quiet_export():
+        torch.export.save(program, sink)
+        sink.check()
+
+
+class _Sink(io.FileIO):
+    """A file that remembers what a write raised, and takes the rest: torch ends the process where a write fails."""
+
+    _failed: OSError | None = None
+
+    def write(self, content: Any, /) -> int:
+        """As many bytes as there are, written or not."""
+        try:
+            left = memoryview(content).cast("B")
+            while left and self._failed is None:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._failed = error
+        return memoryview(content).nbytes
+
+    def check(self) -> None:
+        """Raises OSError where a write failed."""
+        if self._failed is not None:
+            raise self._failed
 
 
 def check_output(model: Any, path: str | os.PathLike[str], *, example_inputs: Sequence[Any] | None = None) -> None:

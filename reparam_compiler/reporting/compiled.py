@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from reparam_compiler.api.fusing import inspect
+from reparam_compiler.api.report import FuseReport
 from reparam_compiler.cost.measure import measure_costs
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.models.opening import open
@@ -23,14 +23,20 @@ if TYPE_CHECKING:
 
 
 def page_of_compiling(
-    title: str, model: Any, example_inputs: Sequence[Any] | None, made: "Executable", provenance: Provenance, *, fused: bool
+    title: str,
+    model: Any,
+    example_inputs: Sequence[Any] | None,
+    made: "Executable",
+    provenance: Provenance,
+    *,
+    fused: FuseReport | None,
 ) -> Page:
     """The page of a model and what `compile` made of it, which is profiled if it runs on this machine.
 
-    fused: whether `compile` fused it before anything else.
+    fused: what `fuse` did before, if it did anything.
     """
-    if fused:
-        page = page_of_fusing(title, inspect(model, example_inputs), provenance)
+    if fused is not None:
+        page = page_of_fusing(title, fused, provenance)
     else:
         source = open(model, example_inputs)
         page = page_of_models(title, source.frontend.name, source.graph, None, provenance)

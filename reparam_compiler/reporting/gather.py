@@ -1,6 +1,7 @@
 """A page from what `fuse`, `prune` and `compile` report."""
 
 import hashlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -45,7 +46,9 @@ def provenance(command: str, files: Sequence[str | Path] = (), graph: Graph | No
 
 def provenance_here(*models: str, graph: Graph | None = None) -> Provenance:
     """The same, of the command that this process runs."""
-    return provenance(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), models, graph)
+    module = sys.modules["__main__"].__spec__  # of what `python -m` runs
+    program = Path(sys.argv[0]).name if module is None else f"python -m {module.name.removesuffix('.__main__')}"
+    return provenance(f"{program} {shlex.join(sys.argv[1:])}", models, graph)
 
 
 def title_of(model: str) -> str:

@@ -7,7 +7,7 @@
     tvmc measure
 
 Outputs are written whole or not at all. Exit codes: 0 done, 2 a wrong option, 3 the model cannot be read, 4 it cannot be
-lowered or run, 5 tvm is missing, 6 and 7 fusing failed, 1 anything else.
+lowered or run, 5 tvm is missing, 6 and 7 fusing failed, 130 Ctrl-C, 141 a closed pipe, 1 anything else.
 """
 
 import argparse
@@ -25,9 +25,9 @@ from reparam_compiler.core.packages import installed_version
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc import model as api
 from reparam_compiler.tvmc.benchmark import Callers
-from reparam_compiler.tvmc.failing import log, log_lines, report
+from reparam_compiler.tvmc.failing import ENDS, INTERRUPTED, log, log_lines, report
 from reparam_compiler.tvmc.fleet import rpc_of, serve, track
-from reparam_compiler.tvmc.options import parse, target_of
+from reparam_compiler.tvmc.options import OF_BENCHMARK, parse, target_of
 from reparam_compiler.tvmc.tables import (
     batch_line,
     costs_table,
@@ -41,30 +41,44 @@ from reparam_compiler.tvmc.tables import (
 )
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import CompileOptions, Executable
+    from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
 
 DUMPED = {"relay": "relax"}
 """What `--dump-code` names otherwise now."""
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "tvmc") -> int:
-    """The console script; gives the exit code, and ends the process itself where an option is wrong or help is asked for."""
+    """The console script; gives the exit code.
+
+    It ends the process itself where an option is wrong, help is asked for, or a search was interrupted.
+    """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    found = parse(words or ["--help"], prog)
-    if found.version:
-        _say(versions())
-        return 0
-    if found.command is None:
-        parse(["--help"], prog)
+    try:
+        found = _asked(words, prog)
+    except ENDS as error:
+        return report(error, prog, as_json="--json" in words)
     commands = {"compile": _compile, "run": _run, "tune": _tune, "measure": _measure, "tracker": _track, "server": _serve}
     with log_lines(prog, getattr(found, "verbose", 0)):
         for note in found.notes:
             log.warning(note)
         try:
             commands[found.command](found)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is one line and, where asked for, JSON
+            sys.stdout.flush()
+        except ENDS as error:  # whatever it is, it is one line and, where asked for, JSON
             return report(error, prog, as_json=found.json)
     return 0
+
+
+def _asked(words: Sequence[str], prog: str) -> argparse.Namespace:
+    """The options; ends the process where they are wrong, or help or the versions are asked for."""
+    try:
+        found = parse(words or ["--help"], prog)
+        if found.version:
+            _say(versions())
+            raise SystemExit(0)
+        return found if found.command is not None else parse(["--help"], prog)
+    finally:
+        sys.stdout.flush()  # here: where a pipe is closed, Python would print a traceback in the end
 
 
 def _check_tvm() -> None:
@@ -99,7 +113,7 @@ def _compile(found: argparse.Namespace) -> None:
         verify=not found.no_verify,
     )
     made, size = package.executable, output.stat().st_size
-    _write_report(found, model, made)
+    _write_report(found, model, package)
     if found.json:
         _say(json.dumps({"output": str(output), "bytes": size, "listings": dict(made.listings), **_interface(made)}))
         return
@@ -115,7 +129,7 @@ def _compile(found: argparse.Namespace) -> None:
     _say(f"{'verified' if made.verified else 'not verified'}: {made.verification}")
 
 
-def _write_report(found: argparse.Namespace, model: api.TVMCModel, made: "Executable") -> None:
+def _write_report(found: argparse.Namespace, model: api.TVMCModel, package: api.TVMCPackage) -> None:
     if found.report is None:
         return
     from reparam_compiler.models.stated import inputs_of_shapes
@@ -125,8 +139,8 @@ def _write_report(found: argparse.Namespace, model: api.TVMCModel, made: "Execut
 
     shapes = model.shapes()
     inputs = inputs_of_shapes(model.native, shapes) if shapes else None
-    told = provenance_here(found.MODEL)
-    write_page(page_of_compiling(title_of(found.MODEL), model.native, inputs, made, told, fused=model.fuse), found.report)
+    made, told = package.executable, provenance_here(found.MODEL)
+    write_page(page_of_compiling(title_of(found.MODEL), model.native, inputs, made, told, fused=package.fused), found.report)
 
 
 def _run(found: argparse.Namespace) -> None:
@@ -142,7 +156,7 @@ def _run(found: argparse.Namespace) -> None:
         benchmark=found.print_time,
         end_to_end=found.end_to_end,
         profile=found.profile,
-        callers=Callers(found.instances, found.duration, found.warm_up) if found.benchmark else None,
+        callers=Callers(**_given(found, OF_BENCHMARK)) if found.benchmark else None,
     )
     if found.outputs is not None:
         result.save(found.outputs)
@@ -169,6 +183,11 @@ def _run(found: argparse.Namespace) -> None:
     _say_measured(result)
     if found.outputs is not None:
         _say(f"written: {found.outputs}")
+
+
+def _given(found: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Those options that are given."""
+    return {name: value for name in names if (value := getattr(found, name)) is not None}
 
 
 def _say_measured(result: api.TVMCResult) -> None:
@@ -222,16 +241,19 @@ def _tune(found: argparse.Namespace) -> None:
         asked["listener"] = lambda step: _say(json.dumps(asdict(step)))
     asked |= {"progress": not found.json, "rpc": rpc_of(found)}
     result = api.measured(model, target_of(found), found.output, found.tuning_records, **asked)
-    if found.json:
-        _say(json.dumps({"output": found.output, **asdict(result)}))
-        return
-    _say(f"{found.output}: {result.measured} new of {result.total} records\n{tuning_table(result)}")
-    if result.failed:
-        _say(f"{result.failed} candidates failed; the folder says why")
-    if result.rule_seconds is not None and result.net_seconds is not None:
-        _say(f"a run: {1e3 * result.net_seconds:.3f} ms with these records, {1e3 * result.rule_seconds:.3f} ms without")
+    _say(json.dumps({"output": found.output, **asdict(result)}) if found.json else _found_by(result, found.output))
     if result.interrupted:
-        _say("interrupted: the same command goes on from here")
+        log.error("ended by Ctrl-C; the same command goes on from here")
+        raise SystemExit(INTERRUPTED)
+
+
+def _found_by(result: "TuneResult", folder: str) -> str:
+    lines = [f"{folder}: {result.measured} new of {result.total} records", tuning_table(result)]
+    if result.failed:
+        lines.append(f"{result.failed} candidates failed; the folder says why")
+    if result.rule_seconds is not None and result.net_seconds is not None:
+        lines.append(f"a run: {1e3 * result.net_seconds:.3f} ms with these records, {1e3 * result.rule_seconds:.3f} ms without")
+    return "\n".join(lines)
 
 
 def _track(found: argparse.Namespace) -> None:

@@ -1,11 +1,15 @@
 """How a command ends where something is raised: one line on stderr, an exit code, and JSON where that is asked for.
 
+An interrupt (Ctrl-C) and a closed pipe (`… | head -1`) end with 128 and the number of their signal, as a shell has it.
+
 This module needs neither torch nor typer: `tvmc run` starts without them.
 """
 
 import contextlib
 import json
 import logging
+import os
+import select
 import sys
 import traceback
 from collections.abc import Iterator
@@ -32,16 +36,34 @@ EXIT_CODES: tuple[tuple[type[ReparamError], int], ...] = (
     (InfeasiblePruneError, 8),
     (ReparamError, 1),
 )
+INTERRUPTED, CLOSED = 130, 141
+"""128 and the numbers of SIGINT and SIGPIPE."""
+ENDS = (Exception, KeyboardInterrupt)
+"""What `report` makes an exit code of."""
 log = logging.getLogger("reparam_compiler")
 
 
-def exit_code_of(raised: type[Exception]) -> int:
+class ClosedOutputError(Exception):
+    """Whoever read what a command prints closed the pipe."""
+
+
+OF_PROCESSES: tuple[tuple[type[BaseException], int], ...] = (
+    (KeyboardInterrupt, INTERRUPTED),
+    (ClosedOutputError, CLOSED),
+)
+
+
+def exit_code_of(raised: type[BaseException]) -> int:
     """That of a class of errors; 1 for what is none of the library's."""
-    return next((code for kind, code in EXIT_CODES if issubclass(raised, kind)), 1)
+    return next((code for kind, code in (*EXIT_CODES, *OF_PROCESSES) if issubclass(raised, kind)), 1)
 
 
-def message(error: Exception) -> str:
+def message(error: BaseException) -> str:
     """One line: the text of an error of the library or of the file system; of any other, where it was raised as well."""
+    if isinstance(error, KeyboardInterrupt):
+        return "ended by Ctrl-C; what was not written yet is as it was before"
+    if isinstance(error, ClosedOutputError):
+        return "what reads the output closed it before all was printed"
     if isinstance(error, ReparamError | OSError):
         return " ".join(str(error).splitlines())
     return f"{first_line(error)}, {raised_at(error)}. That was not foreseen: please report it, with what -v prints"
@@ -53,16 +75,39 @@ def raised_at(error: BaseException) -> str:
     return f"raised at {frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}" if frames else "raised"
 
 
-def report(error: Exception, prog: str, *, as_json: bool) -> int:
+def report(error: BaseException, prog: str, *, as_json: bool) -> int:
     """Say what was raised, with `-v` also from where; the exit code."""
     if isinstance(error, ModuleNotFoundError):
         error = missing_package(error) or error
+    if isinstance(error, OSError) and _takes_nothing():
+        error = ClosedOutputError() if isinstance(error, BrokenPipeError) else error
     text = message(error)
     if as_json:
-        sys.stdout.write(json.dumps({"error": type(error).__name__, "message": text}) + "\n")
+        with contextlib.suppress(OSError):
+            sys.stdout.write(json.dumps({"error": type(error).__name__, "message": text}) + "\n")
     log.info("raised:", exc_info=error)
     sys.stderr.write(f"{prog}: {type(error).__name__}: {text}\n")
     return exit_code_of(type(error))
+
+
+def _takes_nothing() -> bool:
+    """Whether nobody reads stdout, or it has no room; what is left goes nowhere then, or Python would print a traceback."""
+    try:
+        stdout = sys.stdout.fileno()
+    except OSError:  # it is no file: a test's
+        return False
+    waiting = select.poll()
+    waiting.register(stdout, 0)
+    try:
+        sys.stdout.flush()
+        if not any(event & select.POLLERR for _, event in waiting.poll(0)):
+            return False
+    except OSError:
+        pass
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stdout)
+    os.close(nowhere)
+    return True
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from reparam_compiler.core.files import written_whole
+from reparam_compiler.core.files import check_place, written_whole
 from reparam_compiler.errors import LoweringError, UnsupportedModelError
 from reparam_compiler.tvmc.benchmark import Benchmark, Callers
 from reparam_compiler.tvmc.benchmark import benchmark as benchmark_callers
@@ -27,6 +27,7 @@ from reparam_compiler.tvmc.words import ONE_SIZE
 if TYPE_CHECKING:
     import numpy as np
 
+    from reparam_compiler.api.report import FuseReport
     from reparam_compiler.lowering import CompileOptions, Executable, Rpc, TensorSpec, TuneResult
     from reparam_compiler.lowering.runtime.profile import Profile
 
@@ -89,10 +90,12 @@ class TVMCPackage:
 
     package_path: the artifact.
     executable: the same, loaded.
+    fused: what `fuse` did to the model before, where that was asked for here and now.
     """
 
     package_path: str
     executable: "Executable"
+    fused: "FuseReport | None" = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -256,19 +259,17 @@ def compile(
     Raises: LoweringError, UnsupportedModelError, VerificationError as `reparam_compiler.compile`.
     """
     from reparam_compiler import lowering
-    from reparam_compiler.api.compiling import compile as compile_native
+    from reparam_compiler.api.compiling import compile_reported
+    from reparam_compiler.api.options import FuseOptions
     from reparam_compiler.lowering.backends import backend_for
     from reparam_compiler.lowering.runtime.linking import check_linker
     from reparam_compiler.lowering.runtime.saving import checked_form
     from reparam_compiler.lowering.target import describe, resolve_all
 
     dumped = (dump_code,) if isinstance(dump_code, str) else tuple(dump_code or ())
-    settings = options or lowering.CompileOptions()
-    settings = replace(
-        settings,
-        opt_level=settings.opt_level if opt_level is None else opt_level,
-        sources=tuple(dict.fromkeys((*settings.sources, *dumped))),
-    )
+    given = options or lowering.CompileOptions()
+    level = given.opt_level if opt_level is None else opt_level
+    settings = replace(given, opt_level=level, sources=tuple(dict.fromkeys((*given.sources, *dumped))))
     temporary = None if package_path else tempfile.mkdtemp(prefix="reparam-package-")
     path = Path(package_path or f"{temporary}/module.tar")
     check_folder(path)
@@ -277,10 +278,11 @@ def compile(
     for one in targets:
         if backend_for(one).linked:
             check_linker(cross or None, describe(one))
-    executable = compile_native(
+    executable, fused = compile_reported(
         tvmc_model.native,
+        None,
+        FuseOptions() if tvmc_model.fuse else None,
         target=target,
-        fuse=tvmc_model.fuse,
         database=tuning_records or None,
         input_shapes=tvmc_model.shapes() if batches is None else tvmc_model.stated_shapes(),
         batches=batches,
@@ -290,7 +292,7 @@ def compile(
     executable.save(path, format=output_format, compiler=cross or None, compiler_options=shlex.split(cross_options or ""))
     for name in dumped:
         write_text(path.with_name(f"{path.name}.{name}"), executable.listings[name])
-    package = TVMCPackage(str(path), executable)
+    package = TVMCPackage(str(path), executable, fused)
     if temporary is not None:
         weakref.finalize(package, shutil.rmtree, temporary, ignore_errors=True)
     return package
@@ -388,9 +390,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Raises LoweringError where the folder of a file to be written does not exist: better asked before work than after."""
-    if not path.parent.is_dir():
-        raise LoweringError(f"{path}: the folder {path.parent} does not exist; make it first")
+    """Raises LoweringError where a file cannot be written there, as `check_place`: better asked before work than after."""
+    try:
+        check_place(path)
+    except OSError as refusal:
+        raise LoweringError(str(refusal)) from refusal
 
 
 def _start_from(prior: Path, folder: Path) -> None:

@@ -55,6 +55,8 @@ TARGET_OPTIONS = {
     ),
 }
 KINDS = tuple(TARGET_OPTIONS)
+OF_BENCHMARK = ("instances", "duration", "warm_up")
+"""Options of `run --benchmark`, by the fields of `benchmark.Callers`."""
 GONE_FORMATS = {
     "keras": "tf2onnx",
     "pb": "tf2onnx",
@@ -97,6 +99,8 @@ def _parsed(arguments: Sequence[str], prog: str) -> argparse.Namespace:
         parser.error(f"{foreign[0]}: targets are of the kinds {', '.join(KINDS)}; of these, see tvmc compile --help")
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if given := [name for name in OF_BENCHMARK if getattr(found, name, None) is not None and not found.benchmark]:
+        parser.error(f"--{given[0].replace('_', '-')}: found no --benchmark, which it is of; give that too")
     return found
 
 
@@ -253,10 +257,10 @@ def _run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--repeat", type=positive, default=1, metavar="N", help="measurements (default: 1)")
     command.add_argument("--number", type=positive, default=1, metavar="N", help="runs in a row for each (default: 1)")
     command.add_argument("--benchmark", action="store_true", help="measure latency and throughput under load, with percentiles")
-    command.add_argument("--instances", type=positive, default=1, metavar="N", help="of --benchmark: runs at once (default: 1)")
-    command.add_argument("--duration", type=seconds, default=3.0, metavar="S", help="of --benchmark: seconds (default: 3)")
+    command.add_argument("--instances", type=positive, metavar="N", help="of --benchmark: runs at once (default: 1)")
+    command.add_argument("--duration", type=seconds, metavar="S", help="of --benchmark: seconds (default: 3)")
     command.add_argument(
-        "--warm-up", type=seconds, default=0.2, metavar="S", help="of --benchmark: seconds before, not counted (default: 0.2)"
+        "--warm-up", type=seconds, metavar="S", help="of --benchmark: seconds before, not counted (default: 0.2)"
     )
     _json(command)
     rpc_options(command)

@@ -1,5 +1,6 @@
 """What the commands refuse: one line, one exit code for each class of error, files that are whole or absent; and help."""
 
+import io
 import json
 from pathlib import Path
 
@@ -110,8 +111,8 @@ def test_a_write_that_fails_leaves_the_older_file(folder: Path, tmp_path: Path, 
     target = tmp_path / "fused.pt2"
     target.write_bytes(b"older")
 
-    def failing(program: object, path: Path) -> None:
-        path.write_bytes(b"half")
+    def failing(program: object, file: io.FileIO) -> None:
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch.export, "save", failing)

@@ -54,6 +54,12 @@ def checks(found: Result) -> dict[str, dict[str, Any]]:
     return {check["subject"]: check for check in json.loads(found.stdout)["checks"]}
 
 
+def test_an_import_that_takes_too_long_is_ended_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installation, "SECONDS", 0.01)
+    done = installation._in_a_process("import time; time.sleep(60)")
+    assert (done.returncode, installation._last_line(done)) == (1, "it was not done after 0.01 s, and was ended")
+
+
 @pytest.mark.usefixtures("whole")
 def test_a_whole_installation_is_fine() -> None:
     found = doctor("--json", "-q")

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 pytest.importorskip("tvm")
 
 from reparam_compiler.api import compiling
+from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.conv.algorithms import ConvShape
 from reparam_compiler.lowering.cpu.families import MODEL
@@ -163,6 +165,14 @@ def test_verify_keeps_what_it_measured_where_it_is_told_to(
     assert last.ratio == (0.7 if decides else math.inf)
     assert bool(last.failure) != decides
     assert [each.decides for each in summaries(folder)] == [decides]
+
+
+def test_a_layer_whose_weights_no_point_of_the_rule_bears_is_named() -> None:
+    search: Any = SimpleNamespace(tuning=SimpleNamespace(rule=lambda _: rule_and_other(None)))
+    layer: Any = type("Layer", (), {"shape": SHAPE, "bears": lambda *_: False})()
+    nothing: Any = None
+    with pytest.raises(LoweringError, match=r"no algorithm of the rule is within 0.0001 on its weights; .*keep=False"):
+        list(verifying._records(search, {layer: None}, nothing, nothing))
 
 
 def as_measured(nets: Sequence[Timed], arrays: Sequence[Any]) -> None:

@@ -265,6 +265,13 @@ def test_a_benchmark_that_measures_nothing_is_refused(artifact: Path, words: tup
     assert (found.exit_code, said in found.stderr) == (code, True), found.output
 
 
+@pytest.mark.parametrize("words", [("--instances", "2"), ("--duration", "1"), ("--warm-up", "1")])
+def test_an_option_of_benchmark_alone_is_wrong_usage(words: tuple[str, str]) -> None:
+    found = tvmc("run", "m.tar", *words, "--json")
+    assert found.exit_code == 2
+    assert json.loads(found.stdout)["message"] == f"{words[0]}: found no --benchmark, which it is of; give that too"
+
+
 @needs_opencl
 def test_opencl_is_compiled_and_run_on_its_device_by_either_name(model: Path, inputs: Path, tmp_path: Path) -> None:
     archive, written = tmp_path / "m.tar", tmp_path / "out.npz"

@@ -89,11 +89,11 @@ def test_options_hold_where_no_argument_of_the_old_module_says_otherwise(
         def save(self, path: Path, **_: Any) -> None:
             path.touch()
 
-    def compile_native(*_: Any, options: CompileOptions, **__: Any) -> Made:
+    def compile_reported(*_: Any, options: CompileOptions, **__: Any) -> tuple[Made, None]:
         told.append(options)
-        return Made()
+        return Made(), None
 
-    monkeypatch.setattr("reparam_compiler.api.compiling.compile", compile_native)
+    monkeypatch.setattr("reparam_compiler.api.compiling.compile_reported", compile_reported)
     package = tvmc.compile(model, **{"options": CompileOptions(opt_level=1, sources=("relax",)), **named})
     assert (told[0].opt_level, told[0].sources) == (opt_level, sources)
     written = {path.name for path in Path(package.package_path).parent.iterdir()}

@@ -1,5 +1,6 @@
 """A file is there as a whole, or as it was before."""
 
+import errno
 import io
 import os
 import signal
@@ -69,6 +70,60 @@ def test_what_a_killed_process_left_is_removed_and_nothing_that_is_in_use(
         assert sorted(path.name for path in tmp_path.iterdir()) == ["of_others", folder.name]
         assert (folder / "kept").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["of_others"]
+
+
+KILLED_WRITING = """
+import os, signal, sys
+from reparam_compiler.core.files import written_whole
+with written_whole(sys.argv[1]) as part:
+    part.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_not_what_is_being_written(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    target = tmp_path / "net[1].onnx"
+    target.write_bytes(b"older")
+    done = subprocess.run([sys.executable, "-c", KILLED_WRITING, str(target)], env=env, check=False)
+    assert (done.returncode, target.read_bytes(), len(list(tmp_path.iterdir()))) == (-signal.SIGKILL, b"older", 2)
+    with written_whole(target) as one:
+        one.write_bytes(b"one")
+        with written_whole(target) as other:
+            assert sorted(tmp_path.iterdir()) == sorted([target, one, other])
+            other.write_bytes(b"other")
+        assert target.read_bytes() == b"other"
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"one"]
+
+
+def test_a_file_that_was_taken_for_an_abandoned_one_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch, made = Path.touch, list[Path]()
+
+    def touched(path: Path, **how: Any) -> None:
+        touch(path, **how)
+        if made.append(path) or len(made) == 1:
+            path.unlink()
+
+    monkeypatch.setattr(Path, "touch", touched)
+    with written_whole(tmp_path / "cut.json") as part:
+        part.write_text("{}")
+    assert len(made) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["cut.json"]
+
+
+def test_where_nothing_can_be_written_is_said_before_and_what_had_no_room_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "cut.json"
+    full = r"No space left on device; what was there before is as it was: '.*cut\.json'"
+    with pytest.raises(OSError, match=full), written_whole(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError, match="other"), written_whole(target):
+        (tmp_path / "other").read_text()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write where the mode says otherwise
+    with pytest.raises(PermissionError, match=r"cut.json: the folder .* cannot be written; name a file in another"):
+        check_place(target)
+    assert not list(tmp_path.iterdir())
 
 
 def npz(save: Any) -> bytes:

@@ -239,7 +239,7 @@ def test_ctrl_c_ends_a_search_on_a_fleet_with_what_is_known(of: Program, rpc: Rp
         steps = [json.loads(search.stdout.readline()) for _ in range(4)]
         os.killpg(search.pid, signal.SIGINT)
         *more, result = map(json.loads, search.communicate(timeout=PATIENCE)[0].splitlines())
-    assert search.returncode == 0
+    assert search.returncode == 130
     assert result["interrupted"]
     assert result["measured"] == len(read_convs(tmp_path / "records")) >= max(step["trial"] for step in (*steps, *more))
     until = time.monotonic() + PATIENCE

@@ -47,6 +47,7 @@ def test_compile_writes_a_report_with_the_time_of_each_call(tmp_path: Path) -> N
     done = tvmc("compile", model, "-o", tmp_path / "m.tar", "--report", tmp_path / "m.json")
     assert done.exit_code == 0, done.output
     page = json.loads((tmp_path / "m.json").read_text())
+    assert page["accuracy"][0].startswith("the whole model")
     convs = [call for call in page["kernels"]["calls"] if call["flops"]]
     assert [call["flops"] for call in convs] == [2 * 8 * 3 * 9 * 6 * 5]
     assert all(call["seconds"] > 0 and call["bytes"] > 0 for call in convs)
@@ -59,7 +60,7 @@ def test_what_does_not_run_here_is_not_profiled_and_says_why(monkeypatch: pytest
 
     monkeypatch.setattr(profile, "profile", refused)
     x = torch.randn(SHAPE)
-    page = page_of_compiling("net", net(), (x,), compile(net(), (x,)), UNKNOWN, fused=True)
+    page = page_of_compiling("net", net(), (x,), compile(net(), (x,)), UNKNOWN, fused=None)
     assert page.kernels is None
     assert page.remarks[-1] == "not profiled: it was compiled for another machine"
 

@@ -1,6 +1,9 @@
 """What a page says of what was done to a model."""
 
 import dataclasses
+import importlib.machinery
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from torch import nn
 from reparam_compiler import fuse
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.reporting.equations import NORM_AFTER, SEQUENCE, SUM, WIDENED
-from reparam_compiler.reporting.gather import page_of_fusing, page_of_models, provenance
+from reparam_compiler.reporting.gather import page_of_fusing, page_of_models, provenance, provenance_here
 from tests.support.pages import fused_page, pruned_page, refused_page
 from tests.support.reparam_runs import SHAPE, net
 
@@ -128,6 +131,19 @@ def test_the_hash_of_weights_is_that_of_their_numbers() -> None:
     reports.append(fuse(changed, return_report=True)[1])
     hashes = [provenance("", graph=report.graphs.before).hashes["weights"] for report in reports if report.graphs is not None]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    ("module", "program"),
+    [("reparam_compiler.__main__", "python -m reparam_compiler"), ("reparam_compiler.fuse", "python -m reparam_compiler.fuse")],
+)
+def test_the_command_can_be_typed_again(module: str, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/reparam", "fuse", "my net.onnx", "--input-shapes", "x:[1,3]"])
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert provenance_here().command == "reparam fuse 'my net.onnx' --input-shapes 'x:[1,3]'"
+    main.__spec__ = importlib.machinery.ModuleSpec(module, None)
+    assert provenance_here().command == f"{program} fuse 'my net.onnx' --input-shapes 'x:[1,3]'"
 
 
 def test_two_files_of_one_name_have_a_hash_each(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ A model of more than `IN_MEMORY` bytes keeps its weights in the file beside it; 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
 
-from reparam_compiler.core.files import written_whole
+from reparam_compiler.core.files import abandoned_parts, held, written_whole
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.tensors import byte_count, inline
 
@@ -78,10 +79,12 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None
         UnsupportedModelError: external data cannot be read.
     """
     target = Path(path)
+    _remove_data_of_killed(target)
     tensors = list(tensors_of(model))
     is_small = sum(map(byte_count, tensors)) <= (ONE_FILE if largest is None else largest)
     if is_small and not any(external_data_helper.uses_external_data(tensor) for tensor in tensors):
-        _write_whole(target, lambda file: file.write(model.SerializeToString()))
+        with written_whole(target) as part:
+            part.write_bytes(model.SerializeToString())
         return
     weights = model.graph.initializer
     light = copy_without(model, [tensor.name for tensor in weights])
@@ -90,16 +93,39 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None
             tensor.CopyFrom(inline(tensor))
     if is_small:
         light.graph.initializer.extend(map(inline, weights))
-        _write_whole(target, lambda file: file.write(light.SerializeToString()))
+        with written_whole(target) as part:
+            part.write_bytes(light.SerializeToString())
         return
-    numbered = (target.with_name(f"{target.name}{f'.{i}' if i else ''}.data") for i in range(2**20))
-    data = next(candidate for candidate in numbered if not candidate.exists())
-    _write_whole(data, lambda file: light.graph.initializer.extend(_placed(tensor, file, data.name) for tensor in weights))
+    with held(target.parent, wait=True):  # or another process might take the same name for other weights
+        numbered = (target.with_name(f"{target.name}{f'.{i}' if i else ''}.data") for i in range(2**20))
+        data = next(candidate for candidate in numbered if not candidate.exists())
+        try:
+            with written_whole(target) as part, written_whole(data) as data_part:
+                with data_part.open("wb") as file:
+                    light.graph.initializer.extend(_placed(tensor, file, data.name) for tensor in weights)
+                part.write_bytes(light.SerializeToString())
+        except BaseException:
+            data.unlink(missing_ok=True)
+            raise
+
+
+def _remove_data_of_killed(target: Path) -> None:
+    """Removes weights that a killed process put in place, if it could not put the model there that it left beside them."""
+    for part in abandoned_parts(target):
+        needed = _locations(target) if target.is_file() else set[str]()
+        for name in _locations(part) - needed:
+            if re.fullmatch(rf"{re.escape(target.name)}(\.\d+)?\.data", name):
+                target.with_name(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+def _locations(path: Path) -> set[str]:
+    """The files that hold weights of the model in a file; none where it is no model, or was cut off."""
     try:
-        _write_whole(target, lambda file: file.write(light.SerializeToString()))
-    except BaseException:
-        data.unlink()
-        raise
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError:
+        return set()
+    return {entry.value for tensor in tensors_of(model) for entry in tensor.external_data if entry.key == "location"}
 
 
 def _placed(tensor: TensorProto, file: BinaryIO, location: str) -> TensorProto:
@@ -116,11 +142,6 @@ def _placed(tensor: TensorProto, file: BinaryIO, location: str) -> TensorProto:
         pointer.external_data.add(key=key, value=str(value))
     file.write(elements)
     return pointer
-
-
-def _write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:
-    with written_whole(target) as part, part.open("xb") as file:
-        write(file)
 
 
 def fits_in_memory(model: ModelProto) -> bool:

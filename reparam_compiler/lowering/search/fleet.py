@@ -65,7 +65,10 @@ class Fleet:
         return self.each(_compared, jobs)
 
     def each(self, work: Callable[[Device, JobT], Outcome], jobs: Sequence[JobT]) -> list[Outcome | None]:
-        """What `work` gives for each on a device; None as `measure`."""
+        """What `work` gives for each on a device; None as `measure`.
+
+        Raises: LoweringError where the tracker does not answer.
+        """
         if not jobs or self._ended:
             return [None] * len(jobs)
         self._most_held = 0
@@ -188,7 +191,7 @@ class FleetRunner(meta_schedule.runner.PyRunner):  # type: ignore[misc]
         self.fleet = fleet
 
     def run(self, runner_inputs: Sequence[Any]) -> list[Any]:
-        """The seconds of each, once all are there. Raises: KeyboardInterrupt."""
+        """The seconds of each, or a failure where it was not measured, once all are there. Raises: as `Fleet.each`."""
         repeats = self.fleet.repeats
         how = {"number": repeats.number, "repeat": repeats.repeat, "min_repeat_ms": repeats.min_repeat_ms}
         outcomes = self.fleet.each(lambda device, each: _timed(device, each, how), list(runner_inputs))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backend import Tuning
 from reparam_compiler.lowering.build import COMPILING
@@ -124,7 +125,12 @@ def _run(
 def _records(search: Search, layers: Mapping[Layer, Any], rule: Timed, ours: Timed) -> Iterator[ConvRecord]:
     """What each layer took by its record and by the rule, a call."""
     for layer, point in layers.items():
-        against = next(each for each in search.tuning.rule(layer.shape) if layer.bears(each, MAX_ERROR))
+        against = next((each for each in search.tuning.rule(layer.shape) if layer.bears(each, MAX_ERROR)), None)
+        if against is None:
+            raise LoweringError(
+                f"{layer}: no algorithm of the rule is within {MAX_ERROR:g} on its weights; expected one that its record was "
+                f"compared with. {in_words_of(python='keep=False', command='Leaving out --keep')} measures without it"
+            )
         seconds, beside = (tuple(each / layer.count for each in net.seconds[layer.shape.mark]) for net in (ours, rule))
         target = describe(search.backend.target)
         yield ConvRecord(layer.shape, layer.site.epilogue, point, target, seconds, against, beside, where="net")

@@ -1,5 +1,9 @@
 """Files are read or refused, and written whole or not at all."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +64,39 @@ def test_what_is_too_large_for_one_message_goes_into_a_second_file(tmp_path: Pat
     np.testing.assert_array_equal(run(onnx_io.load(path), FEEDS)[0], run(model(), FEEDS)[0])
     onnx_io.save(model(), path, largest=1024)
     assert (tmp_path / "m.onnx.1.data").exists()
+    np.testing.assert_array_equal(run(onnx_io.load(path), FEEDS)[0], run(model(), FEEDS)[0])
+
+
+KILLED = """
+import os, signal, sys
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from reparam_compiler.frontends.onnx import io
+replace = Path.replace
+
+def replaced(part, target):
+    if target.suffix == ".onnx":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(part, target)
+
+Path.replace = replaced
+io.save(io.load(sys.argv[1]), sys.argv[2], largest=1024)
+"""
+
+
+@pytest.mark.parametrize("largest", [1024, None])
+def test_weights_of_a_model_that_a_killed_process_did_not_put_in_place_are_removed(largest: int | None, tmp_path: Path) -> None:
+    path, env = tmp_path / "m.onnx", {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    onnx_io.save(model(), path, largest=1024)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path), str(path)], env=env, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 4
+    np.testing.assert_array_equal(run(onnx_io.load(path), FEEDS)[0], run(model(), FEEDS)[0])
+    onnx_io.save(model(), path, largest=largest)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"} | ({"m.onnx.1.data"} if largest else set())
     np.testing.assert_array_equal(run(onnx_io.load(path), FEEDS)[0], run(model(), FEEDS)[0])
 
 
