@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reparam_compiler.reporting.layout import Layout
-from reparam_compiler.reporting.page import GraphView, KernelTable, Page, RepairView, Sweep
+from reparam_compiler.reporting.page import GraphView, KernelTable, Page, RepairView, Search, Sweep
 from reparam_compiler.reporting.words import ratio_text
 
 Figure = Any
@@ -27,6 +27,7 @@ def items(page: Page, layouts: list[Layout]) -> dict[str, dict[str, Any]]:
         **sweep_items(page.sweep),
         "sweep-repair": sweep_repair_item(page.sweep),
         "repair": repair_item(page.repair),
+        "search": search_item(page.search),
         "memory": memory_item(page, layouts),
         "roofline": roofline_item(page.kernels),
     }
@@ -135,6 +136,25 @@ def repair_item(repair: RepairView | None) -> dict[str, Any] | None:
     return dict(json_item(chart))
 
 
+def search_item(search: Search | None) -> dict[str, Any] | None:
+    """What all convs of a run take at their best so far, over the measurements; None without any."""
+    from bokeh.embed import json_item
+    from bokeh.models import HoverTool
+
+    if search is None or not search.curve:
+        return None
+    chart = chart_of("search", "measurements", "ms of all convs, alone")
+    source = {
+        "trial": [step.trial for step in search.curve],
+        "ms": [1e3 * step.best_seconds for step in search.curve],
+        "seconds": [step.seconds for step in search.curve],
+    }
+    line = chart.step("trial", "ms", source=source, mode="after", line_width=2, tags=AFTER, name="search curve")
+    tips = [("measurement", "@trial"), ("ms", "@ms{0.000}"), ("seconds", "@seconds{0.0}")]
+    chart.add_tools(HoverTool(renderers=[line], tooltips=tips, mode="vline"))
+    return dict(json_item(chart))
+
+
 def _percent() -> Any:
     """Marks of an axis."""
     from bokeh.models import NumeralTickFormatter
@@ -154,8 +174,12 @@ def memory_item(page: Page, layouts: list[Layout]) -> dict[str, Any] | None:
     for name, tags, view, layout in zip(("before", "after"), (BEFORE, AFTER), views, layouts, strict=False):
         step: dict[str, Any] = {"x": "row", "source": _memory(view, layout), "mode": "after", "tags": tags}
         chart.step(y="mib", line_width=2, legend_label=name, name=f"memory {name}", **step)
+        if any(node.measured is not None for node in view.nodes):
+            chart.step(y="measured", line_dash="dotted", line_width=2, legend_label=f"{name}, measured", **step)
     chart.y_range.start = 0
-    chart.add_tools(HoverTool(tooltips=[("node", "@node"), ("MiB", "@mib{0.00}")], mode="mouse"))
+    chart.add_tools(
+        HoverTool(tooltips=[("node", "@node"), ("MiB", "@mib{0.00}"), ("measured", "@measured{0.00}")], mode="mouse")
+    )
     return dict(json_item(chart))
 
 
@@ -165,6 +189,7 @@ def _memory(view: GraphView, layout: Layout) -> dict[str, list[Any]]:
     return {
         "row": [layout.rows[place] for place in order],
         "mib": [(node.alive or 0) / 2**20 for node in nodes],
+        "measured": [node.measured and node.measured / 2**20 for node in nodes],
         "node": [node.id for node in nodes],
     }
 

@@ -16,6 +16,7 @@ from reparam_compiler.errors import LoweringError
 from reparam_compiler.models.opening import open
 from reparam_compiler.reporting.gather import page_of_fusing, page_of_models
 from reparam_compiler.reporting.page import KernelCall, KernelTable, Layer, Page, Provenance
+from reparam_compiler.reporting.words import short
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import Executable
@@ -35,19 +36,33 @@ def page_of_compiling(
 
     fused: what `fuse` did before, if it did anything.
     """
-    if fused is not None:
-        page = page_of_fusing(title, fused, provenance)
-    else:
-        source = open(model, example_inputs)
-        page = page_of_models(title, source.frontend.name, source.graph, None, provenance)
+    page = page_of_what_is_built(title, model, example_inputs, provenance, fused=fused)
     verified = f"{'verified' if made.verified else 'not verified'}: {made.verification}"
-    page = replace(page, accuracy=(*page.accuracy, f"compiled for {made.target}", verified))
+    page = replace(page, accuracy=(*page.accuracy, f"compiled for {made.target}", verified, *_memory(made)))
     from reparam_compiler.lowering.runtime.profile import profile
 
     try:
         return with_profile(page, profile(made), measure_costs().bytes_per_second)
     except LoweringError as error:
         return replace(page, remarks=(*page.remarks, f"not profiled: {error}"))
+
+
+def _memory(made: "Executable") -> tuple[str, ...]:
+    """What a run of it takes, beside what the graph's values need; nothing where sizes are not known."""
+    if (plan := made.memory) is None:
+        return ()
+    at_once, allocated, scratch = (short(size, "B") for size in (plan.peak, plan.planned, plan.scratch))
+    return (f"memory of the compiled model: activations {at_once} at once, {allocated} allocated for them; scratch {scratch}",)
+
+
+def page_of_what_is_built(
+    title: str, model: Any, example_inputs: Sequence[Any] | None, provenance: Provenance, *, fused: FuseReport | None
+) -> Page:
+    """The page of a model as kernels are made for it: fused before, or as it is."""
+    if fused is not None:
+        return page_of_fusing(title, fused, provenance)
+    source = open(model, example_inputs)
+    return page_of_models(title, source.frontend.name, source.graph, None, provenance)
 
 
 def with_profile(page: Page, found: "profiles.Profile", bandwidth: float | None) -> Page:

@@ -19,6 +19,7 @@ from reparam_compiler.reporting.matching import names_in, renamed
 from reparam_compiler.reporting.page import (
     FamilyView,
     Figure,
+    GraphView,
     Page,
     Provenance,
     RefusalView,
@@ -131,13 +132,14 @@ def _page(
     refusals: Sequence[Refusal],
 ) -> Page:
     regions = regions_of(graphs.before, fusions)
+    before, after = view_of(graphs.before), view_of(graphs.after)
     return Page(
         title=title,
         kind=kind,
         made=made,
-        figures=_figures(*costs),
-        before=view_of(graphs.before),
-        after=view_of(graphs.after),
+        figures=(*_figures(*costs), *_measured_memory(before, after)),
+        before=before,
+        after=after,
         regions=regions,
         refusals=tuple(RefusalView(refusal.node, refusal.op, refusal.reason) for refusal in refusals),
         ops=op_counts(graphs.before, graphs.after),
@@ -205,6 +207,12 @@ def _figures(before: Cost, after: Cost) -> tuple[Figure, ...]:
         for name, (unit, old, new) in rows.items()
         if old is not None and new is not None
     )
+
+
+def _measured_memory(before: GraphView, after: GraphView) -> tuple[Figure, ...]:
+    """The most that torch held at one time; nothing where either was not run."""
+    most = [max((node.measured or 0 for node in view.nodes), default=0) for view in (before, after)]
+    return (Figure("measured in torch", "B", float(most[0]), float(most[1])),) if all(most) else ()
 
 
 def _pruned_accuracy(plan: PrunePlan) -> tuple[str, ...]:

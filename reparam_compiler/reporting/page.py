@@ -47,7 +47,8 @@ class NodeView:
 
     op: its kind. text: with its attributes, as the printer has it. type: dtype and sizes of its value, "" where not known.
     path: the module that it is of, names with dots between, "" where that is not known.
-    sources: the ids that it reads. alive: bytes of the values that exist while it runs; None where sizes are not known.
+    sources: the ids that it reads. alive: bytes of the values that exist while it runs, by the plan; None where sizes are not
+        known. measured: the same as torch holds them, op by op; None where it was not run.
     """
 
     id: str
@@ -58,6 +59,7 @@ class NodeView:
     sources: tuple[str, ...]
     params: tuple[Parameter, ...]
     alive: int | None
+    measured: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +229,55 @@ class Sweep:
 
 
 @dataclass(frozen=True, slots=True)
+class TunedLayer:
+    """A kernel that was searched for, of `count` calls in a run.
+
+    trials: its points on record. rule_seconds, best_seconds: a call by rule, and at its best, measured alone; None where it was
+        not measured. taken: the algorithm that `compile` takes by the records; decided: what decided that.
+    """
+
+    name: str
+    count: int
+    trials: int
+    rule_seconds: float | None
+    best_seconds: float | None
+    taken: str
+    decided: str
+
+
+@dataclass(frozen=True, slots=True)
+class SearchStep:
+    """After `trial` measurements, `seconds` after the search began: all convs of a run, each at its best so far, alone."""
+
+    trial: int
+    seconds: float
+    best_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search of kernels did.
+
+    measured: new measurements, of which `failed` gave no time; total: with those of the folder.
+    rule_seconds, net_seconds: of a run by rule, and with what was found, by turns; None where that was not asked.
+    """
+
+    layers: tuple[TunedLayer, ...]
+    curve: tuple[SearchStep, ...]
+    measured: int
+    total: int
+    failed: int
+    rule_seconds: float | None
+    net_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A report on a model.
 
     kind: what reads the model. after: None where a model is shown as it is. accuracy: sentences on how exact the result is.
     families, repair: where the model was pruned. kernels: where it was compiled and profiled. sweep: where it was pruned by
-        several ratios.
+        several ratios. search: where kernels were searched for it.
     """
 
     title: str
@@ -251,4 +296,5 @@ class Page:
     repair: RepairView | None = None
     kernels: KernelTable | None = None
     sweep: Sweep | None = None
+    search: Search | None = None
     version: int = field(default=VERSION)

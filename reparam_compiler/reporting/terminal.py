@@ -14,7 +14,16 @@ def print_page(out: Console, page: Page) -> None:
     out.print(_figures(page))
     for line in (*page.accuracy, *page.remarks):
         out.print(line, markup=False, highlight=False)
-    for table in (_regions(page), _refusals(page), _families(page), _repair(page), _sweep(page), _kernels(page), _ops(page)):
+    for table in (
+        _regions(page),
+        _refusals(page),
+        _families(page),
+        _repair(page),
+        _sweep(page),
+        _search(page),
+        _kernels(page),
+        _ops(page),
+    ):
         if table.row_count:
             out.print(table, markup=False)
     for name, value in ({**page.made.hashes, **page.made.versions} if page.made.command else {}).items():
@@ -83,6 +92,15 @@ def _sweep(page: Page) -> Table:
         errors = ["" if error is None else f"{error:.1%}" for error in (point.error, point.unrepaired_error)]
         taken = "" if point.milliseconds is None else f"{point.milliseconds:.3f}"
         table.add_row(ratio_text(point.ratio), *scores, *errors, taken, short(point.multiply_adds), short(point.bytes, "B"))
+    return table
+
+
+def _search(page: Page) -> Table:
+    numbers = ("calls", "trials", "ms by rule", "ms at best")
+    table = _table("search", "kernel", "taken", "decided by", *numbers, numbers=len(numbers))
+    for layer in page.search.layers if page.search is not None else ():
+        taken = ["" if seconds is None else f"{1e3 * seconds:.4f}" for seconds in (layer.rule_seconds, layer.best_seconds)]
+        table.add_row(layer.name, layer.taken, layer.decided, str(layer.count), str(layer.trials), *taken)
     return table
 
 

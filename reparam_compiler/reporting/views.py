@@ -14,6 +14,7 @@ from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
 from reparam_compiler.ir.printer import type_text
 from reparam_compiler.passes.fusion.fuse_branches import op_text
+from reparam_compiler.reporting.memory import measured_bytes
 from reparam_compiler.reporting.page import GraphView, Layer, NodeView, OpCount, Parameter, Range, Region
 
 _SHOWN = 100_000_000
@@ -23,6 +24,7 @@ _SHOWN = 100_000_000
 def view_of(graph: Graph) -> GraphView:
     """The graph for a page."""
     alive = alive_bytes(graph) or {}
+    measured = measured_bytes(graph)
     paths = module_paths(graph)
     nodes = tuple(
         NodeView(
@@ -34,6 +36,7 @@ def view_of(graph: Graph) -> GraphView:
             tuple(dict.fromkeys(node.sources)),
             tuple(Parameter(param.role, param.shape, param.dtype, param.origin or "") for param in node.params),
             alive.get(node.id),
+            measured.get(node.id),
         )
         for node in graph
     )

@@ -42,6 +42,7 @@ from reparam_compiler.tvmc.tables import (
 
 if TYPE_CHECKING:
     from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
+    from reparam_compiler.lowering.search.progress import TuneStep
 
 DUMPED = {"relay": "relax"}
 """What `--dump-code` names otherwise now."""
@@ -93,7 +94,7 @@ def _compile(found: argparse.Namespace) -> None:
     if output_format == "so" and output.suffix == ".tar":
         output_format = "tar"
         log.warning(f"{output} is an archive with the library in it, as ever; for the library alone name it .so")
-    from reparam_compiler.reporting.writing import check_report
+    from reparam_compiler.reporting.writing import check_report, write_page
 
     options = _options(found)
     check_report(found.report)
@@ -113,14 +114,22 @@ def _compile(found: argparse.Namespace) -> None:
         verify=not found.no_verify,
     )
     made, size = package.executable, output.stat().st_size
-    _write_report(found, model, package)
+    if found.report is not None:
+        from reparam_compiler.reporting.compiled import page_of_compiling
+
+        write_page(page_of_compiling(made=made, fused=package.fused, **_of_model(found, model)), found.report)
     if found.json:
         _say(json.dumps({"output": str(output), "bytes": size, "listings": dict(made.listings), **_interface(made)}))
         return
+    _say_compiled(made, f"{output}  {size / 2**20:.1f} MiB")
+
+
+def _say_compiled(made: "Executable", head: str) -> None:
+    """What was made, for people: listings that were asked for, then `head`, and all that is known of it."""
     for name, text in made.listings.items():
         if name.startswith(("before ", "after ", "pass times")):
             _say(f"# {name}\n{text}\n")
-    _say(f"{output}  {size / 2**20:.1f} MiB\n{interface_table(made)}")
+    _say(f"{head}\n{interface_table(made)}")
     for variant in made.variants if made.any_batch else ():
         _say(f"\n{batch_line(made, variant)}\n{kernel_table(made.at(variant.batch))}\n")
     if not made.batches:
@@ -129,18 +138,18 @@ def _compile(found: argparse.Namespace) -> None:
     _say(f"{'verified' if made.verified else 'not verified'}: {made.verification}")
 
 
-def _write_report(found: argparse.Namespace, model: api.TVMCModel, package: api.TVMCPackage) -> None:
-    if found.report is None:
-        return
+def _of_model(found: argparse.Namespace, model: api.TVMCModel) -> dict[str, Any]:
+    """What a page is told of the model itself: arguments of `page_of_compiling` and `page_of_tuning`."""
     from reparam_compiler.models.stated import inputs_of_shapes
-    from reparam_compiler.reporting.compiled import page_of_compiling
     from reparam_compiler.reporting.gather import provenance_here, title_of
-    from reparam_compiler.reporting.writing import write_page
 
     shapes = model.shapes()
-    inputs = inputs_of_shapes(model.native, shapes) if shapes else None
-    made, told = package.executable, provenance_here(found.MODEL)
-    write_page(page_of_compiling(title_of(found.MODEL), model.native, inputs, made, told, fused=package.fused), found.report)
+    return {
+        "title": title_of(found.MODEL),
+        "model": model.native,
+        "example_inputs": inputs_of_shapes(model.native, shapes) if shapes else None,
+        "provenance": provenance_here(found.MODEL),
+    }
 
 
 def _run(found: argparse.Namespace) -> None:
@@ -231,16 +240,29 @@ def _without_torch() -> Iterator[None]:
 
 
 def _tune(found: argparse.Namespace) -> None:
+    from reparam_compiler.reporting.writing import check_report, write_page
+
     _check_tvm()
+    check_report(found.report)
     model = _loaded(found)
+    steps: "list[TuneStep]" = []
     named = ("repeat", "number", "min_repeat_ms", "timeout", "early_stopping", "max_seconds", "parallel")
     asked: dict[str, Any] = {name: getattr(found, name) for name in named}
     listed = found.tasks == ("list",)
     asked |= {"trials": 0 if listed else found.trials, "tasks": () if listed else tuple(t for t in found.tasks if t != "all")}
-    if found.json and not listed:
-        asked["listener"] = lambda step: _say(json.dumps(asdict(step)))
-    asked |= {"progress": not found.json, "rpc": rpc_of(found)}
+
+    def heard(step: "TuneStep") -> None:
+        steps.append(step)
+        if found.json and not listed:
+            _say(json.dumps(asdict(step)))
+
+    asked |= {"listener": heard, "progress": not found.json, "rpc": rpc_of(found)}
     result = api.measured(model, target_of(found), found.output, found.tuning_records, **asked)
+    if found.report is not None:
+        from reparam_compiler.reporting.tuned import page_of_tuning
+
+        of_model = _of_model(found, model)
+        write_page(page_of_tuning(result=result, steps=steps, fused=model.fuse, **of_model), found.report)
     _say(json.dumps({"output": found.output, **asdict(result)}) if found.json else _found_by(result, found.output))
     if result.interrupted:
         log.error("ended by Ctrl-C; the same command goes on from here")

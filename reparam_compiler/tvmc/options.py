@@ -286,6 +286,7 @@ def _tune(command: argparse.ArgumentParser) -> None:
         *("--tuning-records", "--prior-records"), metavar="PATH", help="records of an earlier search to start from"
     )
     command.add_argument("--tasks", type=names, default=("all",), metavar="LIST", help="all, list, or parts of kernels' names")
+    command.add_argument("--report", metavar="FILE", help="also write a page on the search: .html, .json or .txt")
     rpc_options(command)
     command.add_argument("--cross-compiler", metavar="CXX", help="what links code for those devices, as aarch64-linux-gnu-g++")
     _old(command, OF_TUNE)

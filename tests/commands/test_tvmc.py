@@ -455,6 +455,7 @@ def test_tuned_records_are_taken_by_compile_and_by_another_search(
 ) -> None:
     asked = instant_trials.install(monkeypatch)
     words = ["--repeat", 2, "--number", 3, "--min-repeat-ms", 4, "--timeout", 20, "--json"]
+    words += ["--report", tmp_path / "search.json"]
     done = tvmc("tune", model, "--trials", 2, "-o", tmp_path / "records", *words)
     assert done.exit_code == 0, done.output
     *steps, result = map(json.loads, done.stdout.splitlines())
@@ -462,6 +463,12 @@ def test_tuned_records_are_taken_by_compile_and_by_another_search(
     assert steps[0]["doing"].startswith("conv")
     assert (steps[0]["trial"], steps[0]["trials"]) == (1, 2)
     assert asked == [Repeats(2, 3, 4, 20)]
+    page = json.loads((tmp_path / "search.json").read_text())
+    assert [task["trials"] for task in result["tasks"]] == [layer["trials"] for layer in page["search"]["layers"]]
+    layer = page["search"]["layers"][0]
+    assert (layer["rule_seconds"], layer["best_seconds"]) == (1e-3, 1e-3)
+    assert layer["decided"].startswith("the rule: nothing was faster")
+    assert [(step["trial"], step["best_seconds"]) for step in page["search"]["curve"]] == [(1, 1e-3)]
     assert tvmc("compile", model, "--tuning-records", tmp_path / "records", "-o", tmp_path / "m.tar").exit_code == 0
     words = ["tune", model, "--trials", 2, "--tuning-records", tmp_path / "records", "--json"]
     again = tvmc(*words, "-o", tmp_path / "more")

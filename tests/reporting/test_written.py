@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.reporting.page import KernelCall, KernelTable, Page, RefusalView
+from reparam_compiler.reporting.page import KernelCall, KernelTable, Page, RefusalView, Search, SearchStep, TunedLayer
 from reparam_compiler.reporting.schema import schema, to_json
 from reparam_compiler.reporting.words import percent, short
 from reparam_compiler.reporting.writing import write_page
@@ -20,12 +20,17 @@ PAGES = [fused_page, refused_page, swept_page]
 
 
 def timed_page() -> Page:
-    """With kernels, as of a compiled model."""
+    """With kernels, as of a compiled model, and a search for them."""
     calls = (
         KernelCall("conv", "winograd 4x4", (1, 16, 9, 7), 1e-4, 0.8, 1_000_000, 40_000),
         KernelCall("relu", "general", (1, 16, 9, 7), 2.5e-5, 0.2, 0, 0),
     )
-    return replace(fused_page(), kernels=KernelTable(calls, 1.3e-4, 1, 1e11, 2e10))
+    layers = (
+        TunedLayer("conv_3x3", 2, 5, 2e-4, 1e-4, "winograd 4x4", "0.60 of the rule's time in the running net"),
+        TunedLayer("softmax", 1, 0, None, None, "", ""),
+    )
+    search = Search(layers, (SearchStep(1, 0.5, 4e-4), SearchStep(2, 0.9, 2e-4)), 2, 5, 1, 5e-4, 3e-4)
+    return replace(fused_page(), search=search, kernels=KernelTable(calls, 1.3e-4, 1, 1e11, 2e10))
 
 
 def test_the_schema_that_is_committed_is_that_of_the_code() -> None:
@@ -59,7 +64,7 @@ def test_html_asks_for_nothing_and_has_all_sections(page: object, tmp_path: Path
     assert not re.search(r"""<(script|link|img|iframe)[^>]*(src|href)=["'](?!data:)""", text)
     assert not re.search(r"url\((?!['\"]?data:)|@import", text.split("<script")[0])
     sections = {"regions": found.regions, "refusals": found.refusals, "channels": found.families, "kernels": found.kernels}
-    sections |= {"repair": found.repair, "sweep": found.sweep}
+    sections |= {"repair": found.repair, "sweep": found.sweep, "search-kernels": found.search}
     assert all((f'id="{name}"' in text) == bool(content) for name, content in sections.items())
 
 

@@ -21,14 +21,18 @@ from reparam_compiler.lowering.target import TargetLike, describe, resolve
 class TunedTask:
     """One kernel.
 
-    trials: how many of its points are on record. best_seconds: the best median, alone; infinite without any.
-    count: its calls in a run.
+    trials: how many of its points are on record. best_seconds: the best of them, alone; infinite without any.
+    count: its calls in a run. rule_seconds: of the rule's point, alone; None before it is known, and for what has no recipe.
+    taken: the algorithm that `compile` takes by these records; decided: what decided that, in words. "" without measurements.
     """
 
     name: str
     trials: int
     best_seconds: float
     count: int = 1
+    rule_seconds: float | None = None
+    taken: str = ""
+    decided: str = ""
 
 
 @dataclass(frozen=True, slots=True)

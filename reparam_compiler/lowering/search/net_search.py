@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from reparam_compiler.core.files import scratch_folder
@@ -21,6 +22,7 @@ from reparam_compiler.lowering.search.records import ConvRecord, append_conv, re
 from reparam_compiler.lowering.search.rest import Generic, functions_of
 from reparam_compiler.lowering.search.shared import won_elsewhere
 from reparam_compiler.lowering.search.trials import Batch, Trials
+from reparam_compiler.lowering.search.winners import Choice, choices
 from reparam_compiler.lowering.target import describe
 
 SMALL_SHARE = 0.05
@@ -160,11 +162,33 @@ class NetSearch:
             self.clock.told("what has no recipe")
 
     def _result(self, times: tuple[float, float] | None, interrupted: bool) -> TuneResult:
+        records = read_convs(self.search.folder)
+        chosen = choices(records, self._target, self.search.tuning.rule)
+        in_net = {each.shape for each in records if each.target == self._target and each.where == "net"}
         convs = [
-            TunedTask(str(state.layer), len(state.measured), state.best, state.layer.count) for state in self.planner.states
+            TunedTask(
+                str(state.layer),
+                len(state.measured),
+                state.best,
+                state.layer.count,
+                state.measured.get(state.rule) if state.points else None,
+                *_decided(state, chosen.get(state.layer.shape, ()), in_net=state.layer.shape in in_net),
+            )
+            for state in self.planner.states
         ]
         rest = [TunedTask(each.name, *self.generic.trials(each), each.count) for each in self.generic.functions]
         rule, net = times or (None, None)
         return TuneResult(
             self._measured - self._before, self._measured, (*convs, *rest), self.clock.failed, rule, net, interrupted
         )
+
+
+def _decided(state: State, faster: Sequence[Choice], *, in_net: bool) -> tuple[str, str]:
+    """The algorithm that is taken for a layer, and what decided that; faster: what beat the rule's, the best first."""
+    if not state.measured:
+        return "", ""
+    places = {"net": "in the running net", "alone": "alone"}
+    if not faster:
+        return str(state.rule), f"the rule: nothing was faster {places['net' if in_net else 'alone']}"
+    first = faster[0]
+    return str(first.point), f"{first.ratio:.2f} of the rule's time {places[first.where]}"

@@ -67,22 +67,37 @@ def measured_in(folder: Path | None, target: str, rule: Rule, peers: Peers | Non
 
 def winners(records: Iterable[ConvRecord], target: str, rule: Rule) -> dict[ConvShape, tuple[Point, ...]]:
     """Of each shape that was measured for a target the algorithms that beat the rule's, the best first."""
+    return {shape: tuple(each.point for each in faster) for shape, faster in choices(records, target, rule).items() if faster}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A point that beat the rule's. where: "net" or "alone". ratio: its time by that of the rule's there."""
+
+    point: Point
+    where: str
+    ratio: float
+
+
+def choices(records: Iterable[ConvRecord], target: str, rule: Rule) -> dict[ConvShape, tuple[Choice, ...]]:
+    """Of each shape that was measured for a target what beat the rule's algorithm, the best first; nothing where that stays."""
     by_shape = defaultdict[ConvShape, list[ConvRecord]](list)
     for record in records:
         if record.target == target:
             by_shape[record.shape].append(record)
-    return {shape: chosen for shape, found in by_shape.items() if (chosen := _faster(found, rule(shape)))}
+    return {shape: _faster(found, rule(shape)) for shape, found in by_shape.items()}
 
 
-def _faster(records: Sequence[ConvRecord], rule: Sequence[Point]) -> tuple[Point, ...]:
+def _faster(records: Sequence[ConvRecord], rule: Sequence[Point]) -> tuple[Choice, ...]:
     """Against the first of the rule's algorithms that was measured: one that is too inexact for the weights never is."""
     in_net = [record for record in records if record.where == "net"]
     counted = in_net or records
     measured = {record.point for record in counted if record.against is None and record.seconds}
     taken = next((each for each in rule if each in measured), None)
     ratios = {record.point: record.ratio for record in counted if taken is not None and record.against == taken}
-    bound = 1 - MARGIN["net" if in_net else "alone"]
-    return tuple(sorted((each for each in ratios if ratios[each] < bound), key=lambda each: ratios[each]))
+    where = "net" if in_net else "alone"
+    faster = (Choice(point, where, ratio) for point, ratio in ratios.items() if ratio < 1 - MARGIN[where])
+    return tuple(sorted(faster, key=lambda each: each.ratio))
 
 
 def faster_functions(records: Iterable[RestRecord], target: str) -> frozenset[int]:
