@@ -116,6 +116,8 @@ TOTALS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "largest": lambda x: x.amax((0, 1, 2)),
     "least": lambda x: x.amin((0, 1, 2), keepdim=True),
     "sum": lambda x: x.sum(),
+    "mean": lambda x: x.mean(),
+    "relative": lambda x: x.sum() / x.abs().sum(),
 }
 
 

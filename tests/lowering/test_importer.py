@@ -80,6 +80,11 @@ def test_float64_stays_float64() -> None:
     np.testing.assert_allclose(lowering.compile(model).run(x)[0], conv_reference(model, x), **FLOAT64)
 
 
+def test_the_bias_of_a_float64_conv_stays_float64() -> None:
+    model, x = nn.Conv2d(5, 8, 3, padding=1).double().eval(), torch.randn(1, 5, 8, 7, dtype=torch.float64)
+    np.testing.assert_allclose(lowering.compile(model, x).run(x)[0], model(x).detach().numpy(), **FLOAT64)
+
+
 def test_symbolic_onnx_shape_is_refused_with_the_argument_and_fixed_by_input_shapes() -> None:
     model = conv_onnx(dims=("N", 5, 8, 7))
     with pytest.raises(

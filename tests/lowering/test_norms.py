@@ -56,3 +56,23 @@ def test_statistics_that_are_inputs_stay() -> None:
 
     module = simplify(to_relax(Given().eval(), (torch.zeros(2, 6, 5, 4), torch.zeros(6), torch.ones(6))).module)
     assert "divide" in module["main"].script(show_meta=False)
+
+
+DOUBLE = {
+    "groups": nn.GroupNorm(2, 6),
+    "groups without weights": nn.GroupNorm(3, 6, affine=False),
+    "instances": nn.InstanceNorm2d(6, affine=True),
+    "last axis": nn.LayerNorm(4),
+    "several axes": nn.LayerNorm((6, 5, 4)),
+    "no shift": nn.LayerNorm((5, 4), bias=False),
+}
+
+
+@pytest.mark.parametrize("name", DOUBLE)
+def test_norms_over_the_data_are_computed_in_float64_too(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = DOUBLE[name].double().eval(), torch.randn(2, 6, 5, 4, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+        np.testing.assert_allclose(compile(model, x).run(x)[0], model(x).numpy(), rtol=1e-12, atol=1e-12)

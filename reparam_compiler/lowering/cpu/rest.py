@@ -136,8 +136,12 @@ def _schedule_block(sch: Any, block: Any, unit: VectorUnit) -> None:
 def _by_partial_results(sch: Any, block: Any, vectors: int, lanes: int) -> None:
     """Reduce everything to one element: to so many vectors of partial results in registers, and these at last.
 
-    As it stands LLVM writes such a loop out, and may take a quarter of a minute for it.
+    As it stands LLVM writes such a loop out, and may take a quarter of a minute for it. What reads the result, one element by
+    no loop, gets a loop of one: rfactor loses sight of its block where another stands beside it bare.
     """
+    for other in sch.get_child_blocks(sch.get_sblock("root")):
+        if not sch.get_loops(other):
+            sch.add_unit_loop(other)
     _, partial = sch.split(sch.fuse(*sch.get_loops(block)), [None, vectors * lanes])
     results = sch.rfactor(partial, 0)
     sch.set_scope(results, 0, "local")

@@ -3,7 +3,6 @@
 clip(x, a, b)    = min(max(x, a), b)                         ConvertLayout puts transposes round clip
 leaky_relu(x)    = prelu(x), one slope for all channels      likewise
 a - x            = -1 x + a,  a + x = x + a                  it takes the layout of the left side
-layer_norm(x)    = (x - mean) / sqrt(var + e) g + b          over several axes it permutes the axes and not g and b
 squeeze(x)       = reshape(x)                                of a negative axis it runs out of memory, of two it fails
 take(x, -1)      = take(x, n - 1)                            "fast" reads before the tensor
 max_kernel(x, a) = max(x, a),  min likewise                  TVM's importer makes loops of ONNX's Clip; no pass sees through
@@ -33,7 +32,6 @@ RULES = {
     "relax.squeeze": "_squeeze",
     "relax.take": "_take",
     "relax.index_tensor": "_index_tensor",
-    "relax.nn.layer_norm": "_layer_norm",
     "relax.clip": "_clip",
     "relax.stack": "_stack",
     "relax.nn.dropout": "_dropout",
@@ -153,20 +151,6 @@ class _Canonicalize(PyExprMutator):  # type: ignore[misc, unused-ignore]
         sizes = _sizes(data)
         counted = [_from_the_start(index, size) for index, size in zip(indices.fields, sizes, strict=False)]
         return relax.op.index_tensor(data, relax.Tuple(counted))
-
-    def _layer_norm(self, call: Any) -> Any:
-        data, scale, shift = call.args
-        axes, rank = sorted(int(axis) % len(_sizes(data)) for axis in call.attrs.axes), len(_sizes(data))
-        if len(axes) < 2 or axes != list(range(rank - len(axes), rank)) or str(data.ty.dtype) != "float32":
-            return call
-        emit, shape = self.builder_.emit, [1] * (rank - len(axes)) + [_sizes(data)[axis] for axis in axes]
-        centred = emit(relax.op.subtract(data, emit(relax.op.mean(data, axes, keepdims=True))))
-        variance = emit(relax.op.mean(emit(relax.op.multiply(centred, centred)), axes, keepdims=True))
-        epsilon = _number(float(call.attrs.epsilon), data.ty.dtype, rank)
-        normal = emit(relax.op.divide(centred, emit(relax.op.sqrt(emit(relax.op.add(variance, epsilon))))))
-        if call.attrs.scale:
-            normal = emit(relax.op.multiply(normal, emit(relax.op.reshape(scale, shape))))
-        return relax.op.add(normal, emit(relax.op.reshape(shift, shape))) if call.attrs.center else normal
 
     def _clip(self, call: Any) -> Any:
         if len(_sizes(call)) != 4:

@@ -150,7 +150,7 @@ class ConvSiteRewriter(SiteReplacer):
         """What the epilogue reads: arrays as constants, tensors in the `size` of the kernel's output, or of its pixels."""
         kinds = [step.operand for step in site.epilogue if step.operand in READ]
         return [
-            relax.const(operand)
+            relax.const(operand, str(operand.dtype))
             if isinstance(operand, np.ndarray)
             else self.shaped(self.visit_expr(operand), size[:-2] if kind == "pixels" else size)
             for kind, operand in zip(kinds, site.operands, strict=True)

@@ -19,7 +19,7 @@ from reparam_compiler.errors import first_line
 from reparam_compiler.lowering.relax.canonicalize import canonicalized, op_name
 from reparam_compiler.lowering.relax.folding import folded, shared
 from reparam_compiler.lowering.relax.moves import without_idle_moves
-from reparam_compiler.lowering.relax.norms import with_scales
+from reparam_compiler.lowering.relax.norms import with_scales, without_missing_kernels
 from reparam_compiler.lowering.relax.transposed_convs import with_plain_convs
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 def simplify(module: Any) -> Any:
     """Decompose what inference does not need, fold batch norms into convs and constants into constants."""
     folding = [relax.transform.FoldBatchnormToConv2D()] if _is_single(module) else []
-    without_norms = Sequential([relax.transform.CanonicalizeBindings(), *folding])(folded(module))
+    foldable = folded(without_missing_kernels(module))  # which writes a kernel of everything
+    without_norms = Sequential([relax.transform.CanonicalizeBindings(), *folding])(foldable)
     return folded(relax.transform.DecomposeOpsForInference()(with_scales(without_norms)))
 
 

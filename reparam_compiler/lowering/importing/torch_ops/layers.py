@@ -45,21 +45,6 @@ def _group_norm(call: Call) -> Any:
     return relax.Tuple([found] * 3)
 
 
-@instead("native_layer_norm.default", tvm="has kernels of float32 alone")
-def _layer_norm(call: Call) -> Any:
-    axes = list(range(-len(call["normalized_shape"]), 0))
-    scale, shift = _weights(call, list(call["normalized_shape"]))
-    data = call.tensor("input")
-    if call.dtype == "float64":
-        centred = call.emit(relax.op.subtract(data, relax.op.mean(data, axes, True)))
-        variance = relax.op.mean(relax.op.multiply(centred, centred), axes, True)
-        spread = call.emit(relax.op.sqrt(relax.op.add(variance, relax.const(call["eps"], call.dtype))))
-        found = call.emit(relax.op.add(relax.op.multiply(relax.op.divide(centred, spread), scale), shift))
-    else:
-        found = call.emit(relax.op.nn.layer_norm(data, scale, shift, axes=axes, epsilon=call["eps"]))
-    return relax.Tuple([found] * 3)
-
-
 @instead("_trilinear.default", tvm=UNKNOWN)
 def _products_of_three(call: Call) -> Any:
     found = call.emit(relax.op.expand_dims(call.tensor("i1"), call["expand1"]))
