@@ -1,6 +1,7 @@
 """A search that is killed at random moments, and a folder that holds what it should not: nothing is lost, and each is said.
 
     python -m benchmarks.kills [--kills 50] [--seconds S] [--trials 6] [--seed 0] [-o benchmarks/results/kills.md]
+    python -m benchmarks.kills --of writers [--kills 50] [--interrupts 24] [--seconds S] [-o …/kills-writers.md]
 
 `tvmc tune` searches a small net (two convs and a pooling) again and again in one folder, each time for a few trials more.
 
@@ -9,25 +10,25 @@ Killed    by turns the search alone, and with it all processes that it started
 Scenes    then two searches at once; lines of another target, of another version, torn ones; a disk without room
 
 After each, the records that were there are read again, no line but a last one is torn, the next search starts from their count,
-and the net compiled with the folder computes what ONNX Runtime does. It ends with 1 where that is not so.
+and the net compiled with the folder computes what ONNX Runtime does. It ends with 1 where that is not so. What is asked of
+commands that write (`fuse`, `prune`, `compile`), `kills_writers` says.
 """
 
 import argparse
 import json
 import logging
 import math
-import os
 import random
-import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from benchmarks import page
-from benchmarks.kills_subject import ELSEWHERE, PATIENCE, Run, Subject, is_json
+from benchmarks import kills_writers, page
+from benchmarks.kills_subject import ELSEWHERE, Subject, is_json
 from reparam_compiler.lowering.search.records import CONVS, SCHEDULES, append, conv_line, read_convs
 
 ROOM = 4 << 20
@@ -103,12 +104,10 @@ def killed(subject: Subject, until: float, writes: int | None, *, group: bool, r
     """One search killed; None where it had ended before. writes: those of this search after which it is, instead of `until`."""
     before, counted, (torn, inside) = subject.records(), subject.counted(), subject.torn()
     with subject.tuning(counted + subject.trials, rest=rest) as run:
-        seconds = _waited(subject, run, until, writes)
+        seconds = run.waited(subject.size, until, writes)
         if run.code() is not None:
             return None
-        (os.killpg if group else os.kill)(run.group, signal.SIGKILL)
-        run.ended()
-        alive = not _all_ended(run.group, PATIENCE)
+        alive = run.killed(group=group)
         steps = [json.loads(line) for line in run.lines() if line.startswith("{") and is_json(line.encode())]
     after, (torn_after, inside_after) = subject.records(), subject.torn()
     return Kill(
@@ -124,30 +123,6 @@ def killed(subject: Subject, until: float, writes: int | None, *, group: bool, r
         left=subject.left(),
         alive=alive,
     )
-
-
-def _waited(subject: Subject, run: Run, until: float, writes: int | None) -> float:
-    """Seconds of the search at its moment."""
-    began, size, seen = time.monotonic(), subject.size(), 0
-    while run.code() is None and time.monotonic() - began < (PATIENCE if writes is not None else until):
-        time.sleep(0.002)
-        if writes is not None and (now := subject.size()) != size:
-            size, seen = now, seen + 1
-            if seen > writes:
-                break
-    return time.monotonic() - began
-
-
-def _all_ended(group: int, seconds: float) -> bool:
-    """Whether every process of a group ends within so many seconds."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def two_at_once(subject: Subject) -> Scene:
@@ -235,30 +210,51 @@ def written(found: Sequence[Kill], scenes: Sequence[Scene], left: int) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Kills, plays the scenes, and says what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--of", choices=("search", "writers"), default="search")
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--interrupts", type=int, default=24, help="of writers: Ctrl-C")
     parser.add_argument("--trials", type=int, default=6, help="of each search")
     parser.add_argument("--seconds", type=float, default=math.inf, help="after which none begins")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args(words)
     with tempfile.TemporaryDirectory(prefix="kills-") as work:
-        subject, found = Subject(Path(work), arguments.trials), list[Kill]()
-        for kill in kills(subject, arguments.kills, arguments.seed, arguments.seconds):
-            found.append(kill)
-            print(f"{len(found)}: {kill}", flush=True)
-        scenes = [scene(subject) for scene in SCENES]
-        left = subject.left()
-    text = written(found, scenes, left)
+        return {"search": _search, "writers": _writers}[arguments.of](arguments, Path(work))
+
+
+def _search(arguments: argparse.Namespace, work: Path) -> int:
+    subject, found = Subject(work, arguments.trials), list[Kill]()
+    for kill in kills(subject, arguments.kills, arguments.seed, arguments.seconds):
+        found.append(kill)
+        print(f"{len(found)}: {kill}", flush=True)
+    scenes = [scene(subject) for scene in SCENES]
+    record = {"kills": [asdict(kill) for kill in found], "scenes": [asdict(scene) for scene in scenes]}
+    asked = f"--kills {arguments.kills} --seconds {arguments.seconds:g}"
+    _say(arguments.output, "A search, killed", asked, written(found, scenes, subject.left()), record)
+    return int(not all(each.sound for each in (*found, *scenes)))
+
+
+def _writers(arguments: argparse.Namespace, work: Path) -> int:
+    found = list[kills_writers.Ended]()
+    asked = (arguments.kills, arguments.interrupts, arguments.seed, arguments.seconds)
+    for end in kills_writers.ends(kills_writers.Desk(work), *asked):
+        found.append(end)
+        print(f"{len(found)}: {end}", flush=True)
+    how = f"--of writers --kills {arguments.kills} --interrupts {arguments.interrupts} --seconds {arguments.seconds:g}"
+    body = kills_writers.written(found)
+    _say(arguments.output, "Commands that write, killed and interrupted", how, body, {"ends": [asdict(end) for end in found]})
+    return int(not all(end.sound for end in found))
+
+
+def _say(output: Path | None, title: str, asked: str, text: str, record: dict[str, Any]) -> None:
     print(text)
-    if arguments.output:
+    if output:
         about = page.facts(
-            f"python -m benchmarks.kills --kills {arguments.kills} --seconds {arguments.seconds:g} -o {arguments.output}",
+            f"python -m benchmarks.kills {asked} -o {output}",
             cpu=page.processor(),
             versions=page.versions("apache-tvm", "numpy"),
         )
-        record = {"about": about, "kills": [asdict(kill) for kill in found], "scenes": [asdict(scene) for scene in scenes]}
-        page.write(arguments.output, page.head("A search, killed", about) + text, record)
-    return int(not all(each.sound for each in (*found, *scenes)))
+        page.write(output, page.head(title, about) + text, {"about": about, **record})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `kills` kills: a small net that `tvmc tune` searches again and again in one folder, and what is read of that folder."""
+"""What `kills` kills: commands in processes of their own, and a folder in which `tvmc tune` searches a small net."""
 
 import contextlib
 import json
@@ -9,8 +9,9 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -31,14 +32,20 @@ PATIENCE = 600.0
 SERVER = multiprocessing.get_context("forkserver")
 """Forks searches from a process that has imported what they need: a fresh one does little else for most of its life."""
 SERVER.set_forkserver_preload(
-    [__name__, "reparam_compiler.api.compiling", "reparam_compiler.lowering.search.tuning", "xgboost"]
+    [
+        __name__,
+        "benchmarks.kills_writers",
+        "reparam_compiler.api.compiling",
+        "reparam_compiler.lowering.search.tuning",
+        "xgboost",
+    ]
 )
 ELSEWHERE = "llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a76"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """A search in a process group of its own. out: the file of what it writes."""
+    """A command in a process group of its own. out: the file of what it writes."""
 
     process: ForkServerProcess
     out: Path
@@ -55,7 +62,7 @@ class Run:
         """The same, once there is one. Raises TimeoutError where there is none in time."""
         self.process.join(PATIENCE)
         if (code := self.process.exitcode) is None:
-            raise TimeoutError(f"a search went on for more than {PATIENCE:.0f} s")
+            raise TimeoutError(f"a command went on for more than {PATIENCE:.0f} s")
         return code
 
     def lines(self) -> list[str]:
@@ -67,16 +74,58 @@ class Run:
         lines = (line for line in self.lines() if not line.startswith("{"))
         return list(dict.fromkeys(re.sub(r"/\S*/", "", line) for line in lines))
 
+    def waited(self, size: Callable[[], object], until: float, writes: int | None) -> float:
+        """Seconds of it at its moment: `until`, or where `size` changed more often than `writes`."""
+        began, last, seen = time.monotonic(), size(), 0
+        while self.code() is None and time.monotonic() - began < (PATIENCE if writes is not None else until):
+            time.sleep(0.002)
+            if writes is not None and (now := size()) != last:
+                last, seen = now, seen + 1
+                if seen > writes:
+                    break
+        return time.monotonic() - began
 
-def _searched(words: Sequence[str], out: str, temporary: str, room: int) -> None:
-    """In a process of its own: `tvmc` with these words."""
+    def killed(self, *, group: bool) -> bool:
+        """Kills it, or with it all processes that it started; whether one of them lives on, some seconds later."""
+        (os.killpg if group else os.kill)(self.group, signal.SIGKILL)
+        self.ended()
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            try:
+                os.killpg(self.group, 0)
+            except ProcessLookupError:
+                return False
+            time.sleep(0.05)
+        return True
+
+
+@contextlib.contextmanager
+def started(
+    main: Callable[[Sequence[str]], int], words: Sequence[object], temporary: Path, room: int = resource.RLIM_INFINITY
+) -> Iterator[Run]:
+    """A command that runs. temporary: where its temporary files go. room: bytes that no file of it may exceed."""
+    with tempfile.NamedTemporaryFile("r") as out:
+        given = (main, tuple(map(str, words)), out.name, str(temporary), room)
+        process = SERVER.Process(target=_commanded, args=given)
+        process.start()
+        try:
+            yield Run(process, Path(out.name))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.join()
+
+
+def _commanded(main: Callable[[Sequence[str]], int], words: Sequence[str], out: str, temporary: str, room: int) -> None:
+    """In a process of its own: a program with these words."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     file = os.open(out, os.O_WRONLY | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ["TMPDIR"] = tempfile.tempdir = temporary
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
-    sys.exit(tvmc(words))
+    sys.exit(main(words))
 
 
 class Subject:
@@ -93,20 +142,13 @@ class Subject:
         session = onnxruntime.InferenceSession(self.model.SerializeToString())
         (self._expected,) = session.run(None, {"x": self._x})
 
-    @contextlib.contextmanager
-    def tuning(self, trials: int, *, rest: bool = True, room: int = resource.RLIM_INFINITY) -> "Iterator[Run]":
-        """A search that goes on. rest: of what has no recipe too. room: bytes that no file of it may exceed."""
+    def tuning(
+        self, trials: int, *, rest: bool = True, room: int = resource.RLIM_INFINITY
+    ) -> contextlib.AbstractContextManager[Run]:
+        """A search that goes on. rest: of what has no recipe too. room: as for `started`."""
         tasks = "conv,pool" if rest else "conv"
         words = ("tune", self._path, "-o", self.folder, "--trials", trials, "--repeat", 2, "--tasks", tasks, "--json")
-        with tempfile.NamedTemporaryFile("r") as out:
-            process = SERVER.Process(target=_searched, args=(tuple(map(str, words)), out.name, str(self.temporary), room))
-            process.start()
-            try:
-                yield Run(process, Path(out.name))
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid or 0, signal.SIGKILL)
-                process.join()
+        return started(tvmc, words, self.temporary, room)
 
     def records(self) -> Counter[str]:
         """Everything that is read of the folder."""

@@ -4,23 +4,22 @@ import json
 import sys
 
 from reparam_compiler.core.packages import missing_package
-from reparam_compiler.tvmc.failing import report
+from reparam_compiler.tvmc.failing import interrupts_said
 
 
 def main() -> None:
     """The console script; without typer, where only artifacts are run, it has `doctor` alone and names `tvmc`."""
-    try:
-        from reparam_compiler.commands.reparam import main as commands
-    except ModuleNotFoundError as error:
-        refusal = missing_package(error)
-        if refusal is None:
-            raise
-        if sys.argv[1:2] == ["doctor"]:
-            sys.exit(_doctor(as_json="--json" in sys.argv))
-        sys.exit(f"reparam: {refusal}; to run artifacts: tvmc run")
-    except KeyboardInterrupt as interrupt:
-        sys.exit(report(interrupt, "reparam", as_json="--json" in sys.argv))
-    commands()
+    with interrupts_said("reparam"):
+        try:
+            from reparam_compiler.commands.reparam import main as commands
+        except ModuleNotFoundError as error:
+            refusal = missing_package(error)
+            if refusal is None:
+                raise
+            if sys.argv[1:2] == ["doctor"]:
+                sys.exit(_doctor(as_json="--json" in sys.argv))
+            sys.exit(f"reparam: {refusal}; to run artifacts: tvmc run")
+        commands()
 
 
 def _doctor(*, as_json: bool) -> int:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from reparam_compiler.commands.printing import for_machines, print_json
 from reparam_compiler.errors import VerificationError
-from reparam_compiler.tvmc.failing import CLOSED, ENDS, INTERRUPTED, exit_code_of, log_lines, report
+from reparam_compiler.tvmc.failing import CLOSED, ENDS, INTERRUPTED, exit_code_of, interrupts_said, log_lines, report
 
 DIFFERENT = exit_code_of(VerificationError)
 NOTHING_FUSED = 9
@@ -51,6 +51,20 @@ class JsonCommand(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         """As typer does: here the command finds words that do not go together."""
         with _usage_as_json(bool(ctx.params.get("as_json"))):
+            return super().invoke(ctx)
+
+
+class Commands(TyperGroup):
+    """The commands of the program. typer ends it in silence where Ctrl-C comes before one has begun."""
+
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """As typer does."""
+        with interrupts_said("reparam"):
+            return super().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As typer does."""
+        with interrupts_said("reparam"):
             return super().invoke(ctx)
 
 

@@ -23,7 +23,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from reparam_compiler.commands import completion, doctor, pruning, records, report, sweeping
-from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, JsonCommand, errors_as_exit_codes
+from reparam_compiler.commands.failing import CODES, DIFFERENT, NOTHING_FUSED, Commands, JsonCommand, errors_as_exit_codes
 from reparam_compiler.commands.options import (
     MODELS,
     Constant,
@@ -41,6 +41,7 @@ from reparam_compiler.commands.options import (
     one_of,
 )
 from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, status
+from reparam_compiler.core.files import temporary_files_removed
 
 STYLE: dict[str, Any] = {
     "no_args_is_help": True,
@@ -51,6 +52,7 @@ STYLE: dict[str, Any] = {
 
 app = typer.Typer(
     name="reparam",
+    cls=Commands,
     help="Fuse the branches of a ConvNet into plain convs, prune its channels, compile it with TVM.",
     epilog=f"Example: reparam fuse repvgg.onnx -o fused.onnx\n\n{MODELS}\n\n{CODES}",
     **STYLE,
@@ -246,14 +248,16 @@ def completion_command(
 
 def main() -> None:
     """The console script."""
-    app(prog_name="reparam")
+    with temporary_files_removed():
+        app(prog_name="reparam")
 
 
 def run_alone(name: str) -> None:
     """One command as a program of its own: `python -m reparam_compiler.fuse`."""
     alone = typer.Typer(epilog=CODES, **STYLE)
     alone.registered_commands = [command for command in app.registered_commands if command.name == name]
-    alone(prog_name=f"python -m reparam_compiler.{name}")
+    with temporary_files_removed():
+        alone(prog_name=f"python -m reparam_compiler.{name}")
 
 
 def _options(policy: str, keep_bn: bool, measure: bool) -> dict[str, Any]:

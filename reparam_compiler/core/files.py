@@ -70,6 +70,27 @@ def remove_abandoned() -> int:
 
 
 @contextlib.contextmanager
+def temporary_files_removed() -> Iterator[None]:
+    """For a program: its temporary files, and those of the programs that it starts, are in a scratch folder; abandoned ones go.
+
+    Where none can be made, they are where they would be.
+    """
+    remove_abandoned()
+    environment, folder = os.environ.get("TMPDIR"), tempfile.tempdir
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            os.environ["TMPDIR"] = tempfile.tempdir = str(stack.enter_context(scratch_folder()))
+        try:
+            yield
+        finally:
+            tempfile.tempdir = folder
+            if environment is None:
+                os.environ.pop("TMPDIR", None)
+            else:
+                os.environ["TMPDIR"] = environment
+
+
+@contextlib.contextmanager
 def held(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Whether nobody else holds a file or folder while the block runs; False where there are no locks.
 

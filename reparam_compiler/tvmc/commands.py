@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reparam_compiler.core.files import UNREADABLE
+from reparam_compiler.core.files import UNREADABLE, temporary_files_removed
 from reparam_compiler.core.packages import installed_version
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.tvmc import model as api
@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None, prog: str = "tvmc") -> int:
 
     It ends the process itself where an option is wrong, help is asked for, or a search was interrupted.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments is None:
+        with temporary_files_removed():
+            return main(sys.argv[1:], prog)
+    words = list(arguments)
     try:
         found = _asked(words, prog)
     except ENDS as error:

@@ -10,7 +10,9 @@ import json
 import logging
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 
@@ -41,6 +43,7 @@ INTERRUPTED, CLOSED = 130, 141
 ENDS = (Exception, KeyboardInterrupt)
 """What `report` makes an exit code of."""
 log = logging.getLogger("reparam_compiler")
+_INTERRUPTED = threading.Event()
 
 
 class ClosedOutputError(Exception):
@@ -79,6 +82,8 @@ def report(error: BaseException, prog: str, *, as_json: bool) -> int:
     """Say what was raised, with `-v` also from where; the exit code."""
     if isinstance(error, ModuleNotFoundError):
         error = missing_package(error) or error
+    if _INTERRUPTED.is_set():
+        error = KeyboardInterrupt()
     if isinstance(error, OSError) and _takes_nothing():
         error = ClosedOutputError() if isinstance(error, BrokenPipeError) else error
     text = message(error)
@@ -88,6 +93,35 @@ def report(error: BaseException, prog: str, *, as_json: bool) -> int:
     log.info("raised:", exc_info=error)
     sys.stderr.write(f"{prog}: {type(error).__name__}: {text}\n")
     return exit_code_of(type(error))
+
+
+@contextlib.contextmanager
+def interrupts_said(prog: str) -> Iterator[None]:
+    """Ctrl-C ends the process, as `report` says."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        raise SystemExit(report(interrupt, prog, as_json="--json" in sys.argv)) from interrupt
+
+
+@contextlib.contextmanager
+def _interrupts_noted() -> Iterator[None]:
+    """Ctrl-C is known meanwhile, whatever becomes of it: TVM makes a RuntimeError without words of what its callbacks raise."""
+
+    def note(*_: object) -> None:
+        _INTERRUPTED.set()
+        raise KeyboardInterrupt
+
+    _INTERRUPTED.clear()
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _takes_nothing() -> bool:
@@ -112,7 +146,7 @@ def _takes_nothing() -> bool:
 
 @contextlib.contextmanager
 def log_lines(prog: str, verbosity: int) -> Iterator[None]:
-    """Advice in flags meanwhile, and the library's log lines on stderr.
+    """Advice in flags meanwhile, the library's log lines on stderr, and Ctrl-C noted.
 
     verbosity: 0 for warnings, 1 also for what it does, 2 for all, -1 for errors alone.
     """
@@ -123,7 +157,7 @@ def log_lines(prog: str, verbosity: int) -> Iterator[None]:
     log.setLevel(max(logging.DEBUG, logging.WARNING - 10 * verbosity))
     log.propagate = False
     try:
-        with at_command_line():
+        with at_command_line(), _interrupts_noted():
             yield
     finally:
         log.removeHandler(handler)

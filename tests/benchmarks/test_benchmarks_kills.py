@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("tvm")
 pytest.importorskip("onnxruntime")
 
-from benchmarks import kills
+from benchmarks import kills, kills_writers
 from benchmarks.kills_subject import Subject
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct, Tile
 from reparam_compiler.lowering.search.records import CONVS, SCHEDULES, ConvRecord, append, append_conv, prepare
@@ -51,6 +51,49 @@ def test_the_page_has_a_row_for_each_kind_of_moment() -> None:
     ]
     assert rows[2][7] == "1 of 1"
     assert "## a flood: NOT SOUND\n\n```\nhelp\n```" in page
+
+
+ENDED = kills_writers.Ended("compile, library", 1.0, "SIGKILL", False, True, "old", torn=0, left=2, after=0, code=-9, lines=[])
+SAID = replace(ENDED, by="SIGINT", left=0, code=130, lines=["reparam: KeyboardInterrupt: ended by Ctrl-C"])
+
+
+@pytest.mark.parametrize(
+    ("end", "sound"),
+    [
+        (ENDED, True),
+        (replace(ENDED, model="new"), True),
+        (replace(ENDED, model="torn"), False),
+        (replace(ENDED, torn=1), False),
+        (replace(ENDED, after=1), False),
+        (SAID, True),
+        (replace(SAID, lines=["a warning of TVM's", *SAID.lines]), True),
+        (replace(SAID, code=1), False),
+        (replace(SAID, lines=["Traceback"]), False),
+        (replace(SAID, left=1), False),
+    ],
+)
+def test_an_ended_writer_is_sound_where_a_whole_file_is_there_and_no_litter(end: kills_writers.Ended, sound: bool) -> None:
+    assert end.sound == sound
+
+
+def test_the_page_of_writers_has_a_row_for_each_and_what_ctrl_c_made_them_say() -> None:
+    page = kills_writers.written([ENDED, replace(ENDED, writer="fuse, ONNX", model="new", at_a_write=True), SAID, SAID])
+    rows = {line.split(" | ")[0]: line.split(" | ")[1:] for line in page.splitlines()}
+    assert rows["| compile, library"] == ["1", "0", "1", "1", "0", "0", "2", "0 |"]
+    assert rows["| all"] == ["2", "1", "2", "1", "1", "0", "4", "0 |"]
+    assert "| 2 | 130 | reparam: KeyboardInterrupt: ended by Ctrl-C |" in page
+    assert "2 interrupts, 0 of them not sound; files left: 0." in page
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # two dozen commands
+def test_a_writer_of_each_kind_killed_and_interrupted_leaves_the_old_file_or_the_new_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "writers.md"
+    words = ["--of", "writers", "--kills", "6", "--interrupts", "6", "-o", str(output)]
+    assert kills.main(words) == 0, capsys.readouterr().out
+    assert len(json.loads(output.with_suffix(".json").read_text())["ends"]) == 12
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,22 @@ def test_ctrl_c_ends_tvmc_as_well(command: str, called: str, tmp_path: Path, mon
     assert done.exit_code == INTERRUPTED
     assert done.stderr == "tvmc: KeyboardInterrupt: ended by Ctrl-C; what was not written yet is as it was before\n"
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_ctrl_c_is_known_where_tvm_makes_another_error_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(*_: Any, **__: Any) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError from None
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr("reparam_compiler.tvmc.model.compile", compiled)
+    done = tvmc("compile", write_onnx(tmp_path / "m.onnx", 1), "-o", tmp_path / "x.tar")
+    assert (done.exit_code, done.stderr.count("\n")) == (INTERRUPTED, 1)
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+    monkeypatch.setattr("reparam_compiler.tvmc.model.compile", lambda *_, **__: pytest.fail("again"))
+    assert tvmc("compile", tmp_path / "none.onnx", "-o", tmp_path / "x.tar").exit_code == 3
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

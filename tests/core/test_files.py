@@ -15,7 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reparam_compiler.core.files import UNREADABLE, check_place, remove_abandoned, scratch_folder, written_whole
+from reparam_compiler.core.files import (
+    UNREADABLE,
+    check_place,
+    remove_abandoned,
+    scratch_folder,
+    temporary_files_removed,
+    written_whole,
+)
 
 
 def write_half(target: Path) -> None:
@@ -150,3 +157,18 @@ def test_a_broken_npz_raises_nothing_else(which: int, places: list[tuple[int, in
     except UNREADABLE:
         return
     assert places or kept == len(content)
+
+
+def test_temporary_files_of_a_program_go_with_it_or_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    (tmp_path / "reparam-scratch-abandoned").mkdir()
+    with temporary_files_removed():
+        made = Path(tempfile.mkdtemp())
+        assert Path(os.environ["TMPDIR"]) == made.parent
+        assert [path.name for path in tmp_path.iterdir()] == [made.parent.name]
+    assert not list(tmp_path.iterdir())
+    assert (tempfile.tempdir, os.environ.get("TMPDIR")) == (str(tmp_path), None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with temporary_files_removed():
+        assert tempfile.tempdir == str(tmp_path / "none")

@@ -112,14 +112,14 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None
 def _remove_data_of_killed(target: Path) -> None:
     """Removes weights that a killed process put in place, if it could not put the model there that it left beside them."""
     for part in abandoned_parts(target):
-        needed = _locations(target) if target.is_file() else set[str]()
-        for name in _locations(part) - needed:
+        needed = locations(target) if target.is_file() else set[str]()
+        for name in locations(part) - needed:
             if re.fullmatch(rf"{re.escape(target.name)}(\.\d+)?\.data", name):
                 target.with_name(name).unlink(missing_ok=True)
         part.unlink(missing_ok=True)
 
 
-def _locations(path: Path) -> set[str]:
+def locations(path: Path) -> set[str]:
     """The files that hold weights of the model in a file; none where it is no model, or was cut off."""
     try:
         model = onnx.load(path, load_external_data=False)
