@@ -106,13 +106,17 @@ class Tuning(ABC, Generic[PointT]):
     def lowered(self, module: Any, measured: "Measured") -> Any:
         """What `prepared` gave, in scheduled kernels only: `Backend.lower` without its first phases."""
 
+    @abstractmethod
     def rest(self, module: Any) -> Any:
-        """What `prepared` gave, with the rule's kernels for convs, the rest in TIR without a schedule; None: it keeps it."""
-        return None
+        """What `prepared` gave, with the rule's kernels for convs, the rest in TIR without a schedule."""
 
+    @abstractmethod
+    def scheduled(self, module: Any) -> Any:
+        """What `rest` gave, with schedules by rule where there are none. Raises LoweringError where one can have none."""
+
+    @abstractmethod
     def space(self) -> Any:
-        """MetaSchedule's generic space for a function without a recipe."""
-        raise NotImplementedError
+        """MetaSchedule's space for a function without a recipe."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import itertools
 import os
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,10 +13,6 @@ import pytest
 pytest.importorskip("tvm")
 pytest.importorskip("onnx")
 
-from tvm.ir.utils import derived_object
-from tvm.s_tir import meta_schedule
-from tvm.s_tir.meta_schedule.builder import BuilderResult
-
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.importing.importer import to_relax
@@ -27,15 +22,16 @@ from reparam_compiler.lowering.rpc.tracker import GivenUpError, Known
 from reparam_compiler.lowering.search import fleet as fleets
 from reparam_compiler.lowering.search import net_search
 from reparam_compiler.lowering.search.asked import SearchOptions, check_search
-from reparam_compiler.lowering.search.fleet import Fleet, FleetRunner
+from reparam_compiler.lowering.search.fleet import Fleet
+from reparam_compiler.lowering.search.function_trials import FunctionTrials
 from reparam_compiler.lowering.search.in_net import Contest
-from reparam_compiler.lowering.search.measuring import without_intrinsics
+from reparam_compiler.lowering.search.measuring import Builders, Kernels, without_intrinsics
 from reparam_compiler.lowering.search.net_search import NetSearch
 from reparam_compiler.lowering.search.pairs import Outcome, Repeats
 from reparam_compiler.lowering.search.planner import BATCH
 from reparam_compiler.lowering.search.records import read_convs
 from reparam_compiler.lowering.search.rest import Generic, functions_of
-from reparam_compiler.lowering.search.trials import Batch
+from reparam_compiler.lowering.search.trials import Batch, Bench
 from tests.support import instant_trials
 from tests.support.onnx_models import convs_and_pool
 
@@ -214,25 +210,25 @@ def test_metaschedule_keeps_what_was_measured_before_the_last_device_was_lost(
     pretended: Callable[..., Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = pretended(1, loans=5)
-    monkeypatch.setattr(fleets, "_timed", lambda *_: DONE)
+    monkeypatch.setattr(fleets, "_compared", lambda *_: DONE)
     search = check_search(None, tmp_path, SearchOptions())
     functions = functions_of(search.tuning.rest(search.tuning.prepared(to_relax(convs_and_pool()).module)))
     (pool,) = (each for each in functions if "pool" in each.name)
     generic = Generic([pool], search.backend.target, search.tuning, tmp_path)
+    bench = Bench(search.backend, BuiltNowhere(1, PATIENCE), fleet, tmp_path)
     with without_intrinsics():
-        generic.measure(8, BuiltNowhere(), FleetRunner(fleet))
+        generic.measure(8, lambda function: FunctionTrials(function, search.tuning, bench).builder_and_runner())
     assert (generic.measured, generic.failed) == (5, 0)
     assert generic.trials(pool) == (5, 1.0)
     with pytest.raises(LoweringError, match="no device became free"):
         fleet.check()
 
 
-@derived_object
-class BuiltNowhere(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
-    """Gives each candidate a folder of its own, which MetaSchedule removes."""
+class BuiltNowhere(Builders):
+    """Gives each candidate a path, where nothing is."""
 
-    def build(self, build_inputs: Sequence[Any]) -> list[Any]:
-        return [BuilderResult(str(Path(tempfile.mkdtemp()) / "kernel.so"), None) for _ in build_inputs]
+    def build(self, kernels: Sequence[Kernels], folder: Path) -> list[str | Outcome]:
+        return [str(folder / f"{next(self._names)}.so") for _ in kernels]
 
 
 def test_a_search_begins_with_measurements_and_asks_for_the_share_of_the_rest_where_trials_are_left(

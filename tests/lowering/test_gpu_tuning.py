@@ -65,7 +65,6 @@ def test_only_gemms_have_points() -> None:
     assert isinstance(tuning, GpuTuning)
     module = tuning.prepared(to_relax(groups, torch.zeros(1, 32, 9, 9)).module)
     assert [str(site) for site in tuning.sites(module)] == ["conv_1x1_32_16_at_7x7"]
-    assert tuning.rest(module) is None
 
 
 def test_a_winograd_plan_is_as_exact_as_its_form_and_costs_what_its_tile_does() -> None:

@@ -45,7 +45,7 @@ def lowered(
 ) -> Any:
     """What `prepared` gave -> Relax that calls scheduled kernels only. family: of the CPU; None is what is shipped."""
     module = with_kernels(module, target, chosen(measured or Measured()), max_error=max_error, family=family)
-    return schedule_rest(with_records(module, measured), vector_unit(target, family))
+    return schedule_rest(with_records(module, measured, target), vector_unit(target, family))
 
 
 def chosen(measured: Measured) -> AlgorithmRule:

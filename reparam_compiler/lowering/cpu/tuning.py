@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from tvm.s_tir import meta_schedule
 from tvm.target import Target
 
 from reparam_compiler.lowering.backend import Peers, Tuning
@@ -20,7 +19,9 @@ from reparam_compiler.lowering.cpu.families import MODEL, CpuFamily
 from reparam_compiler.lowering.cpu.machine import KIND, VectorUnit, is_native, shipped_family
 from reparam_compiler.lowering.cpu.measured_family import processor
 from reparam_compiler.lowering.cpu.pipeline import lowered, prepared, with_kernels
+from reparam_compiler.lowering.cpu.rest import schedule_rest
 from reparam_compiler.lowering.relax.conv_sites import DTYPES, ConvSite, find_conv_sites
+from reparam_compiler.lowering.search.rest import space
 from reparam_compiler.lowering.search.winners import Measured
 
 ORDERS: tuple[Order, ...] = ("weights", "pixels")
@@ -81,13 +82,13 @@ class CpuTuning(Tuning[Algorithm]):
         """The phases of `cpu.pipeline` up to the schedules."""
         return with_kernels(module, self.target, family=self.family)
 
+    def scheduled(self, module: Any) -> Any:
+        """By `cpu.rest`."""
+        return schedule_rest(module, self.unit)
+
     def space(self) -> Any:
-        """The generic space, named: chosen by the target it asks for tensor intrinsics wherever there is VNNI."""
-        return meta_schedule.space_generator.PostOrderApply(
-            sch_rules=meta_schedule.ScheduleRule.create(KIND),
-            postprocs=meta_schedule.Postproc.create(KIND),
-            mutator_probs=meta_schedule.Mutator.create(KIND),
-        )
+        """The generic one."""
+        return space(KIND)
 
 
 def points(shape: ConvShape, unit: VectorUnit) -> list[Algorithm]:

@@ -1,6 +1,6 @@
 """The phases for a GPU: NHWC inside, convs by rule, TVM's fusion and the schedules of `gpu.schedules` for the rest.
 
-simplify -> channels last -> convs to kernels -> legalize, fuse -> schedules by rule
+simplify -> channels last -> convs to kernels -> legalize, fuse -> measured schedules -> schedules by rule
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from reparam_compiler.lowering.gpu.schedules import schedule_gpu
 from reparam_compiler.lowering.gpu.tiles import Chip
 from reparam_compiler.lowering.relax.layout import channels_last, simplify
 from reparam_compiler.lowering.relax.quantized import as_arithmetic
+from reparam_compiler.lowering.search.rest import with_records
 from reparam_compiler.lowering.search.winners import Measured
 
 
@@ -27,6 +28,11 @@ def prepared(module: Any) -> Any:
 
 def lowered(module: Any, target: Any, chip: Chip, measured: Measured | None = None, max_error: float = MAX_ERROR) -> Any:
     """What `prepared` gave -> Relax that calls scheduled kernels only."""
+    return schedule_gpu(with_records(with_kernels(module, target, chip, measured, max_error), measured, target))
+
+
+def with_kernels(module: Any, target: Any, chip: Chip, measured: Measured | None = None, max_error: float = MAX_ERROR) -> Any:
+    """Kernels for the convs; what is left, legalized and fused, has no schedule yet."""
     passes = [
         *pipeline.library_dispatch_passes(target),
         relax.transform.LegalizeOps(),
@@ -43,4 +49,4 @@ def lowered(module: Any, target: Any, chip: Chip, measured: Measured | None = No
         ours = plans(shape, chip)
         return [*found.points(shape, ours[0]), *ours]
 
-    return schedule_gpu(Sequential(passes)(convs_to_gpu_kernels(module, chip, rule, max_error)))
+    return Sequential(passes)(convs_to_gpu_kernels(module, chip, rule, max_error))

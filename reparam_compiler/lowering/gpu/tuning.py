@@ -1,9 +1,11 @@
-"""What a search moves for a GPU: the knobs of the implicit GEMM and of the product of a Winograd conv.
+"""What a search moves for a GPU: the knobs of the implicit GEMM and of the product of a Winograd conv, MetaSchedule's space for
+what has no recipe.
 
-    rows x columns of a block, depth, thread tile, pieces of the sum over k, Winograd's m      the rule's first, by estimate
+conv:   rows x columns of a block, depth, thread tile, pieces of the sum over k, Winograd's m      the rule's first, by estimate
+rest:   MetaSchedule's rules for a GPU
 
 The rule counts for a data-centre chip or an integrated one; on another it may be far off, so that points are left out by what a
-work-group may have and not by their estimate. What has no recipe keeps its rule: nothing of MetaSchedule's is measured here.
+work-group may have and not by their estimate.
 """
 
 import itertools
@@ -18,11 +20,13 @@ from reparam_compiler.lowering.conv.algorithms import ConvShape
 from reparam_compiler.lowering.gpu.conv import gathered_width
 from reparam_compiler.lowering.gpu.grouped import is_narrow
 from reparam_compiler.lowering.gpu.kernels import gpu_sites
-from reparam_compiler.lowering.gpu.pipeline import lowered, prepared
+from reparam_compiler.lowering.gpu.pipeline import lowered, prepared, with_kernels
 from reparam_compiler.lowering.gpu.plans import Gemm, GpuPlan, WinogradGemm, has_tensor_cores, plan_cycles, plans
+from reparam_compiler.lowering.gpu.schedules import schedule_gpu
 from reparam_compiler.lowering.gpu.tiles import PIECES, SMALLEST_PIECE, TENSOR_TILES, Chip, GpuTile
 from reparam_compiler.lowering.gpu.winograd import OUTPUTS, takes_winograd, winograd_form, winograd_gemm
 from reparam_compiler.lowering.relax.conv_sites import ConvSite
+from reparam_compiler.lowering.search.rest import space
 from reparam_compiler.lowering.search.winners import Measured
 
 SIDES = (16, 32, 48, 64, 96, 128)  # rows and columns of a block
@@ -31,6 +35,8 @@ THREAD_SIDES = (4, 8, 16)
 MOST_SUMS = 128  # of a thread, in registers
 FEWEST_THREADS = 16
 POINTS = 600  # of one conv
+KIND = "cuda"
+"""Of target, whose rules TVM has for any GPU; those for tensor cores are others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,18 @@ class GpuTuning(Tuning[GpuPlan]):
     def lowered(self, module: Any, measured: Measured) -> Any:
         """The phases of `gpu.pipeline` from there on."""
         return lowered(module, self.target, self.chip, measured)
+
+    def rest(self, module: Any) -> Any:
+        """The phases of `gpu.pipeline` up to the schedules."""
+        return with_kernels(module, self.target, self.chip)
+
+    def scheduled(self, module: Any) -> Any:
+        """By `gpu.schedules`."""
+        return schedule_gpu(module)
+
+    def space(self) -> Any:
+        """That of any GPU: blocks, threads, shared memory, sums across threads."""
+        return space(KIND)
 
 
 def points(shape: ConvShape, chip: Chip, threads: int) -> list[GpuPlan]:

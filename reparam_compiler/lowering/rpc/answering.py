@@ -6,13 +6,10 @@ So a model far away has what one at hand has: its own kind's machines, weights p
 A session of TVM's server is a process of its own, and the models that it loaded end with it.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tvm
 import tvm_ffi
 
 from reparam_compiler.core.files import scratch_folder
@@ -74,31 +71,11 @@ def _compare(artifact: "Array", *arrays: "Array", threads: int, **repeats: Any) 
     return asdict(in_pairs(candidate, rule[0] if rule else None, arrays, Repeats(**repeats))), ()
 
 
-def _time(library: "Array", *, device: str, parameters: Sequence[tuple[str, Sequence[int]]], **how: Any) -> "Answer":
-    """What a function without a recipe takes, with random arguments and cold caches. parameters: their dtypes and shapes."""
-    with _file(library, "kernel.so") as path:
-        module, place = tvm.runtime.load_module(str(path)), tvm.device(device, 0)
-    fill = tvm_ffi.get_global_func("tvm.contrib.random.random_fill_for_measure")
-    tensors = [tvm.runtime.empty(tuple(shape), dtype, place) for dtype, shape in parameters]
-    for tensor in tensors:
-        fill(tensor)
-    flush = "cache_flush_cpu_non_first_arg" if device == "cpu" else ""
-    timed = module.time_evaluator("main", place, f_preproc=flush, **how)(*tensors)
-    return {"seconds": list(map(float, timed.results))}, ()
-
-
 def _loaded(artifact: "Array") -> Executable:
-    with _file(artifact, "model") as path:
-        return load(path)
-
-
-@contextlib.contextmanager
-def _file(content: "Array", name: str) -> Iterator[Path]:
-    """Bytes as a file, while the block runs."""
     with scratch_folder() as folder:
-        path = folder / name
-        path.write_bytes(content.tobytes())
-        yield path
+        path = folder / "model"
+        path.write_bytes(artifact.tobytes())
+        return load(path)
 
 
 def _machines(model: int, arrays: "Sequence[Array]", threads: int) -> Machines:
@@ -116,5 +93,4 @@ ACTIONS: dict[str, "Callable[..., Answer]"] = {
     "measure": _measure,
     "profile": _profile,
     "compare": _compare,
-    "time": _time,
 }

@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from tvm.ir.utils import derived_object
-from tvm.s_tir import meta_schedule
-from tvm.s_tir.meta_schedule.runner import RunnerFuture, RunnerResult
 
 from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.errors import LoweringError
@@ -31,7 +28,6 @@ from reparam_compiler.lowering.runtime.variant import Variant
 from reparam_compiler.lowering.runtime.weights import Weight
 from reparam_compiler.lowering.search.measuring import Job, Runnable
 from reparam_compiler.lowering.search.pairs import Outcome, Repeats
-from reparam_compiler.lowering.search.rest import UNMADE
 
 JobT = TypeVar("JobT")
 DEVICES = 2
@@ -180,32 +176,3 @@ def _both(job: Job) -> Executable:
         return Variant(job.target, job.inputs, (), library=Path(runnable.library).read_bytes(), weights=weights)
 
     return Executable(tuple(variant(each) for each in (job.rule, job.candidate) if each is not None))
-
-
-@derived_object
-class FleetRunner(meta_schedule.runner.PyRunner):  # type: ignore[misc]
-    """MetaSchedule's runner, which measures kernels on the devices of a fleet."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        super().__init__()
-        self.fleet = fleet
-
-    def run(self, runner_inputs: Sequence[Any]) -> list[Any]:
-        """The seconds of each, or a failure where it was not measured, once all are there. Raises: as `Fleet.each`."""
-        repeats = self.fleet.repeats
-        how = {"number": repeats.number, "repeat": repeats.repeat, "min_repeat_ms": repeats.min_repeat_ms}
-        outcomes = self.fleet.each(lambda device, each: _timed(device, each, how), list(runner_inputs))
-        return [_future(each or Outcome(failure=UNMADE)) for each in outcomes]
-
-
-def _timed(device: Device, given: Any, how: dict[str, int]) -> Outcome:
-    library = np.frombuffer(Path(str(given.artifact_path)).read_bytes(), np.uint8)
-    parameters = [(str(dtype), list(map(int, shape))) for _, dtype, shape in (each.as_json() for each in given.args_info)]
-    found, _ = device.ask("time", [library], device=str(given.device_type), parameters=parameters, **how)
-    return Outcome(tuple(found["seconds"]))
-
-
-def _future(outcome: Outcome) -> Any:
-    """What is there already."""
-    result = RunnerResult(None, outcome.failure) if outcome.failure else RunnerResult(list(outcome.seconds), None)
-    return RunnerFuture(f_done=lambda: True, f_result=lambda: result)

@@ -150,9 +150,10 @@ class Contest:
         run_by_turns([base, timed], self._arrays)
         states = [state for state in self._planner.states if state.layer.shape in points]
         convs = [record for state in states for record in _conv_records(state, base, timed, self._target)]
-        called = [each for each in self._generic.functions if each.code in self._generic.codes and base.seconds[str(each.code)]]
+        known = [each for each in self._generic.functions if each.code in self._generic.codes]
+        called = [each for each in known if base.seconds[str(each.code)] and timed.seconds[str(each.code)]]
         rest = [RestRecord(each.code, each.name, self._target, *_least(str(each.code), base, timed)) for each in called]
-        return convs, rest  # a function without a time became none: a reshape
+        return convs, rest  # without a time: a reshape, or one that another form of a conv leaves with other ops to be fused
 
     def _staged(self, work: Callable[[Put], ResultT]) -> ResultT:
         """What `work` gives for a way to put nets where they are timed: here, or on one device; on another if that is lost."""

@@ -49,7 +49,12 @@ def layers_of(sites: Sequence[ConvSite]) -> list[Layer]:
 def module_of(layer: Layer, main: Any) -> Any:
     """The layer as a module. main: of the net that it is a layer of."""
     inside = {*layer.site.absorbed, layer.site.result}
-    bindings = [binding for block in main.body.blocks for binding in block.bindings if binding.var in inside]
+    return cut([binding for block in main.body.blocks for binding in block.bindings if binding.var in inside])
+
+
+def cut(bindings: Sequence[Any]) -> Any:
+    """A module whose `main` is these bindings of another: it takes what they read, and gives the last one's value."""
+    inside = {binding.var for binding in bindings}
     outside = dict.fromkeys(variable for binding in bindings for variable in _read(binding.value) if variable not in inside)
     cutter = _Cutter({variable: relax.Var(f"x{number}", variable.ty) for number, variable in enumerate(outside)})
     builder = relax.BlockBuilder()

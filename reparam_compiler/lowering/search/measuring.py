@@ -13,16 +13,12 @@ import os
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tvm.ir.utils import derived_object
-from tvm.s_tir import meta_schedule
-from tvm.s_tir.meta_schedule.builder import BuilderResult
-from tvm.s_tir.meta_schedule.builder.local_builder import default_build, default_export
 from tvm.support.popen_pool import MapResult, PopenPoolExecutor, StatusKind
 
 from reparam_compiler.lowering.backends import backend_for
@@ -35,8 +31,6 @@ from reparam_compiler.lowering.search.pairs import Outcome, Repeats, in_pairs
 from reparam_compiler.lowering.target import resolve
 
 INTRINSICS = "tvm.s_tir.tensor_intrin"
-BUILD_TIMEOUT = 30.0
-"""Seconds that a candidate may take to build, as TVM has it."""
 BUILDS = 64
 """Candidates that a process builds before another takes its place: TVM says that it loses memory with each."""
 
@@ -161,55 +155,6 @@ def _machines(runnable: Runnable, target: str, threads: int) -> Machines:
     stored = [Weight(np.load(path), packing, (), "") for path, packing in runnable.weights]
     library = backend.loaded(Path(runnable.library).read_bytes())
     return backend.machines(library, all_packed(stored, backend.packings), threads)
-
-
-@derived_object
-class GenericBuilder(meta_schedule.builder.PyBuilder):  # type: ignore[misc]
-    """MetaSchedule's builder, in a process for each core that stays: its own starts them anew for each round of candidates."""
-
-    def __init__(
-        self, parallel: int | None, compiler: str | None = None, *, linked: bool = False, scratch: Path | None = None
-    ) -> None:
-        """linked: whether libraries are to be linked here, by `compiler`, for a device far away. scratch: as for `started`."""
-        super().__init__()
-        self.export = functools.partial(_linked, compiler=compiler) if linked else _archived
-        self.pool = PopenPoolExecutor(parallel, BUILD_TIMEOUT, started, (scratch,), BUILDS)
-
-    def build(self, build_inputs: Sequence[Any]) -> list[Any]:
-        """The library of each candidate, or why there is none."""
-        given = [(each.mod, each.target, self.export) for each in build_inputs]
-        found = (_value(each, "building") for each in self.pool.map_with_error_catching(_generic_built, given))
-        return [BuilderResult(None, each.failure) if isinstance(each, Outcome) else BuilderResult(each, None) for each in found]
-
-    def close(self) -> None:
-        """Ends its processes."""
-        self.pool.shutdown()
-
-
-def _generic_built(given: tuple[Any, Any, Callable[[Any], str]]) -> str:
-    """The path of the library of a module for a target."""
-    module, target, export = given
-    return str(export(default_build(module, target, None)))
-
-
-def _archived(library: Any) -> str:
-    """The path of a library as TVM's runner takes it. TVM's own function does not go to another process."""
-    return str(default_export(library))
-
-
-def _linked(library: Any, compiler: str | None) -> str:
-    """The path of a library, linked: a device may have no compiler."""
-    path = Path(tempfile.mkdtemp()) / "kernel.so"
-    export_library(library, path, compiler=compiler)
-    return str(path)
-
-
-def generic_runner(repeats: Repeats, scratch: Path | None = None) -> Any:
-    """MetaSchedule's runner, which measures kernels in a process of its own, with cold caches. scratch: as for `started`."""
-    config = meta_schedule.runner.EvaluatorConfig(
-        repeats.number, repeats.repeat, repeats.min_repeat_ms, enable_cpu_cache_flush=True
-    )
-    return meta_schedule.runner.LocalRunner(repeats.timeout, config, initializer=functools.partial(started, scratch))
 
 
 def started(scratch: Path | None = None) -> None:

@@ -6,22 +6,24 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from reparam_compiler.core.files import scratch_folder
 from reparam_compiler.lowering.conv.algorithms import Point
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.search.asked import Search, TunedTask, TuneResult, selected
-from reparam_compiler.lowering.search.fleet import Fleet, FleetRunner
+from reparam_compiler.lowering.search.fleet import Fleet
+from reparam_compiler.lowering.search.function_trials import FunctionTrials
 from reparam_compiler.lowering.search.in_net import SHARE, Contest
 from reparam_compiler.lowering.search.layers import layers_of
-from reparam_compiler.lowering.search.measuring import Builders, GenericBuilder, Meter, generic_runner
+from reparam_compiler.lowering.search.measuring import Builders, Meter
 from reparam_compiler.lowering.search.pairs import Outcome
 from reparam_compiler.lowering.search.planner import Planner, State
 from reparam_compiler.lowering.search.progress import Clock
 from reparam_compiler.lowering.search.records import ConvRecord, append_conv, read_convs
-from reparam_compiler.lowering.search.rest import Generic, functions_of
+from reparam_compiler.lowering.search.rest import Function, Generic, functions_of
 from reparam_compiler.lowering.search.shared import won_elsewhere
-from reparam_compiler.lowering.search.trials import Batch, Trials
+from reparam_compiler.lowering.search.trials import Batch, Bench, Trials
 from reparam_compiler.lowering.search.winners import Choice, choices
 from reparam_compiler.lowering.target import describe
 
@@ -39,8 +41,7 @@ class NetSearch:
         module = tuning.prepared(imported.module)
         self._main = module["main"]
         records = [each for each in read_convs(search.folder) if each.target == self._target]
-        layers, rest = layers_of(tuning.sites(module)), tuning.rest(module)
-        functions = [] if rest is None else functions_of(rest)
+        layers, functions = layers_of(tuning.sites(module)), functions_of(tuning.rest(module))
         wanted = selected([*map(str, layers), *(each.name for each in functions)], search.options.tasks)
         layers = list(itertools.compress(layers, wanted))
         functions = list(itertools.compress(functions, wanted[-len(functions) :])) if functions else []
@@ -90,7 +91,7 @@ class NetSearch:
                 break
             if not (found := self.planner.next(left, self._fleet.width if self._fleet else 1)):
                 break
-            outcomes = self._bench.measure([Batch(state.layer, points, state.rule) for state, points in found])
+            outcomes = self._trials.measure([Batch(state.layer, points, state.rule) for state, points in found])
             each = ((state, point) for state, points in found for point in points)
             for (state, point), outcome in zip(each, outcomes, strict=True):
                 if outcome is not None:
@@ -112,14 +113,24 @@ class NetSearch:
         return ConvRecord(site.shape, site.epilogue, point, self._target, seconds, against, beside, failure=failure)
 
     @functools.cached_property
-    def _bench(self) -> Trials:
-        """What measures points."""
-        options = self.search.options
-        compiler, folder = self._fleet.rpc.compiler if self._fleet else None, self._scratch
-        made = Builders(options.parallel, options.timeout, compiler, scratch=folder)
-        builders = self._open.enter_context(contextlib.closing(made))
-        meter = self._fleet or self._open.enter_context(contextlib.closing(Meter(options.repeats)))
-        return Trials(self.search.backend, self.search.tuning, self._main, builders, meter, folder)
+    def _trials(self) -> Trials:
+        """What measures points of convs."""
+        return Trials(self.search.backend, self.search.tuning, self._main, self._builders, self._meter, self._scratch)
+
+    def _function_trials(self, function: Function) -> tuple[Any, Any]:
+        """What measures a function without a recipe for MetaSchedule."""
+        bench = Bench(self.search.backend, self._builders, self._meter, self._scratch)
+        return FunctionTrials(function, self.search.tuning, bench).builder_and_runner()
+
+    @functools.cached_property
+    def _builders(self) -> Builders:
+        options, compiler = self.search.options, self._fleet.rpc.compiler if self._fleet else None
+        made = Builders(options.parallel, options.timeout, compiler, scratch=self._scratch)
+        return self._open.enter_context(contextlib.closing(made))
+
+    @functools.cached_property
+    def _meter(self) -> Meter | Fleet:
+        return self._fleet or self._open.enter_context(contextlib.closing(Meter(self.search.options.repeats)))
 
     @functools.cached_property
     def _scratch(self) -> Path:
@@ -146,14 +157,10 @@ class NetSearch:
         if trials < 1 or not self.generic.functions or self._stopped:
             return
         self.clock.told("what has no recipe")
-        options, before = self.search.options, self.generic.measured
-        compiler, linked = (self._fleet.rpc.compiler, True) if self._fleet else (None, False)
-        made = GenericBuilder(options.parallel, compiler, linked=linked, scratch=self._scratch)
-        builder = self._open.enter_context(contextlib.closing(made))
-        runner = FleetRunner(self._fleet) if self._fleet else generic_runner(options.repeats, self._scratch)
+        before = self.generic.measured
         while (left := before + trials - self.generic.measured) > 0 and not self._stopped and not self.clock.over(1 - SHARE):
             earlier, failed = self.generic.measured, self.generic.failed
-            self.generic.measure(min(left, self.generic.round), builder, runner)
+            self.generic.measure(min(left, self.generic.round), self._function_trials)
             if self._fleet:
                 self._fleet.check()
             if self.generic.measured == earlier:  # nothing is left of the space

@@ -93,8 +93,8 @@ def _decided(tuning: Tuning[Any], module: Any, measured: Measured) -> tuple[dict
     """The layers with the points that they get, and the functions that take MetaSchedule's record."""
     module = tuning.prepared(module)
     points = {layer: _first(layer, measured) for layer in layers_of(tuning.sites(module))}
-    rest = tuning.rest(module) if measured.functions else None
-    functions = [] if rest is None else [each for each in functions_of(rest) if each.code in measured.functions]
+    rest = functions_of(tuning.rest(module)) if measured.functions else []
+    functions = [each for each in rest if each.code in measured.functions]
     return {layer: point for layer, point in points.items() if point is not None}, functions
 
 
