@@ -4,6 +4,7 @@ A mark is tagged with the colour of the page's style that it has, "accent" for `
 light and in the dark.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -221,15 +222,11 @@ def roofline_item(kernels: KernelTable | None) -> dict[str, Any] | None:
         },
     )
     if kernels.peak_flops:
-        ends = [min(intensity) / 2, max(intensity) * 2]
-        roof = [
-            min(kernels.peak_flops, x * kernels.bandwidth) / 1e9 if kernels.bandwidth else kernels.peak_flops / 1e9
-            for x in ends
-        ]
         ridge = [kernels.peak_flops / kernels.bandwidth] if kernels.bandwidth else []
-        xs = [ends[0], *(x for x in ridge if ends[0] < x < ends[1]), ends[1]]
-        ys = [roof[0], *(kernels.peak_flops / 1e9 for _ in xs[1:-1]), roof[1]]
-        chart.line(xs, ys, line_width=2, line_dash="dashed", tags=["soft"], name="roofline roof")
+        seen = [*intensity, *ridge]
+        xs = [min(seen) / 2, *ridge, max(seen) * 2]
+        roof = [min(kernels.peak_flops, x * (kernels.bandwidth or math.inf)) / 1e9 for x in xs]
+        chart.line(xs, roof, line_width=2, line_dash="dashed", tags=["soft"], name="roofline roof")
     tips = [("kernel", "@kernel"), ("algorithm", "@algorithm"), ("ms", "@ms{0.000}"), ("GFLOP/s", "@speed{0.0}")]
     chart.add_tools(HoverTool(renderers=[dots], tooltips=tips))
     return dict(json_item(chart))
@@ -252,4 +249,5 @@ def chart_of(name: str, x: str, y: str, *, log: bool = False, height: int = HEIG
     )
     chart.toolbar.logo = None
     chart.toolbar.autohide = True
+    chart.border_fill_color = None  # white, and painted over once the style is known, it would leave a line at the edge
     return chart

@@ -40,6 +40,7 @@ def _canvas(name: str, rows: "Range1d") -> Figure:
     columns = Range1d(start=0, end=600)
     canvas: Figure = figure(name=name, height=GRAPH_HEIGHT, x_range=columns, y_range=rows, tools=[PanTool()])
     canvas.sizing_mode, canvas.toolbar_location, canvas.min_border = "stretch_width", None, 0
+    canvas.border_fill_color = None
     canvas.axis.visible = canvas.grid.visible = False
     mark = {
         part: {"source": ColumnDataSource({column: [] for column in columns}), "name": f"{name} {part}"}

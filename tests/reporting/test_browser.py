@@ -21,6 +21,11 @@ SCALE = """(side) => {
     return [inner_width / (x_range.end - x_range.start), inner_height / (y_range.end - y_range.start)];
 }""".replace("find", f"({MODEL})")
 """Pixels for a unit along each axis of a canvas."""
+ON_PAPER = """() => {
+    const chart = document.getElementById("memory-chart");
+    return [chart.getBoundingClientRect().width, getComputedStyle(chart.firstElementChild).filter];
+}"""
+"""How wide a chart is, and how its colours are changed."""
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +161,11 @@ def test_dark_pages_are_dark_also_in_their_canvases(browser: Any, folder: Path) 
     accent = found.page.evaluate("getComputedStyle(document.documentElement).getPropertyValue('--accent').trim()")
     for name in ("sweep ms pruned", "errors after repair", "bar after repair", "memory after"):
         assert found.page.evaluate(f"(name) => ({MODEL})(name).glyph.line_color", name) in (accent, {"value": accent})
-    found.page.emulate_media(color_scheme="light")
+    found.page.emulate_media(media="print", color_scheme="dark")
+    width, filtered = found.page.evaluate(ON_PAPER)
+    assert width == pytest.approx(702, abs=1)  # A4 between its margins
+    assert "invert(1)" in filtered
+    found.page.emulate_media(media="screen", color_scheme="light")
     assert luminance(found.repainted("before", dark)) > 0.8
     found.page.close()
 
