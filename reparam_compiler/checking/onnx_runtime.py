@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 BATCH = 2
 """What a symbolic first axis becomes where there are no example inputs."""
+LARGEST = 2**28
+"""Elements of an input that is drawn: a GiB in float32."""
 RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
     onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
@@ -64,7 +67,7 @@ def _session(model: ModelProto | Path, folder: Path, *, optimized: bool = False)
 
 
 def random_inputs(model: ModelProto) -> list[np.ndarray] | None:
-    """Random inputs of the shapes in the file, `BATCH` for a symbolic first axis; None where another axis is symbolic."""
+    """Random inputs of the shapes in the file, `BATCH` for a symbolic first axis; None for another one, or a great size."""
     random = np.random.default_rng(0)
     arrays = []
     for value in unset_inputs(model):
@@ -73,7 +76,7 @@ def random_inputs(model: ModelProto) -> list[np.ndarray] | None:
             return None
         shape = [BATCH if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(declared.shape)]
         sizes = [size for size in shape if isinstance(size, int)]
-        if len(sizes) < len(shape):
+        if len(sizes) < len(shape) or prod(sizes) > LARGEST:
             return None
         drawn = random.standard_normal(sizes) if declared.dtype in FLOATING else random.integers(0, 2, sizes)
         arrays.append(np.asarray(drawn).astype(DTYPES[declared.dtype].numpy))

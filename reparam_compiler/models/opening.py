@@ -211,11 +211,13 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True, weights_a
     """
     native = _loaded(model)
     kind = checked_kind(native)
-    if weights_are_constant and kind == "onnx":
+    if kind == "onnx":
+        from reparam_compiler.frontends.onnx.checks import check
         from reparam_compiler.frontends.onnx.reader import with_constant_weights
 
-        native = with_constant_weights(native, copy=copy and native is model)
-    if kind != "onnx":
+        check(native)
+        native = with_constant_weights(native, copy=copy and native is model) if weights_are_constant else native
+    else:
         check_values(native)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
     return Source(kind, native, _given(example_inputs), copy, name)

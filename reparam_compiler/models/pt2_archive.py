@@ -67,9 +67,12 @@ def check(data: bytes, file: str) -> None:
     try:
         reader = torch._C.PyTorchFileReader(io.BytesIO(data))  # the reader that torch.export.load uses
         records = [str(name) for name in reader.get_all_records()]
-        listed = sorted(name.partition("/")[2] for name in zipfile.ZipFile(io.BytesIO(data)).namelist())
+        members = zipfile.ZipFile(io.BytesIO(data)).infolist()
     except (RuntimeError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise UnsupportedModelError(f"{file}: found no archive of torch.export.save ({first_line(error)})") from error
+    listed = sorted(member.filename.partition("/")[2] for member in members)
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members) or sum(m.file_size for m in members) > len(data):
+        raise refusal(file, "the archive", "its records take more than the file, which torch writes without compression")
     if listed != sorted(records) or len({name.lower() for name in records}) < len(records):
         raise refusal(file, "the archive", "its two lists of records differ, or it has one record twice")
     for record in records:

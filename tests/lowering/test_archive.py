@@ -189,3 +189,32 @@ def test_a_member_that_is_no_regular_file_is_refused(kind: bytes, tmp_path: Path
 @pytest.mark.parametrize(("name", "form"), [("m.so", "so"), ("m.tar", "tar"), ("m", "tar"), ("m.so.1", "tar")])
 def test_a_file_is_an_archive_unless_its_name_says_library(name: str, form: str) -> None:
     assert format_of(Path(name)) == form
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("variants", None),
+        ("variants", {}),
+        ("weights", [{"dtype": "O", "shape": [1]}]),
+        ("weights", [{"dtype": "f4", "shape": [-1]}]),
+    ],
+)
+def test_a_library_whose_manifest_is_not_whole_is_refused(field: str, value: Any, tmp_path: Path) -> None:
+    write_library(tmp_path / "m.so", [linked(HELD | {field: value})], WEIGHTS)
+    with pytest.raises(LoweringError, match="the manifest in the library is not whole"):
+        read(tmp_path / "m.so")
+
+
+def test_a_member_that_is_mostly_holes_is_refused(tmp_path: Path) -> None:
+    """It says that it has a PiB, and would be read as so many zeros."""
+    sizes = {"GNU.sparse.size": str(2**50), "GNU.sparse.realsize": str(2**50), "GNU.sparse.map": "0,1"}
+    with tarfile.open(tmp_path / "m.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        entry = tarfile.TarInfo(MANIFEST)
+        entry.size, entry.pax_headers = (
+            1,
+            sizes | {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.numblocks": "1"},
+        )
+        archive.addfile(entry, io.BytesIO(b"0"))
+    with pytest.raises(LoweringError, match="with holes"):
+        read(tmp_path / "m.tar")

@@ -1,5 +1,6 @@
 """What a search measured is read back, decides where it is faster, and a torn line costs nothing else."""
 
+import json
 import logging
 import math
 import os
@@ -240,3 +241,21 @@ def test_compile_tells_records_that_decide_nothing(
             lowering_build.compile(None, target=target, database=tmp_path)
         assert "0 of 1 records of convs are for" in caplog.messages[-1]
     assert asked == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("shape", {"batch": 0}), ("shape", {"stride": [0, 1]}), ("shape", {"kernel": 3}), ("shape", {"height": "14"}),
+     ("point", {"tile": []}), ("point", {"kind": "Strassen"}), ("seconds", [0.0]), ("seconds", [math.nan]), ("epilogue", [{"op": []}])],
+)  # fmt: skip
+def test_a_line_that_says_what_no_search_does_is_no_record(
+    field: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is left out where it is read: what sorts, counts and divides by its numbers takes them as they are."""
+    append_conv(tmp_path, record(RULE, 1.0))
+    line = json.loads((tmp_path / CONVS).read_bytes())
+    line[field] = {**line[field], **value} if isinstance(value, dict) else value
+    with (tmp_path / CONVS).open("a") as file:
+        file.write(json.dumps(line) + "\n" + "[" * 10**5 + "\n")
+    assert read_convs(tmp_path) == [record(RULE, 1.0)]
+    assert caplog.text.count("is no record") == 2

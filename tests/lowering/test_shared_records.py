@@ -372,3 +372,9 @@ def test_the_wheel_has_the_files(tmp_path: Path) -> None:
 def built(tree: Path, folder: Path) -> None:
     call = f"from setuptools.build_meta import build_wheel; build_wheel({str(folder)!r})"
     subprocess.run([sys.executable, "-W", "ignore", "-c", call], cwd=tree, check=True, capture_output=True)
+
+
+def test_a_file_that_unpacks_to_more_than_records_take_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(bytes(LARGEST + 1)))
+    with pytest.raises(LoweringError, match=f"more than {LARGEST} bytes once they are unpacked"):
+        read_shared(tmp_path / "bomb.jsonl.gz")

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import zipfile
 from typing import Any
 
 import pytest
@@ -132,3 +133,12 @@ def test_sample_inputs_of_tensors_and_containers_are_let_through() -> None:
 def test_what_is_no_archive_is_said_to_be_none() -> None:
     with pytest.raises(UnsupportedModelError, match=r"net\.pt2: found no archive of torch\.export\.save"):
         pt2_archive.check(b"not an archive", "net.pt2")
+
+
+def test_a_record_that_is_larger_than_the_file_is_refused() -> None:
+    """torch compresses none, so what is compressed is there to be unpacked."""
+    buffer = io.BytesIO(archive({"models/model.json": b"{}"}))
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as writer:
+        writer.writestr("archive/data/weights/weight_0", bytes(2**20))
+    with pytest.raises(UnsupportedModelError, match="its records take more than the file"):
+        pt2_archive.check(buffer.getvalue(), "net.pt2")

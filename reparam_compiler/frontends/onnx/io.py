@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_h
 
 from reparam_compiler.core.files import abandoned_parts, held, written_whole
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.tensors import byte_count, inline
+from reparam_compiler.frontends.onnx.tensors import byte_count, check_tensor, inline
 
 IN_MEMORY = 2**28
 """Bytes of external data that `load` reads at once."""
@@ -47,6 +47,8 @@ def load(path: str | os.PathLike[str]) -> ModelProto:
         raise _not_onnx(path)
     folder = str(Path(path).resolve().parent)
     external = [tensor for tensor in tensors_of(model) if external_data_helper.uses_external_data(tensor)]
+    for tensor in external:
+        check_tensor(tensor)
     if sum(map(byte_count, external)) > IN_MEMORY:
         for tensor in external:
             entries = [entry for entry in tensor.external_data if entry.key == "basepath"]

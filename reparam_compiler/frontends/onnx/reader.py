@@ -10,8 +10,9 @@ Three things that the format hides are made explicit here:
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from onnx import ModelProto, NodeProto
 
@@ -25,7 +26,7 @@ from reparam_compiler.frontends.onnx.ops.coupling_models import expanded, expand
 from reparam_compiler.frontends.onnx.ops.resampling import resized
 from reparam_compiler.frontends.onnx.ops.table import coupling_model, read
 from reparam_compiler.frontends.onnx.shapes import evaluator as shapes
-from reparam_compiler.frontends.onnx.tensors import Constant, constant_of
+from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, Constant, called, constant_of
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, TensorType
 from reparam_compiler.ir.ops import Facts
@@ -35,6 +36,7 @@ from reparam_compiler.vocabulary.dtypes import DTYPES
 from reparam_compiler.vocabulary.resolve import onnx_facts
 
 logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class OnnxReader:
         if name in self.shapes.values:
             return
         if name not in self.shapes:
-            raise UnsupportedModelError(f"the output {name} is given by no node; run onnx.checker on the model")
+            raise UnsupportedModelError(f"the output {name} is given by no node; {RUN_CHECKER}")
         if self.shapes.constant(name) is None:
             self._emit_derived(name)
         else:
@@ -135,9 +137,7 @@ class OnnxReader:
         for node in graph.node:
             for name in filter(None, node.output):
                 if name in names:
-                    raise UnsupportedModelError(
-                        f"{name}: two nodes give this value, or it is an input as well; run onnx.checker on the model"
-                    )
+                    raise UnsupportedModelError(f"{name}: two nodes give this value, or it is an input as well; {RUN_CHECKER}")
                 names.add(name)
         return names
 
@@ -146,8 +146,7 @@ class OnnxReader:
             if name not in self.shapes and name not in self.shapes.values:
                 found = "comes later" if name in self._names else "does not exist"
                 raise UnsupportedModelError(
-                    f"{_called(node)} reads {name}, which {found}; nodes must come in topological order: "
-                    "run onnx.checker on the model"
+                    f"{called(node)} reads {name}, which {found}; nodes must come in topological order: {RUN_CHECKER}"
                 )
 
     def _read_node(self, node: NodeProto, index: int) -> None:
@@ -155,7 +154,7 @@ class OnnxReader:
         try:
             if not self.shapes.is_resolved(node):
                 raise Unsupported(node.op_type)
-            op, operands = read(self.call_of(node))
+            op, operands = self._of(node, lambda: read(self.call_of(node)))
             if not isinstance(op, ops.Split) and [name for name in used if name != node.output[0]]:
                 raise Unsupported(f"{node.op_type} with several outputs")
         except Unsupported:
@@ -170,6 +169,16 @@ class OnnxReader:
         else:
             self._emit(node.output[0], op, operands, index)
             self.shapes.follow(node)
+
+    def _of(self, node: NodeProto, ask: Callable[[], Found]) -> Found:
+        """What the vocabulary says of a node; raises UnsupportedModelError where it stumbles over one that ONNX refuses too."""
+        try:
+            return ask()
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            refusal = self.shapes.refusal(node)
+            if refusal is None:
+                raise
+            raise UnsupportedModelError(f"{called(node)} is no valid node: {refusal}; {RUN_CHECKER}") from error
 
     def _emit_derived(self, name: str) -> None:
         """Adds what computes a value from open sizes, now that something reads it."""
@@ -221,9 +230,9 @@ class OnnxReader:
         self.shapes.refine(node)
         self._refine_expanded(node)
         try:
-            if self._bound is None:
-                return coupling_model(self.call_of(node), self.shapes.type(node.output[0]))
-            return self._bound.coupling_model(node)
+            if (bound := self._bound) is not None:
+                return self._of(node, lambda: bound.coupling_model(node))
+            return self._of(node, lambda: coupling_model(self.call_of(node), self.shapes.type(node.output[0])))
         except Unsupported:
             return None, 0
 
@@ -243,7 +252,7 @@ class OnnxReader:
         if node.op_type != "Expand" or (known is not None and known.static_shape is not None):
             return
         try:
-            found = expanded_type(self.call_of(node))
+            found = self._of(node, lambda: expanded_type(self.call_of(node)))
         except Unsupported:
             return
         if found is not None:
@@ -308,7 +317,3 @@ def with_constant_weights(model: ModelProto, *, copy: bool) -> ModelProto:
     del constant.graph.input[:]
     constant.graph.input.extend(inputs)
     return constant
-
-
-def _called(node: NodeProto) -> str:
-    return f"{node.name or node.op_type} ({node.op_type})"

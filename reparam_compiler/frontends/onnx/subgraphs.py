@@ -6,6 +6,7 @@ its constants. The body goes back in its place; initializers around it that nobo
 A function gets its weights as inputs, so nothing in it can be fused where it is. It is inlined if that lets something be fused.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,6 +21,7 @@ from reparam_compiler.frontends.onnx.tensors import element_type
 from reparam_compiler.frontends.onnx.writer import names_of, readers_of
 from reparam_compiler.ir.graph import TensorType
 
+logger = logging.getLogger(__name__)
 Report = TypeVar("Report")
 _BODY_IR_VERSION = 4
 """The first in which an initializer need not be an input."""
@@ -179,7 +181,11 @@ def with_functions_inlined(model: ModelProto, count: Callable[[ModelProto], int]
     linear = [key for key, function in functions.items() if any(node.op_type in _LINEAR for node in function.node)]
     if not linear:
         return None
-    best = inliner.inline_selected_functions(model, linear)
+    try:
+        best = inliner.inline_selected_functions(model, linear)
+    except RuntimeError as error:
+        logger.info("no function is inlined: %s", error)  # one of another opset than the model's
+        return None
     most = count(best)
     if most <= count(model):
         return None

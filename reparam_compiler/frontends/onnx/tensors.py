@@ -10,13 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import TensorProto, TypeProto, checker, external_data_helper, helper, numpy_helper
+from onnx import NodeProto, TensorProto, TypeProto, checker, external_data_helper, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Dim, Param, TensorType
 from reparam_compiler.vocabulary.dtypes import DTYPES
 
+RUN_CHECKER, REWRITE = "run onnx.checker on the model", "write the model again"
+MADE = 2**28
+"""Elements that a model may make of sizes and constants: a GiB in float32."""
+FARTHEST = 2**13
+"""Positions that a window may reach to be read: a region is tried on maps that are larger than it reaches."""
+LARGEST = 2**40
+"""Elements of a tensor: more than any machine holds are a lie."""
 _WORDS = {row.onnx: word for word, row in DTYPES.items()}
+_FIELDS = {
+    TensorProto.FLOAT: "float_data", TensorProto.COMPLEX64: "float_data", TensorProto.DOUBLE: "double_data",
+    TensorProto.COMPLEX128: "double_data", TensorProto.INT64: "int64_data", TensorProto.UINT32: "uint64_data",
+    TensorProto.UINT64: "uint64_data",
+}  # fmt: skip
+"""Where a tensor has its elements one by one; in `int32_data` those of all other dtypes."""
+_COMPLEX = (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,7 +57,12 @@ class Constant:
 
 
 def dtype_word(element_type: int) -> str:
-    """The graph's word for an element type; ONNX's own, in small letters, for one that the graph has no word for."""
+    """The graph's word for an element type; ONNX's own, in small letters, for one that the graph has no word for.
+
+    Raises UnsupportedModelError for a number that is none.
+    """
+    if element_type not in TensorProto.DataType.values():
+        raise UnsupportedModelError(f"found the element type {element_type}, which ONNX does not have; {RUN_CHECKER}")
     return _WORDS.get(element_type) or str(TensorProto.DataType.Name(element_type)).lower()
 
 
@@ -118,13 +137,14 @@ def inline(tensor: TensorProto) -> TensorProto:
         external_data_helper.load_external_data_for_tensor(copied, base)
     except (OSError, ValueError, checker.ValidationError) as error:
         raise _no_external_data(tensor, error) from error
+    check_tensor(copied)
     return copied
 
 
 def _no_external_data(tensor: TensorProto, error: Exception) -> UnsupportedModelError:
-    info = external_data_helper.ExternalDataInfo(tensor)
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     return UnsupportedModelError(
-        f"{tensor.name}: its elements should be in {info.location!r} beside the model, but cannot be read ({error}); "
+        f"{tensor.name}: its elements should be in {location!r} beside the model, but cannot be read ({error}); "
         "pass the path of the model, or load it with onnx.load(path), which reads them"
     )
 
@@ -135,6 +155,41 @@ def byte_count(tensor: TensorProto) -> int:
     bits = bits or 8 * int(np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize)
     count: int = math.prod(tensor.dims)
     return (count * bits + 7) // 8
+
+
+def check_tensor(tensor: TensorProto) -> None:
+    """Raises UnsupportedModelError where a tensor states other elements than it holds; those in a file are not looked at."""
+    name = tensor.name or "a tensor"
+    if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
+        raise UnsupportedModelError(f"{name}: found the dtype {tensor.data_type}, which ONNX does not have; {RUN_CHECKER}")
+    if any(not 0 <= size <= LARGEST for size in tensor.dims) or math.prod(tensor.dims) > LARGEST:
+        raise UnsupportedModelError(f"{name}: found the shape {list(tensor.dims)}, which no tensor has; write the model again")
+    if external_data_helper.uses_external_data(tensor):
+        return
+    found, expected, unit = _held(tensor)
+    if found != expected:
+        raise UnsupportedModelError(
+            f"{name}: found {found} {unit}; its shape {list(tensor.dims)} of {dtype_word(tensor.data_type)} takes {expected}: "
+            "write the model again, it may have been cut off"
+        )
+
+
+def _held(tensor: TensorProto) -> tuple[int, int, str]:
+    """What a tensor holds, what its shape takes, and of what that is."""
+    count = math.prod(tensor.dims)
+    if tensor.data_type == TensorProto.STRING:
+        return len(tensor.string_data), count, "strings"
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data), byte_count(tensor), "bytes"
+    field = _FIELDS.get(tensor.data_type, "int32_data")
+    packed = byte_count(tensor) if byte_count(tensor) < count else count  # those of less than a byte share one
+    return len(getattr(tensor, field)), 2 * count if tensor.data_type in _COMPLEX else packed, f"elements in {field}"
+
+
+def called(node: NodeProto) -> str:
+    """A node as errors name it."""
+    name = node.name or next(filter(None, node.output), "a node")
+    return f"{name} ({node.op_type})"
 
 
 def tensor_from(name: str, param: Param, dtype: str | None = None) -> TensorProto:

@@ -49,6 +49,8 @@ OLD_TVMC = {"mod.so", "mod.tar", "mod.json", "mod.params", "metadata.json"}
 DIGITS = 64
 PAGE, LENGTH = 4096, 8
 """Bytes: what weights behind a library are aligned to, and of the number that says how long it is."""
+NOT_WHOLE = (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError)
+"""What reading a manifest raises that says something else than ours do."""
 ADVICE = "expected a file that Executable.save or `tvmc compile` wrote; write it again"
 
 
@@ -147,7 +149,14 @@ def _read_library(path: Path) -> Artifact:
             f"{path}: the library is truncated or damaged, or was taken out of an archive, which has its weights (its SHA-256 "
             f"is not the manifest's); {ADVICE}"
         )
-    manifest = _checked(json.loads(content[start + DIGITS : end]), path)
+    try:
+        return _parts(content, _checked(json.loads(content[start + DIGITS : end]), path))
+    except NOT_WHOLE as refusal:
+        raise LoweringError(f"{path}: the manifest in the library is not whole ({first_line(refusal)}); {ADVICE}") from refusal
+
+
+def _parts(content: mmap.mmap, manifest: dict[str, Any]) -> Artifact:
+    """What the bytes of a library hold, by its manifest."""
     described, others = manifest["weights"], manifest["variants"][1:]
     if not described and not others:
         return Artifact(manifest, [content[:]], [], True)
@@ -189,7 +198,7 @@ def _read_tar(path: Path) -> Artifact:
         shapes, dtypes = ([entry[key] for entry in stored] for key in ("shape", "dtype"))
         arrays = read_back(bytearray(held.get(WEIGHTS, b"")), shapes, dtypes)
         return Artifact(manifest, [held[name] for name in libraries], arrays, False)
-    except (tarfile.TarError, EOFError, KeyError, TypeError, ValueError) as refusal:
+    except (tarfile.TarError, EOFError, *NOT_WHOLE) as refusal:
         reason = first_line(refusal)
         raise LoweringError(f"{path}: found a truncated or foreign file ({reason}); {ADVICE}") from refusal
 
@@ -231,9 +240,11 @@ def _as_one_variant(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     entry = archive.getmember(name)
-    content = archive.extractfile(entry) if entry.isreg() else None
+    content = archive.extractfile(entry) if entry.isreg() and not entry.issparse() else None
     if content is None:
-        raise tarfile.ReadError(f"{name} is no regular file")
+        raise tarfile.ReadError(f"{name} is no regular file, or one with holes")
+    if entry.size > Path(str(archive.name)).stat().st_size:
+        raise tarfile.ReadError(f"{name} should have {entry.size} bytes, more than the whole archive")
     data = content.read()
     if len(data) != entry.size:
         raise tarfile.ReadError(f"{name} ends after {len(data)} of {entry.size} bytes")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.lowering.runtime import saving
-from reparam_compiler.lowering.runtime.archive import ADVICE, Artifact, Format
+from reparam_compiler.lowering.runtime.archive import ADVICE, NOT_WHOLE, Artifact, Format
 from reparam_compiler.lowering.runtime.batches import joined, samples_in, split, worth_their_size
 from reparam_compiler.lowering.runtime.description import Kernel, MemoryPlan, TensorSpec, TimedCall, Timing, filled
 from reparam_compiler.lowering.runtime.instruction_sets import best_here, why_none_loads
@@ -294,7 +294,7 @@ def described(artifact: Artifact, path: Path) -> Executable:
             _described(entry, library, weights) for entry, library in zip(manifest["variants"], artifact.libraries, strict=True)
         ]
         return executable_of(variants, bool(manifest["any_batch"]), dict(manifest["versions"]))
-    except (KeyError, TypeError, ValueError, IndexError) as refusal:
+    except NOT_WHOLE as refusal:
         raise LoweringError(f"{path}: the manifest in it is not whole ({refusal!r}); {ADVICE}") from refusal
 
 

@@ -68,6 +68,8 @@ def written(arrays: Sequence["Array"]) -> bytes:
 
 def read_back(content: Any, shapes: Sequence[Sequence[int]], dtypes: Sequence[str]) -> list["Array"]:
     """The arrays that `written` wrote, which share the memory of `content`. Raises ValueError where it is too short."""
+    if any(size < 0 for shape in shapes for size in shape):
+        raise ValueError("an array has a size below 0")
     counts = [math.prod(shape) for shape in shapes]
     sizes = [count * np.dtype(dtype).itemsize for count, dtype in zip(counts, dtypes, strict=True)]
     return [

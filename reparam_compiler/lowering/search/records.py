@@ -22,13 +22,14 @@ from reparam_compiler.core.files import alone
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backends import point_kinds
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Point, Step
+from reparam_compiler.lowering.search.fields import of_fields
 
 log = logging.getLogger(__name__)
 RecordT = TypeVar("RecordT")
 
 CONVS, REST = "convs.jsonl", "rest.jsonl"
 WORKLOADS, SCHEDULES = "database_workload.json", "database_tuning_record.json"
-NO_RECORD = (ValueError, TypeError, KeyError, AttributeError, IndexError)
+NO_RECORD = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 """What reading a line raises that holds something else."""
 Where = Literal["alone", "net"]
 
@@ -114,7 +115,7 @@ def read_convs(folder: Path) -> list[ConvRecord]:
 
 def read_rest(folder: Path) -> list[RestRecord]:
     """Every record of a function without a recipe, in order; a line of the log for those that are none."""
-    return _read(folder / REST, lambda line: RestRecord(**line))
+    return _read(folder / REST, lambda line: of_fields(RestRecord, line))
 
 
 def append_conv(folder: Path, record: ConvRecord) -> None:
@@ -168,23 +169,28 @@ def conv_record(line: Mapping[str, Any]) -> ConvRecord:
     """The record that `conv_line` wrote. Raises one of `NO_RECORD` where it did not."""
     if line["against"] is not None and len(line["seconds"]) != len(line["beside"]):
         raise ValueError(f"found {len(line['seconds'])} seconds beside {len(line['beside'])} of the rule's")
+    if not all(0 < second < math.inf for second in (*line["seconds"], *line["beside"])):
+        raise ValueError("found seconds that no run takes")
     return ConvRecord(
         shape_of(line["shape"]),
-        tuple(Step(**step) for step in line["epilogue"]),
+        tuple(of_fields(Step, step) for step in line["epilogue"]),
         point_of(line["point"]),
         str(line["target"]),
         tuple(map(float, line["seconds"])),
         None if line["against"] is None else point_of(line["against"]),
         tuple(map(float, line["beside"])),
-        line["where"],
+        "net" if line["where"] == "net" else "alone",
         str(line["failure"]),
     )
 
 
 def shape_of(line: Mapping[str, Any]) -> ConvShape:
-    """A shape from what JSON has of its fields."""
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in line.items()}
-    return ConvShape(**fields)
+    """A shape from what JSON has of its fields. Raises one of `NO_RECORD` where it is no conv's."""
+    shape = of_fields(ConvShape, line)
+    sizes = (shape.batch, shape.height, shape.width, shape.channels_in, shape.channels_out, shape.groups)
+    if min(*sizes, *shape.kernel, *shape.stride, *shape.dilation) < 1 or min(shape.padding) < 0:
+        raise ValueError(f"a conv has sizes from 1 on; found {shape.mark}")
+    return shape
 
 
 def point_line(point: Point) -> dict[str, Any]:
@@ -193,10 +199,10 @@ def point_line(point: Point) -> dict[str, Any]:
 
 
 def point_of(line: Mapping[str, Any]) -> Point:
-    """The point that `point_line` wrote."""
-    knobs = {name: tuple(value) if isinstance(value, list) else value for name, value in line.items() if name != "kind"}
+    """The point that `point_line` wrote. Raises one of `NO_RECORD` where it did not."""
     kind, tile = point_kinds()[line["kind"]]
-    point: Point = kind(**{**knobs, "tile": tile(**line["tile"])})
+    knobs = {name: value for name, value in line.items() if name != "kind"}
+    point: Point = of_fields(kind, {**knobs, "tile": of_fields(tile, line["tile"])})
     return point
 
 

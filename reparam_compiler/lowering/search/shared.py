@@ -15,6 +15,7 @@ import functools
 import gzip
 import json
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from reparam_compiler.core.files import UNREADABLE, written_whole
 from reparam_compiler.errors import LoweringError
 from reparam_compiler.lowering.backend import Peers
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Point
+from reparam_compiler.lowering.search.fields import of_fields
 from reparam_compiler.lowering.search.records import NO_RECORD, point_line, point_of, records_of, shape_of
 
 log = logging.getLogger(__name__)
@@ -31,6 +33,8 @@ log = logging.getLogger(__name__)
 SHIPPED = Path(__file__).with_name("shipped")
 SUFFIX = ".jsonl.gz"
 FORMAT = 1
+LARGEST = 2**24
+"""Bytes of a file once it is unpacked: what is shipped has some thousands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,11 @@ def read_shared(path: Path) -> Shared:
     Raises: LoweringError where the file cannot be read, or does not say where its records are from.
     """
     try:
-        first, *lines = gzip.decompress(path.read_bytes()).splitlines()
+        with gzip.open(path) as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"they take more than {LARGEST} bytes once they are unpacked")
+        first, *lines = content.splitlines()
         origin = _origin(json.loads(first))
     except (*UNREADABLE, *NO_RECORD) as refusal:
         raise LoweringError(
@@ -148,7 +156,7 @@ def _origin(line: dict[str, Any]) -> Origin:
     """The first line. Raises one of `NO_RECORD` where it is of another format."""
     if (found := line.pop("format")) != FORMAT:
         raise ValueError(f"their format is {found!r}, and this version reads {FORMAT}")
-    return Origin(**line)
+    return of_fields(Origin, line)
 
 
 def _line(record: SharedRecord) -> dict[str, Any]:
@@ -156,5 +164,8 @@ def _line(record: SharedRecord) -> dict[str, Any]:
 
 
 def _record(line: dict[str, Any]) -> SharedRecord:
-    point, against = point_of(line["point"]), point_of(line["against"])
-    return SharedRecord(shape_of(line["shape"]), point, against, float(line["ratio"]), int(line["cores"]))
+    parts = {"shape": shape_of(line["shape"]), "point": point_of(line["point"]), "against": point_of(line["against"])}
+    record = of_fields(SharedRecord, {**line, **parts})
+    if not (0 < record.ratio < math.inf and record.cores > 0):
+        raise ValueError(f"found the ratio {record.ratio} on {record.cores} cores")
+    return record

@@ -10,6 +10,7 @@ where fused(i, j) is one conv in place of the region from p_i to p_j, and alone(
 compute what stands between p_{j-1} and it (branches, which are planned in the same manner).
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from math import prod
@@ -32,6 +33,8 @@ _POSITIONS = 196
 """Positions of a source whose channels are last, likewise."""
 _UNKNOWN = 64 * 28 * 28
 """Elements of a value that no kernel tells anything of."""
+_LARGEST, _GROWS = 2**26, 256
+"""Elements that a value of a region may have to be proven, or so many times those of its source: a padding states any number."""
 _AS_GOOD = 1.02
 """A price that is at most so many times another is as good: a bias that was not there before, say."""
 
@@ -129,10 +132,10 @@ class Planner:
         if (source, sink) == (zone.source, zone.sink):
             return zone
         place = self.graph.position
-        low, high = place[source], place[sink]
+        low, high = (bisect_right(zone.nodes, place[end], key=lambda node: place[node.id]) for end in (source, sink))
         reached, nodes = {source}, []
-        for node in zone.nodes:
-            if low < place[node.id] <= high and any(s in reached for s in node.sources):
+        for node in zone.nodes[low:high]:
+            if not reached.isdisjoint(node.sources):
                 reached.add(node.id)
                 nodes.append(node)
         return Region(source, sink, tuple(nodes))
@@ -196,6 +199,9 @@ class Planner:
         """The candidate, or why there is none (an empty reason for a region that is not wanted)."""
         if not self.wants(region):
             return ""
+        most = max(_LARGEST, _GROWS * _stated_elements(self.graph[region.source]))
+        if grown := [node.id for node in region.nodes if _stated_elements(node) > most]:
+            return f"{grown[0]} is too large to be proven"
         try:
             built = self.build(region)
         except NotFusable as refusal:
@@ -262,6 +268,11 @@ def _without_winograd(done: Work) -> Work:
 
 def _alone(node: Node, graph: Graph) -> Region:
     return Region(node.sources[0] if node.sources else node.id, node.id, (node,))
+
+
+def _stated_elements(node: Node) -> int:
+    """The elements of a value as far as its sizes are known."""
+    return 0 if node.type is None else prod(size for size in node.type.shape if isinstance(size, int))
 
 
 def _known_elements(value_type: TensorType | None) -> int | None:

@@ -32,6 +32,9 @@ from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep
 from reparam_compiler.passes.pruning.coupling.labels import Value, coupling_model, reads_channels
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
+LARGEST = 2**28
+"""Elements of an input that is drawn: two GiB."""
+
 Cut = Callable[[np.ndarray, Mapping[int, Keep]], np.ndarray]
 
 
@@ -275,6 +278,8 @@ def _random(node: Node, seed: int) -> Tensor:
     if node.type is None:
         raise UnsupportedModelError(f"{node.id}: the shape of the input is not known; {ask_for_inputs()}")
     shape = [size if isinstance(size, int) else 2 for size in node.type.shape]
+    if math.prod(shape) > LARGEST:
+        raise UnsupportedModelError(f"{node.id}: an input of {shape} is too large for a proof; {ask_for_inputs()}")
     if node.type.dtype in FLOATING or node.type.is_complex:
         wide = torch.complex128 if node.type.is_complex else torch.float64
         return torch.randn(shape, dtype=wide, generator=torch.Generator().manual_seed(seed))

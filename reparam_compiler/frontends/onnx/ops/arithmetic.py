@@ -5,9 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from reparam_compiler.core.kernel import Ints
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
 from reparam_compiler.frontends.onnx.ops.registry import REDUCTIONS, reads
-from reparam_compiler.frontends.onnx.tensors import decimal, dtype_word
+from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, called, decimal, dtype_word
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
 
@@ -38,6 +39,10 @@ def batch_norm(call: Call) -> Read:
     training = bool(call.attribute("training_mode", 0)) if call.opset >= 14 else len(call.node.output) > 1
     roles = ("weight", "bias", "mean", "var")
     params = [call.param(index, role) for index, role in enumerate(roles, start=1)]
+    if len(shapes := {param.shape for param in params}) > 1:
+        raise UnsupportedModelError(
+            f"{called(call.node)}: found parameters of the shapes {sorted(shapes)}; expected one for all: {RUN_CHECKER}"
+        )
     return ops.BatchNorm(decimal(call.attribute("epsilon", 1e-5)), training), (call.x, *params)
 
 

@@ -19,7 +19,8 @@ def pad(call: Call) -> Read:
     pads = call.values(1, "pads")
     if pads is None:
         raise Unsupported("Pad without pads")
-    mode = FROM_ONNX_PAD[call.attribute("mode", "constant")]
+    if (mode := FROM_ONNX_PAD.get(stated := call.attribute("mode", "constant"))) is None:
+        raise Unsupported(f"padding by {stated}")
     value = call.attribute("value", None)
     value = float(np.asarray(call.constant(2)).reshape(())) if value is None and call.has(2) else value or 0.0
     axes = call.values(3, "axes")

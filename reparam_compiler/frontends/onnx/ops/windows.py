@@ -7,8 +7,10 @@ transposed      out = s (size - 1) + d (k - 1) + 1 + output_padding - total;   S
 from collections.abc import Sequence
 
 from reparam_compiler.core.kernel import Ints, Pairs
+from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported
 from reparam_compiler.frontends.onnx.ops.registry import reads
+from reparam_compiler.frontends.onnx.tensors import FARTHEST, RUN_CHECKER, called
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Param
 
@@ -18,7 +20,9 @@ def conv(call: Call) -> Read:
     """Conv with a constant kernel."""
     weight, bias = call.param(1, "weight"), call.param(2, "bias") if call.has(2) else None
     stride, padding, dilation = _geometry(call, weight.shape[2:])
-    return ops.Conv(stride, padding, dilation, call.attribute("group", 1)), (call.x, weight, bias)
+    groups = call.attribute("group", 1)
+    _check_channels(call, weight, groups, weight.shape[1] * groups, weight.shape[0], bias)
+    return ops.Conv(stride, padding, dilation, groups), (call.x, weight, bias)
 
 
 @reads("ConvTranspose")
@@ -28,8 +32,10 @@ def conv_transpose(call: Call) -> Read:
     size, rank = weight.shape[2:], len(weight.shape) - 2
     if not 1 <= rank <= 3:
         raise Unsupported(f"ConvTranspose over {rank} axes")
-    stride, dilation = (tuple(call.attribute(key, (1,) * rank)) for key in ("strides", "dilations"))
-    extra = tuple(call.attribute("output_padding", (0,) * rank))
+    groups = call.attribute("group", 1)
+    _check_channels(call, weight, groups, weight.shape[0], weight.shape[1] * groups, bias)
+    stride, dilation = (_numbers(call, key, rank, 1) for key in ("strides", "dilations"))
+    extra = _numbers(call, "output_padding", rank, 0)
     full = [d * (k - 1) + 1 + more for d, k, more in zip(dilation, size, extra, strict=True)]
     auto_pad, wanted = call.attribute("auto_pad", "NOTSET"), call.attribute("output_shape", None)
     if wanted is not None:
@@ -41,13 +47,27 @@ def conv_transpose(call: Call) -> Read:
     elif auto_pad != "NOTSET":
         totals = [n - s for s, n in zip(stride, full, strict=True)]
     else:
-        pads = call.attribute("pads", (0,) * (2 * rank))
+        pads = _numbers(call, "pads", 2 * rank, 0)
         return _transposed(call, (stride, tuple(zip(pads[:rank], pads[rank:], strict=True)), extra, dilation), weight, bias)
     if min(totals) < 0:
         raise Unsupported("an output that is larger than what the kernel reaches")
     smaller = [(total // 2, total - total // 2) for total in totals]
     padding = tuple(smaller if auto_pad == "SAME_UPPER" else [(high, low) for low, high in smaller])
     return _transposed(call, (stride, padding, extra, dilation), weight, bias)
+
+
+def _check_channels(call: Call, weight: Param, groups: int, into: int, out: int, bias: Param | None) -> None:
+    """Raises UnsupportedModelError where the weights of a conv are not for its groups, its input or its bias."""
+    known = call.type(0)
+    divided = groups > 0 and into % groups == 0 and out % groups == 0
+    channels = known.shape[1] if known is not None and len(known.shape) == len(weight.shape) else into
+    fits = not isinstance(channels, int) or channels == into
+    if not divided or not fits or (bias is not None and bias.shape != (out,)):
+        raise UnsupportedModelError(
+            f"{called(call.node)}: found weights {list(weight.shape)} for {groups} groups, on an input of "
+            f"{'unknown shape' if known is None else list(known.shape)}"
+            f"{'' if bias is None else f' with a bias of {list(bias.shape)}'}, which do not go together: {RUN_CHECKER}"
+        )
 
 
 def _transposed(call: Call, geometry: tuple[Ints, Pairs, Ints, Ints], weight: Param, bias: Param | None) -> Read:
@@ -65,7 +85,7 @@ def _whole(call: Call, axis: int, stride: int, extent: int) -> int:
 @reads("AveragePool")
 def avg_pool(call: Call) -> Read:
     """AveragePool without dilation."""
-    size = tuple(call.attribute("kernel_shape", ()))
+    size = _numbers(call, "kernel_shape", len(call.attribute("kernel_shape", ())), 1)
     stride, padding, dilation = _geometry(call, size)
     include = bool(call.attribute("count_include_pad", 0))
     if any(d != 1 for d in dilation):
@@ -84,7 +104,7 @@ def avg_pool(call: Call) -> Read:
 def max_pool(call: Call) -> Read:
     """MaxPool of floats, without indices."""
     call.floating()
-    size = tuple(call.attribute("kernel_shape", ()))
+    size = _numbers(call, "kernel_shape", len(call.attribute("kernel_shape", ())), 1)
     stride, padding, dilation = _geometry(call, size)
     ceil_mode = _ceil_mode(call, size, stride, padding, dilation)
     return ops.MaxPool(size, stride, padding, dilation, ceil_mode), (call.x,)
@@ -107,12 +127,11 @@ def _geometry(call: Call, size: Sequence[int]) -> tuple[Ints, Pairs, Ints]:
     rank = len(size)
     if not 1 <= rank <= 3:
         raise Unsupported(f"{call.node.op_type} over {rank} axes")
-    stride = tuple(call.attribute("strides", (1,) * rank))
-    dilation = tuple(call.attribute("dilations", (1,) * rank))
+    stride, dilation = (_numbers(call, key, rank, 1) for key in ("strides", "dilations"))
     extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, size, strict=True))
     auto_pad = call.attribute("auto_pad", "NOTSET")
     if auto_pad == "NOTSET":
-        pads = call.attribute("pads", (0,) * (2 * rank))
+        pads = _numbers(call, "pads", 2 * rank, 0)
         padding = tuple(zip(pads[:rank], pads[rank:], strict=True))
     elif auto_pad == "VALID":
         padding = ((0, 0),) * rank
@@ -123,6 +142,19 @@ def _geometry(call: Call, size: Sequence[int]) -> tuple[Ints, Pairs, Ints]:
     if call.node.op_type != "Conv" and any(low == high and 2 * low > k for (low, high), k in zip(padding, size, strict=True)):
         raise Unsupported("a pool that pads more than half its window")
     return stride, padding, dilation
+
+
+def _numbers(call: Call, key: str, count: int, default: int) -> Ints:
+    """An attribute of so many numbers; steps are from 1 on. Raises Unsupported for one beyond `FARTHEST`."""
+    found = tuple(call.attribute(key, (default,) * count))
+    if len(found) != count or (default and min(found, default=1) < 1):
+        steps = " from 1 on" if default else ""
+        raise UnsupportedModelError(
+            f"{called(call.node)}: found {key} {list(found)}; expected {count} numbers{steps}: {RUN_CHECKER}"
+        )
+    if any(abs(number) > FARTHEST for number in found):
+        raise Unsupported(f"{call.node.op_type} whose {key} are beyond {FARTHEST}")
+    return found
 
 
 def _same(call: Call, axis: int, stride: int, extent: int) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_outputs, infer_types, opset_of
+from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_outputs, infer_types, opset_of, refusal_of
 from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
 from reparam_compiler.frontends.onnx.shapes.sizes import Elements, Sizes
 from reparam_compiler.frontends.onnx.tensors import Constant, constant_of, dtype_word, element_type
@@ -157,6 +157,11 @@ class Shapes:
         for name, found in infer_outputs(self._model, node, known).items():
             if self.note_type(name, found):
                 self._dtypes[name] = found.dtype
+
+    def refusal(self, node: NodeProto) -> str | None:
+        """What ONNX says against a node, with all that is known of its inputs; None where it takes it."""
+        known = {name: self.constants.get(name) or self._types.get(name) for name in node.input if name}
+        return refusal_of(self._model, node, {name: found for name, found in known.items() if found is not None})
 
     def note_type(self, name: str, found: TensorType) -> bool:
         """Takes a type over that says more than what is known; True where it does."""

@@ -10,17 +10,21 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, defs, helper, numpy_helper, shape_inference
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, checker, defs, helper, numpy_helper
+from onnx import shape_inference as onnx_inference
 
 from reparam_compiler.core.names import free_name
-from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.errors import UnsupportedModelError, first_line
 from reparam_compiler.frontends.onnx.shapes.sizes import SMALL
-from reparam_compiler.frontends.onnx.tensors import Constant, element_type, is_meant_open, type_of
+from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, Constant, element_type, is_meant_open, type_of
 from reparam_compiler.ir.graph import TensorType
 
 logger = logging.getLogger(__name__)
-OLDEST_OPSET = 7
+OLDEST_OPSET, NEWEST_OPSET = 7, 2**15
+"""Of ONNX's own domain; onnx and ONNX Runtime say themselves which one is too new for them."""
 OWN_DOMAIN = ("", "ai.onnx")
+REFUSALS = (defs.SchemaError, checker.ValidationError, onnx_inference.InferenceError, RuntimeError, TypeError, ValueError)
+"""What ONNX raises for a node, or a model, whose parts do not fit one another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,10 @@ def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = Mappi
         if value.name in stated:
             value.type.tensor_type.ClearField("shape")
     try:
-        skeleton = shape_inference.infer_shapes(skeleton, data_prop=True)
-    except (shape_inference.InferenceError, RuntimeError, ValueError) as error:
+        skeleton = onnx_inference.infer_shapes(skeleton, data_prop=True)
+    except MemoryError as error:
+        raise UnsupportedModelError("the model states sizes that no memory holds; write it again, or cut it") from error
+    except REFUSALS as error:
         logger.warning("shapes cannot be inferred, so only those in the file are known: %s", error)
     found = {value.name: type_of(value.type) for value in _values(skeleton)}
     types = {name: _named(known, named) for name, (_, known) in found.items() if known}
@@ -82,25 +88,37 @@ def _stated(known: TensorType, found: TensorType | None) -> TensorType:
     return TensorType(known.dtype, tuple(size if isinstance(size, int) or own is None else own for own, size in sizes))
 
 
+def refusal_of(model: ModelProto, node: NodeProto, inputs: Mapping[str, TensorType | Constant]) -> str | None:
+    """What ONNX says against a node on inputs of these types; None where it takes it."""
+    try:
+        _inferred(model, node, inputs)
+    except REFUSALS as error:
+        return first_line(error)
+    return None
+
+
 def infer_outputs(model: ModelProto, node: NodeProto, inputs: Mapping[str, TensorType | Constant]) -> dict[str, TensorType]:
     """The types of a node's outputs that ONNX infers from these types, and from the elements of small integer constants."""
+    if _may_start_in_padding(node):
+        return {}
+    try:
+        found = _inferred(model, node, inputs)
+    except (*REFUSALS, UnsupportedModelError):
+        return {}
+    symbols = {size for known in inputs.values() for size in known.shape if isinstance(size, str)}
+    return {name: _named(known, symbols) for name, proto in found.items() if (known := type_of(proto)[1])}
+
+
+def _inferred(model: ModelProto, node: NodeProto, inputs: Mapping[str, TensorType | Constant]) -> dict[str, TypeProto]:
     types = {name: helper.make_tensor_type_proto(element_type(known.dtype), known.shape) for name, known in inputs.items()}
     data = {
         name: numpy_helper.from_array(np.asarray(known.load()), name)
         for name, known in inputs.items()
         if isinstance(known, Constant) and known.dtype in ("i64", "i32") and math.prod(known.shape) <= SMALL
     }
-    if _may_start_in_padding(node):
-        return {}
-    try:
-        schema = defs.get_schema(node.op_type, opset_of(model), "")
-        found = shape_inference.infer_node_outputs(
-            schema, node, types, data, opset_imports=list(model.opset_import), ir_version=model.ir_version
-        )
-    except (defs.SchemaError, shape_inference.InferenceError, RuntimeError, ValueError, UnsupportedModelError):
-        return {}
-    symbols = {size for known in inputs.values() for size in known.shape if isinstance(size, str)}
-    return {name: _named(known, symbols) for name, proto in found.items() if (known := type_of(proto)[1])}
+    schema = defs.get_schema(node.op_type, opset_of(model), "")
+    opsets = list(model.opset_import)
+    return onnx_inference.infer_node_outputs(schema, node, types, data, opset_imports=opsets, ir_version=model.ir_version)
 
 
 def _named(known: TensorType, symbols: set[str]) -> TensorType:
@@ -111,10 +129,14 @@ def _named(known: TensorType, symbols: set[str]) -> TensorType:
 def opset_of(model: ModelProto) -> int:
     """The version of ONNX's own domain; raises UnsupportedModelError for one that is too old, or where there is none."""
     versions = [entry.version for entry in model.opset_import if entry.domain in OWN_DOMAIN]
-    if not versions or versions[0] < OLDEST_OPSET:
+    if not versions or not OLDEST_OPSET <= versions[0] <= NEWEST_OPSET:
         raise UnsupportedModelError(
-            f"the model's opset is {versions[0] if versions else 'missing'}, at least {OLDEST_OPSET} was expected; "
-            "convert it with onnx.version_converter"
+            f"the model's opset is {versions[0] if versions else 'missing'}, at least {OLDEST_OPSET} was expected and at most "
+            f"{NEWEST_OPSET}; convert it with onnx.version_converter"
+        )
+    if len(set(versions)) > 1:
+        raise UnsupportedModelError(
+            f"the model imports the opsets {sorted(set(versions))} of ONNX; expected one: {RUN_CHECKER}"
         )
     return int(versions[0])
 

@@ -10,6 +10,7 @@ constant (the number of channels that was taken from a shape), and a pattern fou
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from math import prod
 from operator import or_
 from typing import Any
 
@@ -19,7 +20,7 @@ from onnx import ModelProto, NodeProto
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.node_runner import FAILURES, run_arrays
 from reparam_compiler.frontends.onnx.shapes.sizes import SMALL
-from reparam_compiler.frontends.onnx.tensors import Constant
+from reparam_compiler.frontends.onnx.tensors import MADE, Constant, called
 from reparam_compiler.ir.graph import Dim, TensorType
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
@@ -121,6 +122,7 @@ class SampledShapes:
             if len(held) == len(names):
                 values.update(held)
                 continue
+            self._check_size(node)
             try:
                 outputs = self._run(node, values, sizes or {}, own=jumps)
             except FAILURES as error:
@@ -132,6 +134,14 @@ class SampledShapes:
             values.update(found)
             self._held.update({(output, jumps): value for output, value in found.items() if self._is_held(output, value)})
         return values[name]
+
+    def _check_size(self, node: NodeProto) -> None:
+        """Raises UnsupportedModelError for a node that is known to make more than memory holds."""
+        for name in filter(None, node.output):
+            known = self.type_of(name)
+            count = prod(size for size in known.shape if isinstance(size, int)) if known else 0
+            if count > MADE:
+                raise UnsupportedModelError(f"{called(node)} makes {count} elements of {name}; at most {MADE} were expected")
 
     def _is_held(self, name: str, value: np.ndarray) -> bool:
         """Whether a value is kept: a few whole numbers, which all that is computed with them asks for again."""

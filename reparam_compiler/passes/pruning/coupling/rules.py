@@ -170,7 +170,7 @@ class _Aligned:
     def spans(self, axis: int) -> bool:
         """True where it has more than one position along an axis of the result."""
         own = axis - self.lead
-        return own >= 0 and self.shape[own] > 1
+        return 0 <= own < len(self.shape) and self.shape[own] > 1
 
     def follows(self, axis: int) -> bool:
         """True where it can go with labels along an axis: it has them there, is constant, or is the same for all of it."""

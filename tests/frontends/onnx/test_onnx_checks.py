@@ -1,0 +1,147 @@
+"""A model that no reader could make sense of is refused by a typed error that names the place; a sound one is taken."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+
+import reparam_compiler
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends.onnx.checks import check
+from reparam_compiler.frontends.onnx.tensors import MADE
+from tests.support.fuzz_onnx import MUTATIONS
+from tests.support.fuzz_seeds import SEEDS
+from tests.support.onnx_models import model_of, normal
+
+Change = Callable[[ModelProto], object]
+NODE = helper.make_node
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_sound_model_is_taken(name: str) -> None:
+    check(SEEDS[name]())
+
+
+def conv_net() -> ModelProto:
+    """Two convs, a pool between them."""
+    nodes = [
+        NODE("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1], kernel_shape=[3, 3]),
+        NODE("MaxPool", ["a"], ["p"], kernel_shape=[2, 2]),
+        NODE("Conv", ["p", "v"], ["y"]),
+    ]
+    return model_of(nodes, {"x": (1, 3, 8, 7)}, ["y"], {"w": normal(4, 3, 3, 3), "v": normal(2, 4, 1, 1)})
+
+
+def numbers(model: ModelProto, node: int, attribute: str, values: list[int]) -> None:
+    kept = [each for each in model.graph.node[node].attribute if each.name != attribute]
+    del model.graph.node[node].attribute[:]
+    model.graph.node[node].attribute.extend([*kept, helper.make_attribute(attribute, values)])
+
+
+def as_float(model: ModelProto) -> None:
+    next(each for each in model.graph.node[0].attribute if each.name == "pads").CopyFrom(helper.make_attribute("pads", 1.0))
+
+
+def called_by_itself(model: ModelProto) -> None:
+    body = [NODE("Again", ["a"], ["b"], domain="own")]
+    model.functions.append(helper.make_function("own", "Again", ["a"], ["b"], body, [helper.make_opsetid("own", 1)]))
+
+
+WRONG: dict[str, tuple[Change, str]] = {
+    "no output": (lambda m: m.graph.node[0].output.pop(), "gives no value"),
+    "an input too few": (lambda m: m.graph.node[2].input.pop(), r"y \(Conv\) has the inputs \['p'\]; expected 2 to 3"),
+    "an input without a name": (lambda m: m.graph.node[2].input.__setitem__(1, ""), r"y \(Conv\) has the inputs"),
+    "inputs too many": (lambda m: m.graph.node[1].input.extend("ab"), r"p \(MaxPool\) has the inputs .* expected 1 of them"),
+    "an attribute less": (lambda m: m.graph.node[1].attribute.pop(), r"p \(MaxPool\) lacks its attribute kernel_shape"),
+    "a float for numbers": (as_float, r"a \(Conv\): its attribute pads is of type FLOAT; expected INTS"),
+    "a type that lies": (
+        lambda m: setattr(m.graph.node[0].attribute[0], "type", AttributeProto.STRING),
+        "says that it is of type STRING, and holds ints",
+    ),
+    "data cut": (lambda m: setattr(m.graph.initializer[0], "raw_data", bytes(16)), "w: found 16 bytes; its shape .* takes 432"),
+    "a size below 0": (lambda m: m.graph.initializer[0].dims.__setitem__(0, -1), r"w: found the shape \[-1, 3, 3, 3\]"),
+    "a size of 2^40": (
+        lambda m: m.graph.initializer[0].dims.__setitem__(0, 2**40),
+        "w: found the shape .* which no tensor has",
+    ),
+    "an attribute twice": (lambda m: m.graph.node[1].attribute.append(m.graph.node[1].attribute[0]), "has an attribute twice"),
+    "no such dtype": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "w: found the dtype 99"),
+    "two opsets": (lambda m: m.opset_import.append(helper.make_opsetid("", 9)), r"opsets \[9, 17\] of ONNX; expected one"),
+    "an opset of 2^40": (lambda m: setattr(m.opset_import[0], "version", 2**40), "opset is 1099511627776, at least 7"),
+    "recursion": (called_by_itself, "the functions own::Again call themselves"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_named(name: str) -> None:
+    change, words = WRONG[name]
+    model = conv_net()
+    change(model)
+    with pytest.raises(UnsupportedModelError, match=words):
+        reparam_compiler.inspect(model)
+
+
+@pytest.mark.parametrize(
+    ("node", "attribute", "values"),
+    [(0, "pads", [1, 1]), (0, "strides", [0, 1]), (0, "dilations", [-1, 1]), (1, "strides", [2]), (2, "pads", [0] * 5)],
+)
+def test_numbers_that_do_not_fit_a_window_are_named(node: int, attribute: str, values: list[int]) -> None:
+    model = conv_net()
+    numbers(model, node, attribute, values)
+    with pytest.raises(UnsupportedModelError, match=rf"\((Conv|MaxPool)\): found {attribute} .*expected [24] numbers"):
+        reparam_compiler.inspect(model)
+
+
+def test_a_padding_beyond_what_is_tried_stays_as_it_is() -> None:
+    """A region is proven on maps that are larger than it reaches: this one would take a minute and five GiB."""
+    nodes = [NODE("Conv", ["x", "w"], ["a"]), NODE("Pad", ["a", "p"], ["b"]), NODE("Conv", ["b", "v"], ["y"])]
+    constants = {"w": normal(2, 2, 1, 1), "v": normal(2, 2, 1, 1), "p": np.array([0, 0, 0, 2**27, 0, 0, 0, 0])}
+    assert not reparam_compiler.inspect(model_of(nodes, {"x": (1, 2, 4, 4)}, ["y"], constants)).fusions
+
+
+@pytest.mark.parametrize("op", ["ConstantOfShape", "Expand", "Tile"])
+def test_a_constant_that_memory_does_not_hold_is_refused(op: str) -> None:
+    given = ["n"] if op == "ConstantOfShape" else ["one", "n"]
+    nodes = [NODE(op, given, ["w"]), NODE("Mul", ["x", "w"], ["y"])]
+    model = model_of([nodes[1]], {"x": (1,), "w": (1,)}, ["y"])
+    model.graph.input.pop()
+    model.graph.node.insert(0, nodes[0])
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(np.array([2**40]), "n"), numpy_helper.from_array(np.ones(1, np.float32), "one")]
+    )
+    with pytest.raises(UnsupportedModelError, match=rf"w \({op}\) makes {2**40} elements, by n; at most {MADE}"):
+        reparam_compiler.inspect(model)
+
+
+def test_more_bounds_than_a_tensor_has_axes_are_refused() -> None:
+    nodes = [NODE("Slice", ["x", "starts", "ends"], ["y"])]
+    model = model_of(nodes, {"x": (4,)}, ["y"], {"starts": np.zeros(1, np.int64), "ends": np.ones(1, np.int64)})
+    del model.graph.initializer[0]
+    model.graph.input.append(helper.make_tensor_value_info("starts", TensorProto.INT64, [1000]))
+    with pytest.raises(UnsupportedModelError, match=r"y \(Slice\) reads 1000 numbers for axes from starts"):
+        reparam_compiler.inspect(model)
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    content = conv_net().SerializeToString().replace(b"MaxPool", b"Max\xff\xfeol")
+    with pytest.raises(UnsupportedModelError, match="no UTF-8"):
+        reparam_compiler.inspect(ModelProto.FromString(content))
+
+
+def test_a_function_of_another_opset_is_not_inlined() -> None:
+    """ONNX's inliner raises for it; what is around it is fused all the same."""
+    model = ModelProto()
+    model.CopyFrom(SEEDS["functions"]())
+    for function in model.functions:
+        function.opset_import[0].version = 9
+    reparam_compiler.inspect(model)
+
+
+def test_a_chain_of_linear_ops_is_planned_in_its_length() -> None:
+    """Each pair of its values bounds a region, so a chain of n had n regions of n nodes for each of them."""
+    model = ModelProto()
+    model.CopyFrom(SEEDS["branches"]())
+    MUTATIONS["long chain"](random.Random(1), model)
+    assert len(reparam_compiler.inspect(model).fusions) == 1
