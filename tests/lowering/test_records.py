@@ -246,7 +246,7 @@ def test_compile_tells_records_that_decide_nothing(
 @pytest.mark.parametrize(
     ("field", "value"),
     [("shape", {"batch": 0}), ("shape", {"stride": [0, 1]}), ("shape", {"kernel": 3}), ("shape", {"height": "14"}),
-     ("point", {"tile": []}), ("point", {"kind": "Strassen"}), ("seconds", [0.0]), ("seconds", [math.nan]), ("epilogue", [{"op": []}])],
+     ("point", {"tile": []}), ("point", {"kind": "Strassen"}), ("seconds", [0.0]), ("seconds", [math.nan])],
 )  # fmt: skip
 def test_a_line_that_says_what_no_search_does_is_no_record(
     field: str, value: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -38,6 +38,7 @@ from reparam_compiler.lowering.search.records import (
     read_rest,
 )
 from reparam_compiler.lowering.search.shared import (
+    LARGEST,
     SUFFIX,
     Origin,
     Shared,

@@ -34,7 +34,7 @@ _POSITIONS = 196
 _UNKNOWN = 64 * 28 * 28
 """Elements of a value that no kernel tells anything of."""
 _LARGEST, _GROWS = 2**26, 256
-"""Elements that a value of a region may have to be proven, or so many times those of its source: a padding states any number."""
+"""Elements of a value that is proven, or so many times its source has: a padding states any number."""
 _AS_GOOD = 1.02
 """A price that is at most so many times another is as good: a bias that was not there before, say."""
 
