@@ -136,7 +136,7 @@ def _onnx(draw: random.Random, mutation: str, folder: Path) -> None:
     """As a file or in memory."""
     model = fuzz_onnx.mutated(draw, SEEDS[draw.choice(sorted(SEEDS))](), mutation)
     if draw.random() < 0.5:
-        _through_verbs(model)
+        _through_verbs(model, mutation in ARITHMETIC)
     else:
         _from_file(folder, model.SerializeToString(), mutation)
 
@@ -154,7 +154,7 @@ def _from_file(folder: Path, content: bytes, mutation: str) -> None:
     _through_verbs(load_model(path), mutation in ARITHMETIC)
 
 
-def _through_verbs(model: ModelProto, compare: bool = True) -> None:
+def _through_verbs(model: ModelProto, compare: bool) -> None:
     """Inspects, fuses, prunes and saves a model; `compare` also runs the fused one beside it in the reference evaluator."""
     reparam_compiler.inspect(model)
     fused = reparam_compiler.fuse(model)
