@@ -102,7 +102,7 @@ def _check_value(node: NodeProto, attribute: AttributeProto) -> None:
 
 def _word(kind: int) -> str:
     """What ONNX calls a type of an attribute."""
-    known = {value: name for name, value in AttributeProto.AttributeType.items()}
+    known: dict[int, str] = {value: name for name, value in AttributeProto.AttributeType.items()}
     return known.get(kind, str(kind))
 
 
@@ -158,7 +158,7 @@ def _attribute_kinds(op_type: str) -> dict[str, set[int]]:
     kinds: dict[str, set[int]] = {}
     for schema in _schemas().get(op_type, ()):
         for name, attribute in schema.attributes.items():
-            kinds.setdefault(name, set()).add(int(attribute.type.value))
+            kinds.setdefault(name, set()).add(int(attribute.type.value))  # type: ignore[attr-defined]
     return kinds
 
 

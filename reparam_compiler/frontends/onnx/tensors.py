@@ -4,7 +4,7 @@ Weights are read from their protobuf, or from the file beside the model that hol
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ FARTHEST = 2**13
 LARGEST = 2**40
 """Elements of a tensor: more than any machine holds are a lie."""
 _WORDS = {row.onnx: word for word, row in DTYPES.items()}
-_FIELDS = {
+_FIELDS: Mapping[int, str] = {
     TensorProto.FLOAT: "float_data", TensorProto.COMPLEX64: "float_data", TensorProto.DOUBLE: "double_data",
     TensorProto.COMPLEX128: "double_data", TensorProto.INT64: "int64_data", TensorProto.UINT32: "uint64_data",
     TensorProto.UINT64: "uint64_data",
