@@ -202,7 +202,7 @@ def point_of(line: Mapping[str, Any]) -> Point:
     """The point that `point_line` wrote. Raises one of `NO_RECORD` where it did not."""
     kind, tile = point_kinds()[line["kind"]]
     knobs = {name: value for name, value in line.items() if name != "kind"}
-    point: Point = of_fields(kind, {**knobs, "tile": of_fields(tile, line["tile"])})
+    point: Point = of_fields(kind, {**knobs, "tile": of_fields(tile, line["tile"])})  # type: ignore[arg-type]
     return point
 
 
