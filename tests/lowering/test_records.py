@@ -112,13 +112,13 @@ def test_many_processes_share_a_folder(tmp_path: Path) -> None:
     writer = (
         "import sys, pathlib; from tests.lowering.test_records import record, RULE\n"
         "from reparam_compiler.lowering.search.records import append_conv\n"
-        "for count in range(20): append_conv(pathlib.Path(sys.argv[1]), record(RULE, float(count)))"
+        "for count in range(1, 21): append_conv(pathlib.Path(sys.argv[1]), record(RULE, float(count)))"
     )
     command = [sys.executable, "-c", writer, str(tmp_path)]
     started = [subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)]
     assert [process.wait() for process in started] == [0, 0]
     found = read_convs(tmp_path)
-    assert sorted(each.seconds for each in found) == sorted(2 * [(float(count),) for count in range(20)])
+    assert sorted(each.seconds for each in found) == sorted(2 * [(float(count),) for count in range(1, 21)])
 
 
 def test_a_line_that_finds_no_room_leaves_the_others_whole(tmp_path: Path) -> None:

@@ -352,6 +352,7 @@ def test_a_shipped_file_says_where_it_is_from_and_is_small(path: Path) -> None:
     assert f"{found.origin.family}{SUFFIX}" == path.name
     assert all((found.origin.date, found.origin.machine, found.origin.commit))
     assert all(record.ratio < 1 for record in found.records)
+    assert len(found.records) == len(gzip.decompress(path.read_bytes()).splitlines()) - 1
     assert path.stat().st_size < 64 * 1024
 
 

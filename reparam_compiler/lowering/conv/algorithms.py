@@ -13,7 +13,7 @@ conv takes, in which tile and blocks, `choice.py` says.
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 from reparam_compiler.core.winograd import Transform, transform
 from reparam_compiler.lowering.cpu.machine import VectorUnit
@@ -243,6 +243,7 @@ class Winograd:
 Algorithm: TypeAlias = Direct | Winograd
 
 
+@runtime_checkable
 class Point(Hashable, Protocol):
     """How a kind of target computes a conv, with all its knobs: what a search measures. A CPU's are algorithms."""
 

@@ -57,6 +57,20 @@ def test_images_and_sequences() -> None:
     check(nodes, {"x": normal(1, 3, 7, 6), "s": normal(3, 2, 3)}, constants)
 
 
+def test_constants_that_the_reference_evaluator_misreads_are_computed_by_kernels() -> None:
+    """Each was folded into another one."""
+    nodes = [
+        of("LRN", "k", "near", size=3, alpha=1.0, bias=2.0),
+        of("LpNormalization", "k", "normal", p=1, axis=1),
+        of("Resize", "k - scales", "large", mode="linear", coordinate_transformation_mode="align_corners"),
+        of("Add", "x near", "one"),
+        of("Add", "x normal", "other"),
+        of("Add", "wide large", "last"),
+    ]
+    constants = {"k": normal(1, 4, 5, 5), "scales": np.asarray([1, 1, 1.5, 1.5], np.float32)}
+    check(nodes, {"x": normal(1, 4, 5, 5, seed=1), "wide": normal(1, 4, 7, 7, seed=2)}, constants)
+
+
 def test_elements_and_indices() -> None:
     nodes = [
         of("Pow", "x three", "cubes"),

@@ -20,6 +20,8 @@ OPSET = 21
 READ_AS_DATA, FOLDED = 4096, 1 << 20
 """Elements: of a constant that type inference may read, and at most of a value that is computed here."""
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+MISREAD = {"BatchNormalization", "Hardmax", "Loop", "LogSoftmax", "LpNormalization", "LRN", "Resize", "Softmax"}
+"""What onnx's reference evaluator computes otherwise than ONNX says, in some opset or with some attribute: `findings/`."""
 OWN = ("", "ai.onnx")
 """What ONNX's own package is called."""
 Ints = tuple[int, ...]
@@ -190,8 +192,8 @@ class Graph:
         return dict(found)
 
     def _folded(self, node: Node) -> list[str] | None:
-        """The outputs of a node whose inputs are all known; None where one is not, or the value is large."""
-        if node.domain or node.op in RANDOM or not all(name in self.constants for name in node.inputs if name):
+        """The outputs of a node of constants alone; None where one is known later, and of a large or wrong value."""
+        if node.domain or node.op in RANDOM | MISREAD or not all(name in self.constants for name in node.inputs if name):
             return None
         inputs = {name: self.constants[name] for name in node.inputs if name}
         outputs = [f"out{index}" for index in range(node.outputs)]
