@@ -102,7 +102,7 @@ def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torc
         value = apply(node.op, operands)
     except ReparamError as error:
         raise type(error)(f"{node.id}: {error}") from error
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except _RAISED as error:
         shapes = [tuple(value.shape) if isinstance(value, Tensor) else value for value in operands]
         raise RewriteError(f"{node.id} ({node.op.name}) cannot be evaluated on {shapes}: {error}") from error
     if not isinstance(node.op, ops.Opaque):
@@ -111,6 +111,8 @@ def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torc
     return _pytree.tree_map_only(Tensor, lambda part: _wide(part, dtype), value)
 
 
+_RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""By operations of torch's, and by whatever runs an opaque node, on operands that do not fit."""
 PART = 2**21
 """Elements of a weight that are converted at a time: as many as a cache holds."""
 

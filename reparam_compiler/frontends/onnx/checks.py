@@ -4,12 +4,13 @@
     tensors     a dtype that there is, sizes from 0 on, as many elements as these say
     nodes       as many inputs and outputs as ONNX's own types have, attributes of their kinds, values to attributes' types
     sizes       that memory holds (`great_sizes`)
-    functions   none calls itself, by whatever way
+    functions   one of a name, and none calls itself, by whatever way
 
 It costs a look at each node and no look at any element. What is right by itself and wrong together (a kernel of three axes)
 is for the readers.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
@@ -38,7 +39,7 @@ _FIELDS = {**_NUMBERS, **_OBJECTS, **_LISTS}
 def check(model: ModelProto) -> None:
     """Raises UnsupportedModelError for a model that no reader could make sense of; the message names the place."""
     _check_text(model)
-    _check_calls(model.functions)
+    _check_functions(model.functions)
     defined = frozenset((function.domain, function.name) for function in model.functions)
     opset = opset_of(model)
     _check_graph(model.graph, opset, defined)
@@ -171,8 +172,11 @@ def _schemas() -> dict[str, list[defs.OpSchema]]:
     return found
 
 
-def _check_calls(functions: Iterable[FunctionProto]) -> None:
-    """Raises UnsupportedModelError where a function calls itself: what inlines it, or infers its shapes, would not end."""
+def _check_functions(functions: Sequence[FunctionProto]) -> None:
+    """Raises UnsupportedModelError for two of a name, and where one calls itself: what inlines it would not end."""
+    names = Counter(f"{each.domain}::{each.name}:{each.overload}".rstrip(":") for each in functions)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UnsupportedModelError(f"several functions are called {', '.join(twice)}; expected one: {RUN_CHECKER}")
     calls = {(each.domain, each.name): set(_calls(each.node)) for each in functions}
     while ready := {name for name, called in calls.items() if not called & calls.keys()}:
         for name in ready:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from onnx import ModelProto, NodeProto
 
-from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.errors import UnsupportedModelError, class_and_line
 from reparam_compiler.frontends.onnx.bound import Bound
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported, attributes_of
 from reparam_compiler.frontends.onnx.causes import why_opaque
@@ -171,13 +171,11 @@ class OnnxReader:
             self.shapes.follow(node)
 
     def _of(self, node: NodeProto, ask: Callable[[], Found]) -> Found:
-        """What the vocabulary says of a node; raises UnsupportedModelError where it stumbles over one that ONNX refuses too."""
+        """What the vocabulary says of a node; raises UnsupportedModelError where it stumbles, with what ONNX has against the node."""
         try:
             return ask()
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            refusal = self.shapes.refusal(node)
-            if refusal is None:
-                raise
+            refusal = self.shapes.refusal(node) or class_and_line(error)
             raise UnsupportedModelError(f"{called(node)} is no valid node: {refusal}; {RUN_CHECKER}") from error
 
     def _emit_derived(self, name: str) -> None:

@@ -49,6 +49,12 @@ def called_by_itself(model: ModelProto) -> None:
     model.functions.append(helper.make_function("own", "Again", ["a"], ["b"], body, [helper.make_opsetid("own", 1)]))
 
 
+def twice(model: ModelProto) -> None:
+    body = [NODE("Relu", ["a"], ["b"])]
+    one = helper.make_function("own", "Same", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
+    model.functions.extend([one, one])
+
+
 WRONG: dict[str, tuple[Change, str]] = {
     "no output": (lambda m: m.graph.node[0].output.pop(), "gives no value"),
     "an input too few": (lambda m: m.graph.node[2].input.pop(), r"y \(Conv\) has the inputs \['p'\]; expected 2 to 3"),
@@ -70,6 +76,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no such dtype": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "w: found the dtype 99"),
     "two opsets": (lambda m: m.opset_import.append(helper.make_opsetid("", 9)), r"opsets \[9, 17\] of ONNX; expected one"),
     "an opset of 2^40": (lambda m: setattr(m.opset_import[0], "version", 2**40), "opset is 1099511627776, at least 7"),
+    "two functions of a name": (twice, "several functions are called own::Same; expected one"),
     "recursion": (called_by_itself, "the functions own::Again call themselves"),
 }
 
@@ -121,6 +128,25 @@ def test_more_bounds_than_a_tensor_has_axes_are_refused() -> None:
     del model.graph.initializer[0]
     model.graph.input.append(helper.make_tensor_value_info("starts", TensorProto.INT64, [1000]))
     with pytest.raises(UnsupportedModelError, match=r"y \(Slice\) reads 1000 numbers for axes from starts"):
+        reparam_compiler.inspect(model)
+
+
+def test_more_axes_than_a_tensor_has_are_refused() -> None:
+    nodes = [
+        NODE("Tile", ["one", "times"], ["shape"]),
+        NODE("ConstantOfShape", ["shape"], ["k"]),
+        NODE("ReduceMean", ["k"], ["m"]),
+        NODE("Mul", ["x", "m"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": (4,)}, ["y"], {"one": np.ones(1, np.int64), "times": np.array([1000])})
+    with pytest.raises(UnsupportedModelError, match="k has 1000 axes; no tensor has so many"):
+        reparam_compiler.inspect(model)
+
+
+def test_a_resize_by_one_number_for_all_axes_is_refused() -> None:
+    nodes = [NODE("Resize", ["k", "", "scale"], ["r"]), NODE("Add", ["x", "r"], ["y"])]
+    model = model_of(nodes, {"x": (4,)}, ["y"], {"k": normal(1, 2, 4, 4), "scale": np.float32(2).reshape(())})
+    with pytest.raises(UnsupportedModelError, match=r"r .*no valid node"):
         reparam_compiler.inspect(model)
 
 

@@ -11,6 +11,7 @@ It joins ONNX's inference (`inference`), values made of sizes (`sizes`) and node
 what one of them finds, the others see.
 """
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -21,7 +22,7 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_outputs, infer_types, opset_of, refusal_of
 from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
 from reparam_compiler.frontends.onnx.shapes.sizes import Elements, Sizes
-from reparam_compiler.frontends.onnx.tensors import Constant, constant_of, dtype_word, element_type
+from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, Constant, constant_of, dtype_word, element_type
 from reparam_compiler.ir.graph import TensorType
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import FLOATING
@@ -187,12 +188,18 @@ class Shapes:
         known = self._types.get(name)
         shape = known.static_shape if known else None
         if known and shape is not None:
-            return Constant(name, known.dtype, shape, lambda: self._sampled.evaluate(name).reshape(shape), computed=True)
+            return Constant(name, known.dtype, shape, lambda: self._in_shape(name, shape), computed=True)
         try:
             value = self._sampled.evaluate(name)
         except UnsupportedModelError:
             return None
         return None if value.dtype.kind in "OSU" else self._evaluated(name, value)
+
+    def _in_shape(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        value = self._sampled.evaluate(name)
+        if value.size != math.prod(shape):
+            raise UnsupportedModelError(f"{name} comes out as {value.shape}, and ONNX infers {shape}: {RUN_CHECKER}")
+        return value.reshape(shape)
 
     def _evaluated(self, name: str, value: np.ndarray) -> Constant:
         dtype = self._dtypes.get(name)

@@ -54,6 +54,9 @@ def infer_types(model: ModelProto, shapes: Mapping[str, tuple[int, ...]] = Mappi
         raise UnsupportedModelError("the model states sizes that no memory holds; write it again, or cut it") from error
     except REFUSALS as error:
         logger.warning("shapes cannot be inferred, so only those in the file are known: %s", error)
+    for value in _values(skeleton):
+        if (axes := len(value.type.tensor_type.shape.dim)) > SMALL:
+            raise UnsupportedModelError(f"{value.name} has {axes} axes; no tensor has so many: {RUN_CHECKER}")
     found = {value.name: type_of(value.type) for value in _values(skeleton)}
     types = {name: _named(known, named) for name, (_, known) in found.items() if known}
     if not shapes:

@@ -73,7 +73,7 @@ def _operand_values(node: Node, op: ops.Op, trace: Trace) -> list[Value]:
     for index, operand in enumerate(node.inputs):
         if not isinstance(operand, Param):
             continue
-        if joins and axis is not None:
+        if joins and axis is not None and axis < len(operand.shape):
             values[index] = Value(axis, trace.ties.fresh(operand.shape[axis]))
         own = values[index]
         trace.use(node, index, {} if own.axis is None else {own.axis: own.labels})
