@@ -171,7 +171,7 @@ class OnnxReader:
             self.shapes.follow(node)
 
     def _of(self, node: NodeProto, ask: Callable[[], Found]) -> Found:
-        """What the vocabulary says of a node; raises UnsupportedModelError where it stumbles, with what ONNX has against the node."""
+        """What the vocabulary says of a node; UnsupportedModelError where it stumbles, and what ONNX says of it."""
         try:
             return ask()
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
