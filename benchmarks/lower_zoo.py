@@ -1,9 +1,10 @@
-"""How fast nets of other people are, compiled by us and in ONNX Runtime: sixteen architectures and four trained files.
+"""How fast nets of other people are, compiled by us and in ONNX Runtime: sixteen architectures, four trained files, RepVGGs.
 
     python -m benchmarks.lower_zoo [-o PAGE] [--only NET …] [--threads 1 2] [--batch 1] [--seconds 6] [--by-rule]
 
 Nets      fifteen of timm and a U-Net, 224 x 224, random weights and statistics; detectors and a recognizer of
-          pinned wheels (`real_files.py`). Each is exported to ONNX as its library has it, with its branches and norms
+          pinned wheels (`real_files.py`). Each is exported to ONNX as its library has it, with its branches and norms. The
+          family of RepVGG is timm's, and goes only where `--only` names it; only the sixteen have goals
 Ours      `compile` of that file for so many cores, with the records that ship for this CPU; saved, and loaded without torch
 By rule   with --by-rule: the same without these records
 Timing    as `lower.py` has it: each engine in a process of its own, taking turns; medians, from numpy array to numpy array
@@ -22,6 +23,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import geometric_mean
 from typing import Any
@@ -44,7 +46,9 @@ NAMES = (
     "densenet121", "convnext_atto", "coat_tiny", "davit_tiny", "mobileone_s1", "hrnet_w18_small", "vit_tiny_patch16_224",
     "mixer_s32_224",
 )  # fmt: skip
+SIXTEEN = ("unet", *NAMES)
 FILES = ("NudeNet 320n", "PP-OCRv4 detector", "PP-OCRv4 recognizer", "ddddocr detector")
+FAMILY = tuple(f"repvgg_{size}" for size in ("a0", "a1", "a2", "b0", "b1", "b1g4", "b2", "b2g4", "b3", "b3g4"))
 MEAN, SLOWEST = 1.3, 1.0
 """The goals: how many times as fast as ONNX Runtime the sixteen are, on geometric average and the slowest, on one thread."""
 GAIN = 1.1
@@ -53,10 +57,9 @@ GAIN = 1.1
 
 @dataclass(frozen=True, slots=True)
 class Net:
-    """A net as an ONNX file. trained: of a wheel, and no part of the goals. write: the file, for batches of that size."""
+    """A net as an ONNX file. write: the file, for batches of that size."""
 
     name: str
-    trained: bool
     write: Callable[[Path, int], np.ndarray]
 
 
@@ -135,10 +138,10 @@ def of_wheel(subject: real_files.Subject, wheels: Path) -> Callable[[Path, int],
 
 def nets(wheels: Path) -> list[Net]:
     """All of them, the sixteen first."""
-    made: list[tuple[str, Callable[[], nn.Module]]] = [("unet", UNet), *((name, lambda n=name: _timm(n)) for name in NAMES)]
-    sixteen = [Net(name, False, exported(make)) for name, make in made]
+    made = {"unet": UNet, **{name: partial(_timm, name) for name in (*NAMES, *FAMILY)}}
     files = {subject.name: subject for subject in real_files.SUBJECTS}
-    return [*sixteen, *(Net(name, True, of_wheel(files[name], wheels)) for name in FILES)]
+    of_libraries = [Net(name, exported(make)) for name, make in made.items()]
+    return [*of_libraries, *(Net(name, of_wheel(files[name], wheels)) for name in FILES)]
 
 
 def prepare(net: Net, folder: Path, batch: int, cores: int, *, by_rule: bool) -> Built | str:
@@ -274,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables, and writes page and JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--only", nargs="+", default=[], choices=["unet", *NAMES, *FILES], metavar="NET")
+    parser.add_argument("--only", nargs="+", default=[], choices=[*SIXTEEN, *FILES, *FAMILY], metavar="NET")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--batch", nargs="+", type=int, default=[1])
     parser.add_argument("--seconds", type=float, default=6.0, help="of the turns of a net with one number of threads")
@@ -282,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="lower-") as folder:
-        chosen = [net for net in nets(Path(folder)) if not options.only or net.name in options.only]
+        chosen = [net for net in nets(Path(folder)) if net.name in (options.only or [*SIXTEEN, *FILES])]
         how = (options.batch, options.threads, options.seconds, Path(folder))
         results = measure(chosen, *how, by_rule=options.by_rule)
     about = page.facts(
@@ -291,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         versions=page.versions("torch", "timm", "onnxruntime", "apache-tvm", "numpy"),
         took=f"{time.perf_counter() - start:.0f} s",
     )
-    body = text(results, [net.name for net in chosen if not net.trained])
+    body = text(results, [net.name for net in chosen if net.name in SIXTEEN])
     print(body)
     if options.output:
         record = {
