@@ -76,14 +76,27 @@ def check(data: bytes, file: str) -> None:
     if listed != sorted(records) or len({name.lower() for name in records}) < len(records):
         raise refusal(file, "the archive", "its two lists of records differ, or it has one record twice")
     for record in records:
-        if MODEL.fullmatch(record):
-            _Graph(file, record).look(_json(reader.get_record(record), file, record), "")
-        elif SAMPLES.fullmatch(record):
-            _check_samples(reader.get_record(record), file, record)
-        elif PAYLOADS.fullmatch(record):
-            _check_payloads(_json(reader.get_record(record), file, record), file, record)
-        elif not HARMLESS.fullmatch(record):
-            raise refusal(file, record, "it is no raw tensor, and torch could run code to load it")
+        _check_record(reader, file, record)
+
+
+def _check_record(reader: Any, file: str, record: str) -> None:
+    """Raises UnsupportedModelError where torch cannot read a record, or loading it could run code."""
+    if MODEL.fullmatch(record):
+        _Graph(file, record).look(_json(_content(reader, file, record), file, record), "")
+    elif SAMPLES.fullmatch(record):
+        _check_samples(_content(reader, file, record), file, record)
+    elif PAYLOADS.fullmatch(record):
+        _check_payloads(_json(_content(reader, file, record), file, record), file, record)
+    elif not HARMLESS.fullmatch(record):
+        raise refusal(file, record, "it is no raw tensor, and torch could run code to load it")
+
+
+def _content(reader: Any, file: str, record: str) -> bytes:
+    try:
+        content: bytes = reader.get_record(record)
+    except RuntimeError as error:
+        raise UnsupportedModelError(f"{file}: its record {record!r} cannot be read ({first_line(error)})") from error
+    return content
 
 
 def refusal(file: str, record: str, why: str) -> UnsupportedModelError:

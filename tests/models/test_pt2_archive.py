@@ -142,3 +142,10 @@ def test_a_record_that_is_larger_than_the_file_is_refused() -> None:
         writer.writestr("archive/data/weights/weight_0", bytes(2**20))
     with pytest.raises(UnsupportedModelError, match="its records take more than the file"):
         pt2_archive.check(buffer.getvalue(), "net.pt2")
+
+
+def test_a_record_that_torch_cannot_read_is_named() -> None:
+    content = of_graph({"target": "torch.ops.aten.conv2d.default"})
+    damaged = content.replace(b"PK\x03\x04", b"PK\x03\x05", 1)  # the local header of the first record; the directory is sound
+    with pytest.raises(UnsupportedModelError, match=r"net\.pt2: .*(cannot be read|no archive)"):
+        pt2_archive.check(damaged, "net.pt2")

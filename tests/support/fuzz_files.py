@@ -90,13 +90,13 @@ def in_json(draw: random.Random, value: Any, name: str) -> Any:
         holder, key = draw.choice(list(_places(changed)))
         found = holder[key]
         if name == "value replaced":
-            holder[key] = draw.choice(ODD)
+            holder[key] = copy.deepcopy(draw.choice(ODD))
         elif name == "value dropped" and holder is not changed:
             del holder[key]
         elif name == "value added" and isinstance(found, dict):
-            found[draw.choice(["x", "", "0", "kind", "format"])] = draw.choice(ODD)
+            found[draw.choice(["x", "", "0", "kind", "format"])] = copy.deepcopy(draw.choice(ODD))
         elif name == "value added" and isinstance(found, list):
-            found.insert(draw.randrange(len(found) + 1), draw.choice(ODD))
+            found.insert(draw.randrange(len(found) + 1), copy.deepcopy(draw.choice(ODD)))
         elif name == "value nested":
             holder[key] = draw.choice([[found], {"x": found}, [found] * 3])
         elif name == "value moved":

@@ -171,7 +171,8 @@ def other_domain(draw: random.Random, model: ModelProto) -> None:
 
 @mutation
 def other_opset(draw: random.Random, model: ModelProto) -> None:
-    draw.choice(list(model.opset_import)).version = draw.choice([*INTEGERS, *range(7, 30)])
+    if model.opset_import:
+        draw.choice(list(model.opset_import)).version = draw.choice([*INTEGERS, *range(7, 30)])
 
 
 @mutation

@@ -34,6 +34,7 @@ from reparam_compiler.errors import InfeasiblePruneError, ReparamError, Verifica
 from reparam_compiler.frontends.onnx import io as onnx_io
 from reparam_compiler.frontends.onnx.frontend import unset_inputs
 from reparam_compiler.frontends.onnx.node_runner import FAILURES
+from reparam_compiler.frontends.onnx.shapes.inference import opset_of
 from reparam_compiler.ir import ops
 from reparam_compiler.lowering.runtime import archive
 from reparam_compiler.lowering.runtime.executable import described
@@ -52,6 +53,8 @@ SECONDS = 10.0
 """Of CPU, that a trial may take."""
 CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 """Two float32 nets of unit weights; half precision is compared by `fuse` itself."""
+JUDGED = 14
+"""The opset from which on the reference evaluator can be the judge: older norms it trains (`findings/`)."""
 ARITHMETIC = frozenset(
     {"nothing", "not a number", "negative variance", "overflow when folded", "renamed everywhere", "other rank"}
 )
@@ -171,7 +174,7 @@ def _through_verbs(model: ModelProto, compare: bool) -> None:
 def _same(model: ModelProto, fused: ModelProto) -> None:
     """Raises WrongError where the reference evaluator runs the model, and has something else for the fused one."""
     inputs = random_inputs(model)
-    if inputs is None:
+    if inputs is None or opset_of(model) < JUDGED:
         return
     feeds = {value.name: array for value, array in zip(unset_inputs(model), inputs, strict=True)}
     try:

@@ -351,6 +351,8 @@ def _narrowed_type(node: Node, groups: ChannelGroups, keep: Keep) -> TensorType 
     value = groups.value(node.id)
     if node.type is None or value.axis is None:
         return node.type
+    if value.axis >= len(node.type.shape):
+        return None  # the file states another rank
     sizes = list(node.type.shape)
     sizes[value.axis] = int(groups.kept(keep, value.labels).sum())
     return replace(node.type, shape=tuple(sizes))

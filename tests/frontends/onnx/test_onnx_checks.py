@@ -1,14 +1,15 @@
 """A model that no reader could make sense of is refused by a typed error that names the place; a sound one is taken."""
 
+import contextlib
 import random
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 import reparam_compiler
-from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.frontends.onnx.checks import check
 from reparam_compiler.frontends.onnx.tensors import MADE
 from tests.support.fuzz_onnx import MUTATIONS
@@ -129,6 +130,23 @@ def test_more_bounds_than_a_tensor_has_axes_are_refused() -> None:
     model.graph.input.append(helper.make_tensor_value_info("starts", TensorProto.INT64, [1000]))
     with pytest.raises(UnsupportedModelError, match=r"y \(Slice\) reads 1000 numbers for axes from starts"):
         reparam_compiler.inspect(model)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        NODE("Unsqueeze", ["x", "axes"], ["y"]),
+        NODE("Resize", ["x", "", "scales"], ["y"], mode=b"\xff"),
+        NODE("Concat", ["x", "flat"], ["y"], axis=1),
+    ],
+    ids=lambda node: node.op_type,
+)
+def test_a_node_that_makes_no_sense_is_left_where_it_is_or_named(node: NodeProto) -> None:
+    constants = {"w": normal(4, 3, 1, 1), "axes": np.array([9, 9]), "scales": np.ones(4, np.float32), "flat": normal(4)}
+    used = {name: array for name, array in constants.items() if name in ("w", *node.input)}
+    model = model_of([NODE("Conv", ["i", "w"], ["x"]), node], {"i": (1, 3, 4, 4)}, ["y"], used)
+    with contextlib.suppress(UnsupportedModelError, InfeasiblePruneError):
+        reparam_compiler.prune(model, ratio=0.5, round_to=1)
 
 
 def test_more_axes_than_a_tensor_has_are_refused() -> None:

@@ -122,6 +122,8 @@ def unsqueeze(call: Call) -> Read:
     axes = call.values(1, "axes") or ()
     rank = call.rank + len(axes)
     new = {axis if axis >= 0 else axis + rank for axis in axes}
+    if len(new) < len(axes) or not new <= set(range(rank)):
+        raise Unsupported(f"an Unsqueeze to the axes {list(axes)} of {rank}")
     old = iter(range(call.rank))
     return _regrouped(call, [None if axis in new else next(old) for axis in range(rank)])
 

@@ -63,4 +63,4 @@ def _read(x: Tensor, axis: int, places: Tensor) -> Tensor:
 
 
 def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
