@@ -51,7 +51,7 @@ def check(model: ModelProto) -> None:
 def _check_text(message: Message) -> None:
     """Raises UnsupportedModelError for a name that is no text: protobuf gives it as bytes, and takes it nowhere else."""
     for descriptor, value in message.ListFields():
-        values = value if descriptor.is_repeated else [value]
+        values = [value] if isinstance(value, str | bytes | int | float | Message) else value
         if descriptor.type == descriptor.TYPE_STRING:
             if wrong := [text for text in values if isinstance(text, bytes)]:
                 raise UnsupportedModelError(f"{descriptor.full_name} is {wrong[0]!r:.80}, which is no UTF-8: {REWRITE}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_helper, numpy_helper
 
@@ -196,9 +196,9 @@ def _copy_fields(source: ModelProto | GraphProto, target: ModelProto | GraphProt
     for descriptor, value in source.ListFields():
         if descriptor.name in without:
             continue
-        if descriptor.is_repeated:
-            getattr(target, descriptor.name).extend(value)
-        elif descriptor.message_type is not None:
+        if isinstance(value, Message):
             getattr(target, descriptor.name).CopyFrom(value)
-        else:
+        elif isinstance(value, str | bytes | int | float):
             setattr(target, descriptor.name, value)
+        else:  # a list
+            getattr(target, descriptor.name).extend(value)
