@@ -129,10 +129,10 @@ def _check_against_schema(node: NodeProto, opset: int) -> None:
 def _check_arity(
     node: NodeProto, names: Sequence[str], formal: Sequence[defs.OpSchema.FormalParameter], counts: tuple[int, int], what: str
 ) -> None:
-    """As many as there may be, and with names for those that are not optional."""
+    """As many as there may be, and with names for those that are neither optional nor one of any number."""
     least, most = counts
-    optional = defs.OpSchema.FormalParameterOption.Optional
-    unnamed = [name for name, parameter in zip(names, formal, strict=False) if not name and parameter.option != optional]
+    single = defs.OpSchema.FormalParameterOption.Single
+    unnamed = [name for name, parameter in zip(names, formal, strict=False) if not name and parameter.option == single]
     if unnamed or not least <= len(names) <= most:
         expected = f"{least}" if least == most else f"{least} to {most}"
         raise UnsupportedModelError(

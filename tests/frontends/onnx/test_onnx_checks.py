@@ -35,6 +35,11 @@ def conv_net() -> ModelProto:
     return model_of(nodes, {"x": (1, 3, 8, 7)}, ["y"], {"w": normal(4, 3, 3, 3), "v": normal(2, 4, 1, 1)})
 
 
+def test_an_unnamed_one_of_any_number_is_taken() -> None:
+    nodes = [NODE("Split", ["x"], ["", "y"], axis=1)]
+    check(model_of(nodes, {"x": (1, 4)}, ["y"], opset=13))
+
+
 def numbers(model: ModelProto, node: int, attribute: str, values: list[int]) -> None:
     kept = [each for each in model.graph.node[node].attribute if each.name != attribute]
     del model.graph.node[node].attribute[:]
