@@ -32,6 +32,8 @@ _LISTS = {
     AttributeProto.TENSORS: "tensors", AttributeProto.GRAPHS: "graphs", AttributeProto.SPARSE_TENSORS: "sparse_tensors",
     AttributeProto.TYPE_PROTOS: "type_protos",
 }  # fmt: skip
+Called = tuple[str, str, str]
+"""What a node calls, or a function is called: domain, name and overload."""
 _FIELDS = {**_NUMBERS, **_OBJECTS, **_LISTS}
 """For each type of an attribute the field that has its value: a number that is 0 may be left out."""
 
@@ -40,7 +42,7 @@ def check(model: ModelProto) -> None:
     """Raises UnsupportedModelError for a model that no reader could make sense of; the message names the place."""
     _check_text(model)
     _check_functions(model.functions)
-    defined = frozenset((function.domain, function.name) for function in model.functions)
+    defined = frozenset(map(_key, model.functions))
     opset = opset_of(model)
     _check_graph(model.graph, opset, defined)
     for function in model.functions:
@@ -64,7 +66,7 @@ def _check_text(message: Message) -> None:
                 _check_text(part)
 
 
-def _check_graph(graph: GraphProto, opset: int, defined: frozenset[tuple[str, str]]) -> None:
+def _check_graph(graph: GraphProto, opset: int, defined: frozenset[Called]) -> None:
     for tensor in graph.initializer:
         check_tensor(tensor)
     for sparse in graph.sparse_initializer:
@@ -74,7 +76,7 @@ def _check_graph(graph: GraphProto, opset: int, defined: frozenset[tuple[str, st
     check_sizes(graph)
 
 
-def _check_nodes(nodes: Iterable[NodeProto], opset: int, defined: frozenset[tuple[str, str]]) -> None:
+def _check_nodes(nodes: Iterable[NodeProto], opset: int, defined: frozenset[Called]) -> None:
     for node in nodes:
         if not any(node.output):
             raise UnsupportedModelError(f"{called(node)} gives no value; {RUN_CHECKER}")
@@ -84,7 +86,7 @@ def _check_nodes(nodes: Iterable[NodeProto], opset: int, defined: frozenset[tupl
                 check_tensor(tensor)
             for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
                 _check_graph(body, opset, defined)
-        if node.domain in OWN_DOMAIN and (node.domain, node.op_type) not in defined:
+        if node.domain in OWN_DOMAIN and _callee(node) not in defined:
             _check_against_schema(node, opset)
 
 
@@ -174,21 +176,34 @@ def _schemas() -> dict[str, list[defs.OpSchema]]:
 
 def _check_functions(functions: Sequence[FunctionProto]) -> None:
     """Raises UnsupportedModelError for two of a name, and where one calls itself: what inlines it would not end."""
-    names = Counter(f"{each.domain}::{each.name}:{each.overload}".rstrip(":") for each in functions)
-    if twice := [name for name, count in names.items() if count > 1]:
+    names = Counter(map(_key, functions))
+    if twice := [_spelled(name) for name, count in names.items() if count > 1]:
         raise UnsupportedModelError(f"several functions are called {', '.join(twice)}; expected one: {RUN_CHECKER}")
-    calls = {(each.domain, each.name): set(_calls(each.node)) for each in functions}
+    calls = {_key(each): set(_calls(each.node)) for each in functions}
     while ready := {name for name, called in calls.items() if not called & calls.keys()}:
         for name in ready:
             del calls[name]
     if calls:
-        cycle = ", ".join(f"{domain}::{name}" for domain, name in sorted(calls))
+        cycle = ", ".join(map(_spelled, sorted(calls)))
         raise UnsupportedModelError(f"the functions {cycle} call themselves, or one another; ONNX has no recursion")
 
 
-def _calls(nodes: Iterable[NodeProto]) -> Iterator[tuple[str, str]]:
+def _key(function: FunctionProto) -> Called:
+    return function.domain, function.name, function.overload
+
+
+def _callee(node: NodeProto) -> Called:
+    return node.domain, node.op_type, node.overload
+
+
+def _spelled(called: Called) -> str:
+    domain, name, overload = called
+    return f"{domain}::{name}{overload and f':{overload}'}"
+
+
+def _calls(nodes: Iterable[NodeProto]) -> Iterator[Called]:
     for node in nodes:
-        yield node.domain, node.op_type
+        yield _callee(node)
         for attribute in node.attribute:
             for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
                 yield from _calls(body.node)

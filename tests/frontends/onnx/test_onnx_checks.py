@@ -40,6 +40,20 @@ def test_an_unnamed_one_of_any_number_is_taken() -> None:
     check(model_of(nodes, {"x": (1, 4)}, ["y"], opset=13))
 
 
+def test_an_overload_that_calls_another_is_no_recursion() -> None:
+    model = conv_net()
+    for overload, body in (
+        ("outer", NODE("Same", ["a"], ["b"], domain="own", overload="inner")),
+        ("inner", NODE("Relu", ["a"], ["b"])),
+    ):
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        model.functions.append(helper.make_function("own", "Same", ["a"], ["b"], [body], imports, overload=overload))
+    check(model)
+    model.functions[0].node[0].overload = "outer"
+    with pytest.raises(UnsupportedModelError, match="the functions own::Same:outer call themselves"):
+        check(model)
+
+
 def numbers(model: ModelProto, node: int, attribute: str, values: list[int]) -> None:
     kept = [each for each in model.graph.node[node].attribute if each.name != attribute]
     del model.graph.node[node].attribute[:]
