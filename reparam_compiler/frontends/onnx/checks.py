@@ -19,7 +19,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.great_sizes import check_sizes
-from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, opset_of
+from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, opset_among, opset_of
 from reparam_compiler.frontends.onnx.tensors import REWRITE, RUN_CHECKER, called, check_tensor
 
 _NUMBERS = {AttributeProto.FLOAT: "f", AttributeProto.INT: "i", AttributeProto.STRING: "s"}
@@ -46,8 +46,8 @@ def check(model: ModelProto) -> None:
     opset = opset_of(model)
     _check_graph(model.graph, opset, defined)
     for function in model.functions:
-        own = next((entry.version for entry in function.opset_import if entry.domain in OWN_DOMAIN), opset)
-        _check_nodes(function.node, own, defined)
+        own = opset_among(function.opset_import, f"the function {_spelled(_key(function))}")
+        _check_nodes(function.node, opset if own is None else own, defined)
 
 
 def _check_text(message: Message) -> None:

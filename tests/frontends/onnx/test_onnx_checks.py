@@ -11,6 +11,7 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 import reparam_compiler
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
 from reparam_compiler.frontends.onnx.checks import check
+from reparam_compiler.frontends.onnx.shapes.inference import opset_of
 from reparam_compiler.frontends.onnx.tensors import MADE
 from tests.support.fuzz_onnx import MUTATIONS
 from tests.support.fuzz_seeds import SEEDS
@@ -38,6 +39,13 @@ def conv_net() -> ModelProto:
 def test_an_unnamed_one_of_any_number_is_taken() -> None:
     nodes = [NODE("Split", ["x"], ["", "y"], axis=1)]
     check(model_of(nodes, {"x": (1, 4)}, ["y"], opset=13))
+
+
+def test_of_the_two_names_of_the_domain_the_empty_one_counts() -> None:
+    model = conv_net()
+    model.opset_import.insert(0, helper.make_opsetid("ai.onnx", 9))
+    check(model)
+    assert opset_of(model) == 17
 
 
 def test_an_overload_that_calls_another_is_no_recursion() -> None:
@@ -69,6 +77,16 @@ def called_by_itself(model: ModelProto) -> None:
     model.functions.append(helper.make_function("own", "Again", ["a"], ["b"], body, [helper.make_opsetid("own", 1)]))
 
 
+def of_opset(version: int) -> Change:
+    """A function that imports this one."""
+
+    def change(model: ModelProto) -> None:
+        imports = [helper.make_opsetid("", version)]
+        model.functions.append(helper.make_function("own", "Same", ["a"], ["b"], [NODE("Relu", ["a"], ["b"])], imports))
+
+    return change
+
+
 def twice(model: ModelProto) -> None:
     body = [NODE("Relu", ["a"], ["b"])]
     one = helper.make_function("own", "Same", ["a"], ["b"], body, [helper.make_opsetid("", 17)])
@@ -96,6 +114,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "no such dtype": (lambda m: setattr(m.graph.initializer[0], "data_type", 99), "w: found the dtype 99"),
     "two opsets": (lambda m: m.opset_import.append(helper.make_opsetid("", 9)), r"opsets \[9, 17\] of ONNX; expected one"),
     "an opset of 2^40": (lambda m: setattr(m.opset_import[0], "version", 2**40), "opset is 1099511627776, at least 7"),
+    "a function of opset 2^40": (of_opset(2**40), "the function own::Same's opset is 1099511627776, at least 7"),
     "two functions of a name": (twice, "several functions are called own::Same; expected one"),
     "recursion": (called_by_itself, "the functions own::Again call themselves"),
 }

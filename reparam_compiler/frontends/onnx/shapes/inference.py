@@ -5,12 +5,23 @@ Shapes are inferred on a skeleton of the model in which big tensors are only dec
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, checker, defs, helper, numpy_helper
+from onnx import (
+    ModelProto,
+    NodeProto,
+    OperatorSetIdProto,
+    TensorProto,
+    TypeProto,
+    ValueInfoProto,
+    checker,
+    defs,
+    helper,
+    numpy_helper,
+)
 from onnx import shape_inference as onnx_inference
 
 from reparam_compiler.core.names import free_name
@@ -130,18 +141,36 @@ def _named(known: TensorType, symbols: set[str]) -> TensorType:
 
 
 def opset_of(model: ModelProto) -> int:
-    """The version of ONNX's own domain; raises UnsupportedModelError for one that is too old, or where there is none."""
-    versions = [entry.version for entry in model.opset_import if entry.domain in OWN_DOMAIN]
-    if not versions or not OLDEST_OPSET <= versions[0] <= NEWEST_OPSET:
+    """The version of ONNX's own domain.
+
+    Raises UnsupportedModelError for one that is too old or too new, where there are two, and where there is none.
+    """
+    found = opset_among(model.opset_import, "the model")
+    if found is None:
+        raise UnsupportedModelError(f"the model's opset is missing, at least {OLDEST_OPSET} was expected; {RUN_CHECKER}")
+    return found
+
+
+def opset_among(imports: Iterable[OperatorSetIdProto], who: str) -> int | None:
+    """The version of ONNX's own domain that a model, or a function, imports; None where it imports none.
+
+    The domain has two names, and what imports both takes the version of "", as ONNX's checker does.
+    Raises UnsupportedModelError for a version that is too old or too new, and where there are two of one name.
+    """
+    by_name: dict[str, set[int]] = {name: set() for name in OWN_DOMAIN}
+    for entry in imports:
+        by_name.get(entry.domain, set()).add(entry.version)
+    versions = sorted(next(filter(None, by_name.values()), ()))
+    if not versions:
+        return None
+    if len(versions) > 1:
+        raise UnsupportedModelError(f"{who} imports the opsets {versions} of ONNX; expected one: {RUN_CHECKER}")
+    if not OLDEST_OPSET <= versions[0] <= NEWEST_OPSET:
         raise UnsupportedModelError(
-            f"the model's opset is {versions[0] if versions else 'missing'}, at least {OLDEST_OPSET} was expected and at most "
-            f"{NEWEST_OPSET}; convert it with onnx.version_converter"
+            f"{who}'s opset is {versions[0]}, at least {OLDEST_OPSET} was expected and at most {NEWEST_OPSET}; "
+            "convert it with onnx.version_converter"
         )
-    if len(set(versions)) > 1:
-        raise UnsupportedModelError(
-            f"the model imports the opsets {sorted(set(versions))} of ONNX; expected one: {RUN_CHECKER}"
-        )
-    return int(versions[0])
+    return versions[0]
 
 
 def _symbols(model: ModelProto) -> set[str]:
