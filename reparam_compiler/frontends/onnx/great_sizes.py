@@ -7,12 +7,12 @@ Slice(x, starts of 2**31)       its bounds are more than a tensor has axes
 import math
 from collections.abc import Iterator, Mapping
 
-from onnx import GraphProto, NodeProto, TensorProto
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN
 from reparam_compiler.frontends.onnx.shapes.sizes import SMALL
-from reparam_compiler.frontends.onnx.tensors import MADE, RUN_CHECKER, called, load
+from reparam_compiler.frontends.onnx.tensors import MADE, RUN_CHECKER, byte_count, called, load
 
 _MAKES = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
 """The input of these ops that states a size, or how often one is repeated."""
@@ -26,7 +26,7 @@ _BY_AXIS = {
 def check_sizes(graph: GraphProto) -> None:
     """Raises UnsupportedModelError where a node makes more than memory holds; bodies are asked by themselves."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    tensors |= {node.output[0]: attribute.t for node in graph.node for attribute in node.attribute if attribute.name == "value"}
+    tensors |= {node.output[0]: held for node in graph.node if node.op_type == "Constant" and (held := _constant(node))}
     lengths = {value.name: dim.dim_value for value in graph.input for dim in value.type.tensor_type.shape.dim[:1]}
     lengths |= {name: tensor.dims[0] for name, tensor in tensors.items() if tensor.dims}
     for node in graph.node:
@@ -40,10 +40,31 @@ def _check_node(node: NodeProto, tensors: Mapping[str, TensorProto], lengths: Ma
             raise UnsupportedModelError(
                 f"{called(node)} reads {lengths[name]} numbers for axes from {name}; no tensor has so many: {RUN_CHECKER}"
             )
-        if place == _MAKES.get(node.op_type) and (count := math.prod(_numbers(tensors.get(name)))) > MADE:
-            raise UnsupportedModelError(
-                f"{called(node)} makes {count} elements, by {name}; at most {MADE} were expected: cut the model before it"
-            )
+        if place == _MAKES.get(node.op_type):
+            count = math.prod(_numbers(tensors.get(name))) * byte_count(_repeated(node, tensors))
+            if count > MADE:
+                raise UnsupportedModelError(
+                    f"{called(node)} makes {count} bytes, by {name}; at most {MADE} were expected: cut the model before it"
+                )
+
+
+def _constant(node: NodeProto) -> TensorProto | None:
+    """What a Constant node holds, where that is a tensor or a list of whole numbers."""
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return attribute.t
+        if attribute.name == "value_ints":
+            return helper.make_tensor(node.output[0], TensorProto.INT64, [len(attribute.ints)], attribute.ints)
+    return None
+
+
+def _repeated(node: NodeProto, tensors: Mapping[str, TensorProto]) -> TensorProto:
+    """What a node repeats: a tensor, or one element; of a byte where the model does not state it."""
+    if node.op_type == "ConstantOfShape":
+        stated = next((attribute.t for attribute in node.attribute if attribute.name == "value"), None)
+        return TensorProto(data_type=TensorProto.FLOAT) if stated is None else stated
+    held = tensors.get(node.input[0], TensorProto(data_type=TensorProto.BOOL))
+    return held if node.op_type == "Tile" else TensorProto(data_type=held.data_type)
 
 
 def _numbers(tensor: TensorProto | None) -> Iterator[int]:

@@ -17,8 +17,8 @@ from reparam_compiler.ir.graph import Dim, Param, TensorType
 from reparam_compiler.vocabulary.dtypes import DTYPES
 
 RUN_CHECKER, REWRITE = "run onnx.checker on the model", "write the model again"
-MADE = 2**28
-"""Elements that a model may make of sizes and constants: a GiB in float32."""
+MADE = 2**31
+"""Bytes that a model may make of sizes and constants: as many as one protobuf holds."""
 FARTHEST = 2**13
 """Positions that a window may reach to be read: a region is tried on maps that are larger than it reaches."""
 LARGEST = 2**40

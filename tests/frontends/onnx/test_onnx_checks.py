@@ -157,8 +157,23 @@ def test_a_constant_that_memory_does_not_hold_is_refused(op: str) -> None:
     model.graph.initializer.extend(
         [numpy_helper.from_array(np.array([2**40]), "n"), numpy_helper.from_array(np.ones(1, np.float32), "one")]
     )
-    with pytest.raises(UnsupportedModelError, match=rf"w \({op}\) makes {2**40} elements, by n; at most {MADE}"):
+    with pytest.raises(UnsupportedModelError, match=rf"w \({op}\) makes {2**42} bytes, by n; at most {MADE}"):
         reparam_compiler.inspect(model)
+
+
+def test_a_constant_is_counted_in_bytes_of_its_dtype() -> None:
+    """A mask of 16384 positions by as many and one is 256 MiB of bool, and sixteen of them are too many."""
+    model = model_of([NODE("Where", ["m", "x", "x"], ["y"])], {"x": (1,), "m": (1,)}, ["y"])
+    value = numpy_helper.from_array(np.zeros(1, np.bool_))
+    made = [NODE("Constant", [], ["n"], value_ints=[1, 1, 16384, 16385]), NODE("ConstantOfShape", ["n"], ["m"], value=value)]
+    model.graph.input.pop()
+    nodes = [*made, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    check(model)
+    model.graph.node[0].attribute[0].ints[0] = 16
+    with pytest.raises(UnsupportedModelError, match=rf"m \(ConstantOfShape\) makes {16 * 16384 * 16385} bytes, by n"):
+        check(model)
 
 
 def test_more_bounds_than_a_tensor_has_axes_are_refused() -> None:

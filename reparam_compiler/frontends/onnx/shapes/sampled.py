@@ -10,17 +10,16 @@ constant (the number of channels that was taken from a shape), and a pattern fou
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
-from math import prod
 from operator import or_
 from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.node_runner import FAILURES, run_arrays
 from reparam_compiler.frontends.onnx.shapes.sizes import SMALL
-from reparam_compiler.frontends.onnx.tensors import MADE, Constant, called
+from reparam_compiler.frontends.onnx.tensors import MADE, Constant, byte_count, called, element_type
 from reparam_compiler.ir.graph import Dim, TensorType
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
@@ -139,9 +138,12 @@ class SampledShapes:
         """Raises UnsupportedModelError for a node that is known to make more than memory holds."""
         for name in filter(None, node.output):
             known = self.type_of(name)
-            count = prod(size for size in known.shape if isinstance(size, int)) if known else 0
+            if known is None:
+                continue
+            dims = [size for size in known.shape if isinstance(size, int)]
+            count = byte_count(TensorProto(data_type=element_type(known.dtype), dims=dims))
             if count > MADE:
-                raise UnsupportedModelError(f"{called(node)} makes {count} elements of {name}; at most {MADE} were expected")
+                raise UnsupportedModelError(f"{called(node)} makes {count} bytes of {name}; at most {MADE} were expected")
 
     def _is_held(self, name: str, value: np.ndarray) -> bool:
         """Whether a value is kept: a few whole numbers, which all that is computed with them asks for again."""
