@@ -107,18 +107,23 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None
                     light.graph.initializer.extend(_placed(tensor, file, data.name) for tensor in weights)
                 part.write_bytes(light.SerializeToString())
         except BaseException:
-            data.unlink(missing_ok=True)
+            if data.name not in _needed(target):  # an interrupt may come when the model is in place
+                data.unlink(missing_ok=True)
             raise
 
 
 def _remove_data_of_killed(target: Path) -> None:
     """Removes weights that a killed process put in place, if it could not put the model there that it left beside them."""
     for part in abandoned_parts(target):
-        needed = locations(target) if target.is_file() else set[str]()
-        for name in locations(part) - needed:
+        for name in locations(part) - _needed(target):
             if re.fullmatch(rf"{re.escape(target.name)}(\.\d+)?\.data", name):
                 target.with_name(name).unlink(missing_ok=True)
         part.unlink(missing_ok=True)
+
+
+def _needed(target: Path) -> set[str]:
+    """The files that the model in place reads; none where there is no model yet."""
+    return locations(target) if target.is_file() else set()
 
 
 def locations(path: Path) -> set[str]:

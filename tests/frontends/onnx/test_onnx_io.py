@@ -100,6 +100,24 @@ def test_weights_of_a_model_that_a_killed_process_did_not_put_in_place_are_remov
     np.testing.assert_array_equal(run(onnx_io.load(path), FEEDS)[0], run(model(), FEEDS)[0])
 
 
+@pytest.mark.parametrize("is_placed", [False, True])
+def test_an_interrupt_takes_the_weights_away_unless_the_model_is_in_place(
+    is_placed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / "m.onnx", Path.replace
+
+    def interrupted(part: Path, target: Path) -> None:
+        if target != path or is_placed:
+            replace(part, target)
+        if target == path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        onnx_io.save(model(), path, largest=1024)
+    assert {entry.name for entry in tmp_path.iterdir()} == ({"m.onnx", "m.onnx.data"} if is_placed else set())
+
+
 def test_a_model_with_external_data_is_saved_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnx.save(model(), tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0)
     monkeypatch.setattr(onnx_io, "IN_MEMORY", 0)
