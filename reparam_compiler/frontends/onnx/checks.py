@@ -13,6 +13,7 @@ is for the readers.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+from typing import Any
 
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, defs
@@ -53,7 +54,7 @@ def check(model: ModelProto) -> None:
 def _check_text(message: Message) -> None:
     """Raises UnsupportedModelError for a name that is no text: protobuf gives it as bytes, and takes it nowhere else."""
     for descriptor, value in message.ListFields():
-        values = [value] if isinstance(value, str | bytes | int | float | Message) else value
+        values: Any = [value] if isinstance(value, str | bytes | int | float | Message) else value
         if descriptor.type == descriptor.TYPE_STRING:
             if wrong := [text for text in values if isinstance(text, bytes)]:
                 raise UnsupportedModelError(f"{descriptor.full_name} is {wrong[0]!r:.80}, which is no UTF-8: {REWRITE}")

@@ -7,7 +7,7 @@ Slice(x, starts of 2**31)       its bounds are more than a tensor has axes
 import math
 from collections.abc import Iterator, Mapping
 
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, NodeProto, TensorProto
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN
@@ -50,12 +50,11 @@ def _check_node(node: NodeProto, tensors: Mapping[str, TensorProto], lengths: Ma
 
 def _constant(node: NodeProto) -> TensorProto | None:
     """What a Constant node holds, where that is a tensor or a list of whole numbers."""
-    for attribute in node.attribute:
-        if attribute.name == "value":
-            return attribute.t
-        if attribute.name == "value_ints":
-            return helper.make_tensor(node.output[0], TensorProto.INT64, [len(attribute.ints)], attribute.ints)
-    return None
+    given = {attribute.name: attribute for attribute in node.attribute}
+    if "value_ints" in given:
+        ints = given["value_ints"].ints
+        return TensorProto(data_type=TensorProto.INT64, dims=[len(ints)], int64_data=ints)
+    return given["value"].t if "value" in given else None
 
 
 def _repeated(node: NodeProto, tensors: Mapping[str, TensorProto]) -> TensorProto:

@@ -171,12 +171,19 @@ class OnnxReader:
             self.shapes.follow(node)
 
     def _of(self, node: NodeProto, ask: Callable[[], Found]) -> Found:
-        """What the vocabulary says of a node; UnsupportedModelError where it stumbles, and what ONNX says of it."""
+        """What the vocabulary says of a node.
+
+        Where it stumbles: UnsupportedModelError with what ONNX says against the node, Unsupported where ONNX takes it.
+        """
         try:
             return ask()
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            refusal = self.shapes.refusal(node) or class_and_line(error)
-            raise UnsupportedModelError(f"{called(node)} is no valid node: {refusal}; {RUN_CHECKER}") from error
+            if (refusal := self.shapes.refusal(node)) is not None:
+                raise UnsupportedModelError(f"{called(node)} is no valid node: {refusal}; {RUN_CHECKER}") from error
+            logger.warning(
+                "%s stays as it is: its reader did not foresee it (%s); please report it", called(node), class_and_line(error)
+            )
+            raise Unsupported(f"{node.op_type} that its reader did not foresee") from error
 
     def _emit_derived(self, name: str) -> None:
         """Adds what computes a value from open sizes, now that something reads it."""

@@ -10,9 +10,15 @@ from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, num
 
 import reparam_compiler
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError
+from reparam_compiler.frontends.onnx import reader
+from reparam_compiler.frontends.onnx.call import Call, Read
 from reparam_compiler.frontends.onnx.checks import check
+from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
+from reparam_compiler.frontends.onnx.ops.table import read
 from reparam_compiler.frontends.onnx.shapes.inference import opset_of
 from reparam_compiler.frontends.onnx.tensors import MADE
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.windows import Conv
 from tests.support.fuzz_onnx import MUTATIONS
 from tests.support.fuzz_seeds import SEEDS
 from tests.support.onnx_models import model_of, normal
@@ -214,11 +220,24 @@ def test_more_axes_than_a_tensor_has_are_refused() -> None:
         reparam_compiler.inspect(model)
 
 
-def test_a_resize_by_one_number_for_all_axes_is_refused() -> None:
+def test_a_resize_by_one_number_for_all_axes_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """No runtime takes it, and ONNX's inference does."""
     nodes = [NODE("Resize", ["k", "", "scale"], ["r"]), NODE("Add", ["x", "r"], ["y"])]
     model = model_of(nodes, {"x": (4,)}, ["y"], {"k": normal(1, 2, 4, 4), "scale": np.float32(2).reshape(())})
-    with pytest.raises(UnsupportedModelError, match=r"r .*no valid node"):
-        reparam_compiler.inspect(model)
+    assert not reparam_compiler.inspect(model).fusions
+    assert "r (Resize) stays as it is" in caplog.text
+
+
+def test_a_valid_node_that_its_reader_stumbles_over_stays_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stumbling(call: Call) -> Read:
+        return {}["no such key"] if call.node.op_type == "MaxPool" else read(call)
+
+    monkeypatch.setattr(reader, "read", stumbling)
+    found = OnnxFrontend().read(conv_net()).graph
+    assert [type(node.op) for node in found][1:] == [Conv, ops.Opaque, Conv]
+    assert "p (MaxPool) stays as it is" in caplog.text
 
 
 def test_a_name_that_is_no_text_is_refused() -> None:
