@@ -1,4 +1,4 @@
-"""The benchmark that kills searches counts what it should, and a search that is killed twice loses nothing."""
+"""The benchmark that kills searches counts what it should, and a search that is killed loses nothing."""
 
 import json
 from dataclasses import replace
@@ -86,22 +86,22 @@ def test_the_page_of_writers_has_a_row_for_each_and_what_ctrl_c_made_them_say() 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # two dozen commands
-def test_a_writer_of_each_kind_killed_and_interrupted_leaves_the_old_file_or_the_new_one(
+@pytest.mark.timeout(900)
+def test_writers_killed_and_interrupted_leave_the_old_file_or_the_new_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "writers.md"
-    words = ["--of", "writers", "--kills", "6", "--interrupts", "6", "-o", str(output)]
+    words = ["--of", "writers", "--kills", "2", "--interrupts", "1", "-o", str(output)]
     assert kills.main(words) == 0, capsys.readouterr().out
-    assert len(json.loads(output.with_suffix(".json").read_text())["ends"]) == 12
+    assert len(json.loads(output.with_suffix(".json").read_text())["ends"]) == 3
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # eight searches and as many builds
-def test_two_kills_and_every_scene_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.timeout(1800)  # seven searches and as many builds
+def test_a_kill_and_every_scene_lose_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "kills.md"
-    assert kills.main(["--kills", "2", "--trials", "4", "-o", str(output)]) == 0, capsys.readouterr().out
+    assert kills.main(["--kills", "1", "--trials", "4", "-o", str(output)]) == 0, capsys.readouterr().out
     record = json.loads(output.with_suffix(".json").read_text())
-    assert len(record["kills"]) == 2
+    assert len(record["kills"]) == 1
     assert [scene["name"] for scene in record["scenes"] if not scene["sound"]] == []
-    assert "| all | 2 |" in output.read_text()
+    assert "| all | 1 |" in output.read_text()

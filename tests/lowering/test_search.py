@@ -272,7 +272,7 @@ def test_failures_teach_a_surrogate_nothing(net: tuple[Any, list[Layer]]) -> Non
 
 
 @pytest.fixture
-def bench(net: tuple[Any, list[Layer]], tmp_path: Path) -> Iterator[Trials]:
+def trials(net: tuple[Any, list[Layer]], tmp_path: Path) -> Iterator[Trials]:
     repeats = Repeats(2, 1, 0, 60.0)
     builders, meter = Builders(1, 60.0), Meter(repeats)
     yield Trials(HERE, TUNING, net[0], builders, meter, tmp_path)
@@ -281,38 +281,39 @@ def bench(net: tuple[Any, list[Layer]], tmp_path: Path) -> Iterator[Trials]:
 
 
 @pytest.mark.slow
-def test_every_candidate_is_measured_and_a_wrong_one_costs_itself(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
+def test_every_candidate_is_measured_and_a_wrong_one_costs_itself(trials: Trials, net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
     rule, *others = TUNING.points(layer.shape)[:3]
-    by_rule, *found = bench.measure([Batch(layer, [rule, *others], rule)])
+    by_rule, *found = trials.measure([Batch(layer, [rule, *others], rule)])
     assert len(by_rule.seconds) == 2
     assert not by_rule.beside
     assert all(len(each.seconds) == len(each.beside) == 2 and not each.failure for each in found)
-    right, wrong = bench._jobs([(layer, point) for point in others])
-    altered = bench.folder / "altered.npy"
+    right, wrong = trials._jobs([(layer, point) for point in others])
+    altered = trials.bench.folder / "altered.npy"
     np.save(altered, 1 + np.load(wrong.candidate.weights[0][0]))
     ((_, packing),) = wrong.candidate.weights
     wrong = replace(wrong, rule=right.candidate, candidate=replace(wrong.candidate, weights=((str(altered), packing),)))
-    first, second = bench.meter.measure([wrong, replace(right, rule=right.candidate)])
+    first, second = trials.bench.meter.measure([wrong, replace(right, rule=right.candidate)])
     assert "its output differs from the rule's by" in first.failure
     assert len(second.seconds) == 2
 
 
 @pytest.mark.slow
-def test_what_cannot_be_built_or_run_costs_itself(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
+def test_what_cannot_be_built_or_run_costs_itself(trials: Trials, net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
     rule, other = TUNING.points(layer.shape)[:2]
+    bench = trials.bench
     assert "building it failed" in bench.builders.build([Kernels(None, "no such target")], bench.folder)[0].failure
-    (job,) = bench._jobs([(layer, rule)])
+    (job,) = trials._jobs([(layer, rule)])
     (lost,) = bench.meter.measure([replace(job, candidate=replace(job.candidate, library="absent"))])
     assert "running it failed" in lost.failure
-    assert next(bench.measure([Batch(layer, [other], rule)])).seconds
+    assert next(trials.measure([Batch(layer, [other], rule)])).seconds
 
 
 @pytest.mark.slow
-def test_a_candidate_that_does_not_come_back_is_ended(bench: Trials, net: tuple[Any, list[Layer]]) -> None:
+def test_a_candidate_that_does_not_come_back_is_ended(trials: Trials, net: tuple[Any, list[Layer]]) -> None:
     _, (layer, _) = net
-    (job,) = bench._jobs([(layer, TUNING.rule(layer.shape)[0])])
+    (job,) = trials._jobs([(layer, TUNING.rule(layer.shape)[0])])
     endless = replace(job, repeats=Repeats(1, 10**9, 0, 6.0))
     with contextlib.closing(Meter(endless.repeats)) as meter:
         hung, sound = meter.measure([endless, job])

@@ -86,7 +86,7 @@ class Trials:
         self, backend: Backend, tuning: Tuning[Any], main: Any, builders: Builders, meter: Meter | Fleet, folder: Path
     ) -> None:
         """main: of the net, as `Tuning.prepared` gave it. folder: as for `Bench`."""
-        self._bench = Bench(backend, builders, meter, folder)
+        self.bench = Bench(backend, builders, meter, folder)
         self._tuning, self._main = tuning, main
         self._rules: dict[Layer, Job | Outcome] = {}
 
@@ -98,7 +98,7 @@ class Trials:
         new = {batch.layer: batch.rule for batch in batches if batch.layer not in self._rules}
         self._rules |= zip(new, self._jobs(list(new.items())), strict=True)
         built = iter(self._jobs([(batch.layer, point) for batch in batches if self._sound(batch) for point in batch.others]))
-        return self._bench.measured([self._job(batch, point, built) for batch in batches for point in batch.points])
+        return self.bench.measured([self._job(batch, point, built) for batch in batches for point in batch.points])
 
     def _sound(self, batch: Batch) -> bool:
         return not isinstance(self._rules[batch.layer], Outcome)
@@ -112,7 +112,7 @@ class Trials:
 
     def _jobs(self, points: Sequence[tuple[Layer, Point]]) -> list[Job | Outcome]:
         """Points of layers, built."""
-        return self._bench.jobs([functools.partial(self._lowered, layer, point) for layer, point in points])
+        return self.bench.jobs([functools.partial(self._lowered, layer, point) for layer, point in points])
 
     def _lowered(self, layer: Layer, point: Point) -> Any:
         return self._tuning.lowered(module_of(layer, self._main), Measured({layer.shape: (point,)}))

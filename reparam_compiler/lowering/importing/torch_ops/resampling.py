@@ -15,6 +15,8 @@ from tvm import relax, te
 
 from reparam_compiler.lowering.importing.torch_ops.table import Call, instead
 
+COPIED = frozenset({"linear", "linear_aa", "cubic_aa"})
+"""What torch does not resample along an axis that keeps its size, whatever the factor; nor the nearest of pictures alone."""
 UNROLLED = 4
 """Taps up to which their sum is one expression."""
 
@@ -161,10 +163,10 @@ def _interpolated(call: Call, kind: str) -> Any:
         Axis(small, large, bool(call["align_corners"]), factor)
         for small, large, factor in zip(before, after, factors(call), strict=True)
     ]
-    found = call.tensor("input")
+    found, copied = call.tensor("input"), kind in COPIED or (kind, len(axes)) == ("nearest", 2)
     for place in sorted(range(len(axes)), key=lambda place: after[place] / before[place]):
         axis = axes[place]
-        if axis.before != axis.after or not (axis.corners or axis.scale == 1):
+        if axis.before != axis.after or not (copied or axis.corners or axis.scale == 1):
             found = resampled(call, found, place + 2, TABLES[kind](axis))
     return found
 
