@@ -20,7 +20,7 @@ OPSET = 21
 READ_AS_DATA, FOLDED = 4096, 1 << 20
 """Elements: of a constant that type inference may read, and at most of a value that is computed here."""
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-MISREAD = {"BatchNormalization", "Hardmax", "Loop", "LogSoftmax", "LpNormalization", "LRN", "Resize", "Softmax"}
+MISREAD = {"BatchNormalization", "Hardmax", "LogSoftmax", "LpNormalization", "LRN", "Resize", "Softmax"}
 """What onnx's reference evaluator computes otherwise than ONNX says, in some opset or with some attribute: `findings/`."""
 OWN = ("", "ai.onnx")
 """What ONNX's own package is called."""
