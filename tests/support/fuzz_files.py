@@ -1,8 +1,10 @@
 """What may be wrong in a file, whatever it holds: its bytes, its JSON, the members of its archive.
 
-BYTES["truncated"](random.Random(0), content)       other bytes
-in_json(random.Random(0), {"a": [1]}, "replaced")   another value
-zipped(random.Random(0), content, "outside")        another archive
+in_bytes(random.Random(0), content, "truncated")    other bytes
+in_json(random.Random(0), {"a": [1]}, "value moved")  another value
+zipped(random.Random(0), content, "member twice")   another archive
+
+A name that is none of these changes nothing: what reads the file then takes it.
 """
 
 import copy
@@ -81,6 +83,11 @@ BYTES: Mapping[str, Bytes] = {
 }
 JSON = ("value replaced", "value dropped", "value added", "value nested", "value moved")
 ZIP = ("member outside", "member a link", "member twice", "member missing", "member a bomb", "member a pickle", "member cut")
+
+
+def in_bytes(draw: random.Random, content: bytes, name: str) -> bytes:
+    """Other bytes; the same where the name is one of another kind of mutation."""
+    return BYTES[name](draw, content) if name in BYTES else content
 
 
 def in_json(draw: random.Random, value: Any, name: str) -> Any:
