@@ -1,7 +1,8 @@
 """Which of nested and overlapping regions are rewritten: what `passes/fusion/planner.py` decides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +13,48 @@ from torch import Tensor, fx, nn
 import reparam_compiler
 from reparam_compiler.cost.model import USUAL, CostModel
 from reparam_compiler.frontends.torch.fx import FxFrontend
-from reparam_compiler.ir.graph import Graph
+from reparam_compiler.ir.graph import Graph, Node
 from reparam_compiler.passes.choices import Policy
 from reparam_compiler.passes.fusion.fold_bn import fold_bn
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
+from reparam_compiler.passes.fusion.planner import Planner
+from reparam_compiler.passes.fusion.regions import Region, Regions
 from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal
 
 ARITHMETIC = CostModel(muls_per_second=1.0, bytes_per_second=1e30, launch_seconds=0.0)
 """A machine on which nothing but multiplications takes time."""
 LAUNCHES = CostModel(muls_per_second=1e30, bytes_per_second=1e30, launch_seconds=1.0)
+
+
+class Seen(tuple[Node, ...]):
+    """Nodes that count how many of them are looked at; a slice is looked at whole."""
+
+    __slots__ = ()
+    count = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        Seen.count += len(found) if isinstance(key, slice) else 1
+        return found
+
+    def __iter__(self) -> Iterator[Node]:
+        Seen.count += len(self)
+        return super().__iter__()
+
+
+def test_a_region_of_a_long_chain_is_found_without_a_look_at_the_rest() -> None:
+    """Each two values of a chain bound a region: a look at the whole chain for each of them takes its length to the third."""
+    length = 200
+    graph = graph_of(nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(length))), torch.zeros(1, 1, 2, 2))
+    source, *convs = graph
+    zone = Region(source.id, convs[-1].id, Seen(convs))
+    planner = Planner(
+        graph, Regions(graph), wants=lambda _: False, build=lambda _: pytest.fail("built"), policy="always", cost_model=USUAL
+    )
+    Seen.count = 0
+    found = planner._between(zone, convs[99].id, convs[101].id)
+    assert [node.id for node in found.nodes] == [convs[100].id, convs[101].id]
+    assert Seen.count < 2 + 4 * length.bit_length()
 
 
 class Two(nn.Module):
