@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from onnx import ModelProto
 
+from reparam_compiler.core.drawn import is_drawn
 from reparam_compiler.errors import first_line
 from reparam_compiler.frontends.onnx import io as onnx_io
 from reparam_compiler.frontends.onnx.frontend import unset_inputs
@@ -18,8 +18,6 @@ from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
 BATCH = 2
 """What a symbolic first axis becomes where there are no example inputs."""
-LARGEST = 2**28
-"""Elements of an input that is drawn: a GiB in float32."""
 RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.Fail,
     onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
@@ -76,7 +74,7 @@ def random_inputs(model: ModelProto) -> list[np.ndarray] | None:
             return None
         shape = [BATCH if axis == 0 and not isinstance(size, int) else size for axis, size in enumerate(declared.shape)]
         sizes = [size for size in shape if isinstance(size, int)]
-        if len(sizes) < len(shape) or prod(sizes) > LARGEST:
+        if len(sizes) < len(shape) or not is_drawn(sizes):
             return None
         drawn = random.standard_normal(sizes) if declared.dtype in FLOATING else random.integers(0, 2, sizes)
         arrays.append(np.asarray(drawn).astype(DTYPES[declared.dtype].numpy))

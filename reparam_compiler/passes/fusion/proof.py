@@ -7,12 +7,12 @@ or on the sizes that the model has, where it has no others.
 """
 
 from collections.abc import Callable, Sequence
-from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from reparam_compiler.core.drawn import is_drawn
 from reparam_compiler.core.kernel import Bias, ConvKernel, Ints, NotFusable
 from reparam_compiler.errors import ReparamError
 from reparam_compiler.interpreter.difference import EXACT, Difference, difference
@@ -24,8 +24,6 @@ from reparam_compiler.passes.fusion.probe import larger
 
 TOLERANCE = 1e-9
 """The largest relative difference, in float64, of a region and the conv that replaces it."""
-LARGEST = 2**28
-"""Elements of a source that is drawn: two GiB."""
 
 
 class Trial:
@@ -59,11 +57,13 @@ class Trial:
     def run(self, draw: Callable[[Ints, int], Tensor]) -> list[tuple[Tensor, Tensor]]:
         """(source, what the region gives) for sources that are drawn by shape and number.
 
-        Raises NotFusable where the region runs on none.
+        Raises NotFusable where the region runs on none, and where all are too large to be drawn.
         """
+        if not any(is_drawn(shape) for shapes in self._tries for shape in shapes):
+            raise NotFusable("the proof failed: every source that shows what the region does is too large to be drawn")
         runs = []
         for shapes in self._tries:
-            for number, shape in enumerate(each for each in shapes if prod(each) <= LARGEST):
+            for number, shape in enumerate(each for each in shapes if is_drawn(each)):
                 x = draw(shape, number)
                 try:
                     runs.append((x, evaluate_region(self.nodes, self.source, x)))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from reparam_compiler.advice import ask_for_inputs
+from reparam_compiler.core.drawn import is_drawn
 from reparam_compiler.core.slicing import blank, bounds, piece_sizes, take
 from reparam_compiler.errors import InfeasiblePruneError, UnsupportedModelError, VerificationError
 from reparam_compiler.interpreter.difference import EXACT, Difference, difference
@@ -31,9 +32,6 @@ from reparam_compiler.ir.graph import Graph, Node, NodeId, Operand, Param, Tenso
 from reparam_compiler.passes.pruning.coupling.groups import ChannelGroups, Keep
 from reparam_compiler.passes.pruning.coupling.labels import Value, coupling_model, reads_channels
 from reparam_compiler.vocabulary.dtypes import FLOATING
-
-LARGEST = 2**28
-"""Elements of an input that is drawn: two GiB."""
 
 Cut = Callable[[np.ndarray, Mapping[int, Keep]], np.ndarray]
 
@@ -278,7 +276,7 @@ def _random(node: Node, seed: int) -> Tensor:
     if node.type is None:
         raise UnsupportedModelError(f"{node.id}: the shape of the input is not known; {ask_for_inputs()}")
     shape = [size if isinstance(size, int) else 2 for size in node.type.shape]
-    if math.prod(shape) > LARGEST:
+    if not is_drawn(shape):
         raise UnsupportedModelError(f"{node.id}: an input of {shape} is too large for a proof; {ask_for_inputs()}")
     if node.type.dtype in FLOATING or node.type.is_complex:
         wide = torch.complex128 if node.type.is_complex else torch.float64

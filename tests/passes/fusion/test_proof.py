@@ -84,6 +84,12 @@ def test_a_region_that_runs_on_no_size_is_refused() -> None:
         trial(conv(kernel()), reshape, known=IMAGE).run(lambda shape, _: torch.zeros(shape, dtype=torch.float64))
 
 
+def test_sources_that_are_too_large_to_be_drawn_are_none_that_the_region_does_not_run_on() -> None:
+    vast = TensorType("f32", (2, 3, 2**14, 2**14))
+    with pytest.raises(NotFusable, match="is too large to be drawn"):
+        trial(conv(kernel()), custom(torch.Tensor.clone), known=vast, fixed=True).run(lambda shape, _: torch.zeros(shape))
+
+
 def test_channels_that_are_last_have_as_many_axes_before_them_as_the_source() -> None:
     linear = Node("linear", ops.Linear(), ("x", Param.of(WEIGHT[:, :, 0, 0], role="weight", dtype="f64"), None))
     of = ConvKernel(WEIGHT[:, :, 0, 0], BIAS, (), (), ())
