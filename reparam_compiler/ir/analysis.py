@@ -26,6 +26,7 @@ def immediate_dominators(graph: Graph, constants: Set[NodeId] = frozenset()) -> 
     constants: values without sources that count as parameters do: nothing enters the graph by them, and they are left out.
     """
     view = dataflow(graph)
+    view.add_node(ENTRY)  # of a graph without nodes too
     view.add_edges_from((ENTRY, node.id) for node in graph if not node.sources and node.id not in constants)
     return {node: above for node, above in nx.immediate_dominators(view, ENTRY).items() if node != ENTRY and above is not None}
 

@@ -45,6 +45,10 @@ def test_values_without_sources_hang_on_the_entry() -> None:
     assert immediate_dominators(constant) == {"k": ENTRY, "r": "k"}
 
 
+def test_a_graph_without_nodes_has_no_dominators() -> None:
+    assert immediate_dominators(Graph.of((), ())) == {}
+
+
 @pytest.mark.parametrize(("source", "sink", "found"), [("a", "d", "bcd"), ("x", "d", "abcd"), ("d", "e", "e"), ("d", "d", "")])
 def test_between_holds_the_sink_and_not_the_source(source: str, sink: str, found: str) -> None:
     assert between(DIAMOND, source, sink) == list(found)
