@@ -159,12 +159,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--compile-every", type=int, default=20, metavar="N")
     options = parser.parse_args(words)
-    found = []
-    for one in outcomes(list(trials(options.first, options.nets, options.compile_every)), LIMIT, outcome):
-        found.append(one)
-        if one.found in ("wrong", "crashed"):
-            print(f"{one.name}: {one.found}: {_line(one.words)}", flush=True)
-    body = text(found)
+    found: list[Outcome] = []
+    asked = list(trials(options.first, options.nets, options.compile_every))
+    with contextlib.suppress(KeyboardInterrupt):  # the page says how many there were
+        for one in outcomes(asked, LIMIT, outcome):
+            found.append(one)
+            if one.found in ("wrong", "crashed"):
+                print(f"{one.name}: {one.found}: {_line(one.words)}", flush=True)
+    body = f"{len(found)} of {len(asked)} runs of a verb.\n\n{text(found)}"
     print(body)
     if options.output:
         named = f"--nets {options.nets} --first {options.first} --compile-every {options.compile_every}"
