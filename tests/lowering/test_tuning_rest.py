@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ pytest.importorskip("tvm")
 pytest.importorskip("onnx")
 
 import onnx
+from tvm.s_tir import meta_schedule
 
 from reparam_compiler import lowering
 from reparam_compiler.errors import LoweringError
@@ -21,7 +22,8 @@ from reparam_compiler.lowering.backend import Backend, Tuning
 from reparam_compiler.lowering.backends import backend_for
 from reparam_compiler.lowering.gpu.opencl.devices import why_none
 from reparam_compiler.lowering.importing.importer import to_relax
-from reparam_compiler.lowering.search.function_trials import FunctionTrials
+from reparam_compiler.lowering.search import rest
+from reparam_compiler.lowering.search.function_trials import FunctionTrials, _Builder, _Runner
 from reparam_compiler.lowering.search.measuring import Builders, Meter, without_intrinsics
 from reparam_compiler.lowering.search.pairs import Repeats, check_equal
 from reparam_compiler.lowering.search.records import SCHEDULES, RestRecord, append_rest
@@ -108,6 +110,25 @@ def test_a_space_that_fails_is_said_and_costs_the_function_alone(
     assert line.startswith(f"{of.function.name}: the search in MetaSchedule's space for")
     assert line.endswith("no rule fits")
     assert not (tmp_path / SCHEDULES).read_bytes()
+
+
+@pytest.mark.parametrize("ends", [KeyboardInterrupt(), LoweringError("the tracker does not answer")], ids=repr)
+def test_what_ends_a_search_is_no_failure_of_a_function(
+    ends: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised in what MetaSchedule calls: Ctrl-C, or the end of a fleet."""
+
+    class Ending:
+        def build(self, _: Sequence[Any]) -> list[str]:
+            raise ends
+
+    monkeypatch.setattr(rest, "_strategy", meta_schedule.search_strategy.ReplayTrace)  # at once: no evolution before it builds
+    of = searched("MaxPool", "llvm", tmp_path)
+    trials: Any = Ending()
+    with without_intrinsics(), pytest.raises(type(ends)) as raised:
+        of.generic.measure(1, lambda _: (_Builder(trials), _Runner(trials)))
+    assert str(raised.value) == str(ends)
+    assert of.generic.measured == 0
 
 
 @pytest.mark.parametrize(
