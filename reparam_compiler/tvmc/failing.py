@@ -82,7 +82,7 @@ def report(error: BaseException, prog: str, *, as_json: bool) -> int:
     """Say what was raised, with `-v` also from where; the exit code."""
     if isinstance(error, ModuleNotFoundError):
         error = missing_package(error) or error
-    if _INTERRUPTED.is_set():
+    if _INTERRUPTED.is_set() and not isinstance(error, OSError):  # a search ends with Ctrl-C, and then writes its report
         error = KeyboardInterrupt()
     if isinstance(error, OSError) and _takes_nothing():
         error = ClosedOutputError() if isinstance(error, BrokenPipeError) else error
@@ -91,8 +91,17 @@ def report(error: BaseException, prog: str, *, as_json: bool) -> int:
         with contextlib.suppress(OSError):
             sys.stdout.write(json.dumps({"error": type(error).__name__, "message": text}) + "\n")
     log.info("raised:", exc_info=error)
-    sys.stderr.write(f"{prog}: {type(error).__name__}: {text}\n")
+    _say_of_error(f"{prog}: {type(error).__name__}: {text}\n")
     return exit_code_of(type(error))
+
+
+def _say_of_error(line: str) -> None:
+    """On stderr; where nobody reads that, nowhere."""
+    try:
+        sys.stderr.write(line)
+        sys.stderr.flush()
+    except OSError:
+        _to_nowhere(sys.stderr.fileno())
 
 
 @contextlib.contextmanager
@@ -138,10 +147,15 @@ def _takes_nothing() -> bool:
             return False
     except OSError:
         pass
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stdout)
-    os.close(nowhere)
+    _to_nowhere(stdout)
     return True
+
+
+def _to_nowhere(descriptor: int) -> None:
+    """What is written there from now on is lost."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 @contextlib.contextmanager
