@@ -21,11 +21,13 @@ from reparam_compiler.models.at_batch import at_batch, own_batch
 from reparam_compiler.models.opening import Source, open
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import CompileOptions, Executable, Rpc, TensorSpec, TuneResult, TuneStep
+    from reparam_compiler.lowering import CompileOptions, Executable, Rpc, SearchOptions, TensorSpec, TuneResult, TuneStep
     from reparam_compiler.lowering.search.verifying import Verification
 
 log = logging.getLogger(__name__)
 Shapes = Mapping[str, Sequence[int]]
+UNREAD = (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError)
+"""What reading a model raises that may compile all the same; all but the first come from its own forward."""
 
 
 @takes(FuseOptions)
@@ -84,8 +86,18 @@ def compile(
             compiled one is, where TVM misreads an op: `verify=False` gives it all the same.
     """
     how = made(FuseOptions, "compile", fusing) if fuse else None
-    asked: dict[str, Any] = {"target": target, "database": database, "input_shapes": input_shapes, "batches": batches}
-    return compile_reported(model, example_inputs, how, options=options, verify=verify, **asked)[0]
+    executable, _ = compile_reported(
+        model,
+        example_inputs,
+        how,
+        target=target,
+        database=database,
+        input_shapes=input_shapes,
+        batches=batches,
+        options=options,
+        verify=verify,
+    )
+    return executable
 
 
 @outside_modes()
@@ -281,17 +293,61 @@ def tune(
         UnsupportedModelError, VerificationError: as `compile`.
     """
     from reparam_compiler import lowering
-    from reparam_compiler.lowering.search.asked import check_search
 
     how = made(FuseOptions, "tune", fusing)
-    how_long = (trials, early_stopping, max_seconds)
-    options = lowering.SearchOptions(*how_long, repeat, number, min_repeat_ms, timeout, parallel, tuple(tasks))
+    options = lowering.SearchOptions(
+        trials=trials,
+        early_stopping=early_stopping,
+        max_seconds=max_seconds,
+        repeat=repeat,
+        number=number,
+        min_repeat_ms=min_repeat_ms,
+        timeout=timeout,
+        parallel=parallel,
+        tasks=tuple(tasks),
+    )
+    result, _ = tune_reported(
+        model,
+        example_inputs,
+        how if fuse else None,
+        database=database,
+        target=target,
+        options=options,
+        input_shapes=input_shapes,
+        rpc=rpc,
+        progress=progress,
+        listener=listener,
+    )
+    return result
+
+
+@outside_modes()
+def tune_reported(
+    model: Any,
+    example_inputs: Sequence[Any] | None,
+    how: FuseOptions | None,
+    *,
+    database: str | os.PathLike[str],
+    target: str | Mapping[str, Any] | None,
+    options: "SearchOptions",
+    input_shapes: Shapes | None,
+    rpc: "Rpc | None",
+    progress: bool,
+    listener: "Callable[[TuneStep], None] | None",
+) -> tuple["TuneResult", FuseReport | None]:
+    """What `tune` gives, and what `fuse` did before: None where it could not read the model, or was not asked for.
+
+    how: how to fuse it; None tunes it as it is.
+    """
+    from reparam_compiler import lowering
+    from reparam_compiler.lowering.search.asked import check_search
+
     search = check_search(target, database, options, rpc)
     source = _open(model, example_inputs, input_shapes)
-    fused = _fused(source, how, verify=True) if fuse else _Fused(source.model)
+    fused = _fused(source, how, verify=True) if how is not None else _Fused(source.model)
     if fused.why_not:
         log.warning("%s is tuned as it is, unfused: %s", type(source.model).__name__, fused.why_not)
-    return lowering.tune(
+    result = lowering.tune(
         _at_its_sizes(fused.model, source, input_shapes),
         source.inputs,
         target=search.backend.target,
@@ -302,6 +358,7 @@ def tune(
         progress=progress,
         listener=listener,
     )
+    return result, fused.report
 
 
 @outside_modes()
@@ -362,7 +419,7 @@ def _fused(source: Source, options: FuseOptions, *, verify: bool) -> _Fused:
     try:
         _check_evaluated(source)
         return _Fused(*fuse_source(source, options.of_passes(verify=verify)))
-    except (UnsupportedModelError, RuntimeError, TypeError, ValueError, IndexError) as refusal:  # the latter: of a forward
+    except UNREAD as refusal:
         return _Fused(source.model, why_not=str(refusal))
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from reparam_compiler.api.compiling import UNREAD
 from reparam_compiler.api.report import FuseReport
 from reparam_compiler.cost.measure import measure_costs
-from reparam_compiler.errors import LoweringError
+from reparam_compiler.errors import LoweringError, first_line
 from reparam_compiler.models.opening import open
-from reparam_compiler.reporting.gather import page_of_fusing, page_of_models
+from reparam_compiler.reporting.gather import page_of_fusing, page_of_models, page_without_graph
 from reparam_compiler.reporting.page import KernelCall, KernelTable, Layer, Page, Provenance
 from reparam_compiler.reporting.words import short
 
@@ -58,11 +59,14 @@ def _memory(made: "Executable") -> tuple[str, ...]:
 def page_of_what_is_built(
     title: str, model: Any, example_inputs: Sequence[Any] | None, provenance: Provenance, *, fused: FuseReport | None
 ) -> Page:
-    """The page of a model as kernels are made for it: fused before, or as it is."""
+    """The page of a model as kernels are made for it: fused before, or as it is; without a graph where it cannot be read."""
     if fused is not None:
         return page_of_fusing(title, fused, provenance)
-    source = open(model, example_inputs)
-    return page_of_models(title, source.frontend.name, source.graph, None, provenance)
+    try:
+        source = open(model, example_inputs)
+        return page_of_models(title, source.frontend.name, source.graph, None, provenance)
+    except UNREAD as refusal:
+        return page_without_graph(title, f"its graph is not shown: {first_line(refusal)}", provenance)
 
 
 def with_profile(page: Page, found: "profiles.Profile", bandwidth: float | None) -> Page:

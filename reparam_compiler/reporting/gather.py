@@ -110,6 +110,11 @@ def page_of_models(title: str, kind: str, before: Graph, after: Graph | None, ma
     return page if after is not None else _as_it_is(page)
 
 
+def page_without_graph(title: str, why: str, made: Provenance = UNKNOWN) -> Page:
+    """The page of a model that cannot be read. why: a remark."""
+    return Page(title, "", made, (), GraphView((), ()), None, (), (), (), (), (), remarks=(why,))
+
+
 def _as_it_is(page: Page) -> Page:
     """The page of a model that nothing was done to."""
     figures = tuple(replace(figure, after=None) for figure in page.figures)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from reparam_compiler.api.fusing import inspect
+from reparam_compiler.api.report import FuseReport
 from reparam_compiler.reporting.compiled import page_of_what_is_built
 from reparam_compiler.reporting.page import Page, Provenance, Search, SearchStep, TunedLayer
 
@@ -23,14 +23,13 @@ def page_of_tuning(
     steps: "Iterable[TuneStep]",
     provenance: Provenance,
     *,
-    fused: bool,
+    fused: FuseReport | None,
 ) -> Page:
     """The page of a model and of what a search found for it.
 
-    steps: what the search told of each measurement. fused: whether `tune` fused the model first.
+    steps: what the search told of each measurement. fused: what `fuse` did before, if it did anything.
     """
-    report = inspect(model, example_inputs) if fused else None
-    page = page_of_what_is_built(title, model, example_inputs, provenance, fused=report)
+    page = page_of_what_is_built(title, model, example_inputs, provenance, fused=fused)
     interrupted = ("the search was interrupted: the same command goes on from here",) if result.interrupted else ()
     return replace(page, search=search_of(result, steps), remarks=(*page.remarks, *interrupted))
 

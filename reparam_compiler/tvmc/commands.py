@@ -41,9 +41,11 @@ from reparam_compiler.tvmc.tables import (
 )
 
 if TYPE_CHECKING:
-    from reparam_compiler.lowering import CompileOptions, Executable, TuneResult
+    from reparam_compiler.lowering import CompileOptions, Executable, SearchOptions, TuneResult
     from reparam_compiler.lowering.search.progress import TuneStep
 
+LISTED = ("list",)
+"""What `--tasks` is where the kernels are to be listed."""
 DUMPED = {"relay": "relax"}
 """What `--dump-code` names otherwise now."""
 
@@ -243,33 +245,55 @@ def _without_torch() -> Iterator[None]:
 
 
 def _tune(found: argparse.Namespace) -> None:
+    _check_tvm()
     from reparam_compiler.reporting.writing import check_report, write_page
 
-    _check_tvm()
     check_report(found.report)
     model = _loaded(found)
     steps: "list[TuneStep]" = []
-    named = ("repeat", "number", "min_repeat_ms", "timeout", "early_stopping", "max_seconds", "parallel")
-    asked: dict[str, Any] = {name: getattr(found, name) for name in named}
-    listed = found.tasks == ("list",)
-    asked |= {"trials": 0 if listed else found.trials, "tasks": () if listed else tuple(t for t in found.tasks if t != "all")}
 
     def heard(step: "TuneStep") -> None:
         steps.append(step)
-        if found.json and not listed:
+        if found.json and found.tasks != LISTED:
             _say(json.dumps(asdict(step)))
 
-    asked |= {"listener": heard, "progress": not found.json, "rpc": rpc_of(found)}
-    result = api.measured(model, target_of(found), found.output, found.tuning_records, **asked)
-    if found.report is not None:
-        from reparam_compiler.reporting.tuned import page_of_tuning
-
-        of_model = _of_model(found, model)
-        write_page(page_of_tuning(result=result, steps=steps, fused=model.fuse, **of_model), found.report)
+    result, fused = api.measured(
+        model,
+        target_of(found),
+        found.output,
+        found.tuning_records,
+        _search_options(found),
+        rpc=rpc_of(found),
+        progress=not found.json,
+        listener=heard,
+    )
     _say(json.dumps({"output": found.output, **asdict(result)}) if found.json else _found_by(result, found.output))
     if result.interrupted:
         log.error("ended by Ctrl-C; the same command goes on from here")
+    if found.report is not None:
+        from reparam_compiler.reporting.tuned import page_of_tuning
+
+        write_page(page_of_tuning(result=result, steps=steps, fused=fused, **_of_model(found, model)), found.report)
+    if result.interrupted:
         raise SystemExit(INTERRUPTED)
+
+
+def _search_options(found: argparse.Namespace) -> "SearchOptions":
+    """Of a search; of one that measures nothing where the kernels are to be listed."""
+    from reparam_compiler.lowering import SearchOptions
+
+    listed = found.tasks == LISTED
+    return SearchOptions(
+        trials=0 if listed else found.trials,
+        tasks=() if listed else tuple(task for task in found.tasks if task != "all"),
+        early_stopping=found.early_stopping,
+        max_seconds=found.max_seconds,
+        repeat=found.repeat,
+        number=found.number,
+        min_repeat_ms=found.min_repeat_ms,
+        timeout=found.timeout,
+        parallel=found.parallel,
+    )
 
 
 def _found_by(result: "TuneResult", folder: str) -> str:

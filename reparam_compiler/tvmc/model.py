@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from reparam_compiler.api.report import FuseReport
-    from reparam_compiler.lowering import CompileOptions, Executable, Rpc, TensorSpec, TuneResult
+    from reparam_compiler.lowering import CompileOptions, Executable, Rpc, SearchOptions, TensorSpec, TuneResult, TuneStep
     from reparam_compiler.lowering.runtime.profile import Profile
 
 log = logging.getLogger(__name__)
@@ -211,20 +211,50 @@ def tune(
     Raises: LoweringError as `reparam_compiler.tune`, and where there are prior records and others already.
     """
     folder = tuning_records or tempfile.mkdtemp(prefix="reparam-records-")
-    how: dict[str, Any] = {"repeat": repeat, "number": number, "timeout": timeout, "min_repeat_ms": min_repeat_ms}
-    how |= {"trials": trials, "early_stopping": early_stopping, "parallel": parallel, "progress": True, "rpc": rpc}
-    measured(tvmc_model, target, folder, prior_records, **how)
+    from reparam_compiler import lowering
+
+    options = lowering.SearchOptions(
+        trials=trials,
+        early_stopping=early_stopping,
+        repeat=repeat,
+        number=number,
+        min_repeat_ms=min_repeat_ms,
+        timeout=timeout,
+        parallel=parallel,
+    )
+    measured(tvmc_model, target, folder, prior_records, options, rpc=rpc)
     return folder
 
 
-def measured(model: TVMCModel, target: Target, folder: str, prior: str | None, **named: Any) -> "TuneResult":
-    """`tune`, with what the search measured; `named`: arguments of `reparam_compiler.tune`."""
-    from reparam_compiler import lowering as _  # noqa: F401  a missing tvm is said before a model is fused
-    from reparam_compiler.api.compiling import tune as tune_native
+def measured(
+    model: TVMCModel,
+    target: Target,
+    folder: str,
+    prior: str | None,
+    options: "SearchOptions",
+    *,
+    rpc: "Rpc | None" = None,
+    progress: bool = True,
+    listener: "Callable[[TuneStep], None] | None" = None,
+) -> "tuple[TuneResult, FuseReport | None]":
+    """`tune`, with what the search measured, and what `fuse` did before, if it did anything."""
+    from reparam_compiler.api.compiling import tune_reported
+    from reparam_compiler.api.options import FuseOptions
 
     if prior is not None and Path(prior).resolve() != Path(folder).resolve():
         _start_from(Path(prior), Path(folder))
-    return tune_native(model.native, database=folder, target=target, fuse=model.fuse, input_shapes=model.shapes(), **named)
+    return tune_reported(
+        model.native,
+        None,
+        FuseOptions() if model.fuse else None,
+        database=folder,
+        target=target,
+        options=options,
+        input_shapes=model.shapes(),
+        rpc=rpc,
+        progress=progress,
+        listener=listener,
+    )
 
 
 def compile(

@@ -20,8 +20,11 @@ pytest.importorskip("onnx")
 
 from reparam_compiler.api import fusing, pruning
 from reparam_compiler.commands import printing
+from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.lowering.search.in_net import Contest
 from reparam_compiler.models.io import load_model, save_model
 from reparam_compiler.tvmc.failing import CLOSED, INTERRUPTED
+from tests.support import instant_trials
 from tests.support.reparam_runs import error_line, reparam
 from tests.support.tvmc_runs import tvmc, write_onnx
 
@@ -95,16 +98,51 @@ def test_ctrl_c_is_known_where_tvm_makes_another_error_of_it(tmp_path: Path, mon
     assert tvmc("compile", tmp_path / "none.onnx", "-o", tmp_path / "x.tar").exit_code == 3
 
 
+@pytest.mark.parametrize("room", [True, False])
+def test_a_search_that_was_interrupted_is_told_whatever_becomes_of_its_report(
+    room: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that can be compiled, and not read."""
+
+    def unread(*_: Any, **__: Any) -> None:
+        raise UnsupportedModelError("node 7: no such thing")
+
+    def full(*_: Any) -> None:
+        raise OSError("no room")
+
+    instant_trials.install(monkeypatch)
+    monkeypatch.setattr(Contest, "decided", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
+    monkeypatch.setattr("reparam_compiler.api.compiling.fuse_source", unread)
+    monkeypatch.setattr("reparam_compiler.reporting.compiled.open", unread)
+    if not room:
+        monkeypatch.setattr("reparam_compiler.reporting.writing.written_whole", full)
+    report = tmp_path / "search.json"
+    done = tvmc("tune", write_onnx(tmp_path / "m.onnx", 1), "--trials", 1, "-o", tmp_path / "records", "--report", report)
+    assert done.exit_code == (INTERRUPTED if room else 1)
+    assert "records: 1 new of 1 records" in done.stdout
+    assert "tvmc: ended by Ctrl-C; the same command goes on from here\n" in done.stderr
+    if room:
+        interrupted = "the search was interrupted: the same command goes on from here"
+        assert json.loads(report.read_text())["remarks"] == ["its graph is not shown: node 7: no such thing", interrupted]
+    else:
+        assert done.stderr.endswith("tvmc: OSError: no room\n")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_closed_pipe_is_one_line_and_141(unbuffered: str) -> None:
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_closed_pipe_is_one_line_and_141(heard: bool, unbuffered: str) -> None:
+    """heard: whether stderr is another pipe, which is read."""
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "reparam_compiler.tvmc", "--version"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": unbuffered}
-    done = subprocess.run(command, env=env, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    stderr = subprocess.PIPE if heard else writing
+    done = subprocess.run(command, env=env, stdout=writing, stderr=stderr, text=True, check=False)
     os.close(writing)
     assert done.returncode == CLOSED == 141
-    assert done.stderr == "tvmc: ClosedOutputError: what reads the output closed it before all was printed\n"
+    said = "tvmc: ClosedOutputError: what reads the output closed it before all was printed\n"
+    assert done.stderr == (said if heard else None)
 
 
 def test_what_is_drawn_into_a_closed_pipe_raises_and_does_not_end_the_process() -> None:
