@@ -12,36 +12,41 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from reparam_compiler.cost.model import cost
+from reparam_compiler.cost.model import Cost, cost
 from reparam_compiler.errors import ReparamError
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, NodeId, TensorType
 from reparam_compiler.passes.pruning.criteria.running import Running
 from reparam_compiler.vocabulary.dtypes import DTYPES, FLOATING
 
-MOST_PARAMETERS, MOST_MULTIPLY_ADDS = 10**8, 10**11
-"""Of a graph that is run for a report: half a GB, and some seconds."""
+MOST_PARAMETERS, MOST_MULTIPLY_ADDS, MOST_ACTIVATION_BYTES = 10**8, 10**11, 2**30
+"""Of a graph that is run for a report: half a GB of weights, some seconds, a GiB of values at once."""
 
 
 def measured_bytes(graph: Graph) -> dict[NodeId, int]:
     """For each node that gives one tensor the bytes that are alive once it has run.
 
     Nothing where the graph is not run: sizes are not known, floats are of another dtype, a node cannot be run outside its
-    model, or it is too large.
+    model, or it is too large, here or for torch.
     """
     types = {node.id: node.type for node in graph}
     floats = {type.dtype for type in types.values() if type is not None} & FLOATING.keys()
-    sized = all(type is not None and type.static_shape is not None for type in types.values())
     done = cost(graph)
-    if not sized or floats - {"f32"} or done.params > MOST_PARAMETERS or (done.flops or 0) > MOST_MULTIPLY_ADDS:
+    if done.activation_bytes is None or floats - {"f32"} or _too_large(done):
         return {}
     held = _Held()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             Running(graph).outputs(_Inputs(graph), held.see)
-    except ReparamError:
+    except (ReparamError, RuntimeError, MemoryError):  # the latter two of an input that torch has no room for
         return {}
     return held.found
+
+
+def _too_large(done: Cost) -> bool:
+    """Whether a run would take too long, or too much memory."""
+    bounds = ((done.params, MOST_PARAMETERS), (done.flops, MOST_MULTIPLY_ADDS), (done.activation_bytes, MOST_ACTIVATION_BYTES))
+    return any((found or 0) > most for found, most in bounds)
 
 
 class _Held:

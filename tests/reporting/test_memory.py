@@ -54,10 +54,19 @@ def test_random_numbers_of_the_caller_stay_as_they_were() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@pytest.mark.parametrize("name", ["MOST_PARAMETERS", "MOST_MULTIPLY_ADDS"])
+@pytest.mark.parametrize("name", ["MOST_PARAMETERS", "MOST_MULTIPLY_ADDS", "MOST_ACTIVATION_BYTES"])
 def test_a_graph_that_is_too_large_is_not_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = graph_of(Branches())
     monkeypatch.setattr(memory, name, 10)
+    assert measured_bytes(graph) == {}
+
+
+def test_a_graph_that_torch_has_no_room_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    graph = graph_of(Branches())
+    monkeypatch.setattr(torch, "zeros", full)
     assert measured_bytes(graph) == {}
 
 
