@@ -82,11 +82,20 @@ def _tensor(draw: random.Random, model: ModelProto) -> TensorProto:
     return draw.choice([tensor for graph in _graphs(model) for tensor in graph.initializer] or [TensorProto()])
 
 
+def _is_whole(tensor: TensorProto) -> bool:
+    """Whether a tensor has data, and they are what its shape and dtype take."""
+    try:
+        numpy_helper.to_array(tensor)
+    except (KeyError, TypeError, ValueError):  # an earlier mutation made it wrong
+        return False
+    return bool(tensor.raw_data)
+
+
 def _weights(draw: random.Random, model: ModelProto) -> TensorProto:
     """A tensor of floats with elements; an empty one, which is in no graph, where there is none."""
     kinds = (TensorProto.FLOAT, TensorProto.FLOAT16)
     found = [tensor for graph in _graphs(model) for tensor in graph.initializer if tensor.data_type in kinds]
-    return draw.choice([tensor for tensor in found if tensor.raw_data] or [numpy_helper.from_array(np.ones(2, np.float32))])
+    return draw.choice([tensor for tensor in found if _is_whole(tensor)] or [numpy_helper.from_array(np.ones(2, np.float32))])
 
 
 def _value(draw: random.Random, model: ModelProto) -> ValueInfoProto:
@@ -259,7 +268,7 @@ def other_rank(draw: random.Random, model: ModelProto) -> None:
 def other_dtype(draw: random.Random, model: ModelProto) -> None:
     """A tensor of another dtype, with data of that dtype."""
     tensor = _tensor(draw, model)
-    if tensor.raw_data:
+    if _is_whole(tensor):
         dtype = draw.choice([np.float64, np.float16, np.int64, np.int32, np.int8, np.uint8, np.bool_])
         with np.errstate(all="ignore"):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
@@ -331,7 +340,7 @@ def negative_variance(draw: random.Random, model: ModelProto) -> None:
     """The last input of a norm below zero, some of it or all."""
     node = _node(draw, model, lambda node: node.op_type == "BatchNormalization" and len(node.input) == 5)
     for tensor in model.graph.initializer:
-        if tensor.name == node.input[-1] and tensor.raw_data:
+        if tensor.name == node.input[-1] and _is_whole(tensor):
             array = numpy_helper.to_array(tensor).copy()
             array[draw.randrange(array.shape[0]) :] *= draw.choice([-1, 0])
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
