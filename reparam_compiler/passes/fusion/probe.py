@@ -25,6 +25,7 @@ from torch import Tensor
 
 from reparam_compiler.advice import option
 from reparam_compiler.core.channels import finest
+from reparam_compiler.core.drawn import is_drawn
 from reparam_compiler.core.kernel import ConvKernel, Ints, NotFusable, PaddingMode
 from reparam_compiler.errors import ReparamError
 from reparam_compiler.interpreter.difference import difference
@@ -200,7 +201,10 @@ def _sizes(
     tries = [(2, small), (2, recorded[1:] if recorded else small)]
     if recorded and fixed:
         tries.append((recorded[0], recorded[1:]))
-    for batch, sizes in dict.fromkeys(tries):
+    drawn = [(batch, sizes) for batch, sizes in dict.fromkeys(tries) if is_drawn((batch, channels, *sizes))]
+    if not drawn:
+        raise NotFusable("every source that shows what it does is too large to be drawn")
+    for batch, sizes in drawn:
         y = _tried(run, torch.zeros(batch, channels, *sizes, dtype=torch.float64))
         if y is not None and y.shape[:1] == (batch,):
             return sizes, batch, y

@@ -79,6 +79,12 @@ def test_what_is_no_convolution_is_refused(function: object, reason: str) -> Non
         identify(opaque(function), known=known)
 
 
+def test_what_would_be_tried_on_too_large_a_source_is_refused() -> None:
+    vast = ConvKernel(np.ones((1, 1, 1, 2**17)), np.zeros(1), (2**17, 2**17), (1, 1), ((0, 0), (0, 0)))
+    with pytest.raises(NotFusable, match="too large to be drawn"):
+        identify(conv_node(vast))
+
+
 def test_a_region_that_runs_only_on_its_recorded_size_is_probed_there() -> None:
     weight = torch.randn(4, 4, 3, 3, dtype=torch.float64)
 
