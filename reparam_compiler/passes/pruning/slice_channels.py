@@ -292,6 +292,13 @@ class _Params:
         self._done: dict[tuple[Param, tuple[int, ...]], Param] = {}
 
     def cut(self, param: Param, keeps: Mapping[int, Keep]) -> Param:
+        """Raises UnsupportedModelError where a parameter has another size than what it is read with."""
+        for axis, keep in keeps.items():
+            if param.shape[axis : axis + 1] != (len(keep),):
+                raise UnsupportedModelError(
+                    f"{param.origin or param.role}: found the shape {list(param.shape)}, expected {len(keep)} positions along "
+                    f"axis {axis}, as what it is read with has; the model cannot run"
+                )
         key = param, tuple(sorted(keeps)) if self._how is blank else ()  # read along several axes, it is blanked for each
         if key not in self._done:
             how = self._how

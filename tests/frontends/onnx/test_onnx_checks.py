@@ -206,6 +206,14 @@ def test_a_node_that_makes_no_sense_is_left_where_it_is_or_named(node: NodeProto
         reparam_compiler.prune(model, ratio=0.5, round_to=1)
 
 
+def test_weights_that_do_not_fit_what_they_are_read_with_are_named() -> None:
+    """ONNX infers no type for the product, and says nothing."""
+    nodes = [NODE("Conv", ["x", "w"], ["a"]), NODE("Flatten", ["a"], ["f"]), NODE("Gemm", ["f", "v"], ["y"])]
+    model = model_of(nodes, {"x": (1, 3, 2, 2)}, ["y"], {"w": normal(8, 3, 1, 1), "v": normal(8, 5)})
+    with pytest.raises(UnsupportedModelError, match=r"v: found the shape .*8.* expected 32 positions along axis [01]"):
+        reparam_compiler.prune(model, ratio=0.5, round_to=1)
+
+
 def test_more_axes_than_a_tensor_has_are_refused() -> None:
     nodes = [
         NODE("Tile", ["one", "times"], ["shape"]),
