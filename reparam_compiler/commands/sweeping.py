@@ -32,6 +32,7 @@ from reparam_compiler.commands.options import (
 from reparam_compiler.commands.printing import status
 from reparam_compiler.commands.pruning import from_calibration
 from reparam_compiler.commands.report import show
+from reparam_compiler.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
     from reparam_compiler.reporting.page import Page
@@ -83,10 +84,11 @@ def sweep_command(
         from reparam_compiler.commands.loading import loaded
         from reparam_compiler.commands.stating import stated_inputs
         from reparam_compiler.models.calibration import check_path
-        from reparam_compiler.reporting.sweeping import ratios_of
+        from reparam_compiler.reporting.sweeping import check_judged
         from reparam_compiler.reporting.writing import check_report
 
-        asked = ratios_of(ratios)
+        asked = _ratios(ratios)
+        check_judged(evaluate, calibration)
         check_report(output)
         if calibration is not None:
             check_path(calibration)
@@ -108,6 +110,16 @@ def sweep_command(
         show(_page(model, native, inputs, asked, _score(evaluate, inputs), options, no_fuse), output, as_json)
 
 
+def _ratios(text: str) -> tuple[float, ...]:
+    """Those of `--ratios`; raises BadParameter for what is no range and no list."""
+    from reparam_compiler.reporting.sweeping import ratios_of
+
+    try:
+        return ratios_of(text)
+    except ValueError as refusal:
+        raise typer.BadParameter(f"--ratios: {refusal}") from None
+
+
 def _score(evaluate: str | None, inputs: tuple[Any, ...] | None) -> "Score | None":
     """What `--evaluate` names; the samples and the function are looked for before any work."""
     from reparam_compiler.models.io import load_function
@@ -118,6 +130,9 @@ def _score(evaluate: str | None, inputs: tuple[Any, ...] | None) -> "Score | Non
     if evaluate is None:
         return None
     if not evaluate.endswith(".npz"):
+        if ":" not in evaluate:
+            what = "an .npz of samples and their `labels`, or package.module:function"
+            raise UnsupportedModelError(f"--evaluate: found {evaluate!r}; expected {what}")
         return Score(evaluate.rpartition(":")[2], load_function(evaluate))
     samples = Labelled.of(Path(evaluate))
     return Score("accuracy", lambda model: samples.accuracy(open(model, inputs, copy=False)))

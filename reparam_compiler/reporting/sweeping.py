@@ -38,24 +38,24 @@ def ratios_of(text: str) -> tuple[float, ...]:
     >>> ratios_of("0.1:0.5"), ratios_of("0.2:0.8:0.3"), ratios_of("0.3,0.15")
     ((0.1, 0.2, 0.3, 0.4, 0.5), (0.2, 0.5, 0.8), (0.15, 0.3))
 
-    Raises InfeasiblePruneError for another text, an end before the start, more than `MOST` of them, or what is no share.
+    Raises ValueError for another text, an end before the start, more than `MOST` of them, or what is no share.
     """
     expected = "expected FIRST:LAST, FIRST:LAST:STEP or a list by comma, from 0 up to below 1, as in 0.1:0.9"
     try:
         numbers = [float(part) for part in text.replace(":", ",").split(",")]
     except ValueError:
-        raise InfeasiblePruneError(f"--ratios {text}: {expected}") from None
+        raise ValueError(f"found {text!r}; {expected}") from None
     if ":" in text:
         numbers = _range(numbers, text, expected)
     if len(numbers) > MOST or not all(0 <= number < 1 for number in numbers):
-        raise InfeasiblePruneError(f"--ratios {text}: found {len(numbers)} ratios; {expected}, and at most {MOST} of them")
+        raise ValueError(f"found {text!r}, {len(numbers)} ratios; {expected}, and at most {MOST} of them")
     return tuple(sorted(dict.fromkeys(numbers)))
 
 
 def _range(numbers: list[float], text: str, expected: str) -> list[float]:
     first, last, step = (*numbers, 0.1) if len(numbers) == 2 else numbers if len(numbers) == 3 else (0.0, 0.0, 0.0)
     if "," in text or not (step > 0 and last >= first and math.isfinite(last - first)):
-        raise InfeasiblePruneError(f"--ratios {text}: {expected}")
+        raise ValueError(f"found {text!r}; {expected}")
     count = min(math.floor((last - first) / step + 1e-9), MOST)
     return [round(first + step * number, 9) for number in range(count + 1)]
 
@@ -95,14 +95,11 @@ def sweep(
         options: more arguments of `prune`.
 
     Raises:
-        InfeasiblePruneError: there is neither a score nor calibration data, an option makes no sense, or no ratio can be had.
+        InfeasiblePruneError: as `check_judged`; an option makes no sense, or no ratio can be had.
         UnsupportedModelError, VerificationError, RewriteError: as `prune`, and as the score.
     """
     made(PruneOptions, "sweep", options)
-    if score is None and options.get("calibration") is None:
-        raise InfeasiblePruneError(
-            "found neither --evaluate nor --calibration; expected one of them: nothing says how good a pruned model is"
-        )
+    check_judged(score, options.get("calibration"))
     with tempfile.TemporaryDirectory() as folder:
         found = _Sweeping(Path(folder), inputs, score, options)
         if fused is not model:
@@ -112,6 +109,14 @@ def sweep(
             if ratio:
                 found.prune(ratio, fused)
         return found.timed()
+
+
+def check_judged(score: object, calibration: object) -> None:
+    """Raises InfeasiblePruneError where there is neither of them."""
+    if score is None and calibration is None:
+        raise InfeasiblePruneError(
+            "found neither --evaluate nor --calibration; expected one of them: nothing says how good a pruned model is"
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -187,7 +192,7 @@ class _Sweeping:
         pruned = [point for point in self.points if point.ratio]
         if self.refusals and all(point.refused for point in pruned):
             raise self.refusals[0]
-        if self.score is None and not any(point.error is not None for point in pruned):
+        if self.score is None and pruned and all(point.error is None for point in pruned):
             raise InfeasiblePruneError(
                 "no calibration sample could be held out to tell the error of a pruned model on; give eight or more, "
                 "or --evaluate"

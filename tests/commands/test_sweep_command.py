@@ -48,10 +48,8 @@ def test_a_function_evaluates_every_model_and_a_terminal_shows_it(folder: Path) 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--ratios", "0.9:0.1"], "InfeasiblePruneError: --ratios 0.9:0.1: expected FIRST:LAST"),
-        ([], "InfeasiblePruneError: found neither --evaluate nor --calibration"),
         (["--evaluate", "nothing.npz"], "UnsupportedModelError: nothing.npz cannot be read"),
-        (["--evaluate", "nothing"], "UnsupportedModelError: found the function 'nothing'; expected package.module:function"),
+        (["--evaluate", "nothing.npy"], "UnsupportedModelError: --evaluate: found 'nothing.npy'; expected an .npz of samples"),
         (["--evaluate", f"{HERE}:HERE"], f"UnsupportedModelError: {HERE}:HERE: found a str; expected a function"),
         (["--evaluate", f"{HERE}:missing"], f"{HERE} has no missing"),
         (["--evaluate", f"{HERE}:raises"], "calling raises(model) raised KeyError"),
@@ -62,6 +60,19 @@ def test_what_is_wrong_is_said_in_a_line(words: list[str], said: str, folder: Pa
     found = reparam("sweep", folder / "net.onnx", "--ratios", "0.5", *words)
     assert said in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--ratios", "0.9:0.1", "--calibration", "x.npz"], 2, "--ratios: found '0.9:0.1'; expected FIRST:LAST"),
+        (["--ratios", "0.5"], 8, "found neither --evaluate nor --calibration; expected one of them"),
+    ],
+)
+def test_what_words_alone_tell_comes_before_any_work(words: list[str], code: int, said: str) -> None:
+    found = reparam("sweep", "no_such_file.onnx", *words, "--json")
+    assert found.exit_code == code
+    assert said in json.loads(found.stdout)["message"]
 
 
 def test_labels_of_a_file_evaluate_too(folder: Path, tmp_path: Path) -> None:

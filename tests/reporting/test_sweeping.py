@@ -59,13 +59,13 @@ def test_a_range_has_its_first_and_every_step_up_to_its_last(first: int, more: i
         ("0.1:0.2:0.1:0.3", "expected FIRST:LAST"),
         ("0.1:nan", "expected FIRST:LAST"),
         ("0.1,0.2:0.3", "expected FIRST:LAST"),
-        ("0.1:1.0", "found 10 ratios"),
-        ("-0.1", "found 1 ratios"),
+        ("0.1:1.0", "10 ratios"),
+        ("-0.1", "1 ratios"),
         ("0:0.9:1e-9", f"at most {MOST} of them"),
     ],
 )
 def test_what_is_no_range_is_refused(text: str, said: str) -> None:
-    with pytest.raises(InfeasiblePruneError, match=said):
+    with pytest.raises(ValueError, match=said):
         ratios_of(text)
 
 
@@ -121,6 +121,31 @@ def test_where_no_ratio_can_be_had_it_is_refused_as_prune_refuses_it(untimed: No
 def test_nothing_to_judge_by_is_refused_before_any_work() -> None:
     with pytest.raises(InfeasiblePruneError, match="neither --evaluate nor --calibration"):
         sweep(None, None, None, (0.5,))
+
+
+def test_where_nothing_is_to_be_removed_the_unpruned_model_stands_alone(untimed: None) -> None:
+    assert [(point.ratio, point.error) for point in swept((0.0,), calibration=IMAGES).points] == [(None, None), (0.0, 0.0)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 9])
+def test_some_models_are_open_at_once_and_the_first_is_timed_beside_all(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    from reparam_compiler.frontends.onnx import timing
+
+    opened: list[int] = []
+
+    def run_of(path: Path, _: object) -> Any:
+        opened.append(int(path.name))
+        return path.name
+
+    monkeypatch.setattr(timing, "TOGETHER", 3)
+    monkeypatch.setattr(timing, "_run_of", run_of)
+    monkeypatch.setattr(timing, "_seconds", lambda run: float(run))
+    assert timing.least_milliseconds([Path(str(place)) for place in range(count)], []) == [
+        1e3 * place for place in range(count)
+    ]
+    assert [place for place in opened if place] == list(range(1, count))
+    assert opened.count(0) == {1: 1, 2: 1, 4: 1, 9: 3}[count]
 
 
 def test_too_few_samples_to_hold_one_out_are_refused(untimed: None) -> None:
