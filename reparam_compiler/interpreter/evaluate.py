@@ -24,6 +24,11 @@ from reparam_compiler.ir.kind import OperandName
 from reparam_compiler.progress import steps
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
+_BY_TORCH = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What its operations raise on operands that do not fit."""
+_BY_OTHERS = (*_BY_TORCH, AssertionError, AttributeError)
+"""The same of whatever runs an opaque node."""
+
 
 def tensor_of(param: Param, dtype: torch.dtype = torch.float64) -> Tensor:
     """A parameter as a torch tensor of its shape, on the CPU: floating and complex ones as `dtype`, all others in their own.
@@ -102,7 +107,7 @@ def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torc
         value = apply(node.op, operands)
     except ReparamError as error:
         raise type(error)(f"{node.id}: {error}") from error
-    except _RAISED as error:
+    except _raised_by(node.op) as error:
         shapes = [tuple(value.shape) if isinstance(value, Tensor) else value for value in operands]
         raise RewriteError(f"{node.id} ({node.op.name}) cannot be evaluated on {shapes}: {error}") from error
     if not isinstance(node.op, ops.Opaque):
@@ -111,8 +116,10 @@ def run_node(node: Node, values: Mapping[NodeId, Any], dtype: torch.dtype = torc
     return _pytree.tree_map_only(Tensor, lambda part: _wide(part, dtype), value)
 
 
-_RAISED = (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""By operations of torch's, and by whatever runs an opaque node, on operands that do not fit."""
+def _raised_by(op: ops.Op) -> tuple[type[Exception], ...]:
+    return _BY_OTHERS if isinstance(op, ops.Opaque) else _BY_TORCH
+
+
 PART = 2**21
 """Elements of a weight that are converted at a time: as many as a cache holds."""
 

@@ -155,6 +155,18 @@ def test_an_op_that_fails_is_named_with_the_shapes_that_it_got() -> None:
         evaluate(graph, {"x": X})
 
 
+@pytest.mark.parametrize(("op", "raised"), [(ops.Opaque("mystery"), RewriteError), (ops.Identity(), AttributeError)])
+def test_a_defect_of_ours_is_no_failure_of_an_op(op: ops.Op, raised: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What raises AttributeError may be somebody else's code in an opaque node, and nowhere else."""
+
+    def failing(*_: object) -> None:
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr(evaluator, "apply", failing)
+    with pytest.raises(raised, match="no such thing"):
+        evaluate_node(Node("y", op, ("x",)), {"x": X})
+
+
 def test_wanted_values_inside_the_graph_are_returned() -> None:
     graph = Graph.of(
         [Node("x", ops.Input(), ()), Node("a", ops.Elementwise("relu"), ("x",)), Node("b", ops.Identity(), ("a",))], ["b"]
