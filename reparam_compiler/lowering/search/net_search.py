@@ -173,21 +173,37 @@ class NetSearch:
         chosen = choices(records, self._target, self.search.tuning.rule)
         in_net = {each.shape for each in records if each.target == self._target and each.where == "net"}
         convs = [
-            TunedTask(
-                str(state.layer),
-                len(state.measured),
-                state.best,
-                state.layer.count,
-                state.measured.get(state.rule) if state.points else None,
-                *_decided(state, chosen.get(state.layer.shape, ()), in_net=state.layer.shape in in_net),
-            )
+            _task_of(state, chosen.get(state.layer.shape, ()), in_net=state.layer.shape in in_net)
             for state in self.planner.states
         ]
-        rest = [TunedTask(each.name, *self.generic.trials(each), each.count) for each in self.generic.functions]
+        functions = self.generic.functions
+        rest = [
+            TunedTask(name=each.name, trials=trials, best_seconds=best, count=each.count)
+            for each, (trials, best) in zip(functions, map(self.generic.trials, functions), strict=True)
+        ]
         rule, net = times or (None, None)
         return TuneResult(
-            self._measured - self._before, self._measured, (*convs, *rest), self.clock.failed, rule, net, interrupted
+            measured=self._measured - self._before,
+            total=self._measured,
+            tasks=(*convs, *rest),
+            failed=self.clock.failed,
+            rule_seconds=rule,
+            net_seconds=net,
+            interrupted=interrupted,
         )
+
+
+def _task_of(state: State, faster: Sequence[Choice], *, in_net: bool) -> TunedTask:
+    taken, decided = _decided(state, faster, in_net=in_net)
+    return TunedTask(
+        name=str(state.layer),
+        trials=len(state.measured),
+        best_seconds=state.best,
+        count=state.layer.count,
+        rule_seconds=state.measured.get(state.rule) if state.points else None,
+        taken=taken,
+        decided=decided,
+    )
 
 
 def _decided(state: State, faster: Sequence[Choice], *, in_net: bool) -> tuple[str, str]:
