@@ -130,11 +130,15 @@ class Store:
     def __init__(self, folder: Path, target: Any) -> None:
         self.database = meta_schedule.database.JSONDatabase(str(folder / WORKLOADS), str(folder / SCHEDULES))
         self._target = describe(target)
+        self._records, self._known = list[Any](), 0
 
     @property
     def records(self) -> list[Any]:
-        """Those of the target."""
-        return [each for each in self.database.get_all_tuning_records() if describe(each.target) == self._target]
+        """Those of the target; looked for anew where there are more records than the last time."""
+        if len(self.database) != self._known:
+            found = self.database.get_all_tuning_records()
+            self._records, self._known = [each for each in found if describe(each.target) == self._target], len(found)
+        return self._records
 
     def of(self, func: Any) -> list[Any]:
         """Those of a function."""
