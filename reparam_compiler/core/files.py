@@ -97,15 +97,15 @@ def held(path: Path, *, wait: bool = False) -> Iterator[bool]:
     wait: until those who hold it let go.
     """
     with contextlib.ExitStack() as stack:
-        held = False
+        locked = False
         with contextlib.suppress(OSError, ImportError):
             import fcntl
 
             descriptor = os.open(path, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            held = True
-        yield held
+            locked = True
+        yield locked
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
@@ -150,9 +150,14 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         except OSError as error:
             if error.errno is None or (error.filename is not None and str(error.filename) != str(part)):  # of another file
                 raise
-            raise OSError(error.errno, f"{error.strerror}; what was there before is as it was", str(target)) from error
+            raise _unwritten(target, error) from error
         finally:
             part.unlink(missing_ok=True)
+
+
+def _unwritten(target: Path, error: OSError) -> OSError:
+    """What happened to the file beside it, told of the one that was asked for."""
+    return OSError(error.errno, f"{error.strerror}; what was there before is as it was", str(target))
 
 
 def abandoned_parts(target: Path) -> Iterator[Path]:
@@ -168,7 +173,10 @@ def _locked_part(target: Path) -> Iterator[Path]:
     """A new, empty file beside another one, locked where there are locks."""
     while True:
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}{target.suffix}")
-        part.touch(exist_ok=False)
+        try:
+            part.touch(exist_ok=False)
+        except OSError as error:
+            raise _unwritten(target, error) from error
         with held(part, wait=True):
             if part.exists():  # another process may have taken it for an abandoned one before it was locked
                 yield part

@@ -127,6 +127,14 @@ def test_where_nothing_can_be_written_is_said_before_and_what_had_no_room_names_
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(FileNotFoundError, match="other"), written_whole(target):
         (tmp_path / "other").read_text()
+
+    def touched(path: Path, **_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "touch", touched)
+        with pytest.raises(OSError, match=full):
+            write_half(target)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write where the mode says otherwise
     with pytest.raises(PermissionError, match=r"cut.json: the folder .* cannot be written; name a file in another"):
         check_place(target)
