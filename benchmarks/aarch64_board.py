@@ -65,8 +65,8 @@ def made(root: Path) -> Path:
 def _unpack_system(root: Path) -> None:
     """Debian's packages, with all that they depend on."""
     state = root / "apt"
-    (state / "lists" / "partial").mkdir(parents=True)
-    (state / "cache" / "archives" / "partial").mkdir(parents=True)
+    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
+    (state / "cache" / "archives" / "partial").mkdir(parents=True, exist_ok=True)
     (state / "status").touch()
     settings = {
         "APT::Architecture": "arm64",

@@ -1,7 +1,7 @@
 """A search that is killed at random moments, and a folder that holds what it should not: nothing is lost, and each is said.
 
     python -m benchmarks.kills [--kills 50] [--seconds S] [--trials 6] [--seed 0] [-o benchmarks/results/kills.md]
-    python -m benchmarks.kills --of writers [--kills 50] [--interrupts 24] [--seconds S] [-o …/kills-writers.md]
+    python -m benchmarks.kills --of writers [--kills 50] [--interrupts 24] [--seconds S] [--seed 0] [-o …/kills-writers.md]
 
 `tvmc tune` searches a small net (two convs and a pooling) again and again in one folder, each time for a few trials more.
 
@@ -229,7 +229,7 @@ def _search(arguments: argparse.Namespace, work: Path) -> int:
         print(f"{len(found)}: {kill}", flush=True)
     scenes = [scene(subject) for scene in SCENES]
     record = {"kills": [asdict(kill) for kill in found], "scenes": [asdict(scene) for scene in scenes]}
-    asked = f"--kills {arguments.kills} --seconds {arguments.seconds:g}"
+    asked = f"--kills {arguments.kills} --seconds {arguments.seconds:g} --trials {arguments.trials} --seed {arguments.seed}"
     _say(arguments.output, "A search, killed", asked, written(found, scenes, subject.left()), record)
     return int(not all(each.sound for each in (*found, *scenes)))
 
@@ -241,6 +241,7 @@ def _writers(arguments: argparse.Namespace, work: Path) -> int:
         found.append(end)
         print(f"{len(found)}: {end}", flush=True)
     how = f"--of writers --kills {arguments.kills} --interrupts {arguments.interrupts} --seconds {arguments.seconds:g}"
+    how += f" --seed {arguments.seed}"
     body = kills_writers.written(found)
     _say(arguments.output, "Commands that write, killed and interrupted", how, body, {"ends": [asdict(end) for end in found]})
     return int(not all(end.sound for end in found))

@@ -1,6 +1,6 @@
 """ONNX files that are large: of many bytes, and of many nodes. Seconds and the most memory of the commands on them.
 
-    python -m benchmarks.large [--only NAME …] [--keep FOLDER] [-o benchmarks/results/large.md]
+    python -m benchmarks.large [--only NAME …] [-o benchmarks/results/large.md]
 
 Both are made here, with random weights: blocks of a 3x3 conv and a 1x1 conv, a norm behind each, their sum and a ReLU.
 
