@@ -221,7 +221,7 @@ def text(results: Results, sixteen: Sequence[str]) -> str:
     parts = []
     for batch, threads in sorted({(batch, row.threads) for batch, row in results.rows}):
         rows = {(row.subject, row.engine): row for found, row in results.rows if (found, row.threads) == (batch, threads)}
-        parts.append(f"## Batch {batch}, {threads} thread{'s' * (threads > 1)}\n\n" + _table(rows, sixteen))
+        parts.append(f"## Batch {batch}, {threads} thread{'s' * (threads > 1)}\n\n" + _table(rows, sixteen) + "\n")
     lines = ["| net | build, CPU s | artifact over weights | most of the time |", "| --- | --- | --- | --- |"]
     for name, built in results.built.items():
         if isinstance(built, str):
@@ -268,7 +268,6 @@ def _table(rows: dict[tuple[str, str], Row], sixteen: Sequence[str]) -> str:
             "",
             f"Of the {len(ratios)} of {len(sixteen)} that ran: geometric mean {mean:.2f} (wanted on one thread {MEAN}), "
             f"slowest {ratios[slowest]:.2f} ({slowest}; wanted {SLOWEST})",
-            "",
         ]
     return "\n".join(lines)
 
