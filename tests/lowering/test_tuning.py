@@ -1,10 +1,5 @@
 """A search goes on after a kill, its records are used where they are faster, and a torn line costs nothing else."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +25,9 @@ from reparam_compiler.lowering.search.asked import SearchOptions
 from reparam_compiler.lowering.search.pairs import Repeats
 from reparam_compiler.lowering.search.progress import TuneStep
 from reparam_compiler.lowering.search.records import (
-    CONVS,
     SCHEDULES,
     ConvRecord,
     append_conv,
-    read_convs,
 )
 from reparam_compiler.lowering.target import describe, resolve
 from tests.support import instant_trials
@@ -161,36 +154,3 @@ def test_nothing_starts_where_nothing_is_left_to_measure(tmp_path: Path, monkeyp
     assert tuned(convs_and_pool(), **words).measured == 1
     assert tuned(convs_and_pool(), **words).measured == 0
     assert asked == [Repeats(2, 3, 5, 4.0)]
-
-
-KILLED = """
-import sys, onnx
-from reparam_compiler import lowering
-options = lowering.SearchOptions(trials=400)
-lowering.tune(onnx.load(sys.argv[1]), database=sys.argv[2], options=options, progress=False)
-"""
-
-
-@pytest.mark.slow
-def test_search_goes_on_after_kill_nine(tmp_path: Path) -> None:
-    root, model, records = str(Path(lowering.__file__).parents[2]), tmp_path / "net.onnx", tmp_path / "records"
-    onnx.save(convs_and_pool(), model)
-    command = [sys.executable, "-c", KILLED, str(model), str(records)]
-    child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": root})
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and whole_lines(records / CONVS) < 4:
-        assert child.poll() is None, "the search ended before it could be killed"
-        time.sleep(0.1)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    with (records / CONVS).open("a") as file:
-        file.write('{"shape": {"batch": 1, "hei')  # a kill in the middle of a write
-    before = whole_lines(records / CONVS)
-    assert before >= 4
-    result = tuned(onnx.load(model), trials=before + 3, database=records)
-    assert (result.measured, result.total) == (3, before + 3)
-    assert len([record for record in read_convs(records) if record.where == "alone"]) >= before + 1  # the rest had its share
-
-
-def whole_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.is_file() else 0
