@@ -468,7 +468,9 @@ def test_tuned_records_are_taken_by_compile_and_by_another_search(
     layer = page["search"]["layers"][0]
     assert (layer["rule_seconds"], layer["best_seconds"]) == (1e-3, 1e-3)
     assert layer["decided"].startswith("the rule: nothing was faster")
-    assert [(step["trial"], step["best_seconds"]) for step in page["search"]["curve"]] == [(1, 1e-3)]
+    curve = page["search"]["curve"]  # of the second trial a step is said where it is of a conv
+    assert [step["trial"] for step in curve] in ([1], [1, 2])
+    assert {step["best_seconds"] for step in curve} == {1e-3}
     assert tvmc("compile", model, "--tuning-records", tmp_path / "records", "-o", tmp_path / "m.tar").exit_code == 0
     words = ["tune", model, "--trials", 2, "--tuning-records", tmp_path / "records", "--json"]
     again = tvmc(*words, "-o", tmp_path / "more")

@@ -294,7 +294,7 @@ class _Params:
     def cut(self, param: Param, keeps: Mapping[int, Keep]) -> Param:
         """Raises UnsupportedModelError where a parameter has another size than what it is read with."""
         for axis, keep in keeps.items():
-            if param.shape[axis : axis + 1] != (len(keep),):
+            if {*param.shape[axis : axis + 1]} - {1, len(keep)}:  # one place, or none, is the same for all
                 raise UnsupportedModelError(
                     f"{param.origin or param.role}: found the shape {list(param.shape)}, expected {len(keep)} positions along "
                     f"axis {axis}, as what it is read with has; the model cannot run"
