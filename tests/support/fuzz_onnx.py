@@ -83,7 +83,9 @@ def _tensor(draw: random.Random, model: ModelProto) -> TensorProto:
 
 
 def _is_whole(tensor: TensorProto) -> bool:
-    """Whether a tensor has data, and they are what its shape and dtype take."""
+    """Whether a tensor has data in the model, and they are what its shape and dtype take."""
+    if tensor.data_location == TensorProto.EXTERNAL:
+        return False
     try:
         numpy_helper.to_array(tensor)
     except (KeyError, TypeError, ValueError):  # an earlier mutation made it wrong
