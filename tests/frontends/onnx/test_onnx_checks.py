@@ -195,11 +195,13 @@ def test_more_bounds_than_a_tensor_has_axes_are_refused() -> None:
         NODE("Unsqueeze", ["x", "axes"], ["y"]),
         NODE("Resize", ["x", "", "scales"], ["y"], mode=b"\xff"),
         NODE("Concat", ["x", "flat"], ["y"], axis=1),
+        NODE("Pad", ["x", "far"], ["y"]),
     ],
     ids=lambda node: node.op_type,
 )
 def test_a_node_that_makes_no_sense_is_left_where_it_is_or_named(node: NodeProto) -> None:
     constants = {"w": normal(4, 3, 1, 1), "axes": np.array([9, 9]), "scales": np.ones(4, np.float32), "flat": normal(4)}
+    constants["far"] = np.array([0, 2**59, 0, 0, 0, 0, 0, 0])
     used = {name: array for name, array in constants.items() if name in ("w", *node.input)}
     model = model_of([NODE("Conv", ["i", "w"], ["x"]), node], {"i": (1, 3, 4, 4)}, ["y"], used)
     with contextlib.suppress(UnsupportedModelError, InfeasiblePruneError):
