@@ -156,7 +156,7 @@ class Trace:
             if isinstance(op, ops.Input):
                 raise
             return self.freeze(node, f"{called(node)} has sizes that are not known")
-        except (MemoryError, ValueError):  # numpy's, of sizes that a file states and its values have not
+        except (IndexError, MemoryError, StopIteration, ValueError):  # of sizes that a file states and its values have not
             return self.freeze(node, f"{called(node)} cannot be followed at this shape")
 
     def _pin_asked_sizes(self) -> None:
