@@ -26,6 +26,7 @@ from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, Constant, const
 from reparam_compiler.ir.graph import TensorType
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import FLOATING
+from reparam_compiler.vocabulary.misread import is_misread
 from reparam_compiler.vocabulary.resolve import onnx_facts
 
 
@@ -113,6 +114,8 @@ class Shapes:
         """Notes what depends on constants and sizes alone; False for every other node."""
         if not self.is_resolved(node) or onnx_facts(node.op_type) & (Facts.RANDOM | Facts.QUANTIZED):
             return False
+        if is_misread(node.op_type, self.opset):
+            return False
         if node.op_type == "Constant":
             return self._read_constant(node)
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
@@ -151,9 +154,8 @@ class Shapes:
         outputs = [name for name in node.output if name]
         if not better or all(name in self._types and self._types[name].static_shape is not None for name in outputs):
             return
-        inputs = {name: self.constants.get(name) or self._types.get(name) for name in given}
-        known = {name: found for name, found in inputs.items() if found is not None}
-        if node.domain not in OWN_DOMAIN or len(known) < len(inputs):
+        known = self._known_inputs(node)
+        if node.domain not in OWN_DOMAIN or len(known) < len(set(given)):
             return
         for name, found in infer_outputs(self._model, node, known).items():
             if self.note_type(name, found):
@@ -161,8 +163,11 @@ class Shapes:
 
     def refusal(self, node: NodeProto) -> str | None:
         """What ONNX says against a node, with all that is known of its inputs; None where it takes it."""
+        return refusal_of(self._model, node, self._known_inputs(node))
+
+    def _known_inputs(self, node: NodeProto) -> dict[str, Constant | TensorType]:
         known = {name: self.constants.get(name) or self._types.get(name) for name in node.input if name}
-        return refusal_of(self._model, node, {name: found for name, found in known.items() if found is not None})
+        return {name: found for name, found in known.items() if found is not None}
 
     def note_type(self, name: str, found: TensorType) -> bool:
         """Takes a type over that says more than what is known; True where it does."""

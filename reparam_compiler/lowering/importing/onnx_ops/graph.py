@@ -14,14 +14,13 @@ from onnx import NodeProto, TypeProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from reparam_compiler.errors import LoweringError
+from reparam_compiler.vocabulary.misread import is_misread
 
 OPSET = 21
 """Of the models that TVM sees, at least; all rules are written in it."""
 READ_AS_DATA, FOLDED = 4096, 1 << 20
 """Elements: of a constant that type inference may read, and at most of a value that is computed here."""
 RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-MISREAD = {"BatchNormalization", "Hardmax", "LogSoftmax", "LpNormalization", "LRN", "Resize", "Softmax"}
-"""What onnx's reference evaluator computes otherwise than ONNX says, in some opset or with some attribute: `findings/`."""
 OWN = ("", "ai.onnx")
 """What ONNX's own package is called."""
 Ints = tuple[int, ...]
@@ -193,7 +192,9 @@ class Graph:
 
     def _folded(self, node: Node) -> list[str] | None:
         """The outputs of a node of constants alone; None where one is known later, and of a large or wrong value."""
-        if node.domain or node.op in RANDOM | MISREAD or not all(name in self.constants for name in node.inputs if name):
+        if node.domain or node.op in RANDOM or is_misread(node.op, self._opsets[0].version):
+            return None
+        if not all(name in self.constants for name in node.inputs if name):
             return None
         inputs = {name: self.constants[name] for name in node.inputs if name}
         outputs = [f"out{index}" for index in range(node.outputs)]
