@@ -6,8 +6,8 @@
     sizes       that memory holds (`great_sizes`)
     functions   one of a name, and none calls itself, by whatever way
 
-It costs a look at each node and no look at any element. What is right by itself and wrong together (a kernel of three axes)
-is for the readers.
+It costs a look at each node, and at no elements but the few of sizes. What is right by itself and wrong together (a kernel of
+three axes) is for the readers.
 """
 
 from collections import Counter
@@ -20,8 +20,9 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.great_sizes import check_sizes
+from reparam_compiler.frontends.onnx.io import tensors_of
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, opset_among, opset_of
-from reparam_compiler.frontends.onnx.tensors import REWRITE, RUN_CHECKER, called, check_tensor
+from reparam_compiler.frontends.onnx.tensors import REWRITE, RUN_CHECKER, bodies_of, called, check_tensor
 
 _NUMBERS = {AttributeProto.FLOAT: "f", AttributeProto.INT: "i", AttributeProto.STRING: "s"}
 _OBJECTS = {
@@ -42,6 +43,8 @@ _FIELDS = {**_NUMBERS, **_OBJECTS, **_LISTS}
 def check(model: ModelProto) -> None:
     """Raises UnsupportedModelError for a model that no reader could make sense of; the message names the place."""
     _check_text(model)
+    for tensor in tensors_of(model):
+        check_tensor(tensor)
     _check_functions(model.functions)
     defined = frozenset(map(_key, model.functions))
     opset = opset_of(model)
@@ -68,8 +71,6 @@ def _check_text(message: Message) -> None:
 
 
 def _check_graph(graph: GraphProto, opset: int, defined: frozenset[Called]) -> None:
-    for tensor in graph.initializer:
-        check_tensor(tensor)
     for sparse in graph.sparse_initializer:
         check_tensor(sparse.values)
         check_tensor(sparse.indices)
@@ -83,10 +84,8 @@ def _check_nodes(nodes: Iterable[NodeProto], opset: int, defined: frozenset[Call
             raise UnsupportedModelError(f"{called(node)} gives no value; {RUN_CHECKER}")
         for attribute in node.attribute:
             _check_value(node, attribute)
-            for tensor in [*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors]:
-                check_tensor(tensor)
-            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                _check_graph(body, opset, defined)
+        for body in bodies_of(node):
+            _check_graph(body, opset, defined)
         if node.domain in OWN_DOMAIN and _callee(node) not in defined:
             _check_against_schema(node, opset)
 
@@ -205,6 +204,5 @@ def _spelled(called: Called) -> str:
 def _calls(nodes: Iterable[NodeProto]) -> Iterator[Called]:
     for node in nodes:
         yield _callee(node)
-        for attribute in node.attribute:
-            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _calls(body.node)
+        for body in bodies_of(node):
+            yield from _calls(body.node)

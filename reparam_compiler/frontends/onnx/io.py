@@ -17,7 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_h
 
 from reparam_compiler.core.files import abandoned_parts, held, written_whole
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.tensors import byte_count, check_tensor, inline
+from reparam_compiler.frontends.onnx.tensors import bodies_of, byte_count, check_tensor, inline
 
 IN_MEMORY = 2**28
 """Bytes of external data that `load` reads at once."""
@@ -177,8 +177,8 @@ def _tensors_of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                yield from _tensors_of_graph(body)
+        for body in bodies_of(node):
+            yield from _tensors_of_graph(body)
 
 
 def copy_without(model: ModelProto, dropped: Iterable[str]) -> ModelProto:

@@ -9,6 +9,8 @@ from onnx import GraphProto, ModelProto, NodeProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
+from reparam_compiler.frontends.onnx.tensors import bodies_of
+
 FAILURES = (
     *(ArithmeticError, AttributeError, AssertionError, LookupError, MemoryError),
     *(NotImplementedError, RuntimeError, TypeError, ValueError),
@@ -19,9 +21,8 @@ FAILURES = (
 def captured(node: NodeProto) -> tuple[str, ...]:
     """The values of the outer graph that the node's subgraphs read without its inputs naming them."""
     found: dict[str, None] = {}
-    for attribute in node.attribute:
-        for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-            found.update(dict.fromkeys(captured_by(body)))
+    for body in bodies_of(node):
+        found.update(dict.fromkeys(captured_by(body)))
     return tuple(name for name in found if name not in node.input)
 
 

@@ -27,7 +27,7 @@ from reparam_compiler.frontends.onnx.ops.scatter import written_box
 from reparam_compiler.frontends.onnx.reader import Stored
 from reparam_compiler.frontends.onnx.shapes.inference import opset_of
 from reparam_compiler.frontends.onnx.spelling import INPUTS, Numbers, Place, is_stated_anew, numbers
-from reparam_compiler.frontends.onnx.tensors import Constant, set_type, tensor_from
+from reparam_compiler.frontends.onnx.tensors import Constant, bodies_of, set_type, tensor_from
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Diff, Graph, Node, NodeId, Operand, Param, TensorType, diff
 from reparam_compiler.vocabulary.dtypes import DTYPES
@@ -395,9 +395,8 @@ def names_of(graph: GraphProto) -> set[str]:
     found |= {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
     for node in graph.node:
         found.update(node.input, node.output)
-        for attribute in node.attribute:
-            for body in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                found |= names_of(body)
+        for body in bodies_of(node):
+            found |= names_of(body)
     return found
 
 

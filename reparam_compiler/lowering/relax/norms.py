@@ -36,7 +36,8 @@ def with_scales(module: Any) -> Any:
 class _Arithmetic(PyExprMutator):  # type: ignore[misc, unused-ignore]
     def visit_call_(self, call: Any) -> Any:
         call = self.visit_expr_post_order(call)
-        name, sizes = op_name(call), sizes_of(call.args[0]) if op_name(call) in (LAYERS, GROUPS, INSTANCES) else None
+        name = op_name(call)
+        sizes = sizes_of(call.args[0]) if name in (LAYERS, GROUPS, INSTANCES) else None
         if sizes is None:
             return call
         data, rank, dtype = call.args[0], len(sizes), str(call.ty.dtype)

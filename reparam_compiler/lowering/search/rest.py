@@ -40,8 +40,8 @@ UNMADE = "it was not measured"
 """The failure of a candidate that none had a device for; nothing of it is kept."""
 FAILED = 1e10  # seconds that MetaSchedule notes of a candidate that could not be built or run
 # in a callback TVM makes a RuntimeError of every error that it does not know; these end a search
-for ends in (KeyboardInterrupt, LoweringError):
-    tvm_ffi.register_error(ends)
+tvm_ffi.register_error(KeyboardInterrupt)
+tvm_ffi.register_error(LoweringError)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

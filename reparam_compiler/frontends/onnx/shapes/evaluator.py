@@ -22,7 +22,7 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_outputs, infer_types, opset_of, refusal_of
 from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
 from reparam_compiler.frontends.onnx.shapes.sizes import Elements, Sizes
-from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, Constant, constant_of, dtype_word, element_type
+from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, Constant, bodies_of, constant_of, dtype_word, element_type
 from reparam_compiler.ir.graph import TensorType
 from reparam_compiler.ir.ops import Facts
 from reparam_compiler.vocabulary.dtypes import FLOATING
@@ -118,7 +118,7 @@ class Shapes:
             return False
         if node.op_type == "Constant":
             return self._read_constant(node)
-        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+        if next(bodies_of(node), None) is not None:
             return False
         if node.op_type == "Identity" and node.input[0] in self.constants:
             self.constants[node.output[0]] = self.constants[node.input[0]]

@@ -41,7 +41,7 @@ def move(node: Node, op: ops.Op, trace: Trace) -> Labelled:
         return _reshape(node, values[0], trace)
     try:
         moved = _run(node, op, values, labelled, trace)
-    except (RewriteError, RuntimeError):  # torch's, of a size that the file states and no label has
+    except RewriteError:
         return trace.freeze(node, f"{called(node)} cannot be followed at this shape")
     if isinstance(op, ops.Move):  # its channels stay channels: it is told how many of them make one
         return _settle(node, moved.numpy(), trace, labelled)  # type: ignore[union-attr]

@@ -27,6 +27,8 @@ from reparam_compiler.ir.kind import Place
 Labels = Int64[np.ndarray, "C"]
 Slot = tuple[NodeId, int]
 """A node and the index of one of its inputs."""
+_UNFIT = (IndexError, MemoryError, RuntimeError, StopIteration, ValueError)
+"""What rules, numpy and torch raise of sizes that a file states and its values have not."""
 FIXED = 0
 """The label of what can never be removed."""
 _COMPLEX = "computes with complex numbers"
@@ -156,7 +158,7 @@ class Trace:
             if isinstance(op, ops.Input):
                 raise
             return self.freeze(node, f"{called(node)} has sizes that are not known")
-        except (IndexError, MemoryError, StopIteration, ValueError):  # of sizes that a file states and its values have not
+        except _UNFIT:
             return self.freeze(node, f"{called(node)} cannot be followed at this shape")
 
     def _pin_asked_sizes(self) -> None:
