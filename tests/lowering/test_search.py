@@ -344,6 +344,20 @@ def test_points_near_the_best_have_their_turns_in_the_net_and_then_whoever_leads
     assert not Rivals([state_of(first, [1.0])]).waiting
 
 
+def test_a_point_that_had_its_turn_in_an_earlier_search_has_no_other_one(net: tuple[Any, list[Layer]]) -> None:
+    _, (layer, _) = net
+    state = state_of(layer, [1.0, 0.6, 0.7, 0.8])
+    rule, one, other, third = state.points
+    elsewhere = replace(timed(state, third, 0.5), against=other)  # what another rule's point was beside says nothing
+    earlier = [replace(timed(state, rule, 1.0), against=None), timed(state, one, 1.1), timed(state, other, 0.9), elsewhere]
+    rivals = Rivals([state], earlier)
+    assert rivals.turns == 2
+    assert rivals.next() == {layer.shape: third}
+    assert not rivals.waiting
+    rivals.note([timed(state, third, 0.95)])
+    assert rivals.next() == {layer.shape: other}
+
+
 def test_a_contest_holds_the_rules_net_and_one_more(net: tuple[Any, list[Layer]], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each has packed weights of its own, and there may be a dozen."""
     alive = weakref.WeakSet[Any]()

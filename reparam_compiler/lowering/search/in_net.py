@@ -3,13 +3,14 @@
     by rule      every layer as the rule has it: run by turns with each of the others
     net k        every layer in its k-th best point of those measured alone, else in its fastest so far (`rivals`); and the rest
                  from MetaSchedule's records
-    chosen       every layer as it was fastest in any of these nets: run once more, for the fastest of many was lucky too
+    chosen       every layer as it was fastest in any net, of earlier searches too: run again, for the fastest of many was lucky
 
 What is not faster again has lost. The net of what is left is run whole beside that by rule at the end: only where it is faster
 does anything of it count.
 """
 
 import functools
+import itertools
 import logging
 import math
 from collections import defaultdict
@@ -38,10 +39,11 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 Put = Callable[[Executable], Executable]
 """Of a net the same where it is timed."""
-NETS = 8  # beside the rule's, at most
-SHARE = 0.25
-"""Of the time of a search that is left to them."""
-AGAIN = 3  # nets of what was fastest, at most
+NETS = 8  # beside the rule's: so many may always be run
+SHARE = 0.5
+"""Of the time of a search that is left to them: a net costs what its layers cost alone, and says what counts."""
+BEFORE_AGAIN = 0.9  # of the time: what is left then is for the nets of what was fastest
+AGAIN = 6  # of these, at most
 WHOLE = 0.005  # of a run by rule, that the net of all winners must gain
 ROUNDS = 7
 RUNS = 3  # of each net in a round, the fastest of which counts
@@ -71,8 +73,11 @@ def net_of(
 class Contest:
     """The nets of one search."""
 
-    def __init__(self, search: Search, imported: Imported, planner: Planner, generic: Generic) -> None:
-        self._search, self._imported, self._planner, self._generic = search, imported, planner, generic
+    def __init__(
+        self, search: Search, imported: Imported, planner: Planner, generic: Generic, before: Sequence[ConvRecord] = ()
+    ) -> None:
+        """before: what earlier searches ran in nets."""
+        self._search, self._imported, self._planner, self._generic, self._before = search, imported, planner, generic, before
         self._arrays = [filled(spec, "random") for spec in imported.inputs]
         self._target = describe(search.backend.target)
         self._last: tuple[Any, Executable] | None = None
@@ -99,17 +104,22 @@ class Contest:
 
     def decided(self, clock: Clock) -> tuple[float, float] | None:
         """Keeps what is fastest in the net; seconds of a run by rule, and of one with that. None where there is no choice."""
-        if not Rivals(self._planner.states).waiting and not self._generic.codes:
+        if not self._rivals().waiting and not self._generic.codes:
             return None
         return self._staged(lambda put: self._decided(put, clock))
 
+    def _rivals(self) -> Rivals:
+        return Rivals(self._planner.states, self._before)
+
     def _decided(self, put: Put, clock: Clock) -> tuple[float, float]:
-        rivals, by_rule, codes = Rivals(self._planner.states), put(self._by_rule), self._generic.codes
+        rivals, by_rule, codes = self._rivals(), put(self._by_rule), self._generic.codes
         convs, rest = list[ConvRecord](), list[RestRecord]()
-        for number in range(NETS):
-            if number and (not rivals.waiting or clock.over()):
+        points_each = self._search.options.trials / max(1, len(self._planner.states))
+        most = max(NETS, round(SHARE * points_each)) - rivals.turns
+        for number in itertools.count():
+            if number and (number >= most or not rivals.waiting or clock.over(BEFORE_AGAIN)):
                 break
-            clock.told(f"the running net, {number + 1} of at most {NETS}")
+            clock.told(f"the running net, number {rivals.turns + number + 1}")
             points = rivals.next()
             new, more = self._run_beside(by_rule, put(self._built(points, codes)), rivals.rule, points)
             rivals.note(new)
@@ -133,7 +143,7 @@ class Contest:
         """The records, with those of the fastest points run again, and what still wins."""
         known, points = set[tuple[ConvShape, Point]](), dict[ConvShape, Point]()
         for _ in range(AGAIN):
-            faster = winners(convs, self._target, self._search.tuning.rule)
+            faster = winners([*self._before, *convs], self._target, self._search.tuning.rule)
             points = {shape: found[0] for shape, found in faster.items()}
             if known >= points.items():
                 break

@@ -49,9 +49,10 @@ class NetSearch:
         won = {} if tuning.peers is None else won_elsewhere(tuning.peers)
         self.planner = Planner(layers, tuning, alone, won, max_error=search.options.max_error)
         self.generic = Generic(functions, search.backend.target, tuning, search.folder)
-        self.contest = Contest(search, imported, self.planner, self.generic)
         shapes = {layer.shape for layer in layers}
-        self._chosen_before = any(each.where == "net" and each.shape in shapes for each in records)
+        in_net = [each for each in records if each.where == "net" and each.shape in shapes]
+        self.contest = Contest(search, imported, self.planner, self.generic, in_net)
+        self._chosen_before = bool(in_net)
         self._before = self._measured
         self._since_gain = 0
         clock.known(min(self._before, search.options.trials))
