@@ -18,6 +18,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from reparam_compiler.core.drawn import is_drawn
 from reparam_compiler.core.kernel import Ints, PaddingMode
 from reparam_compiler.errors import ReparamError
 from reparam_compiler.interpreter.evaluate import evaluate_region
@@ -87,7 +88,7 @@ def _needed(nodes: Sequence[Node], sink: NodeId) -> tuple[Node, ...]:
 def _as_pad(graph: Graph, spelled: _Spelled, layout: SourceLayout) -> Node | None:
     """The pad that some nodes are on every size that they run on."""
     fitting: list[set[ops.Pad]] = []
-    for shape in _shapes(graph, spelled.source, layout):
+    for shape in filter(is_drawn, _shapes(graph, spelled.source, layout)):
         x = torch.arange(1.0, 1.0 + prod(shape), dtype=torch.float64).reshape(shape)
         with suppress(ReparamError):  # other sizes than those that a constant is for
             y: object = evaluate_region(spelled.nodes, spelled.source, x)

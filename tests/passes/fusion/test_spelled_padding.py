@@ -76,6 +76,7 @@ def test_open_sizes_are_padded_alike_or_not_at_all() -> None:
     assert found([indexed(2, table)], known) == reflected
     assert found([indexed(2, table)], known, fixed=False) is None  # another size would be cut to seven positions
     assert found([indexed(3, np.array([0, 0, 1, 2, 3, 4, 5, 5]))], TensorType("f32", ("n", 3, "h", 6))) is not None
+    assert found([joined], TensorType("f32", (2**40, 3, 2**40, 6))) is None
 
 
 def test_what_asks_another_value_for_its_size_is_left_to_the_rules() -> None:
