@@ -232,11 +232,13 @@ class Logs(Base):
         return self.c(self.a(x).log())
 
 
-def test_numbers_that_are_not_finite_are_named_by_where_they_arise() -> None:
+@pytest.mark.parametrize("importance", [None, "lasso"])
+def test_numbers_that_are_not_finite_are_named_by_where_they_arise(importance: str | None) -> None:
     model = Logs().eval()
     nn.init.ones_(model.a.bias)  # so that zeros have a logarithm
+    data = [torch.zeros(8, 3, 6, 5), DATA]
     with pytest.raises(InfeasiblePruneError, match=r"log \(log\) gives numbers that are not finite on calibration batch 1"):
-        reparam_compiler.prune(model, (X,), ratio=0.5, calibration=[torch.zeros(8, 3, 6, 5), DATA])
+        reparam_compiler.prune(model, (X,), ratio=0.5, importance=importance, calibration=data)
 
 
 def test_an_op_that_gives_numbers_that_are_not_finite_leaves_its_readers_unrepaired() -> None:

@@ -104,8 +104,8 @@ class _Slicing:
         return new if new.inputs != node.inputs or new.op != node.op or new.type != node.type else node
 
     def _cut_node(self, node: Node) -> Node:
-        inputs = self._cut_params(node)
         op, seen = coupling_model(node)
+        inputs = self._cut_params(seen)
         narrowed = _narrowed(seen, op, self._groups, self._keep)
         if not isinstance(node.op, ops.Opaque) or node.op.coupling is None:
             return with_inputs(node, inputs, narrowed)
@@ -294,7 +294,7 @@ class _Params:
     def cut(self, param: Param, keeps: Mapping[int, Keep]) -> Param:
         """Raises UnsupportedModelError where a parameter has another size than what it is read with."""
         for axis, keep in keeps.items():
-            if {*param.shape[axis : axis + 1]} - {1, len(keep)}:  # one place, or none, is the same for all
+            if param.shape[axis : axis + 1] != (len(keep),):
                 raise UnsupportedModelError(
                     f"{param.origin or param.role}: found the shape {list(param.shape)}, expected {len(keep)} positions along "
                     f"axis {axis}, as what it is read with has; the model cannot run"

@@ -385,8 +385,10 @@ def test_what_is_not_in_the_table_is_opaque_and_still_runs(
     assert isinstance(check(kind, {"x": shape}, opset=opset, **attributes), ops.Opaque)
 
 
-def test_integers_are_opaque_because_they_divide_in_another_way() -> None:
-    model = model_of([helper.make_node("Div", ["x", "x"], ["y"])], {"x": (2,)}, ["y"], dtype=7)
+@pytest.mark.parametrize(("kind", "second"), [("Div", "x"), ("MatMul", "w"), ("Gemm", "w")])
+def test_integers_are_opaque_because_they_divide_and_wrap_in_another_way(kind: str, second: str) -> None:
+    weight = {"w": np.arange(6).reshape(2, 3)}
+    model = model_of([helper.make_node(kind, ["x", second], ["y"])], {"x": (2, 2)}, ["y"], weight, dtype=7)
     assert isinstance(OnnxFrontend().read(model).graph["y"].op, ops.Opaque)
 
 

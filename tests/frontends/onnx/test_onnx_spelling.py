@@ -17,6 +17,7 @@ from reparam_compiler.frontends.onnx.frontend import OnnxFrontend
 from reparam_compiler.interpreter.difference import difference
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph
+from reparam_compiler.passes.pruning.coupling.groups import channel_groups
 from reparam_compiler.passes.pruning.pipeline import prune
 from reparam_compiler.passes.pruning.slice_channels import masked
 from tests.support.onnx_models import evaluated, exported, model_of, normal, run, runs_opset
@@ -282,6 +283,24 @@ def test_a_calibrated_net_that_works_across_channels_is_valid(dynamo: bool, tmp_
     model = through(nets, tmp_path, dynamo=dynamo)
     written = pruned(model, X, calibration=normal(12, 4, 6, 5, seed=3))
     assert kinds(written) == kinds(model)
+
+
+@pytest.mark.parametrize("scale", [(16, 6, 5), (16, 1, 1), (1, 6, 5), (5,), (1,)])
+def test_a_norm_loses_of_its_scale_what_stands_along_the_channels(scale: tuple[int, ...]) -> None:
+    """ONNX broadcasts a scale that is shorter than the axes of the norm."""
+    node = helper.make_node("LayerNormalization", ["c", "scale", "shift"], ["v"], axis=1)
+    written = pruned(between([node], {"scale": normal(*scale, seed=2), "shift": normal(16, 6, 5, seed=3)}, 16, 17), X)
+    found = next(tensor for tensor in written.graph.initializer if tensor.name == "scale")
+    assert tuple(found.dims) == tuple(8 if size == 16 else size for size in scale)
+
+
+def test_the_axes_of_a_reduction_are_no_parameter_of_the_channels() -> None:
+    """They stand in the place where the coupling model has its mask."""
+    nodes = [helper.make_node("ReduceL2", ["c", "axis"], ["v"])]
+    graph = OnnxFrontend().read(between(nodes, {"axis": np.array([1])}, 1, 18)).graph
+    groups = channel_groups(graph)
+    assert [(node.id, index) for node, index, _, _ in groups.params(graph)] == [("c", 1), ("y", 1)]
+    assert groups.families[0].members == ("c",)
 
 
 def test_a_mask_is_refused() -> None:

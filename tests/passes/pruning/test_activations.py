@@ -7,13 +7,20 @@ import torch
 from reparam_compiler.errors import InfeasiblePruneError, InvalidGraphError
 from reparam_compiler.interpreter.evaluate import evaluate
 from reparam_compiler.ir import ops
-from reparam_compiler.ir.graph import Graph, Param, with_inputs
+from reparam_compiler.ir.graph import Graph, Node, Param, TensorType, with_inputs
 from reparam_compiler.passes.pruning.repair.activations import Activations
 from tests.support.pruning_nets import SIZE, Net
 
 
 def data(count: int = 3) -> list[tuple[torch.Tensor]]:
     return [(torch.randn(4, 3, *SIZE, dtype=torch.float64),) for _ in range(count)]
+
+
+def test_an_input_that_is_one_number_is_no_sample() -> None:
+    graph = chain()
+    scale = Node("scale", ops.Input(), (), TensorType("f32", ()))
+    values = Activations(Graph.of([scale, *graph], graph.outputs), [(torch.tensor(2.0), *batch) for batch in data()])
+    assert values.samples == 12
 
 
 def chain() -> Graph:

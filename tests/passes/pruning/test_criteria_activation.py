@@ -161,6 +161,11 @@ def test_nothing_that_contributes_has_no_penalty() -> None:
     assert np.array_equal(vanishing_penalties(np.zeros((3, 3))), np.zeros(3))
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_contributions_that_are_not_finite_have_no_order(wrong: float) -> None:
+    assert np.isnan(vanishing_penalties(np.diag([1.0, wrong, 2.0]))).all()
+
+
 def unread_net() -> tuple[Graph, ChannelGroups]:
     """A family whose reader the coupling does not know as one, as where channels end in an attention."""
     net = Net()

@@ -48,7 +48,8 @@ def batch_norm(call: Call) -> Read:
 
 @reads("Gemm")
 def gemm(call: Call) -> Read:
-    """A linear layer, its factors folded into the weight and the bias."""
+    """A linear layer of floating values, its factors folded into the weight and the bias."""
+    call.floating()
     if call.attribute("transA", 0):
         raise Unsupported("Gemm of a transposed input")
     alpha, beta = decimal(call.attribute("alpha", 1.0)), decimal(call.attribute("beta", 1.0))

@@ -112,10 +112,14 @@ class ChannelGroups:
 def labelled_params(
     graph: Graph, slots: Mapping[Slot, Mapping[int, Labels]]
 ) -> Iterator[tuple[Node, int, Param, Mapping[int, Labels]]]:
-    """The slots that hold a parameter: a bias that is absent has its slot, too."""
+    """The slots that hold a parameter: a bias that is absent has its slot, too, and so has a mask, which no model gives.
+
+    An opaque op may have another input at that place (the axes of a reduction), which its coupling model does not read.
+    """
     for (node_id, index), axes in slots.items():
         node = graph[node_id]
-        operand = node.inputs[index] if index < len(node.inputs) else None
+        read = coupling_model(node)[1].inputs
+        operand = read[index] if index < len(read) else None
         if isinstance(operand, Param):
             yield node, index, operand, axes
 

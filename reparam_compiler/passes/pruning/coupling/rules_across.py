@@ -23,10 +23,12 @@ def layer_norm(node: Node, op: ops.LayerNorm, trace: Trace) -> Labelled:
     x, rank = trace.source(node), len(trace.shape(node.sources[0]))
     if not node.has_constant_params:
         return trace.freeze(node, f"a parameter of {called(node)} is computed")
-    first = rank - len(op.shape)
-    inside = x.axis is not None and x.axis >= first
+    inside = x.axis is not None and x.axis >= rank - len(op.shape)
     for name in _PARAMS:
-        trace.use(node, name, {x.axis - first: x.labels} if inside and x.axis is not None else {})
+        param = node.param(name)
+        own = -1 if x.axis is None or param is None else x.axis - rank + len(param.shape)
+        spans = inside and own >= 0 and param is not None and param.shape[own] != 1  # ONNX broadcasts shorter ones
+        trace.use(node, name, {own: x.labels} if spans else {})
     if inside and x.axis is not None:
         trace.use(node, "mask", {x.axis: x.labels})
     return x

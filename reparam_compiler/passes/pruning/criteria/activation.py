@@ -132,11 +132,14 @@ def lasso(scoring: Scoring) -> Scores:
 
 
 def vanishing_penalties(gram: Float64[np.ndarray, "F F"]) -> Float64[np.ndarray, "F"]:
-    """The largest penalty at which each coefficient is not zero, for contributions with these inner products.
+    """The largest penalty at which each coefficient is not zero, for contributions with these inner products; NaN for all
+    where one of these is not finite.
 
     Source: FISTA (Beck and Teboulle 2009) with restarts (O'Donoghue and Candes 2015), warm from one penalty to the next, on the
     coefficients that the sequential strong rule leaves (Tibshirani et al. 2012).
     """
+    if not np.isfinite(gram).all():
+        return np.full(len(gram), np.nan)
     aim = gram.sum(1)
     top = float(np.abs(aim).max(initial=0.0))
     scores = np.zeros(len(gram))

@@ -48,9 +48,8 @@ class Activations:
         self._left = {node_id: len(readers) for node_id, readers in graph.users.items()}
         self._before = self._inputs(graph, batches)
         self._now = dict(self._before)
-        first = next(iter(self._before.values()))
-        self._batches = range(len(first))
-        self.samples = sum(len(batch) for batch in first)
+        self._batches = range(len(next(iter(self._before.values()))))
+        self.samples = sum(samples_in(values) for values in zip(*self._before.values(), strict=True))
 
     def __contains__(self, node_id: NodeId) -> bool:
         return node_id in self._before
@@ -135,6 +134,11 @@ def inputs_of(graph: Graph, batches: Iterable[Batch], dtype: torch.dtype = torch
         yield {node_id: _tensor(array, dtype) for node_id, array in zip(inputs, arrays, strict=True)}
     if empty or not inputs:
         raise InfeasiblePruneError("calibration: the data holds no batch; give at least one, 32 images are enough")
+
+
+def samples_in(batch: Iterable[Tensor]) -> int:
+    """How many samples a batch of all model inputs holds; an input that is a number, or shorter, is one for all of them."""
+    return max(len(value) if value.ndim else 1 for value in batch)
 
 
 def _tensor(array: Array, dtype: torch.dtype) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Graph
 from reparam_compiler.passes.pruning.criteria.running import Running
-from reparam_compiler.passes.pruning.repair.activations import Batch, inputs_of
+from reparam_compiler.passes.pruning.repair.activations import Batch, inputs_of, samples_in
 
 _WORSE = 1.05
 """Above which ratio of two errors one counts as worse: below, it is the choice of samples."""
@@ -58,7 +58,7 @@ def gain_on(whole: Graph, hidden: Graph, repaired: Graph, held_out: Iterable[Bat
     totals: list[np.ndarray] = []
     try:
         for inputs in inputs_of(whole, chain([first], batches)):
-            samples += max(len(value) if value.ndim else 1 for value in inputs.values())
+            samples += samples_in(inputs.values())
             with torch.no_grad():
                 expected, before, after = (run.outputs(inputs) for run in runs)
             if any(a.shape != b.shape for found in (before, after) for a, b in zip(expected, found, strict=True)):
