@@ -6,27 +6,31 @@
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tvm import relax
 
+_CHANGING = threading.RLock()
+"""Held while TVM's own functions are exchanged: two threads at once would give each other's back."""
 CONVS = ("conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose")
 
 
 @contextlib.contextmanager
 def own_dtypes() -> Iterator[None]:
-    """Convs and matrix products emitted in this block keep the dtype of their operands."""
+    """Convs and matrix products emitted in this block keep the dtype of their operands; one thread is in it at a time."""
     places = [(relax.op.nn, name) for name in CONVS if hasattr(relax.op.nn, name)]
     places.append((relax.op.linear_algebra, "matmul"))
-    before = [(module, name, getattr(module, name)) for module, name in places]
-    for module, name, op in before:
-        setattr(module, name, _without_out_dtype(op))
-    try:
-        yield
-    finally:
+    with _CHANGING:
+        before = [(module, name, getattr(module, name)) for module, name in places]
         for module, name, op in before:
-            setattr(module, name, op)
+            setattr(module, name, _without_out_dtype(op))
+        try:
+            yield
+        finally:
+            for module, name, op in before:
+                setattr(module, name, op)
 
 
 def _without_out_dtype(op: Callable[..., Any]) -> Callable[..., Any]:

@@ -150,6 +150,24 @@ def test_powers(exponent: np.ndarray) -> None:
     check("Pow", {"x": floats(-2, 0.5, 3), "e": exponent})
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.5, 2.0])
+def test_a_power_of_integers_loses_its_fraction(exponent: float) -> None:
+    check("Pow", {"x": ints(3, 5, 8, 10), "e": np.full(4, exponent, np.float32)})
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0])
+def test_mean_and_variance_of_values_of_any_size(size: float) -> None:
+    check("MeanVarianceNormalization", {"x": size * normal(2, 3, 5, 4)}, opset=13)
+
+
+def test_whether_a_dropout_trains_must_be_known() -> None:
+    model = one_op(
+        "Dropout", {"x": normal(2, 3), "training": np.zeros((), bool)}, {"ratio": np.float32(0.5)}, order="x ratio training"
+    )
+    with pytest.raises(LoweringError, match="its training_mode is computed by the model"):
+        rewritten(model, {"x": normal(2, 3), "training": np.zeros((), bool)})
+
+
 @pytest.mark.parametrize("op", ["Max", "Min", "Sum", "Mean"])
 def test_operands_two_at_a_time(op: str) -> None:
     found = check(op, {"a": normal(2, 3, 4), "b": normal(3, 1, seed=1)}, {"c": floats(0.5)}, order="a b c a")

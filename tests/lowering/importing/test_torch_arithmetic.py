@@ -41,6 +41,7 @@ def test_quotients_of_floats_are_rounded_as_in_torch() -> None:
         "trunc": lambda x, y: torch.div(x, y, rounding_mode="trunc"),
         "remainder of what rounds": lambda x, y: torch.ones_like(x) % 0.1,
         "fmod": lambda x, y: torch.fmod(x, y),
+        "powers": lambda x, y: torch.stack((x.abs() ** 3, x.abs() ** torch.inf, x.abs() ** -torch.inf)),
         "alpha": lambda x, y: torch.sub(x, y, alpha=0.5),
         "rsub alpha": lambda x, y: torch.rsub(x, y, alpha=0.5),
         "integers and floats": lambda x, y: torch.where(x > 0, x, y.long()),

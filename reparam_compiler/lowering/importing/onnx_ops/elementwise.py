@@ -15,14 +15,17 @@ LARGEST_POWER = 16
 
 @instead_of("Pow", tvm="refuses an exponent of another dtype, and integers")
 def power(graph: Graph, node: Node) -> str:
-    """A small whole exponent as products, one of another dtype cast, integers by way of float64."""
+    """A small whole exponent as products, one of another dtype cast, integers by way of float64, whose fraction goes."""
     base, exponent = node.inputs
     known, number = graph.constants.get(exponent), graph.types[base].tensor_type.elem_type
     if known is not None and known.size == 1 and float(known.item()).is_integer() and 1 <= known.item() <= LARGEST_POWER:
         return _broadcast_like(graph, _product(graph, base, int(known.item())), known.shape)
     kind = number if graph.dtype(base).kind == "f" else TensorProto.DOUBLE
     made = graph.keep(Node("Pow", [graph.emit("Cast", name, to=kind) for name in (base, exponent)], name=node.name))[0]
-    return made if kind == number else graph.emit("Cast", graph.emit("Round", made), to=number)
+    if kind == number:
+        return made
+    is_whole = graph.dtype(exponent).kind in "iu"  # then only the pow of some machines has a fraction
+    return graph.emit("Cast", graph.emit("Round", made) if is_whole else made, to=number)
 
 
 def _broadcast_like(graph: Graph, name: str, shape: Sequence[int]) -> str:
@@ -93,7 +96,7 @@ def infinite(graph: Graph, node: Node) -> str | None:
 @instead_of("Dropout", tvm="gives a mask of its own dtype, and drops where it is told to train")
 def dropout(graph: Graph, node: Node) -> list[str]:
     """The input itself; a mask of ones."""
-    if bool(graph.constants.get(node.input(2), np.zeros(()))):
+    if node.input(2) and bool(graph.required(node, 2, "training_mode")):
         raise node.refusal("training_mode=True", "expected a model for inference: export it with training_mode=False")
     x = node.inputs[0]
     return [x] if node.outputs == 1 else [x, graph.constant(np.full(graph.shape(x), node.attrs.get("mask", True)))]

@@ -31,16 +31,23 @@ def across_channels(graph: Graph, node: Node) -> str:
 
 @instead_of("MeanVarianceNormalization", tvm="takes the difference of two large means for the variance")
 def mean_and_variance(graph: Graph, node: Node) -> str:
-    """The centred input over the root of the mean of its squares."""
+    """The centred input over the root of the mean of its squares, to which 1e-9 is added behind the root."""
     axes = graph.ints(*node.attrs.get("axes", (0, 2, 3)))
-    return _normalized(graph, node.inputs[0], axes, 1e-9)[0]
+    _, centred, variance = _moments(graph, node.inputs[0], axes)
+    deviation = graph.emit("Sqrt", variance)
+    return graph.emit("Div", centred, graph.emit("Add", deviation, graph.like(1e-9, deviation)))
+
+
+def _moments(graph: Graph, x: str, axes: str) -> tuple[str, str, str]:
+    """The mean, the centred values, and the mean of their squares."""
+    mean = graph.emit("ReduceMean", x, axes, keepdims=1)
+    centred = graph.emit("Sub", x, mean)
+    return mean, centred, graph.emit("ReduceMean", graph.emit("Mul", centred, centred), axes, keepdims=1)
 
 
 def _normalized(graph: Graph, x: str, axes: str, epsilon: float) -> tuple[str, str, str]:
     """The normalized values, the mean, and the inverse of the deviation."""
-    mean = graph.emit("ReduceMean", x, axes, keepdims=1)
-    centred = graph.emit("Sub", x, mean)
-    variance = graph.emit("ReduceMean", graph.emit("Mul", centred, centred), axes, keepdims=1)
+    mean, centred, variance = _moments(graph, x, axes)
     inverse = graph.emit("Reciprocal", graph.emit("Sqrt", graph.emit("Add", variance, graph.like(epsilon, x))))
     return graph.emit("Mul", centred, inverse), mean, inverse
 

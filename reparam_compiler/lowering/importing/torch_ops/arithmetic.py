@@ -203,7 +203,7 @@ def _power_of_number(call: Call) -> Any:
     base, exponent = call.tensor("input", call.dtype), call["exponent"]
     if exponent in (0.5, -0.5) and is_floating(call.dtype):
         return relax.op.sqrt(base) if exponent > 0 else relax.op.rsqrt(base)
-    if exponent == int(exponent) and abs(exponent) <= 4 and exponent != 0 and (exponent > 0 or is_floating(call.dtype)):
+    if 0 < abs(exponent) <= 4 and float(exponent).is_integer() and (exponent > 0 or is_floating(call.dtype)):
         product = base
         for _ in range(abs(int(exponent)) - 1):
             product = call.emit(relax.op.multiply(product, base))
