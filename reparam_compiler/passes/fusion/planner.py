@@ -124,21 +124,16 @@ class Planner:
             return [[_alone(node, self.graph)]], {node.id}, reason
         points = [region.source for region in reversed(growing)] + [node.id]
         whole = growing[-1]
-        chain = [[self._between(whole, points[i], point) for i in range(j)] for j, point in enumerate(points) if j]
+        after = [_reached(whole, point) for point in points]
+        chain = [[self._between(whole, points[i], point, after[i]) for i in range(j)] for j, point in enumerate(points) if j]
         return chain, {n.id for n in whole.nodes}, reason
 
-    def _between(self, zone: Region, source: NodeId, sink: NodeId) -> Region:
-        """The region between two values of a chain: the part of the zone that lies between them."""
+    def _between(self, zone: Region, source: NodeId, sink: NodeId, after: Sequence[Node]) -> Region:
+        """The region between two values of a chain. after: the nodes of the zone that depend on its source, in order."""
         if (source, sink) == (zone.source, zone.sink):
             return zone
         place = self.graph.position
-        low, high = (bisect_right(zone.nodes, place[end], key=lambda node: place[node.id]) for end in (source, sink))
-        reached, nodes = {source}, []
-        for node in zone.nodes[low:high]:
-            if not reached.isdisjoint(node.sources):
-                reached.add(node.id)
-                nodes.append(node)
-        return Region(source, sink, tuple(nodes))
+        return Region(source, sink, tuple(after[: bisect_right(after, place[sink], key=lambda node: place[node.id])]))
 
     def _along(self, chain: list[list[Region]]) -> Plan:
         if (quick := self._obvious(chain)) is not None:
@@ -264,6 +259,16 @@ def _too_costly(before: Work, after: Work) -> str:
 
 def _without_winograd(done: Work) -> Work:
     return replace(done, muls=float(done.multiply_adds))
+
+
+def _reached(zone: Region, source: NodeId) -> list[Node]:
+    """The nodes of a zone that depend on one of its values, in order."""
+    reached, nodes = {source}, list[Node]()
+    for node in zone.nodes:
+        if not reached.isdisjoint(node.sources):
+            reached.add(node.id)
+            nodes.append(node)
+    return nodes
 
 
 def _alone(node: Node, graph: Graph) -> Region:

@@ -17,7 +17,7 @@ from reparam_compiler.ir.graph import Graph, Node
 from reparam_compiler.passes.choices import Policy
 from reparam_compiler.passes.fusion.fold_bn import fold_bn
 from reparam_compiler.passes.fusion.fuse_branches import Options, PassResult, fuse_branches
-from reparam_compiler.passes.fusion.planner import Planner
+from reparam_compiler.passes.fusion.planner import Planner, _reached
 from reparam_compiler.passes.fusion.regions import Region, Regions
 from tests.support.small_models import EXACT, Pieces, fuse_in_float64, normal
 
@@ -47,12 +47,14 @@ def test_a_region_of_a_long_chain_is_found_without_a_look_at_the_rest() -> None:
     length = 200
     graph = graph_of(nn.Sequential(*(nn.Conv2d(1, 1, 1) for _ in range(length))), torch.zeros(1, 1, 2, 2))
     source, *convs = graph
-    zone = Region(source.id, convs[-1].id, Seen(convs))
+    zone = Region(source.id, convs[-1].id, tuple(convs))
     planner = Planner(
         graph, Regions(graph), wants=lambda _: False, build=lambda _: pytest.fail("built"), policy="always", cost_model=USUAL
     )
+    after = Seen(_reached(zone, convs[99].id))
+    assert [*after] == convs[100:]
     Seen.count = 0
-    found = planner._between(zone, convs[99].id, convs[101].id)
+    found = planner._between(zone, convs[99].id, convs[101].id, after)
     assert [node.id for node in found.nodes] == [convs[100].id, convs[101].id]
     assert Seen.count < 2 + 4 * length.bit_length()
 
