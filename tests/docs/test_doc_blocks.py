@@ -30,7 +30,7 @@ from tests.support.doc_blocks import PAGES, Block, blocks
 
 pytestmark = [pytest.mark.tvm, pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")]
 
-SEARCH = "a search takes minutes; tests/lowering/test_tuning.py and tests/commands/test_tvmc.py run small ones"
+SEARCH = "a search takes minutes; tests/lowering/test_tuning.py and tests/commands/test_tvmc_tune.py run small ones"
 BUILT = "needs a C++ compiler and the wheels' headers; tests/lowering/test_artifact.py builds it so"
 NOT_RUN = {
     "README.md: make demo": "installs; tests/commands/test_cli_programs.py runs the demo",

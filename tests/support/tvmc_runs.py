@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import helper, numpy_helper
 
 from reparam_compiler.tvmc.commands import main
 
+FLOAT32 = {"rtol": 1e-4, "atol": 1e-5}
 WEIGHT = np.random.default_rng(0).standard_normal((8, 3, 3, 3)).astype("float32")
 
 
@@ -36,6 +38,11 @@ def tvmc(*arguments: object) -> Done:
         except SystemExit as ended:
             code = int(ended.code or 0)
     return Done(code, stdout.getvalue(), stderr.getvalue())
+
+
+def expected(x: np.ndarray) -> np.ndarray:
+    """What the model of `write_onnx` gives."""
+    return np.asarray(torch.nn.functional.conv2d(torch.from_numpy(x), torch.from_numpy(WEIGHT)))
 
 
 def write_onnx(path: Path, batch: int | str, name: str = "x") -> Path:
