@@ -17,6 +17,7 @@ A value that depends on the input is never frozen. Two questions of it can be an
 import inspect
 import operator
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -102,6 +103,12 @@ class _Tracer(fx.Tracer):
         self.owners: dict[str, ModuleCall | None] = {}
         self.calls: list[ModuleCall] = []
         self._running: list[ModuleCall] = []
+        self._thread = threading.get_ident()
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether it is another thread that asks: fx takes the calls of every module of the process."""
+        return threading.get_ident() != self._thread
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -124,7 +131,9 @@ class _Tracer(fx.Tracer):
         return not isinstance(m, nn.DataParallel) and super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As fx has it; the call is noted."""
+        """As fx has it; the call is noted. A call of another thread is none of the model's."""
+        if self._is_elsewhere:
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         if self.is_leaf_module(m, path):
             return super().call_module(m, forward, args, kwargs)
@@ -157,6 +166,8 @@ class _Tracer(fx.Tracer):
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Proxy]) -> Any:
         """As above."""
+        if self._is_elsewhere:
+            return attr_val
         name = self._name_in_model(attr_val) if isinstance(attr_val, nn.Parameter) else None
         if name is None:
             return super().getattr(attr, attr_val, parameter_proxy_cache)
