@@ -25,17 +25,18 @@ def fixed_batch(graph: Graph) -> int | None:
     of both.
     """
     inputs = [node for node in graph if isinstance(node.op, ops.Input)]
-    sizes = {node.type.shape[0] if node.type is not None and node.type.shape else None for node in inputs}
+    sizes = {None if node.type is None else node.type.shape[0] for node in inputs if node.type is None or node.type.shape}
     size = sizes.pop() if len(sizes) == 1 else None
     if not isinstance(size, int) or not any(_may_state(node.op) or _holds_samples(node, size) for node in graph):
         return None
     every = {node.id: _random(node, size + 1, seed) for seed, node in enumerate(inputs)}
     try:
-        stated = _outputs(graph, {key: value[:size] for key, value in every.items()})
+        stated = _outputs(graph, {key: value[:size] if value.ndim else value for key, value in every.items()})
     except Exception:  # noqa: BLE001 - an op that is opaque runs the model's own code; outside its model it raises what it likes
         return size if graph.sizes_are_fixed else None
     try:
-        one, together = _outputs(graph, {key: value[size:] for key, value in every.items()}), _outputs(graph, every)
+        one = _outputs(graph, {key: value[size:] if value.ndim else value for key, value in every.items()})
+        together = _outputs(graph, every)
     except Exception:  # noqa: BLE001 - as above
         return size
     return None if all(map(_side_by_side, together, stated, one)) else size
@@ -56,13 +57,14 @@ def _holds_samples(node: Node, size: int) -> bool:
 
 
 def _random(node: Node, samples: int, seed: int) -> Tensor:
-    """Samples for an input; sizes that are not known are small."""
+    """Samples for an input, a number for one without axes; sizes that are not known are small."""
     known = node.type
-    shape = [samples, *(size if isinstance(size, int) else 2 for size in (known.shape[1:] if known is not None else ()))]
+    sizes = () if known is None else known.shape
+    shape = [samples, *(size if isinstance(size, int) else 2 for size in sizes[1:])] if known is None or sizes else []
     drawn = np.random.default_rng(seed)
     if known is None or known.dtype in FLOATING:
         return torch.from_numpy(drawn.standard_normal(shape, dtype=np.float32))
-    whole = torch.from_numpy(drawn.integers(0, 2, shape))
+    whole = torch.from_numpy(np.asarray(drawn.integers(0, 2, shape)))
     return whole.bool() if known.dtype == "bool" else whole
 
 

@@ -10,7 +10,8 @@
     an iterable                 of batches, each an array, tuple or mapping: a list, a DataLoader, a generator
 
 What a batch holds beyond the inputs (labels) is left out. Arrays longer than a batch are cut along their first axis, unless
-they are just as long as a batch that the model fixes. An image x is brought to the input's size H x W as
+they are just as long as a batch that the model fixes; a number alone goes with every batch. An image x is brought to the
+input's size H x W as
 
     resize so that it just covers H x W (bilinear, antialiased), crop the centre, (x / 255 - mean) / std
 
@@ -242,7 +243,7 @@ def _npz(path: Path, inputs: tuple[Node, ...], batch: int, names: Mapping[str, s
             wanted = selected(members, inputs, names)
             stored = [_Stored.of(stack.enter_context(archive.open(member))) for member in wanted]
             rows = _rows([array.shape for array in stored], inputs, batch)
-            if rows is None or any(array.fortran for array in stored):
+            if rows is None or any(array.fortran or not array.shape for array in stored):
                 yield from _cut([array.whole() for array in stored], inputs, batch)
             else:
                 yield from (tuple(array.rows(size) for array in stored) for size in rows)
@@ -297,13 +298,13 @@ def _cut(arrays: Sequence[Any], inputs: tuple[Node, ...], batch: int) -> Iterato
         return
     first = 0
     for size in rows:
-        yield tuple(array[first : first + size] for array in arrays)
+        yield tuple(array[first : first + size] if array.ndim else array for array in arrays)
         first += size
 
 
 def _rows(shapes: Sequence[tuple[int, ...]], inputs: tuple[Node, ...], batch: int) -> list[int] | None:
-    """The samples of each batch that arrays of these shapes are cut into; None where they are one."""
-    lengths = {shape[0] if shape else -1 for shape in shapes}
+    """The samples of each batch that arrays of these shapes are cut into; None where they are one. Numbers are not cut."""
+    lengths = {shape[0] for shape in shapes if shape}
     length = lengths.pop() if len(lengths) == 1 else -1
     fixed = {node.type.shape[0] for node in inputs if node.type is not None and node.type.shape}
     if length <= batch or length in fixed:

@@ -78,6 +78,17 @@ def test_one_scalar_input_states_no_batch() -> None:
     assert fixed_batch(Graph.of(nodes, ["y"])) is None
 
 
+@pytest.mark.parametrize(("shape", "expected"), [((2, 60), 2), ((-1, 60), None)])
+def test_a_number_beside_the_samples_states_no_batch(shape: tuple[int, int], expected: int | None) -> None:
+    nodes = [
+        Node("t", ops.Input(), (), TensorType("f32", ())),
+        Node("x", ops.Input(), (), TensorType("f32", (2, *SHAPE))),
+        Node("scaled", ops.Mul(), ("x", "t"), None),
+        Node("y", ops.Reshape(shape), ("scaled",), None),
+    ]
+    assert fixed_batch(Graph.of(nodes, ["y"])) == expected
+
+
 class Recurrent(nn.Module):
     """Its export holds first states of the batch that it was made for."""
 

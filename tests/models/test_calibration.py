@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Node, TensorType
 from reparam_compiler.models.calibration import batches
 from tests.support.calibrated import PAIR, SHAPE, X, an_input, joined, normal, sizes
 
@@ -122,6 +124,14 @@ def test_several_inputs_are_cut_together_by_name(save: Callable[..., None], tmp_
         found = joined(data, PAIR)
         np.testing.assert_array_equal(found[0], a)
         np.testing.assert_array_equal(found[1], b)
+
+
+def test_a_number_goes_with_every_batch(tmp_path: Path) -> None:
+    x, number = normal(50, 3), np.float32(0.5)
+    np.savez(tmp_path / "scaled.npz", x=x, t=number)
+    inputs = [an_input(3, name="x"), Node("t", ops.Input(), (), TensorType("f32", ()))]
+    for data in (tmp_path / "scaled.npz", {"x": x, "t": number}, (x, number)):
+        assert [(len(a), float(b)) for a, b in batches(data, inputs)] == [(32, 0.5), (18, 0.5)]
 
 
 def test_arrays_of_unequal_length_are_one_batch(tmp_path: Path) -> None:

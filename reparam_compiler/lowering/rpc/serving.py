@@ -26,7 +26,6 @@ from reparam_compiler.lowering.rpc.answering import offer
 from reparam_compiler.lowering.runtime.launchers import SPIN, SPINS
 
 log = logging.getLogger(__name__)
-LOOPBACK = "127.0.0.1"
 BACKLOG = 128
 """Connections that may wait; a fleet's servers all come back at once after a tracker was away."""
 PAUSE = 1.0

@@ -15,12 +15,12 @@ from reparam_compiler.ir.graph import TensorType
 
 @couples("Clip")
 def _of_first(call: Call, result: TensorType | None) -> Coupled:
-    return slicewise(call, result, 1)
+    return slicewise(result, 1)
 
 
 @couples("PRelu")
 def _of_both(call: Call, result: TensorType | None) -> Coupled:
-    return slicewise(call, result, len(call.node.input))
+    return slicewise(result, len(call.node.input))
 
 
 def _but(axis: int, call: Call) -> Coupled:

@@ -83,11 +83,11 @@ def coupling_model(call: Call, result: TensorType | None) -> Coupled:
     if row.form == "resampled":
         return ops.Slicewise((0, 1)), 1
     if row.form == "recast":
-        return slicewise(call, result, 1)
-    return slicewise(call, result, len(call.node.input))
+        return slicewise(result, 1)
+    return slicewise(result, len(call.node.input))
 
 
-def slicewise(call: Call, result: TensorType | None, reads: int) -> Coupled:
+def slicewise(result: TensorType | None, reads: int) -> Coupled:
     """A function of the elements at the same place."""
     return coupling.elementwise(coupling.shape_of(result)), reads
 
