@@ -5,6 +5,7 @@ number that comes out otherwise depends on a size that has changed.
 """
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from types import MappingProxyType
 from typing import Any
 
@@ -51,9 +52,9 @@ def number_values(graph: Graph, shapes: Shapes = MappingProxyType({})) -> dict[N
     values: dict[NodeId, Any] = {}
     for node_id in numbers_of(graph):
         node = graph[node_id]
-        operands = {source: values[source] if source in values else _hollow(graph, source, shapes) for source in node.sources}
         try:
-            values[node_id] = run_node(node, operands)
+            read = {source: values[source] if source in values else _hollow(graph, source, shapes) for source in node.sources}
+            values[node_id] = run_node(node, read)
         except _FAILURES:
             values[node_id] = object()
     return values
@@ -78,10 +79,13 @@ def asked(graph: Graph, number: NodeId) -> Iterable[NodeId]:
 
 
 def _hollow(graph: Graph, node_id: NodeId, shapes: Shapes) -> Tensor:
-    """Zeros of the value's shape, which share one number in memory."""
+    """Zeros of the value's shape, which share one number in memory; raises OverflowError where torch cannot count them."""
     value_type = graph[node_id].type
     shape = shapes.get(node_id, value_type.shape if value_type else ())
-    return torch.zeros(()).expand([size if isinstance(size, int) else BATCH for size in shape])
+    sizes = [size if isinstance(size, int) else BATCH for size in shape]
+    if prod(sizes) > torch.iinfo(torch.int64).max:
+        raise OverflowError(f"{node_id}: found the shape {sizes}, expected fewer than 2**63 elements")
+    return torch.zeros(()).expand(sizes)
 
 
 def _same(a: Any, b: Any) -> bool:
