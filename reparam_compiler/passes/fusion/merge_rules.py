@@ -302,6 +302,8 @@ def split(node: Node, operands: Sequence[Operand], source: SourceLayout) -> Abst
     (value,), op = operands, node.op
     if not isinstance(value, ConvKernel) or not isinstance(op, ops.Split) or op.axis != source.channel_axis:
         raise NoRule("a split of other things than channels")
+    if 0 in op.sizes:
+        raise NotFusable("a piece of no channels")
     edges = accumulate(op.sizes, initial=0)
     return tuple(_piece(value, start, stop) for start, stop in pairwise(edges))
 

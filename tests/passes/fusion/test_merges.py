@@ -238,6 +238,7 @@ def test_what_no_rule_covers_may_be_probed(rule: object, op: ops.Op, operands: t
 @pytest.mark.parametrize(
     ("rule", "op", "operands", "reason"),
     [
+        (merges.split, ops.Split(1, (4, 0)), ("k",), "a piece of no channels"),
         (merges.cut, ops.Slice(0, 0, 1), ("k",), "a slice of the batch"),
         (merges.product, ops.Mul(), ("k", "k"), "the product of two computed values is not linear"),
         (merges.quotient, ops.Div(), ("p", "k"), "a quotient by a computed value is not linear"),
