@@ -164,13 +164,22 @@ def opened(
     """A model with its example inputs, or those that calibration data gives, and options whose data can be gone over again."""
     if isinstance(options.calibration, str | os.PathLike):
         check_path(Path(options.calibration))
-    source = open(model, example_inputs, copy=copy, weights_are_constant=options.weights_are_constant)
-    source = _with_tensors(source)
+    source = _followed(model, example_inputs, copy=copy, weights_are_constant=options.weights_are_constant)
     _check_shapes(source)
     if options.calibration is None:
         return source, options
     data = again(options.calibration)
     return bound(source, data, mean=options.mean, std=options.std), replace(options, calibration=data)
+
+
+def _followed(model: Any, example_inputs: Sequence[Any] | None, *, copy: bool, weights_are_constant: bool) -> Source:
+    """A model that was opened so that channels can be followed through all of it."""
+    source = open(model, example_inputs, copy=copy, weights_are_constant=weights_are_constant)
+    if source.kind != "onnx":
+        return _with_tensors(source)
+    from reparam_compiler.frontends.onnx.subgraphs import without_functions
+
+    return replace(source, model=without_functions(source.model, copy=copy))
 
 
 def _with_tensors(source: Source) -> Source:
@@ -283,5 +292,5 @@ def apply_manifest(
     if isinstance(model, Mapping):
         return apply_to_graph(model, cut)
     with outside_modes():
-        source = _with_tensors(open(model, example_inputs, copy=not inplace, weights_are_constant=weights_are_constant))
+        source = _followed(model, example_inputs, copy=not inplace, weights_are_constant=weights_are_constant)
         return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)

@@ -3,7 +3,8 @@
 A body is fused as a model of its own: the values that it reads from around it are that model's inputs, and the initializers
 its constants. The body goes back in its place; initializers around it that nobody reads any more are dropped.
 
-A function gets its weights as inputs, so nothing in it can be fused where it is. It is inlined if that lets something be fused.
+A function gets its weights as inputs, so nothing in it can be fused or cut where it is. It is inlined if that lets something be
+fused, and always where channels are to be followed.
 """
 
 import logging
@@ -195,3 +196,18 @@ def with_functions_inlined(model: ModelProto, count: Callable[[ModelProto], int]
         if fewer and count(candidate) >= most:
             linear, best = fewer, candidate
     return best
+
+
+def without_functions(model: ModelProto, *, copy: bool) -> ModelProto:
+    """The model with all of its functions inlined, as far as onnx inlines them; a copy of it where that is asked for."""
+    if not model.functions:
+        return model
+    try:
+        inlined = inliner.inline_local_functions(model)
+    except RuntimeError as error:
+        logger.info("no function is inlined: %s", error)  # as above
+        return model
+    if copy:
+        return inlined
+    model.CopyFrom(inlined)
+    return model

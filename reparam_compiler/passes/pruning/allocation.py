@@ -235,6 +235,8 @@ def check_request(allocation: object, round_to: object) -> None:
         )
     if isinstance(allocation, Mapping):
         for pattern, ratio in allocation.items():
+            if not isinstance(pattern, str):
+                raise InfeasiblePruneError(f"allocation: found {pattern!r}; expected names or patterns of layers")
             check_ratio(f"allocation[{pattern!r}]", ratio)
     elif not isinstance(allocation, str) or allocation not in ALLOCATIONS:
         known = ", ".join(map(repr, ALLOCATIONS))
@@ -413,6 +415,6 @@ def _pins_text(graph: Graph | None, groups: ChannelGroups) -> str:
     reasons += [text for why, text in causes.items() if not any(reason.endswith(why) for reason in reasons)]
     advice = f"; {FLOAT_FIRST}" if any(reason.endswith((ops.QUANTIZED, ops.ON_QUANTIZED)) for reason in reasons) else ""
     if not reasons:
-        return "the model has no conv or linear whose channels another one reads"
+        return "the model has no conv or linear, called on a batch, whose channels another one reads"
     more = f"; and {len(reasons) - 8} more" if len(reasons) > 8 else ""
     return "; ".join(reasons[:8]) + more + advice

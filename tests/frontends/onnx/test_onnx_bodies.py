@@ -1,4 +1,4 @@
-"""What nodes of a model have inside is fused too: bodies in their place, functions where inlining exposes something."""
+"""What nodes of a model have inside is fused and cut too: bodies in their place, functions where inlining exposes something."""
 
 from collections.abc import Sequence
 
@@ -264,3 +264,26 @@ def test_functions_are_inlined_where_that_lets_more_be_fused_and_no_others() -> 
     assert kinds(model.graph) == ["Wide", "Narrow", "Gate"]
     del model.functions[:2]
     assert with_functions_inlined(model, convs) is None
+
+
+@pytest.mark.filterwarnings("ignore::reparam_compiler.errors.UnrepairedPruneWarning")
+def test_channels_are_followed_through_functions() -> None:
+    calls = [("Narrow", ["x", "w1"], "a"), ("Gate", ["a", "w1"], "b"), ("Narrow", ["b", "w2"], "c"), ("Wide", ["c", "w3"], "y")]
+    nodes = [helper.make_node(kind, inputs, [output], domain="mine") for kind, inputs, output in calls]
+    widths = {"w1": (8, 4), "w2": (6, 8), "w3": (4, 6)}
+    model = model_of(nodes, {"x": (1, 4, 5, 5)}, ["y"], {name: normal(*sizes, 1, 1) for name, sizes in widths.items()})
+    model.functions.extend([scaling("Wide", "Conv"), scaling("Narrow", "Conv", "Relu"), scaling("Gate", "Sigmoid")])
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    original = model.SerializeToString(deterministic=True)
+
+    pruned, report = reparam_compiler.prune(model, ratio=0.5, round_to=1, return_report=True)
+    assert {tensor.name: tuple(tensor.dims[:2]) for tensor in pruned.graph.initializer} == {
+        "w1": (4, 4),
+        "w2": (3, 4),
+        "w3": (4, 3),
+    }
+    assert kinds(pruned.graph) == ["Conv", "Relu", "Sigmoid", "Conv", "Relu", "Conv"]
+    assert model.SerializeToString(deterministic=True) == original
+    assert reparam_compiler.apply_manifest(model, report.manifest) == pruned
+    assert reparam_compiler.prune(model, ratio=0.5, round_to=1, inplace=True) is model
+    assert model == pruned

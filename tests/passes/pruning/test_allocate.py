@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,9 +134,10 @@ def test_mapping_gives_each_layer_its_ratio_and_the_last_pattern_wins() -> None:
         ({"c7": 0.5}, r"allocation: 'c7' matches no node; names like it: .*c[01]"),
         ({"head": 0.5}, "'head' names no layer whose channels can be cut.*model output"),
         ({"c0": 1.0}, r"allocation\['c0'\]=1.0"),
+        ({0: 0.5}, "allocation: found 0; expected names or patterns"),
     ],
 )
-def test_mapping_that_cannot_be_followed_is_refused(asked: dict[str, float], message: str) -> None:
+def test_mapping_that_cannot_be_followed_is_refused(asked: dict[Any, float], message: str) -> None:
     graph, groups = chain(16, 16)
     with pytest.raises(InfeasiblePruneError, match=message):
         allocate(groups, np.ones(groups.count), allocation=asked, graph=graph)
