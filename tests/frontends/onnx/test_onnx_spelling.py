@@ -303,6 +303,11 @@ def test_the_axes_of_a_reduction_are_no_parameter_of_the_channels() -> None:
     assert groups.families[0].members == ("c",)
 
 
+def test_a_length_along_no_axes_passes_channels_on() -> None:
+    written = pruned(between([helper.make_node("ReduceL2", ["c"], ["v"], noop_with_empty_axes=1)], {}, 16, 18), X)
+    assert kinds(written) == ["Conv", "ReduceL2", "Conv"]
+
+
 def test_a_mask_is_refused() -> None:
     nodes = [helper.make_node("ReduceMean", ["c"], ["v"], axes=[1])]
     reading = OnnxFrontend().read(between(nodes, {}, 1, 17))

@@ -160,6 +160,20 @@ def test_mean_and_variance_of_values_of_any_size(size: float) -> None:
     check("MeanVarianceNormalization", {"x": size * normal(2, 3, 5, 4)}, opset=13)
 
 
+@pytest.mark.parametrize("op", ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare"])
+@pytest.mark.parametrize("axes", [{}, {"axes": ints()}, {"axes": ints(-1)}])
+def test_a_reduction_along_no_axes_keeps_what_it_does_to_each_element(op: str, axes: Inputs) -> None:
+    made = check(f"Reduce{op}", {"x": normal(2, 3)}, axes, noop_with_empty_axes=1)
+    assert (op in ("L1", "L2", "LogSum", "SumSquare") and axes.get("axes", ints()).size == 0) == (f"Reduce{op}" not in made)
+
+
+@pytest.mark.parametrize("keepdims", [0, 1])
+def test_the_mean_of_integers_loses_its_fraction(keepdims: int) -> None:
+    x = np.array([[3, -5, -3], [7, 0, 1]], np.int32)
+    assert check("ReduceMean", {"x": x}, {"axes": ints(1)}, keepdims=keepdims) == ["ReduceSum", "Div", "Identity"]
+    check("ReduceMean", {"x": x}, keepdims=keepdims)
+
+
 def test_whether_a_dropout_trains_must_be_known() -> None:
     model = one_op(
         "Dropout", {"x": normal(2, 3), "training": np.zeros((), bool)}, {"ratio": np.float32(0.5)}, order="x ratio training"

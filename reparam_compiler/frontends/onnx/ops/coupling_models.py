@@ -137,7 +137,10 @@ def shaped_like(call: Call, op: ops.Expand) -> str | None:
 
 @couples(*REDUCTIONS)
 def _reduce(call: Call, result: TensorType | None) -> Coupled:
-    axes = call.values(1, "axes") or tuple(range(call.rank))
+    axes = call.values(1, "axes")
+    if not axes and call.attribute("noop_with_empty_axes", 0):
+        return slicewise(result, 1)
+    axes = axes or tuple(range(call.rank))
     return ops.Reduce(
         REDUCTIONS[call.node.op_type], tuple(sorted(map(call.axis, axes))), bool(call.attribute("keepdims", 1))
     ), 1

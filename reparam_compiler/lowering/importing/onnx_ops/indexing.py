@@ -135,6 +135,27 @@ def reduced_flags(graph: Graph, node: Node) -> str | None:
     return graph.emit("Cast", graph.emit(node.op, number, *node.inputs[1:], **node.attrs), to=TensorProto.BOOL)
 
 
+@instead_of("ReduceMean", tvm="makes integers int64")
+def mean_of_integers(graph: Graph, node: Node) -> str | None:
+    """The sum over the count, without its fraction."""
+    if graph.dtype(node.inputs[0]).kind not in "iu":
+        return None
+    total = graph.emit("ReduceSum", *node.inputs, **node.attrs)
+    count = math.prod(graph.shape(node.inputs[0])) // max(1, math.prod(graph.shape(total)))
+    return graph.emit("Div", total, graph.like(max(1, count), total))
+
+
+@instead_of("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceSumSquare", tvm="gives the input itself where there are no axes")
+def reduced_along_none(graph: Graph, node: Node) -> str | None:
+    """Along no axes what it makes of each element."""
+    x, axes = node.inputs[0], node.input(1)
+    if not node.attrs.get("noop_with_empty_axes", 0) or (axes and graph.shape(axes) != (0,)):
+        return None
+    if node.op == "ReduceSumSquare":
+        return graph.emit("Mul", x, x)
+    return graph.emit("Log" if node.op == "ReduceLogSum" else "Abs", x)
+
+
 @instead_of("Det", tvm="does not know it")
 def determinant(graph: Graph, node: Node) -> str:
     """Expanded by the first row, where the matrix is small."""
