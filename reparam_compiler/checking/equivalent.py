@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree
@@ -24,6 +23,7 @@ from reparam_compiler.checking.runners import Outputs
 from reparam_compiler.checking.subjects import Subject, subject
 from reparam_compiler.checking.tolerances import BY_DTYPE, COMPUTED_FLOOR, EPS, MARGIN
 from reparam_compiler.errors import UnsupportedModelError
+from reparam_compiler.frontends.torch.tensors import arrays_as_tensors
 from reparam_compiler.interpreter.difference import EXACT, Difference, difference
 from reparam_compiler.vocabulary.dtypes import FLOATING
 
@@ -78,7 +78,7 @@ class Equivalence:
 
 def compare_models(a: Any, b: Any, example_inputs: Sequence[Any], *, tolerance: float | None = None) -> Equivalence:
     """What `equivalent` says of two native models."""
-    inputs = _pytree.tree_map_only(np.ndarray, lambda array: torch.from_numpy(np.array(array)), tuple(example_inputs))
+    inputs = arrays_as_tensors(tuple(example_inputs))
     subjects = subject(a, inputs), subject(b, inputs)
     comparison = _Comparison(subjects)
     comparison.add(f"example inputs {_shapes(inputs)}", subjects[0].examples, subjects[1].examples)

@@ -28,7 +28,7 @@ from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.module_state import is_compiled
 from reparam_compiler.frontends.torch.placing.reading import ModuleFrontend
 from reparam_compiler.frontends.torch.placing.through_export import ExportedModuleFrontend
-from reparam_compiler.frontends.torch.tensors import check_values
+from reparam_compiler.frontends.torch.tensors import arrays_as_tensors, check_values
 from reparam_compiler.frontends.torch.tracing.calls import Trace
 from reparam_compiler.frontends.torch.tracing.exporting import Exported, NotExportedError, exported
 from reparam_compiler.frontends.torch.tracing.modules import NotTracedError, traced
@@ -201,7 +201,8 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True, weights_a
 
     Args:
         model: an nn.Module, fx.GraphModule, ExportedProgram, onnx.ModelProto, or a path.
-        example_inputs: what it is called with, in a tuple; a tensor or an array alone is one input.
+        example_inputs: what it is called with, in a tuple; a tensor or an array alone is one input, and torch
+            gets arrays as tensors.
         copy: leave the caller's module alone; without, its trace shares its tensors.
         weights_are_constant: no initializer of an ONNX model is an input of it, though it be listed as one.
 
@@ -220,7 +221,8 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True, weights_a
     else:
         check_values(native)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
-    return Source(kind, native, _given(example_inputs), copy, name)
+    inputs = _given(example_inputs)
+    return Source(kind, native, inputs if kind == "onnx" else arrays_as_tensors(inputs), copy, name)
 
 
 def frontend_for(model: object) -> Frontend[Any]:

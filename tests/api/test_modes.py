@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import reparam_compiler
+from reparam_compiler.errors import UnsupportedModelError
 from tests.support.every_kind import DATA, KINDS, X, net
 
 PRUNED: dict[str, Any] = {"ratio": 0.5, "calibration": DATA}
@@ -80,3 +82,20 @@ def test_one_tensor_is_one_input(kind: str) -> None:
     model = KINDS[kind](net())
     for alone in (X, X.numpy()):
         assert "example inputs 2x3x9x7" in reparam_compiler.equivalent(model, model, alone).tried
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_are_inputs_as_tensors_are(kind: str) -> None:
+    model = KINDS[kind](net())
+    for inputs in (X.numpy(), (X.numpy().astype(">f4"),)):
+        fused, report = reparam_compiler.fuse(model, inputs, return_report=True)
+        assert report.whole_model is not None
+        assert reparam_compiler.equivalent(model, fused, inputs)
+    assert reparam_compiler.inspect(model, (X.numpy(),)).fusions
+    _, pruning = reparam_compiler.prune(model, X.numpy(), return_report=True, **PRUNED)
+    assert pruning.before.params > pruning.after.params
+
+
+def test_an_array_that_torch_has_no_dtype_for_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="does not run on inputs"):
+        reparam_compiler.fuse(net(), (np.array(["text"]),))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Dim, Param, TensorType
@@ -25,6 +26,22 @@ Copied = TypeVar("Copied")
 def dtype_word(dtype: torch.dtype) -> str:
     """The graph's word for a dtype; torch's own for one that the graph has no word for."""
     return _WORDS.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def arrays_as_tensors(inputs: Any) -> Any:
+    """Inputs of a model of torch, whose arrays are made tensors; those of a dtype that torch has not (texts) stay as they are.
+
+    >>> arrays_as_tensors((np.zeros(2, np.float32), [1]))
+    (tensor([0., 0.]), [1])
+    """
+    return _pytree.tree_map_only(np.ndarray, _tensor_of, inputs)
+
+
+def _tensor_of(array: np.ndarray) -> Any:
+    try:
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
+    except TypeError:
+        return array
 
 
 def type_of(value: object) -> TensorType | None:
