@@ -7,7 +7,7 @@ Search    `reparam_compiler.tune` for the board by tracker and key: the digits n
 Checked   each candidate beside the rule's kernels, there; the tuned net by `tvmc run` there, beside torch or ONNX Runtime here
 
 qemu translates instructions: what it takes for one says nothing of a board, so no time stands on the page. It ends with 1 where
-a net computes something else.
+a net computes something else, or another share of the digits is read right.
 """
 
 import argparse
