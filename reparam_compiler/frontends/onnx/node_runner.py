@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
@@ -39,11 +39,18 @@ def captured_by(body: GraphProto) -> list[str]:
 
 def run_arrays(model: ModelProto, node: NodeProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:
     """The outputs of a node of `model` on these arrays; raises what numpy raises."""
-    values = [helper.make_empty_tensor_value_info(name) for name in feeds]
+    values = [_declared(name, value) for name, value in feeds.items()]
     outputs = [helper.make_empty_tensor_value_info(name) for name in node.output if name]
     graph = helper.make_graph([node], "one node", values, outputs)
     single = helper.make_model(graph, opset_imports=model.opset_import, functions=model.functions, ir_version=model.ir_version)
     return list(ReferenceEvaluator(single).run(None, dict(feeds)))
+
+
+def _declared(name: str, value: Any) -> ValueInfoProto:
+    """A value with its dtype, without which the evaluator makes no body for some functions (GroupNormalization)."""
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        return helper.make_empty_tensor_value_info(name)
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
 
 
 def runner(

@@ -303,6 +303,13 @@ def test_the_axes_of_a_reduction_are_no_parameter_of_the_channels() -> None:
     assert groups.families[0].members == ("c",)
 
 
+def test_a_group_norm_of_onnx_is_calibrated() -> None:
+    node = helper.make_node("GroupNormalization", ["c", "scale", "shift"], ["v"], num_groups=4)
+    model = between([node], {"scale": normal(16, seed=2), "shift": normal(16, seed=3)}, 16, 21)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (2, 3, 6, 5)))  # none is inferred
+    assert kinds(pruned(model, X, calibration=normal(12, 4, 6, 5, seed=3))) == ["Conv", "GroupNormalization", "Conv"]
+
+
 def test_a_length_along_no_axes_passes_channels_on() -> None:
     written = pruned(between([helper.make_node("ReduceL2", ["c"], ["v"], noop_with_empty_axes=1)], {}, 16, 18), X)
     assert kinds(written) == ["Conv", "ReduceL2", "Conv"]
