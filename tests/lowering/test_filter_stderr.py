@@ -18,6 +18,8 @@ pytestmark = pytest.mark.tvm
 def test_noise_is_dropped_and_the_rest_passes(capfd: pytest.CaptureFixture[str]) -> None:
     with filter_stderr():
         os.write(2, b"".join(b"[12:00] " + noise + b" x\n" for noise in NOISE) + b"\nsegmentation fault\n")
+        for kind in (b"cpu", b"gpu", b"opencl"):
+            os.write(2, b"  s_tir.meta_schedule.%s.meta_schedule.pool_max\n" % kind)
     assert capfd.readouterr().err == "segmentation fault\n"
 
 
