@@ -16,6 +16,7 @@ from reparam_compiler.frontends.torch.native import InPlace
 from reparam_compiler.frontends.torch.program_writer import ProgramWriter
 from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
+from reparam_compiler.frontends.torch.transforms import check_transforms
 from reparam_compiler.frontends.torch.wide import in_float64
 from reparam_compiler.ir.graph import Graph, diff
 from reparam_compiler.ir.windows import ConvPadding
@@ -27,7 +28,8 @@ class ExportFrontend:
     name = "torch.export"
 
     def read(self, model: ExportedProgram, example_inputs: Sequence[Any] | None = None) -> "ExportReading":
-        """The graph; shapes come from the program itself."""
+        """The graph; shapes come from the program itself. Raises UnsupportedModelError for a program with vmap in it."""
+        check_transforms(model.graph_module.graph)
         graph, tensors = model.graph_module.graph, {}
         for spec in model.graph_signature.input_specs:
             value = model.state_dict.get(spec.target) if spec.target else None

@@ -24,6 +24,7 @@ from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
 from reparam_compiler.frontends.torch.tensors import deep_copy
 from reparam_compiler.frontends.torch.tracing.calls import named
+from reparam_compiler.frontends.torch.transforms import check_transforms
 from reparam_compiler.frontends.torch.wide import in_float64
 from reparam_compiler.ir.graph import Diff, Graph, diff
 from reparam_compiler.ir.windows import ConvPadding
@@ -41,8 +42,9 @@ class FxFrontend:
     def read(self, model: fx.GraphModule, example_inputs: Sequence[Any] | None = None) -> "FxReading":
         """The graph; shapes are known where example inputs are given or the nodes carry them (`tensor_meta`, `val`).
 
-        Raises UnsupportedModelError where the model does not run on the example inputs.
+        Raises UnsupportedModelError where the model does not run on the example inputs, or has vmap in it.
         """
+        check_transforms(model.graph)
         values = _propagate(model, example_inputs) if example_inputs is not None else _recorded(model)
         tensors = {}
         for node in model.graph.nodes:

@@ -24,6 +24,7 @@ from reparam_compiler.errors import ReparamError, class_and_line
 from reparam_compiler.frontends.torch.module_state import buffers_kept, without_compiled
 from reparam_compiler.frontends.torch.tensors import deep_copy, type_of
 from reparam_compiler.frontends.torch.tracing.quiet import quiet_export
+from reparam_compiler.frontends.torch.transforms import check_transforms
 
 logger = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ def _program(
     with quiet_export():
         program = torch.export.export(model, unmarked, dynamic_shapes=by_argument(model, shapes), strict=strict)
         module: fx.GraphModule = program.module()
+    check_transforms(program.graph)
     for name in ("train", "eval"):  # torch forbids both by attributes of the module, as neither changes what it computes
         vars(module).pop(name, None)
     for part in module.modules():  # born in training mode
