@@ -1,12 +1,14 @@
 """One ONNX node, run by ONNX's reference evaluator: how opaque nodes are evaluated and constants folded."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops import load_op
 from torch import Tensor
 
 from reparam_compiler.frontends.onnx.tensors import bodies_of
@@ -35,6 +37,18 @@ def captured_by(body: GraphProto) -> list[str]:
         found += [name for name in (*node.input, *captured(node)) if name and name not in bound]
         bound.update(node.output)
     return list(dict.fromkeys(found + [value.name for value in body.output if value.name not in bound]))
+
+
+@cache
+def has_body(op_type: str, opset: int) -> bool:
+    """Whether the evaluator can run a type of ONNX's own domain."""
+    try:
+        load_op("", op_type, opset)
+    except NotImplementedError:
+        return False
+    except (AssertionError, RuntimeError):  # a function of other types, which it makes where it has a node of it
+        return True
+    return True
 
 
 def run_arrays(model: ModelProto, node: NodeProto, feeds: Mapping[str, np.ndarray]) -> list[Any]:

@@ -21,7 +21,7 @@ from reparam_compiler.frontends.onnx.bound import Bound
 from reparam_compiler.frontends.onnx.call import Call, Read, Unsupported, attributes_of
 from reparam_compiler.frontends.onnx.causes import why_opaque
 from reparam_compiler.frontends.onnx.io import copy_without
-from reparam_compiler.frontends.onnx.node_runner import captured, runner
+from reparam_compiler.frontends.onnx.node_runner import captured, has_body, runner
 from reparam_compiler.frontends.onnx.ops.coupling_models import expanded, expanded_type, shaped_like
 from reparam_compiler.frontends.onnx.ops.resampling import resized
 from reparam_compiler.frontends.onnx.ops.table import coupling_model, read
@@ -209,7 +209,8 @@ class OnnxReader:
         resolved, run = self.shapes.is_resolved(node), None
         facts = onnx_facts(node.op_type) if resolved else Facts.NONE
         draws = Facts.RANDOM in facts and Facts.VIEW not in facts  # a dropout gives its input in evaluation
-        if (resolved or self.shapes.is_function(node)) and not draws:
+        runs = has_body(node.op_type, self.shapes.opset) if resolved else self.shapes.is_function(node)
+        if runs and not draws:
             run = runner(self.model, node, names, arrays, sum(map(bool, node.output)))
         if Facts.WIDTH_OF_INPUT in facts and run is not None:
             run = resized(run, node, self.shapes.opset)
@@ -230,7 +231,7 @@ class OnnxReader:
             return None, 0
         if seen.target in COUPLING_RULES:
             return self._registered_coupling(node, seen, operands)
-        if not self.shapes.is_resolved(node):
+        if not self.shapes.is_resolved(node) or not has_body(node.op_type, self.shapes.opset):
             return None, 0
         self.shapes.refine(node)
         self._refine_expanded(node)

@@ -303,6 +303,16 @@ def test_the_axes_of_a_reduction_are_no_parameter_of_the_channels() -> None:
     assert groups.families[0].members == ("c",)
 
 
+def test_what_onnx_s_evaluator_cannot_run_keeps_its_channels_and_no_others_theirs() -> None:
+    pool = [helper.make_node("Conv", ["c", "narrow"], ["n"]), helper.make_node("GlobalLpPool", ["n"], ["v"])]
+    model = between(pool, {"narrow": normal(5, 16, 1, 1, seed=2)}, 5, 17)
+    reading = OnnxFrontend().read(model)
+    result = prune(reading.graph, ratio=0.5, round_to=1, calibration=[[normal(2, 4, 6, 5, seed=seed)] for seed in range(4)])
+    assert [(family.name, family.after) for family in result.plan.families] == [("c", 8)]
+    assert [(pin.width, pin.reason) for pin in result.plan.pinned][:1] == [(5, "v (GlobalLpPool) is not understood")]
+    onnx.checker.check_model(reading.write(result.graph), full_check=True)
+
+
 def test_a_group_norm_of_onnx_is_calibrated() -> None:
     node = helper.make_node("GroupNormalization", ["c", "scale", "shift"], ["v"], num_groups=4)
     model = between([node], {"scale": normal(16, seed=2), "shift": normal(16, seed=3)}, 16, 21)
