@@ -4,7 +4,7 @@ A body is fused as a model of its own: the values that it reads from around it a
 its constants. The body goes back in its place; initializers around it that nobody reads any more are dropped.
 
 A function gets its weights as inputs, so nothing in it can be fused or cut where it is. It is inlined if that lets something be
-fused, and always where channels are to be followed.
+fused, and always where channels are to be followed by no rule of a caller's.
 """
 
 import logging
@@ -21,6 +21,7 @@ from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_t
 from reparam_compiler.frontends.onnx.tensors import element_type
 from reparam_compiler.frontends.onnx.writer import names_of, readers_of
 from reparam_compiler.ir.graph import TensorType
+from reparam_compiler.passes.pruning.coupling.registry import COUPLING_RULES
 
 logger = logging.getLogger(__name__)
 Report = TypeVar("Report")
@@ -199,11 +200,16 @@ def with_functions_inlined(model: ModelProto, count: Callable[[ModelProto], int]
 
 
 def without_functions(model: ModelProto, *, copy: bool) -> ModelProto:
-    """The model with all of its functions inlined, as far as onnx inlines them; a copy of it where that is asked for."""
-    if not model.functions:
+    """The model with its functions inlined, as far as onnx inlines them; a copy of it where that is asked for.
+
+    Those that a caller registered a coupling rule for stay.
+    """
+    keys = [(function.domain, function.name) for function in model.functions]
+    followed = [key for key in keys if "::".join(key) not in COUPLING_RULES]
+    if not followed:
         return model
     try:
-        inlined = inliner.inline_local_functions(model)
+        inlined = inliner.inline_selected_functions(model, followed)
     except RuntimeError as error:
         logger.info("no function is inlined: %s", error)  # as above
         return model

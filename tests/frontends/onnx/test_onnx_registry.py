@@ -191,7 +191,6 @@ def test_opaque_ops_have_the_facts_of_their_row_and_the_arguments_of_the_call() 
     [
         ("LpPool", {"kernel_shape": [2, 2]}, (0, 1)),
         ("MaxPool", {"kernel_shape": [2, 2], "ceil_mode": 1, "strides": [3, 3], "pads": [0, 0, 1, 1]}, (0, 1)),
-        ("GlobalLpPool", {}, (0, 1)),
         ("Cast", {"to": 7}, (0, 1, 2, 3)),
         ("Sin", {}, (0, 1, 2, 3)),
     ],
