@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import reparam_compiler
+from reparam_compiler.api.modes import outside_modes
 from tests.support.every_kind import X, net
 
 SOON = 0.2
@@ -77,6 +78,24 @@ def test_two_threads_that_fuse_leave_torch_as_it_was() -> None:
     torch.testing.assert_close(fused[0](X), net()(X))
 
 
+def test_whoever_comes_second_waits() -> None:
+    begun, waited = threading.Event(), list[bool]()
+
+    def enter() -> None:
+        with outside_modes():
+            begun.set()
+
+    thread = threading.Thread(target=enter)
+
+    def begin_the_second() -> None:
+        thread.start()
+        waited.append(not begun.wait(SOON))
+
+    reparam_compiler.fuse(Meeting(begin_the_second).eval())
+    assert waited == [True]
+    assert begun.wait(TOO_LONG)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_process_that_was_forked_meanwhile_does_not_wait_for_its_parent() -> None:
@@ -93,8 +112,6 @@ def test_a_process_that_was_forked_meanwhile_does_not_wait_for_its_parent() -> N
 
 def _gets_its_turn() -> bool:
     """Whether another thread of a child gets its turn, as none of the parent's works there."""
-    from reparam_compiler.api.modes import outside_modes
-
     got: list[bool] = []
 
     def enter() -> None:
