@@ -22,6 +22,7 @@ from reparam_compiler.frontends.onnx.tensors import element_type
 from reparam_compiler.frontends.onnx.writer import names_of, readers_of
 from reparam_compiler.ir.graph import TensorType
 from reparam_compiler.passes.pruning.coupling.registry import COUPLING_RULES
+from reparam_compiler.vocabulary.function_defaults import with_defaults_stated
 
 logger = logging.getLogger(__name__)
 Report = TypeVar("Report")
@@ -183,8 +184,9 @@ def with_functions_inlined(model: ModelProto, count: Callable[[ModelProto], int]
     linear = [key for key, function in functions.items() if any(node.op_type in _LINEAR for node in function.node)]
     if not linear:
         return None
+    stated = with_defaults_stated(model)
     try:
-        best = inliner.inline_selected_functions(model, linear)
+        best = inliner.inline_selected_functions(stated, linear)
     except RuntimeError as error:
         logger.info("no function is inlined: %s", error)  # one of another opset than the model's
         return None
@@ -193,7 +195,7 @@ def with_functions_inlined(model: ModelProto, count: Callable[[ModelProto], int]
         return None
     for key in linear if len(linear) <= _FEW else ():
         fewer = [other for other in linear if other != key]
-        candidate = inliner.inline_selected_functions(model, fewer) if fewer else model
+        candidate = inliner.inline_selected_functions(stated, fewer) if fewer else model
         if fewer and count(candidate) >= most:
             linear, best = fewer, candidate
     return best
@@ -209,7 +211,7 @@ def without_functions(model: ModelProto, *, copy: bool) -> ModelProto:
     if not followed:
         return model
     try:
-        inlined = inliner.inline_selected_functions(model, followed)
+        inlined = inliner.inline_selected_functions(with_defaults_stated(model), followed)
     except RuntimeError as error:
         logger.info("no function is inlined: %s", error)  # as above
         return model

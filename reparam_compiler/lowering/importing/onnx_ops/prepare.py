@@ -12,6 +12,7 @@ from onnx import GraphProto, ModelProto, helper, inliner, numpy_helper
 from reparam_compiler.lowering.importing.onnx_ops.graph import OPSET, OWN, Graph
 from reparam_compiler.lowering.importing.onnx_ops.rules import RULES
 from reparam_compiler.lowering.importing.onnx_ops.walk import walk
+from reparam_compiler.vocabulary.function_defaults import with_defaults_stated
 
 BOUND = 1024
 """Elements of a constant above which it is an input of what TVM imports, bound afterwards: it is not copied into a model."""
@@ -54,7 +55,7 @@ def _inlined(model: ModelProto) -> GraphProto:
     skeleton.graph.node.extend(model.graph.node)
     skeleton.graph.input.extend(model.graph.input)
     skeleton.graph.output.extend(model.graph.output)
-    return inliner.inline_local_functions(skeleton, convert_version=True).graph
+    return inliner.inline_local_functions(with_defaults_stated(skeleton), convert_version=True).graph
 
 
 def _written(graph: Graph, inputs: list[str], outputs: list[str], names: Mapping[str, str], ir_version: int) -> Prepared:
