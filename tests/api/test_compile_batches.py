@@ -235,8 +235,8 @@ def test_the_command_line_compiles_and_runs_any_number(tmp_path: Path) -> None:
     done = tvmc("compile", path, "--batches", "1,4", "-o", tmp_path / "m.tar")
     assert done.exit_code == 0, done.output
     assert "1 is taken" not in done.stderr
-    assert "\nbatch 1\n" in done.stdout
-    assert "\nbatch 4\n" in done.stdout
+    lines = done.stdout.splitlines()  # with a time behind it where a busy machine takes a millisecond
+    assert [sum(line.startswith(f"batch {batch}") for line in lines) for batch in (1, 4)] == [1, 1]
     np.savez(tmp_path / "in.npz", x=np.ones((6, 3, 8, 7), "float32"))
     ran = tvmc("run", tmp_path / "m.tar", "-i", tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--print-time")
     assert ran.exit_code == 0, ran.output
