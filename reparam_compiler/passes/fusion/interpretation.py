@@ -12,6 +12,7 @@ import numpy as np
 from reparam_compiler.advice import option
 from reparam_compiler.core.affine import identity
 from reparam_compiler.core.channels import finest
+from reparam_compiler.core.drawn import is_drawn
 from reparam_compiler.core.kernel import ConvKernel, NotFusable, compose, composed_weights
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Graph, Node, NodeId, Param
@@ -90,6 +91,8 @@ def interpret(
 def _by_rules(graph: Graph, region: Region, data_independent: Set[NodeId], most: int | None) -> Interpretation:
     """What rules say of a region, or of the same with its padding as one op; raises NoRule where there is no rule for an op."""
     layout = source_layout(graph, region)
+    if not is_drawn((layout.channels,)):
+        raise NotFusable(f"{region.source} has {layout.channels} channels, which are too many to be followed")
     try:
         return _Interpreter(graph, region, data_independent, layout, most).run()
     except NotFusable:

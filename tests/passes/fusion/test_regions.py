@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from reparam_compiler.core import affine
 from reparam_compiler.core.kernel import ConvKernel, NotFusable
 from reparam_compiler.frontends.torch.fx import FxFrontend
-from reparam_compiler.ir.graph import Graph, Node
+from reparam_compiler.ir import ops
+from reparam_compiler.ir.graph import Graph, Node, TensorType
 from reparam_compiler.passes.fusion import linear_rules as rules
 from reparam_compiler.passes.fusion import registry
 from reparam_compiler.passes.fusion.abstract_values import SourceLayout
@@ -199,3 +200,11 @@ class TestRules:
         registry.register_linear("batch_norm", override=True)(refuses)
         fused = fuse_in_float64(Pieces(lambda m, x: torch.relu(m.wide(x) + m.norm(x))), normal(1, 4, 6, 5))
         assert fused.reasons[0] == "norm: never"
+
+
+def test_more_channels_than_can_be_counted_are_refused() -> None:
+    known = TensorType("f32", (1, 2**40, 4, 4))
+    node = Node("y", ops.Add((1.0, 1.0)), ("x", "x"), known)
+    graph = Graph.of([Node("x", ops.Input(), (), known), node], ["y"])
+    with pytest.raises(NotFusable, match=f"x has {2**40} channels, which are too many to be followed"):
+        interpret(graph, Region("x", "y", (node,)))
