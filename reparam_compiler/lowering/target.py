@@ -112,7 +112,8 @@ def _parse(text: str) -> dict[str, Any]:
         raise LoweringError(
             f"target: {text!r} is a composite target; one target compiles the whole model here. Pass one of {tuple(BACKENDS)}"
         )
-    config: dict[str, Any] = {"tag": head} if head in tvm.target.list_tags() else {"kind": head}
+    tags = set(map(str, tvm.target.list_tags()))  # TVM's own mapping takes no word that is no UTF-8
+    config: dict[str, Any] = {"tag": head} if head in tags else {"kind": head}
     if "kind" in config and head not in BACKENDS:
         near = difflib.get_close_matches(head, [*BACKENDS, *map(str, tvm.target.list_tags())], n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

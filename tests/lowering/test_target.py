@@ -160,3 +160,9 @@ def test_code_for_absent_vector_instructions_is_not_run(cpu: str) -> None:
             compiled.run(x)
     else:
         torch.testing.assert_close(torch.from_numpy(compiled.run(x)[0]), net(x), rtol=1e-4, atol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("target", ["\ud800", "llvm -mcpu=\ud800", {"kind": "llvm", "mcpu": "\ud800"}])
+def test_half_a_character_is_no_target(target: str | dict[str, str]) -> None:
+    with pytest.raises(LoweringError, match=r"^target: .*\\ud800"):
+        resolve(target)
