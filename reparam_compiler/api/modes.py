@@ -1,27 +1,18 @@
 """The mode of torch that the public functions work in, whichever the caller is in, and one thread at a time."""
 
 import contextlib
-import os
-import threading
 from collections.abc import Iterator
 
 import torch
 
+from reparam_compiler.core.locks import ProcessLock
+
 _DEVICES = ("cpu", "cuda", "xpu", "mps")
 """The kinds of device that autocast is looked for on."""
 
-_working = threading.RLock()
+_working = ProcessLock()
 """Held while a public function works. What torch's tracers and exporters put in the place of `nn.Module`'s calls, and warning
 filters and stderr with it, is the whole process's: of two at once the later one puts back what the earlier one had set."""
-
-
-def _after_fork() -> None:
-    """In a child that was forked nobody works, whoever did in its parent."""
-    global _working
-    _working = threading.RLock()
-
-
-os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextlib.contextmanager
@@ -36,7 +27,7 @@ def outside_modes() -> Iterator[None]:
     ...     torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), torch.zeros(1).is_inference()
     (False, False, False)
     """
-    with _working, contextlib.ExitStack() as stack:
+    with _working.held(), contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         for device in _DEVICES:

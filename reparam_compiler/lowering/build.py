@@ -7,7 +7,6 @@ A model that takes any batch is imported and built once for each size, over one 
 
 import logging
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from tvm import tirx
 from tvm.target import Target
 
+from reparam_compiler.core.locks import ProcessLock
 from reparam_compiler.core.packages import installed_version
 from reparam_compiler.errors import LoweringError, class_and_line
 from reparam_compiler.lowering.backends import backend_for
@@ -43,7 +43,7 @@ from reparam_compiler.lowering.target import TargetLike, describe, resolve_all
 log = logging.getLogger(__name__)
 
 DEFAULT_OPTIONS = CompileOptions()
-COMPILING = threading.RLock()
+COMPILING = ProcessLock()
 """Held while TVM imports, compiles or measures: its state, stderr and what an import patches are the whole process's."""
 
 
@@ -116,7 +116,7 @@ def compile_forms(
     best = backend_for(targets[best_here(targets)])
     if forgone := best.forgone_here():
         log.warning("code for %s is slower here than code for this machine would be: %s", describe(best.target), forgone)
-    with COMPILING:
+    with COMPILING.held():
         imports = [form.imported() for form in forms]
         if any_batch:
             check_batches(imports)
@@ -174,7 +174,7 @@ def measure_cpu() -> CpuFamily:
     """
     from reparam_compiler.lowering.cpu.measured_family import measure_now
 
-    with COMPILING:
+    with COMPILING.held():
         return measure_now(Target(native()))
 
 
@@ -198,10 +198,10 @@ def build(
     measured: what decides where it was faster than the rule. store: the weights of the variants that were built before.
     """
     watch, store = Watch(options), Store() if store is None else store
-    with COMPILING:
+    with COMPILING.held():
         backend = backend_for(target).settled(measure=options.measure)
     try:
-        with COMPILING, target, filter_stderr(), options.context(watch, backend.idle_passes), noted(store) as packed:
+        with COMPILING.held(), target, filter_stderr(), options.context(watch, backend.idle_passes), noted(store) as packed:
             module = backend.lower(imported.module, measured=measured, max_error=options.max_error)
             without_weights, weights = lifted(module, packed, store, backend.weights_from)
             library = backend.compiled(without_weights)

@@ -112,10 +112,10 @@ def _parse(text: str) -> dict[str, Any]:
         raise LoweringError(
             f"target: {text!r} is a composite target; one target compiles the whole model here. Pass one of {tuple(BACKENDS)}"
         )
-    tags = set(map(str, tvm.target.list_tags()))  # TVM's own mapping takes no word that is no UTF-8
+    tags = [*map(str, tvm.target.list_tags())]  # TVM's own mapping takes no word that is no UTF-8
     config: dict[str, Any] = {"tag": head} if head in tags else {"kind": head}
     if "kind" in config and head not in BACKENDS:
-        near = difflib.get_close_matches(head, [*BACKENDS, *map(str, tvm.target.list_tags())], n=3, cutoff=0.5)
+        near = difflib.get_close_matches(head, [*BACKENDS, *tags], n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         kinds = tuple(BACKENDS)
         raise LoweringError(f"target: {head!r} is neither a kind {kinds} nor a tag of TVM.{hint} Expected {_accepted()}")

@@ -6,26 +6,16 @@
 """
 
 import contextlib
-import os
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from tvm import relax
 
+from reparam_compiler.core.locks import ProcessLock
+
 CONVS = ("conv1d", "conv2d", "conv3d", "conv1d_transpose", "conv2d_transpose", "conv3d_transpose")
-_exchanging = threading.RLock()
+_exchanging = ProcessLock()
 """Held while TVM's own functions are exchanged: two threads at once would give each other's back."""
-
-
-def _after_fork() -> None:
-    """In a child that was forked nobody exchanges them, whoever did in its parent."""
-    global _exchanging
-    _exchanging = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextlib.contextmanager
@@ -33,7 +23,7 @@ def own_dtypes() -> Iterator[None]:
     """Convs and matrix products emitted in this block keep the dtype of their operands; one thread is in it at a time."""
     places = [(relax.op.nn, name) for name in CONVS if hasattr(relax.op.nn, name)]
     places.append((relax.op.linear_algebra, "matmul"))
-    with _exchanging:
+    with _exchanging.held():
         before = [(module, name, getattr(module, name)) for module, name in places]
         for module, name, op in before:
             setattr(module, name, _without_out_dtype(op))

@@ -3,8 +3,9 @@
 import contextlib
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
+
+from reparam_compiler.core.locks import ProcessLock
 
 NOISE = (
     b"Scope Saving:",
@@ -17,7 +18,7 @@ NOISE = (
     b"Unknown schedule rule",
     b"  s_tir.meta_schedule.",  # and for which targets the rule is unknown, a line each
 )
-STDERR = threading.RLock()
+STDERR = ProcessLock()
 """Held while stderr is redirected: the descriptor is the process's, and two threads that swap it would leave it swapped."""
 
 
@@ -28,7 +29,7 @@ def filter_stderr() -> Iterator[None]:
     They come from the library's own logger at warning level, below Python; what anything else writes passes.
     """
     os_stderr = 2
-    with STDERR, tempfile.TemporaryFile() as caught:
+    with STDERR.held(), tempfile.TemporaryFile() as caught:
         try:
             saved = os.dup(os_stderr)
         except OSError:  # no stderr at all: nothing to quiet

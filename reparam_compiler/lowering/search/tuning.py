@@ -59,7 +59,7 @@ def tune(
     if abandoned := remove_abandoned():
         log.warning("temporary folders of processes that were killed: %d removed", abandoned)
     with (
-        COMPILING,
+        COMPILING.held(),
         shown(progress) as drawn,
         without_intrinsics(),
         search.backend.target,

@@ -77,7 +77,7 @@ def verified(
     """
     folder = check_readable(Path(database))
     search = check_search(target, folder, SearchOptions())
-    with COMPILING, without_intrinsics(), search.backend.target, filter_stderr():
+    with COMPILING.held(), without_intrinsics(), search.backend.target, filter_stderr():
         imported = to_relax(model, example_inputs, input_shapes=input_shapes)
         measured = measured_in(folder, describe(search.backend.target), search.tuning.rule) or Measured()
         layers, functions = _decided(search.tuning, imported.module, measured)
