@@ -4,9 +4,11 @@ onnx's inliner forgets them: a call that leaves one out gets what the op in the 
 of the function's 0.3 (findings/onnx-inliner-forgets-default-attributes.sh). So whatever inlines states them first.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
+
+from reparam_compiler.vocabulary.bodies import with_inner
 
 if TYPE_CHECKING:
     from onnx import AttributeProto, ModelProto, NodeProto
@@ -26,17 +28,8 @@ def with_defaults_stated(model: "ModelProto") -> "ModelProto":
 def _left_out(model: "ModelProto") -> "Iterator[tuple[NodeProto, list[AttributeProto]]]":
     """The calls of functions, in graphs, bodies and functions, that leave defaults out, and these."""
     defaults = {(function.domain, function.name, function.overload): function.attribute_proto for function in model.functions}
-    for node in chain(_nodes(model.graph.node), *(_nodes(function.node) for function in model.functions)):
+    for node in chain(with_inner(model.graph.node), *(with_inner(function.node) for function in model.functions)):
         given = {attribute.name for attribute in node.attribute}
         own = defaults.get((node.domain, node.op_type, node.overload), ())
         if missing := [default for default in own if default.name not in given]:
             yield node, missing
-
-
-def _nodes(nodes: "Iterable[NodeProto]") -> "Iterator[NodeProto]":
-    """The nodes, and those of their bodies."""
-    for node in nodes:
-        yield node
-        for attribute in node.attribute:
-            for body in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                yield from _nodes(body.node)

@@ -11,7 +11,7 @@ three axes) is for the readers.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -22,7 +22,8 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.great_sizes import check_sizes
 from reparam_compiler.frontends.onnx.io import tensors_of
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, opset_among, opset_of
-from reparam_compiler.frontends.onnx.tensors import REWRITE, RUN_CHECKER, bodies_of, called, check_tensor
+from reparam_compiler.frontends.onnx.tensors import REWRITE, RUN_CHECKER, called, check_tensor
+from reparam_compiler.vocabulary.bodies import bodies_of, with_inner
 
 _NUMBERS = {AttributeProto.FLOAT: "f", AttributeProto.INT: "i", AttributeProto.STRING: "s"}
 _OBJECTS = {
@@ -179,7 +180,7 @@ def _check_functions(functions: Sequence[FunctionProto]) -> None:
     names = Counter(map(_key, functions))
     if twice := [_spelled(name) for name, count in names.items() if count > 1]:
         raise UnsupportedModelError(f"several functions are called {', '.join(twice)}; expected one: {RUN_CHECKER}")
-    calls = {_key(each): set(_calls(each.node)) for each in functions}
+    calls = {_key(each): {_callee(node) for node in with_inner(each.node)} for each in functions}
     while ready := {name for name, called in calls.items() if not called & calls.keys()}:
         for name in ready:
             del calls[name]
@@ -199,10 +200,3 @@ def _callee(node: NodeProto) -> Called:
 def _spelled(called: Called) -> str:
     domain, name, overload = called
     return f"{domain}::{name}{overload and f':{overload}'}"
-
-
-def _calls(nodes: Iterable[NodeProto]) -> Iterator[Called]:
-    for node in nodes:
-        yield _callee(node)
-        for body in bodies_of(node):
-            yield from _calls(body.node)

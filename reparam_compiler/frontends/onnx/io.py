@@ -17,7 +17,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, external_data_h
 
 from reparam_compiler.core.files import abandoned_parts, held, written_whole
 from reparam_compiler.errors import UnsupportedModelError
-from reparam_compiler.frontends.onnx.tensors import bodies_of, byte_count, check_tensor, inline
+from reparam_compiler.frontends.onnx.tensors import byte_count, check_tensor, inline
+from reparam_compiler.vocabulary.bodies import bodies_of
 
 IN_MEMORY = 2**28
 """Bytes of external data that `load` reads at once."""

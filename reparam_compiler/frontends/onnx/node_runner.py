@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import load_op
 from torch import Tensor
 
-from reparam_compiler.frontends.onnx.tensors import bodies_of
+from reparam_compiler.vocabulary.bodies import bodies_of
 
 FAILURES = (
     *(ArithmeticError, AttributeError, AssertionError, LookupError, MemoryError),

@@ -4,13 +4,13 @@ Weights are read from their protobuf, or from the file beside the model that hol
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, TypeProto, checker, external_data_helper, helper, numpy_helper
+from onnx import NodeProto, TensorProto, TypeProto, checker, external_data_helper, helper, numpy_helper
 
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Dim, Param, TensorType
@@ -184,14 +184,6 @@ def _held(tensor: TensorProto) -> tuple[int, int, str]:
     field = _FIELDS.get(tensor.data_type, "int32_data")
     packed = byte_count(tensor) if byte_count(tensor) < count else count  # those of less than a byte share one
     return len(getattr(tensor, field)), 2 * count if tensor.data_type in _COMPLEX else packed, f"elements in {field}"
-
-
-def bodies_of(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs in the attributes of a node: of an If, a Loop, a Scan."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
 
 
 def called(node: NodeProto) -> str:

@@ -27,9 +27,10 @@ from reparam_compiler.frontends.onnx.ops.scatter import written_box
 from reparam_compiler.frontends.onnx.reader import Stored
 from reparam_compiler.frontends.onnx.shapes.inference import opset_of
 from reparam_compiler.frontends.onnx.spelling import INPUTS, Numbers, Place, is_stated_anew, numbers
-from reparam_compiler.frontends.onnx.tensors import Constant, bodies_of, set_type, tensor_from
+from reparam_compiler.frontends.onnx.tensors import Constant, set_type, tensor_from
 from reparam_compiler.ir import ops
 from reparam_compiler.ir.graph import Diff, Graph, Node, NodeId, Operand, Param, TensorType, diff
+from reparam_compiler.vocabulary.bodies import bodies_of
 from reparam_compiler.vocabulary.dtypes import DTYPES
 
 

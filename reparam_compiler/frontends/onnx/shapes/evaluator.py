@@ -22,9 +22,10 @@ from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.frontends.onnx.shapes.inference import OWN_DOMAIN, infer_outputs, infer_types, opset_of, refusal_of
 from reparam_compiler.frontends.onnx.shapes.sampled import SampledShapes
 from reparam_compiler.frontends.onnx.shapes.sizes import Elements, Sizes
-from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, Constant, bodies_of, constant_of, dtype_word, element_type
+from reparam_compiler.frontends.onnx.tensors import RUN_CHECKER, Constant, constant_of, dtype_word, element_type
 from reparam_compiler.ir.graph import TensorType
 from reparam_compiler.ir.ops import Facts
+from reparam_compiler.vocabulary.bodies import bodies_of
 from reparam_compiler.vocabulary.dtypes import FLOATING
 from reparam_compiler.vocabulary.misread import is_misread
 from reparam_compiler.vocabulary.resolve import onnx_facts
