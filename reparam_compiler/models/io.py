@@ -179,9 +179,15 @@ def _exported(path: Path, unsafe: bool) -> ExportedProgram:
         pt2_archive.check(data, str(path))
     try:
         with quiet_export():
-            return torch.export.load(io.BytesIO(data))
+            program = torch.export.load(io.BytesIO(data))
     except Exception as error:
         raise UnsupportedModelError(f"{path}: torch.export cannot load it: {first_line(error)}") from error
+    if not program.module_call_graph or program.module_call_graph[0].signature is None:
+        raise UnsupportedModelError(
+            f"{path}: the program does not say how it is called; expected a signature of the whole model, first in its "
+            "module_call_graph. Export the model again"
+        )
+    return program
 
 
 def _unpickled(path: Path, unsafe: bool) -> Any:

@@ -328,6 +328,14 @@ def test_a_damaged_archive_is_refused(content: bytes, tmp_path: Path) -> None:
         load_model(tmp_path / "net.pt2")
 
 
+def test_a_program_without_a_signature_is_refused_as_it_is_opened(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Conv2d(3, 4, 3).eval(), (torch.zeros(SHAPE),))
+    program.module_call_graph[0].signature = None
+    torch.export.save(program, tmp_path / "model.pt2")
+    with pytest.raises(UnsupportedModelError, match=r"model\.pt2: the program does not say how it is called; expected"):
+        load_model(tmp_path / "model.pt2")
+
+
 def test_a_factory_comes_from_the_working_folder_in_its_own_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(1, 1, 1))\n")
     monkeypatch.chdir(tmp_path)

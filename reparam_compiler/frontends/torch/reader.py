@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 from torch.utils import _pytree
 
+from reparam_compiler.errors import UnsupportedModelError, class_and_line
 from reparam_compiler.frontends.torch.aliasing import Writes, find_writes, first_argument
 from reparam_compiler.frontends.torch.arguments import by_own_words
 from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
@@ -307,6 +308,11 @@ class TorchReader:
             constant = folded(node, self.module, {s: self._constants[s] for s in sources}, writes=called.writes)
         except Unsupported:
             return False
+        except Exception as error:  # of torch's, of a custom op's
+            raise UnsupportedModelError(
+                f"{node.name}: found a call of {called.name} on parameters alone that fails: {class_and_line(error)}. Expected one "
+                "that runs, as it is in every run of the model: mend it where the model is made"
+            ) from error
         for written in (node, *self.writes.rebound.get(node, ())):
             self._constants[written] = constant
         return True

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations, parametrize
 
+import reparam_compiler
+from reparam_compiler import UnsupportedModelError
 from reparam_compiler.frontends.torch.export import ExportFrontend
 from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.interpreter.evaluate import evaluate
@@ -212,3 +214,13 @@ def test_a_constant_that_was_written_to_is_read_as_it_was_before() -> None:
     graph = graph_of(model)
     assert len([node for node in graph if isinstance(node.op, ops.Conv)]) == 2
     assert relative_error(run(model, X), evaluate(graph, {"x": X})[graph.outputs[0]]) < EXACT
+
+
+def test_a_call_of_parameters_that_fails_is_named() -> None:
+    """In a program that was damaged or written by hand: torch exports none, and an fx module is run before it is read."""
+    program = traced_as("export", Maker(mlp_gate), [X])
+    failing = next(node for node in program.graph.nodes if "sigmoid" in node.name)
+    failing.args = (*failing.args, 4)
+    words = r"^sigmoid: found a call of sigmoid on parameters alone that fails: RuntimeError: .*[^.]\. Expected one that runs"
+    with pytest.raises(UnsupportedModelError, match=words):
+        reparam_compiler.fuse(program, (X,))
