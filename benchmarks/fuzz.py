@@ -28,7 +28,7 @@ from benchmarks.op_coverage import Outcome, outcomes
 from tests.support.fuzz_trials import SUBJECTS, Trial
 from tests.support.fuzz_trials import outcome as tried
 
-LIMIT = 120.0
+LIMIT = 400.0
 """Seconds for one input: its CPU time is what counts, and others may use the machine."""
 MEMORY = 6 << 30
 """Bytes that a process may take beyond what it has when it starts."""

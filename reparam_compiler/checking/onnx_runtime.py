@@ -1,6 +1,7 @@
 """ONNX Runtime, as the checks use it. Importing this module needs it: who can do without catches the ImportError."""
 
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,16 +26,31 @@ RUNTIME_ERRORS = (
     onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
     onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
     ValueError,
+    TimeoutError,
 )
-"""What ONNX Runtime raises for a model, or inputs, that it does not take."""
+"""What ONNX Runtime raises for a model, or inputs, that it does not take; and `run_model` for a run without an end."""
+LONGEST = 300.0
+"""Seconds that a run may take: a file can ask for loops without end."""
 _PREPACKED = 2**26
 """Bytes of a model whose weights may be packed, which copies them; loading without it takes the square of the nodes."""
 
 
 def run_model(model: ModelProto | Path, feeds: Mapping[str, np.ndarray]) -> list[Any]:
     """The outputs of a model, or of the model in a file, for inputs by name; one of `RUNTIME_ERRORS` where it does not run."""
+    asked = onnxruntime.RunOptions()
     with tempfile.TemporaryDirectory() as folder:
-        return list(_session(model, Path(folder)).run(None, dict(feeds)))
+        session = _session(model, Path(folder))
+        timer = threading.Timer(LONGEST, setattr, (asked, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return list(session.run(None, dict(feeds), asked))
+        except RUNTIME_ERRORS as error:
+            if asked.terminate:
+                raise TimeoutError(f"it was still running after {LONGEST:g} s") from error
+            raise
+        finally:
+            timer.cancel()
 
 
 def refusal_of(model: ModelProto | Path) -> str | None:

@@ -5,13 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper
 
+from reparam_compiler import UnsupportedModelError
 from reparam_compiler.checking import onnx_runtime
+from reparam_compiler.checking.runners import OnnxRunner
 from reparam_compiler.frontends.onnx import io as onnx_io
 
 
@@ -56,6 +59,32 @@ def test_only_the_weights_of_a_large_model_are_not_packed(monkeypatch: pytest.Mo
 def test_inputs_that_do_not_fit_are_one_of_the_errors_that_callers_catch(feeds: dict[str, Any]) -> None:
     with pytest.raises(onnx_runtime.RUNTIME_ERRORS):
         onnx_runtime.run_model(doubling(), feeds)
+
+
+def counting(turns: int) -> Any:
+    """y = x + turns, one at a time."""
+    named = [("i", TensorProto.INT64, []), ("go", TensorProto.BOOL, []), ("sum", TensorProto.FLOAT, [2, 3])]
+    given = [helper.make_tensor_value_info(*value) for value in named]
+    taken = [
+        helper.make_tensor_value_info("same", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("next", TensorProto.FLOAT, [2, 3]),
+    ]
+    one, number = numpy_helper.from_array(np.float32(1), "one"), numpy_helper.from_array(np.int64(turns), "turns")
+    turn = [helper.make_node("Identity", ["go"], ["same"]), helper.make_node("Add", ["sum", "one"], ["next"])]
+    body = helper.make_graph(turn, "turn", given, taken, [one])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Loop", ["turns", "", "x"], ["y"], body=body)], "counting", [x], [y], [number])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_run_without_an_end_is_stopped_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    np.testing.assert_array_equal(onnx_runtime.run_model(counting(3), {"x": X})[0], X + 3)
+    monkeypatch.setattr(onnx_runtime, "LONGEST", 0.05)
+    model = counting(1_000_000)  # which takes seconds
+    with pytest.raises(onnx_runtime.RUNTIME_ERRORS, match=r"still running after 0\.05 s"):
+        onnx_runtime.run_model(model, {"x": X})
+    with pytest.raises(UnsupportedModelError, match=r"does not run the model on shapes \[\(2, 3\)\]: it was still running"):
+        OnnxRunner(model).run((torch.from_numpy(X),))
 
 
 def test_a_refusal_is_one_line_and_none_where_there_is_none(tmp_path: Path) -> None:

@@ -310,8 +310,8 @@ class TorchReader:
             return False
         except Exception as error:  # of torch's, of a custom op's
             raise UnsupportedModelError(
-                f"{node.name}: found a call of {called.name} on parameters alone that fails: {class_and_line(error)}. Expected one "
-                "that runs, as it is in every run of the model: mend it where the model is made"
+                f"{node.name}: found a call of {called.name} on parameters alone that fails: {class_and_line(error)}. Expected "
+                "one that runs, as it is in every run of the model: mend it where the model is made"
             ) from error
         for written in (node, *self.writes.rebound.get(node, ())):
             self._constants[written] = constant
