@@ -1,5 +1,6 @@
 """`reparam report`, and what `--report` writes beside another command's result."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,7 +67,7 @@ def write_pruned(path: Path | None, model: str, done: "PruneReport", fused: "Fus
 
 def show(page: "Page", output: Path | None, as_json: bool) -> None:
     """Writes a page where that was asked for, prints it otherwise."""
-    from reparam_compiler.reporting.schema import as_record
+    from reparam_compiler.reporting.schema import to_json
     from reparam_compiler.reporting.terminal import print_page
 
     out = console(as_json)
@@ -75,7 +76,8 @@ def show(page: "Page", output: Path | None, as_json: bool) -> None:
     else:
         _write(page, output)
         out.print(f"written: {output}", markup=False, highlight=False)
-    print_json(as_json, as_record(page))
+    if as_json:
+        print_json(as_json, json.loads(to_json(page)))
 
 
 def _write(page: "Page", path: Path) -> None:

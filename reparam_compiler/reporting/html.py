@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from reparam_compiler.reporting import charts, drawing
@@ -29,7 +28,7 @@ def to_html(page: Page) -> str:
     templates.filters |= {"short": short, "sizes": sizes, "percent": percent, "ratio": ratio_text}
     return templates.get_template("page.html.j2").render(
         page=page,
-        data=_in_script(as_record(page)),
+        data=_in_script(page),
         scene=_in_script(_scene(page, layouts)),
         charts=_in_script({"graphs": drawing.graphs_item(page), **drawn}),
         drawn=set(drawn),
@@ -49,10 +48,10 @@ def _scene(page: Page, layouts: Sequence[Layout]) -> dict[str, Any]:
         ]
         edges = [(edge.source, edge.target, edge.bends) for edge in layout.edges]
         graphs.append({"columns": layout.columns, "rows": layout.rows, "edges": edges, "chains": chains})
-    return {"graphs": graphs, "groups": [asdict(group) for group in grouping.groups], "opened": grouping.opened}
+    return {"graphs": graphs, "groups": grouping.groups, "opened": grouping.opened}
 
 
 def _in_script(value: Any) -> str:
     """JSON that can stand in a script element: nothing in it ends one."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, default=as_record, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e").replace("\u2028", "\\u2028")

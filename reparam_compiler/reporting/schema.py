@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -20,14 +20,14 @@ _SIMPLE = {
 }
 
 
-def as_record(page: Page) -> dict[str, Any]:
-    """The page as an object with the fields of its class."""
-    return asdict(page)
+def as_record(item: Any) -> dict[str, Any]:
+    """A dataclass as an object with its fields, for `json.dumps(…, default=as_record)`, which asks for those within."""
+    return {field.name: getattr(item, field.name) for field in fields(item)}
 
 
 def to_json(page: Page) -> str:
-    """The same as text."""
-    return json.dumps(as_record(page), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """The page as an object with the fields of its class."""
+    return json.dumps(page, default=as_record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def schema() -> dict[str, Any]:
