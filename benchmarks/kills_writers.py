@@ -148,6 +148,7 @@ class Desk:
                 return None
             code, lines = run.ended(), run.lines()
         model, left = self._which(writer, old), self._strangers(writer, known)
+        known |= self._weights(folder)  # of the new one where it is in place: what is replaced keeps its weights
         torn = sum(not _is_whole(folder / name) for name in writer.outputs[1:])
         with self._writing(writer, new) as run:
             run.ended()
