@@ -3,8 +3,9 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -66,6 +67,19 @@ def print_json(as_json: bool, record: dict[str, Any]) -> None:
     """The one line on stdout of `--json`."""
     if as_json:
         typer.echo(json.dumps(record))
+
+
+def print_written(out: Console, files: Sequence[Path]) -> None:
+    """The files that a model is in, and weights beside it that were of one that it replaced."""
+    out.print(f"written: {', '.join(map(str, files))}", markup=False, highlight=False)
+    if files[0].suffix.lower() == ".onnx":
+        from reparam_compiler.frontends.onnx.io import unread_weights
+
+        if unread := unread_weights(files[0]):
+            words = (
+                f"not read by it: {', '.join(map(str, unread))}, of a model that it replaced; delete what no other model reads"
+            )
+            out.print(words, markup=False, highlight=False)
 
 
 def print_fusions(out: Console, report: "FuseReport", *, whole: bool = True) -> None:

@@ -32,7 +32,7 @@ from reparam_compiler.commands.options import (
     Verbose,
     numbers,
 )
-from reparam_compiler.commands.printing import console, print_fusions, print_json, print_pruning, status
+from reparam_compiler.commands.printing import console, print_fusions, print_json, print_pruning, print_written, status
 from reparam_compiler.core.files import check_place
 from reparam_compiler.errors import PruneWarning, UnsupportedModelError
 
@@ -171,9 +171,10 @@ def _prune(
     with status("pruning"), warnings.catch_warnings():
         warnings.simplefilter("ignore", PruneWarning)  # it is printed below
         pruned, done = prune(native, inputs, calibration=calibration, return_report=True, **options)
+    files: tuple[Path, ...] = ()
     if output is not None:
         with status(f"writing {output}"):
-            save_model(pruned, output, example_inputs=inputs, open_sizes=stated.open_sizes)
+            files = save_model(pruned, output, example_inputs=inputs, open_sizes=stated.open_sizes)
     if manifest is not None:
         done.manifest.save(manifest)
     report.write_pruned(report_file, model, done, fusions)
@@ -181,8 +182,12 @@ def _prune(
     if fusions is not None:
         print_fusions(out, fusions, whole=False)
     print_pruning(out, done)
-    out.print(f"written: {output}" if output else "nothing written: no -o", markup=False, highlight=False)
-    written = {"model": model, "output": str(output) if output else None, "report": json.loads(done.to_json())}
+    if files:
+        print_written(out, files)
+    else:
+        out.print("nothing written: no -o")
+    written = {"model": model, "output": str(output) if output else None, "files": list(map(str, files))}
+    written["report"] = json.loads(done.to_json())
     print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
 
 
@@ -230,6 +235,7 @@ def cut_command(
         if not no_fuse:
             native = fuse(native, stated.inputs)
         cut = apply_manifest(native, manifest, stated.inputs)
-        save_model(cut, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
-        console(as_json).print(f"written: {output}", markup=False, highlight=False)
-        print_json(as_json, {"model": model, "manifest": str(manifest), "output": str(output)})
+        files = save_model(cut, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
+        print_written(console(as_json), files)
+        written = {"model": model, "manifest": str(manifest), "output": str(output), "files": list(map(str, files))}
+        print_json(as_json, written)

@@ -40,7 +40,7 @@ from reparam_compiler.commands.options import (
     Verbose,
     one_of,
 )
-from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, status
+from reparam_compiler.commands.printing import console, print_equivalence, print_fusions, print_json, print_written, status
 from reparam_compiler.core.files import temporary_files_removed
 
 STYLE: dict[str, Any] = {
@@ -114,15 +114,15 @@ def fuse_command(
             fused, done = fuse(native, stated.inputs, verify=not no_verify, return_report=True, **options)
         if done.fusions:
             with status(f"writing {output}"):
-                save_model(fused, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
+                files = save_model(fused, output, example_inputs=stated.inputs, open_sizes=stated.open_sizes)
         report.write_fused(report_file, model, done)
         out = console(as_json)
         print_fusions(out, done)
         record = {"model": model, "options": _as_json(options), "report": json.loads(done.to_json())}
         if not done.fusions:
             _say_that_nothing_fused(model, output, record, as_json)
-        out.print(f"written: {output}", markup=False, highlight=False)
-        print_json(as_json, {**record, "output": str(output)})
+        print_written(out, files)
+        print_json(as_json, {**record, "output": str(output), "files": list(map(str, files))})
 
 
 def _say_that_nothing_fused(model: str, output: Path, record: dict[str, Any], as_json: bool) -> NoReturn:

@@ -89,8 +89,8 @@ def save_model(
     *,
     example_inputs: Sequence[Any] | None = None,
     open_sizes: OpenSizes = (),
-) -> None:
-    """Writes a model, whole or not at all; the suffix picks the format.
+) -> tuple[Path, ...]:
+    """Writes a model, whole or not at all; the suffix picks the format. Gives the files that it is in, `path` first.
 
     Args:
         model: an `onnx.ModelProto` (.onnx), an `ExportedProgram` (.pt2, .onnx) or an `nn.Module` (the same, with inputs).
@@ -110,12 +110,12 @@ def save_model(
         from reparam_compiler.frontends.onnx import io as onnx_io
 
         proto = model if is_onnx else _to_onnx(_program(model, target, example_inputs, open_sizes), target, open_sizes)
-        onnx_io.save(proto, target)
-        return
+        return onnx_io.save(proto, target)
     program = _program(model, target, example_inputs, open_sizes)
     with written_whole(target) as part, _Sink(part, "wb") as sink, quiet_export():
         torch.export.save(program, sink)
         sink.check()
+    return (target,)
 
 
 class _Sink(io.FileIO):

@@ -16,6 +16,7 @@ from reparam_compiler.zoo.random_weights import randomise_batch_norm
 pytest.importorskip("onnx")
 
 
+from reparam_compiler.frontends.onnx import io as onnx_io
 from tests.support.reparam_runs import FACTORY, SHAPE, SHAPES, net, reparam, run_model, spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # torch warns of itself
@@ -31,6 +32,24 @@ def test_fuse_writes_a_model_that_computes_the_same(kind: str, suffix: str, fold
     expected = net()(x).detach().numpy()
     np.testing.assert_allclose(run_model(target, x), expected, rtol=0, atol=2e-6 * np.abs(expected).max())
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_the_files_of_a_large_model_are_named_and_so_is_what_it_does_not_read(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_io, "ONE_FILE", 0)
+    target, first, second = (tmp_path / f"x.onnx{suffix}" for suffix in ("", ".data", ".1.data"))
+    words = ["fuse", *spec("onnx", folder), "-o", target]
+    said = _one_line(reparam(*words).stdout)
+    assert f"written: {target}, {first}" in said
+    assert "not read by it" not in said
+    said = _one_line(reparam(*words).stdout)
+    assert f"written: {target}, {second} not read by it: {first}, of a model that it replaced; delete what no other" in said
+    assert json.loads(reparam(*words, "--json").stdout)["files"] == [str(target), str(tmp_path / "x.onnx.2.data")]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "factory"])

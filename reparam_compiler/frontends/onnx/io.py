@@ -68,8 +68,8 @@ def _not_onnx(path: str | os.PathLike[str]) -> UnsupportedModelError:
     )
 
 
-def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None = None) -> None:
-    """Writes a model, whole or not at all.
+def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None = None) -> tuple[Path, ...]:
+    """Writes a model, whole or not at all; gives the files that it is in, its own first.
 
     Args:
         model: what to write; it is not changed. Weights that it has in a file are read from there.
@@ -88,7 +88,7 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None
     if is_small and not any(external_data_helper.uses_external_data(tensor) for tensor in tensors):
         with written_whole(target) as part:
             part.write_bytes(model.SerializeToString())
-        return
+        return (target,)
     weights = model.graph.initializer
     light = copy_without(model, [tensor.name for tensor in weights])
     for tensor in tensors_of(light):  # those in attributes and bodies
@@ -98,7 +98,7 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None
         light.graph.initializer.extend(map(inline, weights))
         with written_whole(target) as part:
             part.write_bytes(light.SerializeToString())
-        return
+        return (target,)
     with held(target.parent, wait=True):  # or another process might take the same name for other weights
         numbered = (target.with_name(f"{target.name}{f'.{i}' if i else ''}.data") for i in range(2**20))
         data = next(candidate for candidate in numbered if not candidate.exists())
@@ -111,13 +111,25 @@ def save(model: ModelProto, path: str | os.PathLike[str], *, largest: int | None
             if data.name not in _needed(target):  # an interrupt may come when the model is in place
                 data.unlink(missing_ok=True)
             raise
+    return target, data
+
+
+def unread_weights(path: Path) -> list[Path]:
+    """Weights beside a model, under the names that `save` gives, that it does not read: of one that it replaced, perhaps."""
+    beside = sorted(other for other in path.parent.iterdir() if _is_data_of(path, other.name))
+    read = _needed(path) if beside else set()
+    return [other for other in beside if other.name not in read]
+
+
+def _is_data_of(target: Path, name: str) -> bool:
+    return re.fullmatch(rf"{re.escape(target.name)}(\.\d+)?\.data", name) is not None
 
 
 def _remove_data_of_killed(target: Path) -> None:
     """Removes weights that a killed process put in place, if it could not put the model there that it left beside them."""
     for part in abandoned_parts(target):
         for name in locations(part) - _needed(target):
-            if re.fullmatch(rf"{re.escape(target.name)}(\.\d+)?\.data", name):
+            if _is_data_of(target, name):
                 target.with_name(name).unlink(missing_ok=True)
         part.unlink(missing_ok=True)
 

@@ -57,14 +57,18 @@ def test_large_external_data_stay_in_their_file_until_they_are_asked_for(
 
 def test_what_is_too_large_for_one_message_goes_into_a_second_file(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    onnx_io.save(model(), path, largest=1024)
+    assert onnx_io.save(model(), path, largest=1024) == (path, tmp_path / "m.onnx.data")
     assert {entry.name for entry in tmp_path.iterdir()} == {"m.onnx", "m.onnx.data"}
+    assert onnx_io.unread_weights(path) == []
     onnx.checker.check_model(str(path))
     assert path.stat().st_size < 1024
     np.testing.assert_array_equal(run(onnx_io.load(path), FEEDS)[0], run(model(), FEEDS)[0])
-    onnx_io.save(model(), path, largest=1024)
-    assert (tmp_path / "m.onnx.1.data").exists()
+    assert onnx_io.save(model(), path, largest=1024) == (path, tmp_path / "m.onnx.1.data")
     np.testing.assert_array_equal(run(onnx_io.load(path), FEEDS)[0], run(model(), FEEDS)[0])
+    assert onnx_io.unread_weights(path) == [tmp_path / "m.onnx.data"]
+    (tmp_path / "m.onnx.old.data").touch()  # no name of ours
+    assert onnx_io.save(model(), path) == (path,)
+    assert onnx_io.unread_weights(path) == [tmp_path / "m.onnx.1.data", tmp_path / "m.onnx.data"]
 
 
 KILLED = """
