@@ -3,7 +3,8 @@
 #         times that of the weight. For a Conv it does: with any other scale the Conv stays in floats.
 # So:     for a Gemm the bias's scale is not looked at and is forgotten: a bias of scale 0.01 is added as one of 0.0005, a twentieth of
 #         itself. Nothing is said. Without optimizations it is right, and so is a bias with the scale that is taken for granted.
-# Hurts:  who writes QDQ models with a bias that is quantized by its own range, or shared by two layers: the classifier, usually the one Gemm of a ConvNet, loses its bias, and it looks like an error of rounding.
+# Hurts:  who writes QDQ models with a bias that is quantized by its own range, or shared by two layers: the classifier, usually a
+#         ConvNet's one Gemm, loses its bias, and it looks like an error of rounding.
 set -euo pipefail
 folder=$(mktemp -d); trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
