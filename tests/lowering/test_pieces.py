@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 pytest.importorskip("tvm")
@@ -61,6 +62,19 @@ def test_a_concatenation_of_one_row_an_input_shares_the_threads_of_its_rows() ->
     assert text.count("T.vectorized(8)") == 2
 
 
+@pytest.mark.parametrize(("cut", "width"), [(16, 16), (20, 16), (0, 16), (-3, 16), (20, 13), (7, 16), (5, 5)])
+def test_a_choice_that_is_the_same_everywhere_is_one_nest(cut: int, width: int) -> None:
+    """What is left of a padding that is cropped again."""
+    x = te.placeholder((3, 16), "float32", "x")
+    out = te.compute((3, width), lambda i, j: tirx.if_then_else(j < cut, x[i, j], -1.0), "out")
+    func = generic_schedule(te.create_prim_func([x, out]), UNIT)
+    assert "if_then_else" not in func.script()
+    array = np.random.default_rng(0).standard_normal((3, 16)).astype("float32")
+    found = tvm.runtime.tensor(np.zeros((3, width), "float32"))
+    tvm.compile(tvm.IRModule({"main": func}), target="llvm")["main"](tvm.runtime.tensor(array), found)
+    np.testing.assert_array_equal(found.numpy(), np.where(np.arange(width) < cut, array[:, :width], -1))
+
+
 def test_choices_along_two_axes_keep_their_schedule() -> None:
     x = te.placeholder((6, 16), "float32", "x")
     padded = te.compute((8, 18), lambda i, j: tirx.if_then_else(tirx.all(i < 6, j < 16), x[i, j], 0.0), "padded")
@@ -72,6 +86,20 @@ def test_a_choice_that_compares_no_position_keeps_its_schedule() -> None:
     x = te.placeholder((6, 16), "float32", "x")
     out = te.compute((6, 16), lambda i, j: tirx.if_then_else(tirx.all(x[i, j] > 0.5, j < 8), x[i, j], 0.0), "out")
     assert "if_then_else" in generic_schedule(te.create_prim_func([x, out]), UNIT).script()
+
+
+class Cropped(nn.Module):
+    """To a multiple of four and back, as nets of windows do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        height, width = x.shape[-2:]
+        return F.pad(x.relu(), (0, -width % 4, 0, -height % 4))[..., :height, :width]
+
+
+@pytest.mark.parametrize("size", [(12, 10), (9, 8), (7, 7), (8, 4)], ids=str)
+def test_a_padding_that_is_cropped_again_is_compiled(size: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *size)
+    np.testing.assert_array_equal(compile(Cropped().eval(), (x,)).run(x.numpy())[0], x.relu().numpy())
 
 
 class Repeated(nn.Module):

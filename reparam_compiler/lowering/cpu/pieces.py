@@ -54,7 +54,8 @@ def in_pieces(sch: Any, unit: VectorUnit) -> Any:
         pieces += _piece(chosen, row, piece, unit, kinds[1])
     if any(map(_choices, pieces)):
         return None
-    body = _loop(row, math.prod(outer), tirx.SeqStmt(pieces), kinds[0])
+    steps = tirx.SeqStmt(pieces) if len(pieces) > 1 else pieces[0]  # TVM has no sequence of one
+    body = _loop(row, math.prod(outer), steps, kinds[0])
     root = SBlock([], [], [], "root", body)  # TVM's passes expect one
     return sch.mod["main"].with_body(SBlockRealize([], tirx.const(True, "bool"), root))
 
