@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Unpack, overload
 
-from torch import fx
+from torch import fx, nn
 from torch.utils import _pytree
 
 from reparam_compiler.api.modes import outside_modes
@@ -136,7 +136,7 @@ def prune(
         before = source.graph
         result = cut(source, settings)
         warn_of(result, before)
-        written = write_pruned(source, result.graph, inplace=inplace, verify=verify)
+        written = _written(model, source, result.graph, inplace=inplace, verify=verify)
     if not return_report:
         return written
     report = report_of(source, result, Manifest.of(before, result))
@@ -173,13 +173,23 @@ def opened(
 
 
 def _followed(model: Any, example_inputs: Sequence[Any] | None, *, copy: bool, weights_are_constant: bool) -> Source:
-    """A model that was opened so that channels can be followed through all of it."""
-    source = open(model, example_inputs, copy=copy, weights_are_constant=weights_are_constant)
+    """A model that was opened so that channels can be followed through all of it; an ONNX model stays as it is."""
+    copied = copy or (weights_are_constant and not isinstance(model, nn.Module))
+    source = open(model, example_inputs, copy=copied, weights_are_constant=weights_are_constant)
     if source.kind != "onnx":
         return _with_tensors(source)
     from reparam_compiler.frontends.onnx.subgraphs import without_functions
 
-    return replace(source, model=without_functions(source.model, copy=copy))
+    return replace(source, model=without_functions(source.model))
+
+
+def _written(model: Any, source: Source, after: Graph, *, inplace: bool, verify: bool) -> Any:
+    """The model that computes a pruned graph: the caller's if `inplace`, also where a copy of it was read."""
+    written = write_pruned(source, after, inplace=inplace, verify=verify)
+    if not inplace or source.kind != "onnx" or written is model or not isinstance(model, type(written)):
+        return written
+    model.CopyFrom(written)
+    return model
 
 
 def _with_tensors(source: Source) -> Source:
@@ -293,4 +303,4 @@ def apply_manifest(
         return apply_to_graph(model, cut)
     with outside_modes():
         source = _followed(model, example_inputs, copy=not inplace, weights_are_constant=weights_are_constant)
-        return write_pruned(source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)
+        return _written(model, source, apply_to_graph(source.graph, cut), inplace=inplace, verify=verify)

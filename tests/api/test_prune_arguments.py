@@ -80,6 +80,13 @@ def test_what_is_not_given_has_its_default(kind: type[Base], calibration: Tensor
         assert torch.equal(pruned(DATA), plain(DATA))
 
 
+@pytest.mark.parametrize("verb", [reparam_compiler.prune, reparam_compiler.inspect])
+@pytest.mark.parametrize("kind", [lambda model: model, torch.fx.symbolic_trace, lambda model: torch.export.export(model, (X,))])
+def test_an_input_too_many_is_refused(kind: Callable[[nn.Module], Any], verb: Callable[..., Any]) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"takes 2 positional arguments but 3|at most 1 example inputs; found 2"):
+        verb(kind(Plain().eval()), (X, X))
+
+
 @pytest.mark.filterwarnings("ignore::reparam_compiler.errors.UnrepairedPruneWarning")
 def test_a_pruned_model_still_takes_the_argument() -> None:
     model = OfANumber().eval()

@@ -201,8 +201,8 @@ def with_functions_inlined(model: ModelProto, count: Callable[[ModelProto], int]
     return best
 
 
-def without_functions(model: ModelProto, *, copy: bool) -> ModelProto:
-    """The model with its functions inlined, as far as onnx inlines them; a copy of it where that is asked for.
+def without_functions(model: ModelProto) -> ModelProto:
+    """A copy of the model with its functions inlined, as far as onnx inlines them; the model itself where there are none.
 
     Those that a caller registered a coupling rule for stay.
     """
@@ -211,11 +211,7 @@ def without_functions(model: ModelProto, *, copy: bool) -> ModelProto:
     if not followed:
         return model
     try:
-        inlined = inliner.inline_selected_functions(with_defaults_stated(model), followed)
+        return inliner.inline_selected_functions(with_defaults_stated(model), followed)
     except RuntimeError as error:
         logger.info("no function is inlined: %s", error)  # as above
         return model
-    if copy:
-        return inlined
-    model.CopyFrom(inlined)
-    return model

@@ -22,7 +22,7 @@ from reparam_compiler.frontends.torch.module_state import attributes_kept
 from reparam_compiler.frontends.torch.native import InPlace, NativeNodes
 from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
-from reparam_compiler.frontends.torch.tensors import deep_copy
+from reparam_compiler.frontends.torch.tensors import check_count, deep_copy
 from reparam_compiler.frontends.torch.tracing.calls import named
 from reparam_compiler.frontends.torch.transforms import check_transforms
 from reparam_compiler.frontends.torch.wide import in_float64
@@ -42,9 +42,12 @@ class FxFrontend:
     def read(self, model: fx.GraphModule, example_inputs: Sequence[Any] | None = None) -> "FxReading":
         """The graph; shapes are known where example inputs are given or the nodes carry them (`tensor_meta`, `val`).
 
-        Raises UnsupportedModelError where the model does not run on the example inputs, or has vmap in it.
+        Raises UnsupportedModelError where the model does not run on the example inputs, takes fewer, or has vmap or jvp in it.
         """
         check_transforms(model.graph)
+        takes = [str(node.target) for node in model.graph.find_nodes(op="placeholder")]
+        if example_inputs is not None and not any(name.startswith("*") for name in takes):
+            check_count(type(model).__name__, example_inputs, len(takes))
         values = _propagate(model, example_inputs) if example_inputs is not None else _recorded(model)
         tensors = {}
         for node in model.graph.nodes:

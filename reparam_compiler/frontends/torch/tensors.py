@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ml_dtypes
@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree
 
+from reparam_compiler.advice import in_words_of
 from reparam_compiler.errors import UnsupportedModelError
 from reparam_compiler.ir.graph import Dim, Param, TensorType
 from reparam_compiler.vocabulary.dtypes import DTYPES
@@ -35,6 +36,18 @@ def arrays_as_tensors(inputs: Any) -> Any:
     (tensor([0., 0.]), [1])
     """
     return _pytree.tree_map_only(np.ndarray, _tensor_of, inputs)
+
+
+def check_count(name: str, example_inputs: Sequence[Any], takes: int) -> None:
+    """Raises UnsupportedModelError for more inputs than a graph takes, which fx's interpreter runs on the first ones, unasked.
+
+    The leaves of trees are counted. name: the model's, for the message.
+    """
+    if (found := len(_pytree.tree_leaves(tuple(example_inputs)))) > takes:
+        raise UnsupportedModelError(
+            f"{name}: expected at most {takes} example inputs; found {found}. "
+            + in_words_of(python="Pass what its forward() takes", command="Give --input-shapes as its forward() takes them")
+        )
 
 
 def _tensor_of(array: np.ndarray) -> Any:

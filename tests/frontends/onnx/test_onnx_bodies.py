@@ -8,6 +8,7 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 import reparam_compiler
+from reparam_compiler.errors import InfeasiblePruneError
 from reparam_compiler.frontends.onnx.subgraphs import with_functions_inlined
 from reparam_compiler.frontends.onnx.writer import names_of
 from tests.support.onnx_blocks import SHAPE, conv, norm, repvgg, together
@@ -283,7 +284,9 @@ def test_channels_are_followed_through_functions() -> None:
         "w3": (4, 3),
     }
     assert kinds(pruned.graph) == ["Conv", "Relu", "Sigmoid", "Conv", "Relu", "Conv"]
-    assert model.SerializeToString(deterministic=True) == original
     assert reparam_compiler.apply_manifest(model, report.manifest) == pruned
+    with pytest.raises(InfeasiblePruneError):
+        reparam_compiler.prune(model, ratio=0.1, round_to=8, inplace=True)
+    assert model.SerializeToString(deterministic=True) == original
     assert reparam_compiler.prune(model, ratio=0.5, round_to=1, inplace=True) is model
     assert model == pruned

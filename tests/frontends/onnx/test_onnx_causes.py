@@ -83,6 +83,12 @@ def test_taken_for_constants_they_are_pruned_and_cut() -> None:
     assert {tensor.name: tensor.dims[0] for tensor in pruned.graph.initializer}["w"] == 4
     again = reparam_compiler.apply_manifest(listed(), report.manifest, weights_are_constant=True)
     np.testing.assert_allclose(run(again, X)[0], run(pruned, X)[0], **FLOAT32)
+    model, before = listed(), listed()
+    with pytest.raises(InfeasiblePruneError):
+        reparam_compiler.prune(model, ratio=0.1, round_to=8, weights_are_constant=True, inplace=True)
+    assert model == before
+    assert reparam_compiler.prune(model, ratio=0.5, round_to=1, weights_are_constant=True, inplace=True) is model
+    assert model == pruned
 
 
 @pytest.mark.parametrize("command", [("fuse",), ("prune", "--ratio", "0.5", "--round-to", "1"), ("inspect",)])
