@@ -25,6 +25,7 @@ from reparam_compiler.lowering.importing.batches import check_batches, one_size
 from reparam_compiler.lowering.importing.importer import to_relax
 from reparam_compiler.lowering.importing.shapes import Imported
 from reparam_compiler.lowering.options import CompileOptions, Watch, sources_of
+from reparam_compiler.lowering.relax.backwards import counted_forwards
 from reparam_compiler.lowering.relax.conv_sites import ALGORITHM, ERROR, FLOPS, LAYER
 from reparam_compiler.lowering.relax.memory_plan import memory_plan
 from reparam_compiler.lowering.relax.packed import lifted, noted
@@ -202,7 +203,7 @@ def build(
         backend = backend_for(target).settled(measure=options.measure)
     try:
         with COMPILING.held(), target, filter_stderr(), options.context(watch, backend.idle_passes), noted(store) as packed:
-            module = backend.lower(imported.module, measured=measured, max_error=options.max_error)
+            module = counted_forwards(backend.lower(imported.module, measured=measured, max_error=options.max_error))
             without_weights, weights = lifted(module, packed, store, backend.weights_from)
             library = backend.compiled(without_weights)
     except LoweringError:
