@@ -13,7 +13,6 @@ import logging
 import math
 import platform
 import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, TypeAlias
 from tvm.target import Target
 
 from reparam_compiler.core.files import alone, cache_folder, written_whole
+from reparam_compiler.core.locks import ProcessLock
 from reparam_compiler.lowering.conv.algorithms import ConvShape, Direct
 from reparam_compiler.lowering.conv.choice import candidates
 from reparam_compiler.lowering.cpu.families import FAMILIES, MODEL, Costs, CpuFamily, usable
@@ -106,14 +106,14 @@ def known_family(target: Target) -> CpuFamily:
 
 def measure_now(target: Target, timer: Timer = timed) -> CpuFamily:
     """What this machine is found to cost, measured anew and kept. target: this machine's."""
-    with _MEASURING, alone(file := _file(target)):
+    with _MEASURING.held(), alone(file := _file(target)):
         return _kept(file, target, measured(target, timer))
 
 
 def _kept_or_measured(target: Target, timer: Timer) -> CpuFamily:
     """What is kept, else measured by one thread of one process; the others wait for it."""
     file = _file(target)
-    with _MEASURING:
+    with _MEASURING.held():
         if found := _KNOWN.get(file) or _read(file, target):
             return _KNOWN.setdefault(file, found)
         with alone(file):
@@ -201,6 +201,6 @@ def _second_level() -> int:
     return usable(int(text[:-1]) * 1024) if re.fullmatch(r"\d+K", text) else 0
 
 
-_MEASURING = threading.Lock()
+_MEASURING = ProcessLock()
 _KNOWN: dict[Path, CpuFamily] = {}
 """What this process has read or measured: a compilation gives the same kernels as the one before it."""
