@@ -20,6 +20,8 @@ _LAYERS = frozenset(
         *("batch_norm", "functional.batch_norm"),
     }
 )
+_SPATIAL = {f"{conv}{rank}d": rank for conv in ("conv", "conv_transpose") for rank in (1, 2, 3)}
+"""The spatial axes of each conv."""
 _TAKEN_OFF: tuple[tuple[type, str, str], ...] = (
     (prune.BasePruningMethod, "a pruning mask", "torch.nn.utils.prune.remove"),
     (WeightNorm, "a weight norm", "torch.nn.utils.remove_weight_norm"),
@@ -29,6 +31,7 @@ _TAKEN_OFF: tuple[tuple[type, str, str], ...] = (
 _QUANTIZED = tuple(f"torch.ao.nn.{part}" for part in ("quantized", "qat", "intrinsic.quantized", "intrinsic.qat"))
 _CALLED_WHOLE = "is a leaf of the trace, so the layers in it are not read"
 _OF_EACH_BATCH = "normalizes by the statistics of each batch (track_running_stats=False)"
+_OF_ONE_SAMPLE = "is called on one sample, without a batch; give the model a batch of one, x[None]"
 _KINDS = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward hook", "_forward_pre_hooks": "forward pre-hook"}
 
 
@@ -77,6 +80,12 @@ def why_call(node: fx.Node, row: Row | None, constants: Collection[fx.Node], ten
         return _OF_EACH_BATCH
     weights = node.all_input_nodes[1:] if is_layer(row) else []
     return next(filter(None, (_what_it_is(weight, constants, tensors) for weight in weights if weight not in constants)), "")
+
+
+def why_unbatched(row: Row | None, x: Any) -> str:
+    """What stands in the way of reading a conv that is called on one sample; empty for any other op, or where nothing is known."""
+    spatial = _SPATIAL.get(row.name) if row is not None else None
+    return _OF_ONE_SAMPLE if spatial is not None and isinstance(x, Tensor) and x.ndim == spatial + 1 else ""
 
 
 def _what_it_is(weight: fx.Node, constants: Collection[fx.Node], tensors: Mapping[str, tuple[str, Tensor]]) -> str:

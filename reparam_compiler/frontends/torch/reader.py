@@ -26,7 +26,7 @@ from reparam_compiler.frontends.torch.aliasing import Writes, find_writes, first
 from reparam_compiler.frontends.torch.arguments import by_own_words
 from reparam_compiler.frontends.torch.call import Call, Read, Unsupported
 from reparam_compiler.frontends.torch.called import inplace_place, is_read_by_its_first, resolve, scalar_arguments, tuple_behind
-from reparam_compiler.frontends.torch.causes import is_layer, why_call, why_module
+from reparam_compiler.frontends.torch.causes import is_layer, why_call, why_module, why_unbatched
 from reparam_compiler.frontends.torch.constant_folding import (
     Constant,
     assigned,
@@ -258,7 +258,9 @@ class TorchReader:
             why = why_module(self.module.get_submodule(str(node.target)))
         else:
             why = why_call(node, called.row, self._constants, self.tensors)
-        return why or (IN_PLACE if node in self.writes.opaque and is_layer(called.row) else "")
+        if not why and node in self.writes.opaque and is_layer(called.row):
+            return IN_PLACE
+        return why or why_unbatched(called.row, self.values.get(next(iter(node.all_input_nodes), node).name))
 
     def _coupling_model(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
         """What pruning sees in an opaque node, and the operands of that."""

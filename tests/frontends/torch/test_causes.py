@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
 import reparam_compiler
-from reparam_compiler.errors import InfeasiblePruneError
+from reparam_compiler.errors import InfeasiblePruneError, UnrepairedPruneWarning
 from tests.support.small_models import normal
 
 X = normal(2, 4, 6, 5).float()
@@ -197,3 +197,20 @@ def test_a_write_in_place_is_the_cause_where_ops_that_are_known_are_kept(write: 
     with pytest.raises(InfeasiblePruneError, match=r"\) touches memory that is written to in place") as raised:
         reparam_compiler.prune(fx.symbolic_trace(Written().eval()), (X,), ratio=0.5)
     assert "understood" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "traced", [lambda net, x: net, lambda net, x: torch.export.export(net, (x,))], ids=["module", "program"]
+)
+@pytest.mark.parametrize(
+    ("conv", "shape"),
+    [(nn.Conv1d, (4, 9)), (nn.Conv2d, (4, 9, 9)), (nn.Conv3d, (4, 5, 5, 5)), (nn.ConvTranspose2d, (4, 5, 5))],
+)
+def test_a_conv_that_is_called_on_one_sample_is_named(conv: Any, shape: tuple[int, ...], traced: Callable[..., Any]) -> None:
+    net, x = nn.Sequential(conv(4, 8, 3), nn.ReLU(), conv(8, 4, 1)).eval(), torch.randn(shape)
+    words = r"\((Conv\w+|conv\w+)\) is called on one sample, without a batch; give the model a batch of one, x\[None\]"
+    with pytest.raises(InfeasiblePruneError, match=words):
+        reparam_compiler.prune(traced(net, x), (x,), ratio=0.5)
+    with pytest.warns(UnrepairedPruneWarning):
+        _, report = reparam_compiler.prune(traced(net, x[None]), (x[None],), ratio=0.5, round_to=1, return_report=True)
+    assert report.before.params > report.after.params
