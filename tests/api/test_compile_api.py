@@ -87,6 +87,16 @@ def test_caller_s_model_is_unchanged(model: nn.Module) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("fuse", [True, False])
+def test_an_input_too_many_of_a_program_is_refused(model: nn.Module, fuse: bool) -> None:
+    x = torch.zeros(2, 6, 7, 5)
+    program = torch.export.export(model, (x,))
+    with pytest.raises(UnsupportedModelError, match="at most 1 example inputs; found 2"):
+        reparam_compiler.compile(program, (x, x), fuse=fuse)
+    for given in ((x,), x, None):
+        assert convs(reparam_compiler.compile(program, given, fuse=fuse)) == (1 if fuse else 2)
+
+
 def test_input_shapes_are_enough_for_a_module(model: nn.Module) -> None:
     assert convs(reparam_compiler.compile(model, input_shapes={"x": (2, 6, 7, 5)})) == 1
 

@@ -83,7 +83,7 @@ def why_call(node: fx.Node, row: Row | None, constants: Collection[fx.Node], ten
 
 
 def why_unbatched(row: Row | None, x: Any) -> str:
-    """What stands in the way of reading a conv that is called on one sample; empty for any other op, or where nothing is known."""
+    """What stands in the way of reading a conv that is called on one sample; empty for every other call."""
     spatial = _SPATIAL.get(row.name) if row is not None else None
     return _OF_ONE_SAMPLE if spatial is not None and isinstance(x, Tensor) and x.ndim == spatial + 1 else ""
 
