@@ -71,7 +71,7 @@ def print_json(as_json: bool, record: dict[str, Any]) -> None:
 
 def print_written(out: Console, files: Sequence[Path]) -> None:
     """The files that a model is in, and weights beside it that were of one that it replaced."""
-    out.print(f"written: {', '.join(map(str, files))}", markup=False, highlight=False)
+    out.print(f"written: {', '.join(map(str, files))}", markup=False, highlight=False, soft_wrap=True)
     if files[0].suffix.lower() == ".onnx":
         from reparam_compiler.frontends.onnx.io import unread_weights
 
@@ -79,7 +79,7 @@ def print_written(out: Console, files: Sequence[Path]) -> None:
             words = (
                 f"not read by it: {', '.join(map(str, unread))}, of a model that it replaced; delete what no other model reads"
             )
-            out.print(words, markup=False, highlight=False)
+            out.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_fusions(out: Console, report: "FuseReport", *, whole: bool = True) -> None:

@@ -97,6 +97,7 @@ def geometric_median(rows: Float64[np.ndarray, "F D"]) -> Float64[np.ndarray, "D
     """The point whose distances to the rows have the least sum.
 
     Source: Weiszfeld 1937; Vardi and Zhang 2000 for an iterate that meets a row, where the plain iteration divides by zero.
+    Where the median is a row the iterates come near it ever more slowly, so the row that is next to the last one is asked too.
     """
     median: Float64[np.ndarray, "D"] = rows.mean(0)
     for _ in range(WEISZFELD_STEPS):
@@ -112,7 +113,8 @@ def geometric_median(rows: Float64[np.ndarray, "F D"]) -> Float64[np.ndarray, "D
         median = median + step
         if float(np.linalg.norm(step)) <= 1e-9 * float(apart.mean()):
             break
-    return median
+    nearest: Float64[np.ndarray, "D"] = rows[np.linalg.norm(rows - median, axis=1).argmin()]
+    return min(median, nearest, key=lambda point: float(np.linalg.norm(rows - point, axis=1).sum()))
 
 
 def _scales(scoring: Scoring) -> Iterator[tuple[Labels, Param]]:
