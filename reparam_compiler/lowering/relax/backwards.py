@@ -5,7 +5,7 @@
     (k - t) // m   =   q - (t + m - 1 - r) // m              where k = q m + r and 0 <= r < m
     (k - t) %  m   =   m - 1 - (t + m - 1 - r) % m
 
-So what was repeated or upsampled, and then flipped, was read at other places, some of them outside its buffer.
+So what was interleaved, and then flipped, was read at other places, some of them outside its buffer.
 """
 
 from collections.abc import Iterator
