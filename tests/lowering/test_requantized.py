@@ -103,7 +103,7 @@ class Written:
 def epilogues(draw: st.DrawFn) -> Written:
     """Scales, biases, functions and sums of bytes, quantized in between or not.
 
-    Scales are powers of two, so that float32 holds every product and sum, whatever their order.
+    Scales are powers of two, so that float32 holds every product and sum, whatever their order, but for those of a sigmoid.
     """
     source = np.random.default_rng(draw(st.integers(0, 99)))
     dtype, scales = st.sampled_from(["uint8", "int8"]), st.integers(-6, -3).map(lambda power: 2.0**power)
@@ -147,7 +147,12 @@ def test_the_steps_give_the_same_numbers(written: Written, seed: int) -> None:
     site = written.site()
     made = requantized(site)
     found, expected = (computed(each.epilogue, each.operands, sums) for each in (made, site))
-    np.testing.assert_array_equal(found, expected, strict=True)
+    if any(step.op == "sigmoid" for step in site.epilogue):  # two biases behind it are one, so that its sum is rounded once
+        rounding = 1 if expected.dtype.kind in "iu" else 4 * np.finfo(np.float32).eps * np.abs(expected).max()
+        np.testing.assert_allclose(found.astype("float64"), expected.astype("float64"), rtol=0, atol=rounding)
+        assert found.dtype == expected.dtype
+    else:
+        np.testing.assert_array_equal(found, expected, strict=True)
     assert not any(step.op == "div" for step in made.epilogue)
     assert len(made.epilogue) <= len(site.epilogue)
 

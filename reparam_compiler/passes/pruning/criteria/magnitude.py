@@ -97,9 +97,9 @@ def geometric_median(rows: Float64[np.ndarray, "F D"]) -> Float64[np.ndarray, "D
     """The point whose distances to the rows have the least sum.
 
     Source: Weiszfeld 1937; Vardi and Zhang 2000 for an iterate that meets a row, where the plain iteration divides by zero.
-    Where the median is a row the iterates come near it ever more slowly, so the row that is next to the last one is asked too.
+    It begins at the row that is nearest to all: where the median is a row, iterates from elsewhere near it ever more slowly.
     """
-    median: Float64[np.ndarray, "D"] = rows.mean(0)
+    median: Float64[np.ndarray, "D"] = rows[distances(rows).sum(1).argmin()]
     for _ in range(WEISZFELD_STEPS):
         apart = np.linalg.norm(rows - median, axis=1)
         far = apart > 1e-12 * max(float(apart.max()), 1e-300)
@@ -113,8 +113,7 @@ def geometric_median(rows: Float64[np.ndarray, "F D"]) -> Float64[np.ndarray, "D
         median = median + step
         if float(np.linalg.norm(step)) <= 1e-9 * float(apart.mean()):
             break
-    nearest: Float64[np.ndarray, "D"] = rows[np.linalg.norm(rows - median, axis=1).argmin()]
-    return min(median, nearest, key=lambda point: float(np.linalg.norm(rows - point, axis=1).sum()))
+    return median
 
 
 def _scales(scoring: Scoring) -> Iterator[tuple[Labels, Param]]:
