@@ -180,7 +180,7 @@ def main(words: Sequence[str] | None = None) -> None:
         named = f"--nets {options.nets} --first {options.first} --compile-every {options.compile_every}"
         packages = page.versions("torch", "onnx", "onnxruntime", "apache-tvm")
         about = page.facts(f"python -m benchmarks.random_nets {named}", cpu=page.processor(), versions=packages)
-        rows = [asdict(one) for one in found if one.found != "equal"]
+        rows = [{**asdict(one), "words": _line(one.words)} for one in found if one.found != "equal"]
         page.write(options.output, page.head("Random nets through every verb", about) + body, {**about, "not equal": rows})
 
 
