@@ -16,7 +16,6 @@ from reparam_compiler.checking.apart import check_apart, first_mixing
 from reparam_compiler.checking.compiled import Verdict, verify_compiled
 from reparam_compiler.errors import LoweringError, RewriteError, UnsupportedModelError, VerificationError
 from reparam_compiler.frontends.torch.module_state import in_training_mode
-from reparam_compiler.frontends.torch.tensors import check_count
 from reparam_compiler.ir import ops
 from reparam_compiler.models.at_batch import at_batch, own_batch
 from reparam_compiler.models.opening import Source, open
@@ -393,17 +392,12 @@ def verify_records(
 
 
 def _open(model: Any, example_inputs: Any, input_shapes: Shapes | None) -> Source:
-    """The model, opened, with zeros of these shapes where a module has no inputs.
-
-    Raises LoweringError as `zeros_of`; UnsupportedModelError for more inputs than a program takes.
-    """
+    """The model, opened, with zeros of these shapes where a module has no inputs. Raises LoweringError as `zeros_of`."""
     from reparam_compiler.lowering.importing.from_torch import zeros_of
     from reparam_compiler.lowering.importing.shapes import checked_shapes
 
     shapes = checked_shapes(input_shapes)
     source = open(model, example_inputs, weights_are_constant=True)
-    if source.kind == "torch.export" and source.inputs is not None:
-        check_count(type(model).__name__, source.inputs, len(model.graph_signature.user_inputs))
     if source.inputs is None and shapes and source.kind in ("torch.nn", "torch.fx"):
         return replace(source, inputs=zeros_of(source.model, shapes))
     return source

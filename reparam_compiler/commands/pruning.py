@@ -186,9 +186,9 @@ def _prune(
         print_written(out, files)
     else:
         out.print("nothing written: no -o")
-    written = {"model": model, "output": str(output) if output else None, "files": list(map(str, files))}
-    written["report"] = json.loads(done.to_json())
-    print_json(as_json, {**written, "fusions": json.loads(fusions.to_json()) if fusions else None})
+    reports = {"report": json.loads(done.to_json()), "fusions": json.loads(fusions.to_json()) if fusions else None}
+    named = {"model": model, "output": str(output) if output else None, "files": list(map(str, files))}
+    print_json(as_json, named | reports)
 
 
 def from_calibration(model: str, native: Any, calibration: Path | None) -> tuple[Any, ...] | None:

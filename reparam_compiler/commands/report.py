@@ -9,7 +9,7 @@ import typer
 
 from reparam_compiler.commands.failing import errors_as_exit_codes
 from reparam_compiler.commands.options import MODELS, Constant, Json, Model, Policy, Quiet, Shapes, UnsafeLoad, Verbose
-from reparam_compiler.commands.printing import console, print_json, status
+from reparam_compiler.commands.printing import console, print_json, print_written, status
 
 if TYPE_CHECKING:
     from reparam_compiler.api.report import FuseReport, PruneReport
@@ -75,7 +75,7 @@ def show(page: "Page", output: Path | None, as_json: bool) -> None:
         print_page(out, page)
     else:
         _write(page, output)
-        out.print(f"written: {output}", markup=False, highlight=False)
+        print_written(out, (output,))
     if as_json:
         print_json(as_json, json.loads(to_json(page)))
 

@@ -28,7 +28,7 @@ from reparam_compiler.frontends.torch.fx import FxFrontend
 from reparam_compiler.frontends.torch.module_state import is_compiled
 from reparam_compiler.frontends.torch.placing.reading import ModuleFrontend
 from reparam_compiler.frontends.torch.placing.through_export import ExportedModuleFrontend
-from reparam_compiler.frontends.torch.tensors import arrays_as_tensors, check_values
+from reparam_compiler.frontends.torch.tensors import arrays_as_tensors, check_count, check_values
 from reparam_compiler.frontends.torch.tracing.calls import Trace
 from reparam_compiler.frontends.torch.tracing.exporting import Exported, NotExportedError, exported
 from reparam_compiler.frontends.torch.tracing.modules import NotTracedError, traced
@@ -208,7 +208,7 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True, weights_a
 
     Raises:
         UnsupportedModelError: it is no model, its weights have no values, or its file cannot be read; or the inputs are no
-            tuple.
+            tuple, or more than an exported program takes.
     """
     native = _loaded(model)
     kind = checked_kind(native)
@@ -222,6 +222,8 @@ def open(model: Any, example_inputs: Any = None, *, copy: bool = True, weights_a
         check_values(native)
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else type(model).__name__
     inputs = _given(example_inputs)
+    if kind == "torch.export" and inputs is not None:
+        check_count(type(native).__name__, inputs, len(native.graph_signature.user_inputs))
     return Source(kind, native, inputs if kind == "onnx" else arrays_as_tensors(inputs), copy, name)
 
 

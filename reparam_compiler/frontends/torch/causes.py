@@ -14,14 +14,9 @@ from reparam_compiler.ir.ops import ON_QUANTIZED, QUANTIZED
 from reparam_compiler.vocabulary.resolve import ROWS, resolve_function, resolve_module
 from reparam_compiler.vocabulary.row import Row
 
-_LAYERS = frozenset(
-    {
-        *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "convolution", "linear"),
-        *("batch_norm", "functional.batch_norm"),
-    }
-)
 _SPATIAL = {f"{conv}{rank}d": rank for conv in ("conv", "conv_transpose") for rank in (1, 2, 3)}
 """The spatial axes of each conv."""
+_LAYERS = frozenset({*_SPATIAL, "convolution", "linear", "batch_norm", "functional.batch_norm"})
 _TAKEN_OFF: tuple[tuple[type, str, str], ...] = (
     (prune.BasePruningMethod, "a pruning mask", "torch.nn.utils.prune.remove"),
     (WeightNorm, "a weight norm", "torch.nn.utils.remove_weight_norm"),

@@ -16,7 +16,6 @@ from reparam_compiler.frontends.torch.native import InPlace
 from reparam_compiler.frontends.torch.program_writer import ProgramWriter
 from reparam_compiler.frontends.torch.reader import TorchReader
 from reparam_compiler.frontends.torch.spellings import ComputedSizes
-from reparam_compiler.frontends.torch.tensors import check_count
 from reparam_compiler.frontends.torch.transforms import check_transforms
 from reparam_compiler.frontends.torch.wide import in_float64
 from reparam_compiler.ir.graph import Graph, diff
@@ -29,12 +28,7 @@ class ExportFrontend:
     name = "torch.export"
 
     def read(self, model: ExportedProgram, example_inputs: Sequence[Any] | None = None) -> "ExportReading":
-        """The graph; shapes come from the program itself.
-
-        Raises UnsupportedModelError for a program that takes fewer inputs, or has vmap or jvp in it.
-        """
-        if example_inputs is not None:
-            check_count(type(model).__name__, example_inputs, len(model.graph_signature.user_inputs))
+        """The graph; shapes come from the program itself. Raises UnsupportedModelError for a program with vmap or jvp in it."""
         check_transforms(model.graph_module.graph)
         graph, tensors = model.graph_module.graph, {}
         for spec in model.graph_signature.input_specs:

@@ -260,7 +260,8 @@ class TorchReader:
             why = why_call(node, called.row, self._constants, self.tensors)
         if not why and node in self.writes.opaque and is_layer(called.row):
             return IN_PLACE
-        return why or why_unbatched(called.row, self.values.get(next(iter(node.all_input_nodes), node).name))
+        x = first_argument(node)
+        return why or why_unbatched(called.row, None if x is None else self.values.get(x.name))
 
     def _coupling_model(self, node: fx.Node, called: Resolved) -> tuple[ops.Op | None, tuple[Operand, ...]]:
         """What pruning sees in an opaque node, and the operands of that."""
